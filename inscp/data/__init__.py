@@ -1,0 +1,1 @@
+"""From files to packed batches: sources, tagging, tokenization, packing, cache, sampling."""

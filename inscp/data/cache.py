@@ -1,0 +1,109 @@
+"""Packed rows on disk: written once under a fingerprint of everything that made them, read by memory map."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from inscp.data.packing import PackedRow, PackReport
+from inscp.paths import cache_folder, made_once
+from inscp.records import IGNORED
+
+FORMAT_VERSION = 1
+"""Raised whenever the meaning of a cached row changes."""
+
+_ROWS_FILE, _REPORT_FILE = "rows.arrow", "report.json"
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass
+class DataReport:
+    """What became of the sources: kept with the rows, logged with the training, used by the model card."""
+
+    fingerprint: str
+    row_length: int
+    rows: int = 0
+    tokens: int = 0
+    targets: int = 0
+    padding: float = 0.0
+    sequences: int = 0
+    split_documents: int = 0
+    records: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest of values with a stable `repr`."""
+    return hashlib.blake2b(repr((FORMAT_VERSION, *parts)).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """Packed rows, memory-mapped.
+
+    Attributes:
+        table: columns `input_ids`, `targets` (int32 [L] each) and `lengths` (of the documents, padding the last).
+        n_targets, n_tokens: int64 [rows].
+        report: how the rows were made.
+    """
+
+    table: pa.Table
+    n_targets: np.ndarray
+    n_tokens: np.ndarray
+    report: DataReport
+
+
+def cached_rows(
+    digest: str,
+    make: Callable[[], tuple[Iterable[PackedRow], PackReport]],
+    finish: Callable[[DataReport], None],
+    pad_id: int,
+) -> CachedRows:
+    """The rows under a fingerprint, made where they are not there yet.
+
+    Args:
+        digest: the fingerprint.
+        make: gives the rows as a stream, and the report that fills while the stream is read.
+        finish: completes the data report when the stream has ended (what was read and skipped).
+        pad_id: the token id that stands in padding, without any effect.
+    """
+
+    def write(partial: Path) -> None:
+        rows, pack_report = make()
+        _write_arrow(partial / _ROWS_FILE, rows, pack_report.row_length, pad_id)
+        report = DataReport(digest, **asdict(pack_report), padding=pack_report.padding)
+        finish(report)
+        (partial / _REPORT_FILE).write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), "utf-8")
+
+    folder = made_once(cache_folder("rows") / digest, write)
+    report = DataReport(**json.loads((folder / _REPORT_FILE).read_text("utf-8")))
+    table = pa.ipc.open_stream(pa.memory_map(str(folder / _ROWS_FILE))).read_all()
+    counts = (table.column(name).to_numpy().astype(np.int64) for name in ("n_targets", "n_tokens"))
+    return CachedRows(table.drop_columns(["n_targets", "n_tokens"]), *counts, report=report)
+
+
+def _write_arrow(path: Path, rows: Iterable[PackedRow], row_length: int, pad_id: int) -> None:
+    schema = pa.schema(
+        [
+            ("input_ids", pa.list_(pa.int32(), row_length)),
+            ("targets", pa.list_(pa.int32(), row_length)),
+            ("lengths", pa.list_(pa.int32())),
+            ("n_targets", pa.int32()),
+            ("n_tokens", pa.int32()),
+        ]
+    )
+    stream = iter(rows)
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        while chunk := list(islice(stream, _ROWS_AT_ONCE)):
+            input_ids, targets, lengths = zip(*(row.arrays(row_length, pad_id) for row in chunk), strict=True)
+            n_targets = [int((t != IGNORED).sum()) for t in targets]
+            n_tokens = [sum(len(sequence.input_ids) for sequence in row.sequences) for row in chunk]
+            columns = (input_ids, targets, lengths, n_targets, n_tokens)
+            arrays = [pa.array(values, kind) for values, kind in zip(columns, schema.types, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))

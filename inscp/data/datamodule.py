@@ -1,0 +1,192 @@
+"""The data as Lightning takes it: training rows in a resumable order, held-out sets by name."""
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from inscp.data.cache import CachedRows, DataReport
+from inscp.data.pipeline import PackedRows, Pipeline, as_sources
+from inscp.data.sampling import PackedRowSampler
+from inscp.data.sources import OnBadRecord, Source
+from inscp.data.tagging import InsCPTagger, Tagger
+from inscp.errors import UserError
+from inscp.pretrained import load_tokenizer
+from inscp.records import PackedBatch
+
+
+class InsCPDataModule(LightningDataModule):
+    """Target-language text, tagged, packed and batched.
+
+    Args:
+        train: training sources: a path, a Hub id, or a list of them, each by itself or with options.
+        language: BCP 47 tag of the target language (`zh-TW`, `fi`), for names and reports.
+        tagger: the method: InsCPTagger, PlainTagger or ConversationTagger.
+        validation: held-out sets by name, each a source.
+        validation_tagger: how held-out text is presented. The same for every arm, so that their losses compare; by
+            default in the assistant's place with the loss on the text, which is how the model will be used.
+        row_length: tokens a packed row.
+        batch_size: rows a micro-batch.
+        token_budget: train on about so many tokens (whole steps), over again where the data has fewer.
+        epochs: passes over the data where there is no token budget.
+        on_bad_record: `error` stops at a record that does not fit, `skip` leaves it out and counts it.
+        seed: of the order of rows.
+        num_workers: processes that load batches beside the training.
+        pretrained: whose tokenizer is used (taken from the model).
+    """
+
+    def __init__(
+        self,
+        train: str | list[str | Source],
+        language: str = "und",
+        tagger: Tagger | None = None,
+        validation: dict[str, str | Source] | None = None,
+        validation_tagger: Tagger | None = None,
+        row_length: int = 1024,
+        batch_size: int = 1,
+        token_budget: int | None = None,
+        epochs: float = 1.0,
+        on_bad_record: OnBadRecord = "error",
+        seed: int = 0,
+        num_workers: int = 0,
+        pretrained: str = "",
+    ) -> None:
+        super().__init__()
+        for name, value in {"row_length": row_length, "batch_size": batch_size, "epochs": epochs}.items():
+            if value <= 0:
+                raise UserError(f"data.{name}", f"{value} is not positive", "Give a positive number.")
+        if token_budget is not None and token_budget <= 0:
+            raise UserError("data.token_budget", f"{token_budget} is not positive", "Give tokens, or null for all.")
+        self.train_sources = as_sources(train)
+        self.language = language
+        self.tagger = tagger or InsCPTagger()
+        self.validation = {name: as_sources(source) for name, source in (validation or {}).items()}
+        self.validation_tagger = validation_tagger or InsCPTagger(loss="response")
+        self.row_length, self.batch_size, self.num_workers, self.seed = row_length, batch_size, num_workers, seed
+        self.token_budget, self.epochs = token_budget, epochs
+        self.on_bad_record = on_bad_record
+        self.pretrained = pretrained
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._train_rows: CachedRows | None = None
+        self._validation_rows: dict[str, CachedRows] = {}
+        self._rows_before = 0
+        self._step_before = 0
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, loaded when first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.pretrained)
+        return self._tokenizer
+
+    def pipeline(self) -> Pipeline:
+        """The path of the training data."""
+        return self._pipeline(self.train_sources, self.tagger)
+
+    def _pipeline(self, sources: list[Source], tagger: Tagger) -> Pipeline:
+        return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record)
+
+    @property
+    def report(self) -> DataReport:
+        """What became of the training sources (after `setup`)."""
+        assert self._train_rows is not None
+        return self._train_rows.report
+
+    @property
+    def validation_names(self) -> list[str]:
+        """Names of the held-out sets, in the order of their data loaders."""
+        return list(self.validation)
+
+    @property
+    def total_rows(self) -> int:
+        """Rows that the training takes: the token budget (rounded up to rows), or `epochs` passes."""
+        assert self._train_rows is not None
+        rows = len(self._train_rows.n_tokens)
+        if self.token_budget is None:
+            return math.ceil(rows * self.epochs)
+        return math.ceil(self.token_budget / self._train_rows.n_tokens.mean())
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        assert self.trainer is not None
+        steps = -(-self.total_rows // self._rows_per_step)
+        return min(steps, self.trainer.max_steps) if self.trainer.max_steps >= 0 else steps
+
+    @property
+    def _rows_per_step(self) -> int:
+        assert self.trainer is not None
+        return self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def prepare_data(self) -> None:
+        """Fill the cache, in one process a node."""
+        self.setup("fit")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the packed rows."""
+        if stage in ("fit", None) and self._train_rows is None:
+            self._train_rows = self.pipeline().rows()
+        for name, sources in self.validation.items():
+            if name not in self._validation_rows:
+                self._validation_rows[name] = self._pipeline(sources, self.validation_tagger).rows()
+
+    def train_dataloader(self) -> DataLoader[PackedBatch]:
+        """Micro-batches of this rank from the first row that was not seen."""
+        assert self._train_rows is not None
+        assert self.trainer is not None
+        self._step_before = self.trainer.global_step
+        sampler = PackedRowSampler(
+            self._train_rows.n_targets,
+            self.total_rows,
+            self.batch_size,
+            accumulate=self.trainer.accumulate_grad_batches,
+            ranks=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            seed=self.seed,
+            start=self._rows_before,
+        )
+        return self._loader(self._train_rows, sampler)
+
+    def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
+        """One loader a held-out set."""
+        assert self.trainer is not None
+        loaders = []
+        for rows in self._validation_rows.values():
+            ranks, rank = self.trainer.world_size, self.trainer.global_rank
+            sampler = PackedRowSampler(
+                rows.n_targets, len(rows.n_targets), self.batch_size, ranks=ranks, rank=rank, seed=None
+            )
+            loaders.append(self._loader(rows, sampler))
+        return loaders
+
+    test_dataloader = val_dataloader
+
+    def _loader(self, rows: CachedRows, sampler: PackedRowSampler) -> DataLoader[PackedBatch]:
+        dataset = PackedRows(rows, self.tokenizer.pad_token_id or 0)
+        pinned = torch.cuda.is_available()
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned)
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows of the stream that finished optimizer steps have taken."""
+        assert self.trainer is not None
+        return self._rows_before + (self.trainer.global_step - self._step_before) * self._rows_per_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs to go on at the next unseen row."""
+        return {"rows_seen": self.rows_seen, "fingerprint": self.report.fingerprint, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind the rows that were seen.
+
+        Raises:
+            UserError: the checkpoint was trained on other data, or in another order.
+        """
+        for key, now in {"fingerprint": self.pipeline().fingerprint(), "seed": self.seed}.items():
+            if state_dict[key] != now:
+                what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
+                raise UserError("--ckpt_path", what, "Resume with the same data, tokenizer, tagger and seed.")
+        self._rows_before = state_dict["rows_seen"]

@@ -1,0 +1,95 @@
+"""From a row's fields to turns: the common shapes of text and instruction data, found by their field names.
+
+The names are those in use on the Hub: Alpaca (instruction, input, output), Dolly (instruction, context, response),
+ShareGPT (conversations: from, value), OpenAI (messages: role, content), dialogues (utterances: name, text).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from inscp.data.rows import BadRow, Row
+from inscp.records import Role, Turn
+
+TURNS, USER, CONTEXT, ASSISTANT, TEXT = "turns", "user", "context", "assistant", "text"
+CANONICAL = (TEXT, USER, CONTEXT, ASSISTANT, TURNS)
+"""What a `fields` mapping may name: {text: body}, {user: q, context: passage, assistant: a} or {turns: dialogue}."""
+
+_CONVERSATIONS = ("messages", "conversations", "conversation", "utterances", "turns", "dialogue", "dialog")
+_PAIRS = (("instruction", ("output", "response", "answer")), ("question", ("answer", "response")),
+          ("prompt", ("response", "completion", "answer", "output")))  # fmt: skip
+_CONTEXTS = ("input", "context")
+_DOCUMENTS = ("text", "content", "document", "body")
+
+_ROLE_KEYS = ("role", "from", "name", "speaker")
+_CONTENT_KEYS = ("content", "value", "text")
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),  # type: ignore[dict-item]
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "agent", "chatgpt"), "assistant"),  # type: ignore[dict-item]
+}  # fmt: skip
+
+
+def find_fields(row: Row) -> dict[str, str] | None:
+    """Which of the row's fields are what: canonical name -> field name; None where no common shape fits."""
+    for name in _CONVERSATIONS:
+        if isinstance(row.get(name), list):
+            return {TURNS: name}
+    for user, answers in _PAIRS:
+        answer = next((name for name in answers if name in row), None)
+        if user in row and answer:
+            context = next((name for name in _CONTEXTS if name in row), None)
+            return {USER: user, ASSISTANT: answer} | ({CONTEXT: context} if context else {})
+    document = next((name for name in _DOCUMENTS if isinstance(row.get(name), str)), None)
+    return {TEXT: document} if document else None
+
+
+def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tuple[Turn, ...] | BadRow:
+    """The row's turns, or why it has none.
+
+    Args:
+        row: as `read_rows` gives it.
+        fields: canonical name -> field name; found by `find_fields` where None.
+    """
+    if isinstance(row, BadRow):
+        return row
+    names = fields if fields is not None else find_fields(row)
+    if names is None:
+        return BadRow(f"no known shape in the fields {', '.join(map(str, row)) or '(none)'}")
+    missing = [field for field in names.values() if field not in row]
+    if missing:
+        return BadRow(f"the field {missing[0]} is missing (found: {', '.join(map(str, row))})")
+    if TURNS in names:
+        return _conversation(row[names[TURNS]])
+    if TEXT in names:
+        return _checked([("document", row[names[TEXT]])], names[TEXT])
+    user, context = row[names[USER]], row.get(names.get(CONTEXT, ""), "")
+    if isinstance(user, str) and isinstance(context, str) and context.strip():
+        user = f"{user}\n\n{context}"
+    return _checked([("user", user), ("assistant", row[names[ASSISTANT]])], f"{names[USER]} or {names[ASSISTANT]}")
+
+
+def _conversation(value: object) -> tuple[Turn, ...] | BadRow:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return BadRow("a conversation must be a list of objects")
+    turns: list[tuple[Role, Any]] = []
+    for item in value:
+        speaker = next((item[key] for key in _ROLE_KEYS if key in item), None)
+        content = next((item[key] for key in _CONTENT_KEYS if key in item), None)
+        role = _ROLES.get(str(speaker).lower())
+        if role is None:
+            return BadRow(f"the speaker {speaker!r} is not known (known: {', '.join(_ROLES)})")
+        turns.append((role, content))
+    return _checked(turns, "a turn") if turns else BadRow("the conversation is empty")
+
+
+def _checked(turns: Iterable[tuple[Role, Any]], name: str) -> tuple[Turn, ...] | BadRow:
+    result = []
+    for role, text in turns:
+        if not isinstance(text, str):
+            return BadRow(f"{name} is not text but {type(text).__name__}")
+        if not text.strip():
+            return BadRow(f"{name} has no text")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            return BadRow(f"{name} holds half a surrogate pair, which is no Unicode text")
+        result.append(Turn(role, text))
+    return tuple(result)

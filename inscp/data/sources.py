@@ -1,0 +1,160 @@
+"""Where text comes from: files and folders in any supported format, data sets on the Hugging Face Hub or saved to disk."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from inscp.data.fields import CANONICAL, TURNS, USER, to_turns
+from inscp.data.rows import BadRow, Row, TextUnit, is_supported, read_rows
+from inscp.errors import UserError
+from inscp.paths import local_path
+from inscp.records import Record
+
+OnBadRecord = Literal["error", "skip"]
+_SAVED_TO_DISK = ("state.json", "dataset_dict.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of text.
+
+    Args:
+        path: a file, a folder, `samples:...` for what ships with the package, a data set saved to disk, or a Hub id.
+        fields: which field is what, where the names are not common ones: `text`, or `user`, `context` and
+            `assistant`, or `turns`, each with the name it has in the data.
+        text_unit: what one document is in a plain-text file.
+        limit: take only the first so many records.
+        subset: configuration of a Hub data set.
+        split: split of a Hub data set or of one saved to disk.
+        revision: commit, tag or branch of a Hub data set.
+    """
+
+    path: str
+    fields: dict[str, str] | None = None
+    text_unit: TextUnit = "file"
+    limit: int | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        names = set(self.fields or ())
+        unknown = names - set(CANONICAL)
+        if unknown:
+            raise UserError(f"fields of {self.path}", f"{unknown.pop()} is not known", f"Name {', '.join(CANONICAL)}.")
+        if names and names not in ({"text"}, {TURNS}, {USER, "assistant"}, {USER, "context", "assistant"}):
+            mend = "Give `text` alone, `turns` alone, or `user` and `assistant` (and `context`)."
+            raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} make no record", mend)
+
+
+@dataclass
+class ReadReport:
+    """What was read, filled while the records pass.
+
+    Attributes:
+        records: how many records came through.
+        skipped: reason -> how many were left out for it.
+        examples: reason -> the first position.
+    """
+
+    records: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def skip(self, position: str, why: str) -> None:
+        """Count a record that is left out."""
+        self.skipped[why] += 1
+        self.examples.setdefault(why, position)
+
+
+def bad_record(position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport) -> None:
+    """The one place that decides what a bad record does: stop with its position, or be counted.
+
+    Raises:
+        UserError: where `on_bad_record` is `error`.
+    """
+    if on_bad_record == "error":
+        raise UserError(position, why, "Mend or remove the record, or set data.on_bad_record to skip.")
+    report.skip(position, why)
+
+
+def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport) -> Iterator[Record]:
+    """Stream the records of a source.
+
+    Raises:
+        UserError: the source is not there, is empty, or (with `error`) a record does not fit.
+    """
+    before = report.records
+    for position, row in islice(_rows(source), source.limit):
+        turns = to_turns(row, source.fields)
+        if isinstance(turns, BadRow):
+            bad_record(position, turns.why, on_bad_record, report)
+        else:
+            report.records += 1
+            yield Record(position, turns)
+    if report.records == before:
+        raise UserError(source.path, "no usable record in it", "Check the path, the format and the fields.")
+
+
+def source_fingerprint(source: Source) -> str:
+    """A digest of the source's contents and of how it is read: another content, another digest."""
+    files = _files(source)
+    if files is None:
+        contents = str(_saved_or_hub(source)._fingerprint)
+    else:
+        digest = hashlib.blake2b(digest_size=16)
+        for path in files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+        contents = digest.hexdigest()
+    reading = (sorted((source.fields or {}).items()), source.text_unit, source.limit)
+    return hashlib.blake2b(repr((contents, reading)).encode(), digest_size=16).hexdigest()
+
+
+def _files(source: Source) -> list[Path] | None:
+    """The source's files in a fixed order; None where `datasets` has to read it."""
+    path = local_path(source.path)
+    if path.is_dir():
+        if any((path / name).exists() for name in _SAVED_TO_DISK):
+            return None
+        files = sorted(p for p in path.rglob("*") if p.is_file() and is_supported(p))
+        if not files:
+            raise UserError(source.path, "the folder holds no file of a known format", "Check the path.")
+        return files
+    if path.exists():
+        return [path]
+    is_hub_id = source.path.count("/") == 1 and source.path[0] not in "./~" and not is_supported(path)
+    if not is_hub_id:
+        raise UserError(source.path, "no such file or folder", "Check the path (it is relative to the current folder).")
+    return None
+
+
+def _rows(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+    files = _files(source)
+    if files is None:
+        for number, row in enumerate(_saved_or_hub(source), 1):
+            yield f"{source.path}#{number}", row
+    else:
+        for path in files:
+            yield from read_rows(path, source.text_unit)
+
+
+def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets.Dataset, imported only when needed
+    import datasets
+
+    path = local_path(source.path)
+    try:
+        if path.is_dir():
+            saved = datasets.load_from_disk(path)
+            return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
+        return datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+    except Exception as error:  # the Hub client raises a dozen unrelated types; each means that there is no data
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        mend = "Check the path or Hub id, subset, split and network; a private data set needs HF_TOKEN."
+        raise UserError(
+            source.path, f"neither a local path nor a data set that can be loaded ({reason})", mend
+        ) from error

@@ -1,0 +1,156 @@
+"""The method: a record becomes tagged text.
+
+`InsCPTagger` puts target-language text into the model's own chat template as if the assistant had said it after an
+empty user turn (InstructionCP, arXiv 2405.20175, section 3); `PlainTagger` is plain continual pre-training, the
+paper's orgCP; `ConversationTagger` is supervised fine-tuning on the conversation as it is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from inscp.data.template import SYSTEM_FROM_TEMPLATE, ChatTemplate, special_ids
+from inscp.errors import UserError
+from inscp.records import Record, Role, TaggedText, TemplateIds, TextSpan
+
+Tag = Callable[[Record], list[TaggedText]]
+Loss = Literal["all", "response"]
+Pairs = Literal["split", "join"]
+
+
+class Tagger(ABC):
+    """How a record becomes training documents."""
+
+    arm: str
+    """The name of the method in comparisons."""
+
+    @abstractmethod
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
+        """The tagging function for one tokenizer."""
+
+
+def _enclose(prefix: TemplateIds, suffix: TemplateIds, pairs: Pairs) -> Tag:
+    """Each of the record's texts between `prefix` and `suffix`: turn by turn (section 4.1), or all turns as one."""
+
+    def tag(record: Record) -> list[TaggedText]:
+        texts = [turn.text for turn in record.turns if turn.role != "system"]
+        if pairs == "join":
+            texts = ["\n\n".join(texts)]
+        return [TaggedText(record.source, (prefix, TextSpan(text, is_target=True), suffix)) for text in texts]
+
+    return tag
+
+
+@dataclass(frozen=True)
+class InsCPTagger(Tagger):
+    """Text as the assistant's turn after an empty user turn.
+
+    Args:
+        loss: on `all` tokens, the template's included (eq. 2 of the paper), or on the `response`, which is the text
+            and the end-of-turn token.
+        pairs: `split` makes question and answer two pieces, each in the assistant's place (the paper); `join` makes
+            them one text.
+        system: the system turn: `template` (as the template gives it by itself), `none`, or its text.
+    """
+
+    loss: Loss = "all"
+    pairs: Pairs = "split"
+    system: str = SYSTEM_FROM_TEMPLATE
+    arm = "InsCP"
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
+        template = ChatTemplate(tokenizer, self.system)
+        prefix = TemplateIds(template.before_assistant(), is_target=self.loss == "all")
+        suffix = TemplateIds(template.after_assistant, is_target=True)
+
+        return _enclose(prefix, suffix, self.pairs)
+
+
+_END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
+"""How tokenizers spell the end of a document where the end-of-sequence token ends a turn instead."""
+
+
+@dataclass(frozen=True)
+class PlainTagger(Tagger):
+    """Text and the end-of-document token, no tags: plain continual pre-training.
+
+    Args:
+        pairs: as in `InsCPTagger`, so that the arms see the same documents.
+        end_of_document: the token that ends a document; by default the one that the base model was pre-trained with.
+    """
+
+    pairs: Pairs = "split"
+    end_of_document: str | None = None
+    arm = "orgCP"
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
+        # What the tokenizer itself puts before and after a text: the begin-of-sequence token, where the model has one.
+        begin: tuple[int, ...] = ()
+        if tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+            begin = (tokenizer.bos_token_id,)
+        prefix = TemplateIds(begin, is_target=True)
+        suffix = TemplateIds((self._end(tokenizer),), is_target=True)
+
+        return _enclose(prefix, suffix, self.pairs)
+
+    def _end(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        vocabulary = tokenizer.get_vocab()
+        if self.end_of_document is not None:
+            if self.end_of_document not in vocabulary:
+                mend = "Name a token of the tokenizer, or leave the key out."
+                raise UserError("data.tagger.end_of_document", f"{self.end_of_document!r} is no token", mend)
+            return int(vocabulary[self.end_of_document])
+        end_of_turn = ChatTemplate(tokenizer).end_of_turn_id if tokenizer.chat_template else None
+        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id != end_of_turn:
+            return int(tokenizer.eos_token_id)
+        special = special_ids(tokenizer)
+        known = (vocabulary[token] for token in _END_OF_DOCUMENT if vocabulary.get(token) in special - {end_of_turn})
+        end = next(known, tokenizer.eos_token_id)
+        if end is None:
+            raise UserError("data.tagger.end_of_document", "the tokenizer names no end of sequence", "Name a token.")
+        return int(end)
+
+
+@dataclass(frozen=True)
+class ConversationTagger(Tagger):
+    """A conversation in its own turns: supervised fine-tuning.
+
+    Args:
+        loss: on the assistant's `response` (its texts and end-of-turn tokens), or on `all` tokens.
+        system: the system turn where the record has none of its own, as in `InsCPTagger`.
+    """
+
+    loss: Loss = "response"
+    system: str = SYSTEM_FROM_TEMPLATE
+    arm = "SFT"
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
+        template = ChatTemplate(tokenizer, self.system)
+        literals = cache(template.literals)
+
+        def template_ids(ids: tuple[int, ...], after: Role | None) -> list[TemplateIds]:
+            """The template's text between two turns; an answer's end-of-turn token belongs to the answer."""
+            end = ids.index(template.end_of_turn_id) + 1 if after == "assistant" else 0
+            return [TemplateIds(ids[:end], is_target=True), TemplateIds(ids[end:], is_target=self.loss == "all")]
+
+        def tag(record: Record) -> list[TaggedText]:
+            answers = [index for index, turn in enumerate(record.turns) if turn.role == "assistant"]
+            if not answers:
+                mend = "Take pairs or conversations, or set data.tagger to InsCPTagger."
+                raise UserError(record.source, "nobody answers in it, so it cannot be fine-tuned on", mend)
+            turns = record.turns[: answers[-1] + 1]
+            *before, _ = literals(tuple(turn.role for turn in turns))
+            parts: list[TemplateIds | TextSpan] = []
+            previous: Role | None = None
+            for ids, turn in zip(before, turns, strict=True):
+                parts += template_ids(ids, after=previous)
+                parts.append(TextSpan(turn.text, is_target=turn.role == "assistant" or self.loss == "all"))
+                previous = turn.role
+            parts.append(TemplateIds(template.after_assistant, is_target=True))
+            return [TaggedText(record.source, tuple(parts))]
+
+        return tag

@@ -1,0 +1,127 @@
+"""The chat template, asked once: what it puts before, between and after the turns, as token ids.
+
+No template is re-implemented. The tokenizer renders a conversation whose turns are sentinels; what stands between
+the sentinels is the template's own text. Because only sentinels pass through the template, it can neither strip nor
+rewrite the data, and because the data is tokenised apart, nothing in it becomes a special token.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from inscp.errors import UserError
+
+PINNED_DATE = datetime(2024, 7, 26)
+"""The date that templates with a date are given (the default in Llama-3.1's own template), so that the same input
+has the same ids on every day."""
+
+SYSTEM_FROM_TEMPLATE, NO_SYSTEM = "template", "none"
+
+
+class ChatTemplate:
+    """A tokenizer's chat template as literals between turns.
+
+    Args:
+        tokenizer: with a chat template.
+        system: `template` (whatever the template adds by itself), `none` (no system turn), or the text of one.
+
+    Raises:
+        UserError: no template, or one that cannot be used for training.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str = SYSTEM_FROM_TEMPLATE) -> None:
+        if not tokenizer.chat_template:
+            raise UserError(
+                tokenizer.name_or_path or "tokenizer",
+                "it has no chat template, so this is not a chat model",
+                "Take the instruct version of the model, or set data.tagger to PlainTagger.",
+            )
+        self.tokenizer = tokenizer
+        self.system = system
+        after = self._between(("user", "assistant"))[-1]
+        special = special_ids(tokenizer)
+        end = next((index for index, token in enumerate(after) if token in special), None)
+        if end is None:
+            raise UserError(
+                tokenizer.name_or_path or "tokenizer",
+                "its chat template ends the assistant's turn with no special token, so a model could not learn to stop",
+                "Add the end-of-turn token to the template's assistant turn.",
+            )
+        self.end_of_turn_id = after[end]
+        self.after_assistant = after[: end + 1]
+
+    def before_assistant(self) -> tuple[int, ...]:
+        """What stands before the assistant's text when the user has said nothing."""
+        return self.literals(("user", "assistant"), empty=(0,))[0]
+
+    def literals(self, roles: Sequence[str], empty: Sequence[int] = ()) -> list[tuple[int, ...]]:
+        """Token ids of the template's text before, between and after the turns of a conversation.
+
+        Args:
+            roles: the turns' roles.
+            empty: which turns have no text at all; the literals on their two sides come as one.
+
+        Returns:
+            one tuple more than there are turns with text.
+        """
+        result = self._between(roles, empty)
+        if self.system == NO_SYSTEM and roles[0] == "user":
+            result[0] = self._later_round(empty=0 in empty)
+        return result
+
+    def _between(self, roles: Sequence[str], empty: Sequence[int] = ()) -> list[tuple[int, ...]]:
+        sentinels = ["" if number in empty else f"inscpsentinel{number}turn" for number in range(len(roles))]
+        turns = [{"role": role, "content": content} for role, content in zip(roles, sentinels, strict=True)]
+        if self.system not in (SYSTEM_FROM_TEMPLATE, NO_SYSTEM) and roles[0] != "system":
+            turns.insert(0, {"role": "system", "content": self.system})
+        rest, result = self._render(turns), []
+        for role, sentinel in zip(roles, sentinels, strict=True):
+            if not sentinel:
+                continue
+            if rest.count(sentinel) != 1:
+                raise UserError(
+                    self.tokenizer.name_or_path or "tokenizer",
+                    f"its chat template renders the {role} turn of {'/'.join(roles)} {rest.count(sentinel)} times",
+                    "Mend the template, or take data whose turns are as the template expects.",
+                )
+            literal, rest = rest.split(sentinel)
+            result.append(self._ids(literal, text_follows=True))
+        return [*result, self._ids(rest, text_follows=False)]
+
+    def _later_round(self, empty: bool) -> tuple[int, ...]:
+        """What opens a user turn that is not the first one, which is what opens a turn without any system turn."""
+        first, _, between, *_, after = self._between(("user", "assistant") * 2, empty=(2,) if empty else ())
+        shared = 0
+        while shared < min(len(between), len(after)) and between[shared] == after[shared]:
+            shared += 1
+        opening, begin = between[shared:], self.tokenizer.bos_token_id
+        lacks_begin = begin is not None and first[:1] == (begin,) and opening[:1] != (begin,)
+        return ((begin,) if lacks_begin else ()) + opening
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        def pinned(format: str) -> str:
+            return PINNED_DATE.strftime(format)
+
+        options: dict[str, Any] = {"date_string": PINNED_DATE.strftime("%d %b %Y"), "strftime_now": pinned}
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+        except Exception as error:  # a template may raise anything, its own refusals included
+            roles = "/".join(turn["role"] for turn in turns)
+            what = f"its chat template refuses the turns {roles} ({error})"
+            mend = "Leave data.tagger.system at template, or take data with turns that the template accepts."
+            raise UserError(self.tokenizer.name_or_path or "tokenizer", what, mend) from error
+
+    def _ids(self, literal: str, text_follows: bool) -> tuple[int, ...]:
+        # SentencePiece gives a text that is tokenised by itself a leading space; the template's own space before the
+        # text is that same one, and kept it would be there twice.
+        if text_follows and literal.endswith(" ") and self.tokenizer.tokenize("a")[:1] == ["▁a"]:
+            literal = literal[:-1]
+        return tuple(self.tokenizer(literal, add_special_tokens=False)["input_ids"]) if literal else ()
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token id that is special to the tokenizer, whether or not it has a named role."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)

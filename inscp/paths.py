@@ -1,0 +1,53 @@
+"""Where files live: the user's cache folder and the samples inside the package."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from inscp.errors import UserError
+
+SAMPLES_SCHEME = "samples:"
+_SAMPLES = Path(__file__).parent / "samples"
+
+
+def cache_folder(name: str) -> Path:
+    """The folder `name` under the cache root: `$INSCP_CACHE`, else `$XDG_CACHE_HOME/inscp`, else `~/.cache/inscp`."""
+    root = os.environ.get("INSCP_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inscp"
+    folder = base.expanduser() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def local_path(spec: str) -> Path:
+    """The path that `spec` names; `samples:zh_tw/x.jsonl` lies inside the installed package."""
+    if not spec.startswith(SAMPLES_SCHEME):
+        return Path(spec).expanduser()
+    path = _SAMPLES / spec.removeprefix(SAMPLES_SCHEME)
+    if not path.exists():
+        known = sorted(p.relative_to(_SAMPLES).as_posix() for p in _SAMPLES.rglob("*.jsonl"))
+        raise UserError(spec, "the package ships no such sample", f"Take one of: {', '.join(known)}.")
+    return path
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, made by `make(partial)` where it is not there yet.
+
+    The folder is either whole or absent: it is made beside its place and renamed. A lock lets a second process wait
+    for the first instead of doing the work again.
+    """
+    if not folder.exists():
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                partial = folder.with_name(f"{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                try:
+                    make(partial)
+                    partial.rename(folder)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    return folder

