@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -33,21 +34,24 @@ def local_path(spec: str) -> Path:
     return path
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, made by `make(partial)` where it is not there yet.
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when the block ends well, and vanishes otherwise."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
-    The folder is either whole or absent: it is made beside its place and renamed. A lock lets a second process wait
-    for the first instead of doing the work again.
-    """
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, made by `make(partial)` where it is not there yet; a second process waits for the first."""
     if not folder.exists():
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                partial = folder.with_name(f"{folder.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                try:
+                with written_whole(folder) as partial:
                     make(partial)
-                    partial.rename(folder)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -6,7 +6,7 @@ prompt -> Generation -> Share                               (evaluation)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ class PackedBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PackedBatch:
         """The same batch on `device` (what Lightning calls)."""
-        moved = (t.to(device, non_blocking=non_blocking) for t in (self.input_ids, self.targets, self.position_ids))
-        return PackedBatch(*moved, step_targets=self.step_targets, n_tokens=self.n_tokens)
+        names = ("input_ids", "targets", "position_ids")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
 
 
 @dataclass(frozen=True, slots=True)

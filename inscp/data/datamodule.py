@@ -113,11 +113,12 @@ class InsCPDataModule(LightningDataModule):
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
         assert self.trainer is not None
-        steps = -(-self.total_rows // self._rows_per_step)
+        steps = -(-self.total_rows // self.rows_per_step)
         return min(steps, self.trainer.max_steps) if self.trainer.max_steps >= 0 else steps
 
     @property
-    def _rows_per_step(self) -> int:
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step over all micro-batches and ranks."""
         assert self.trainer is not None
         return self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -173,7 +174,7 @@ class InsCPDataModule(LightningDataModule):
     def rows_seen(self) -> int:
         """Rows of the stream that finished optimizer steps have taken."""
         assert self.trainer is not None
-        return self._rows_before + (self.trainer.global_step - self._step_before) * self._rows_per_step
+        return self._rows_before + (self.trainer.global_step - self._step_before) * self.rows_per_step
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to go on at the next unseen row."""

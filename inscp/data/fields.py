@@ -7,7 +7,7 @@ ShareGPT (conversations: from, value), OpenAI (messages: role, content), dialogu
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from inscp.data.rows import BadRow, Row
+from inscp.data.rows import SURROGATE, BadRow, Row
 from inscp.records import Role, Turn
 
 TURNS, USER, CONTEXT, ASSISTANT, TEXT = "turns", "user", "context", "assistant", "text"
@@ -52,44 +52,47 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
     """
     if isinstance(row, BadRow):
         return row
-    names = fields if fields is not None else find_fields(row)
+    names = fields or find_fields(row)
     if names is None:
-        return BadRow(f"no known shape in the fields {', '.join(map(str, row)) or '(none)'}")
+        found = (f"{name} ({type(value).__name__})" for name, value in row.items())
+        return BadRow("no known shape", f"its fields: {', '.join(found) or 'none'}")
     missing = [field for field in names.values() if field not in row]
     if missing:
-        return BadRow(f"the field {missing[0]} is missing (found: {', '.join(map(str, row))})")
+        return BadRow(f"the field {missing[0]} is missing", f"its fields: {', '.join(map(str, row)) or 'none'}")
     if TURNS in names:
         return _conversation(row[names[TURNS]])
     if TEXT in names:
-        return _checked([("document", row[names[TEXT]])], names[TEXT])
-    user, context = row[names[USER]], row.get(names.get(CONTEXT, ""), "")
-    if isinstance(user, str) and isinstance(context, str) and context.strip():
+        return _checked([("document", row[names[TEXT]], names[TEXT])])
+    user, context = row[names[USER]], row.get(names.get(CONTEXT, "")) or ""
+    if not isinstance(context, str):
+        return BadRow(f"{names[CONTEXT]} is not text but {type(context).__name__}")
+    if isinstance(user, str) and context.strip():
         user = f"{user}\n\n{context}"
-    return _checked([("user", user), ("assistant", row[names[ASSISTANT]])], f"{names[USER]} or {names[ASSISTANT]}")
+    return _checked([("user", user, names[USER]), ("assistant", row[names[ASSISTANT]], names[ASSISTANT])])
 
 
 def _conversation(value: object) -> tuple[Turn, ...] | BadRow:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return BadRow("a conversation must be a list of objects")
-    turns: list[tuple[Role, Any]] = []
+    turns: list[tuple[Role, Any, str]] = []
     for item in value:
         speaker = next((item[key] for key in _ROLE_KEYS if key in item), None)
         content = next((item[key] for key in _CONTENT_KEYS if key in item), None)
         role = _ROLES.get(str(speaker).lower())
         if role is None:
-            return BadRow(f"the speaker {speaker!r} is not known (known: {', '.join(_ROLES)})")
-        turns.append((role, content))
-    return _checked(turns, "a turn") if turns else BadRow("the conversation is empty")
+            return BadRow("a speaker is not known", f"{speaker!r} is none of {', '.join(_ROLES)}")
+        turns.append((role, content, "a turn"))
+    return _checked(turns) if turns else BadRow("the conversation is empty")
 
 
-def _checked(turns: Iterable[tuple[Role, Any]], name: str) -> tuple[Turn, ...] | BadRow:
+def _checked(turns: Iterable[tuple[Role, Any, str]]) -> tuple[Turn, ...] | BadRow:
     result = []
-    for role, text in turns:
+    for role, text, name in turns:
         if not isinstance(text, str):
             return BadRow(f"{name} is not text but {type(text).__name__}")
         if not text.strip():
             return BadRow(f"{name} has no text")
-        if any("\ud800" <= char <= "\udfff" for char in text):
+        if SURROGATE.search(text):
             return BadRow(f"{name} holds half a surrogate pair, which is no Unicode text")
         result.append(Turn(role, text))
     return tuple(result)

@@ -3,8 +3,11 @@
 `inspect` walks the same path up to the sequences; training and validation walk it to its end, through the cache.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from inscp.data.sampling import EMPTY_ROW, MicroBatch
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.data.tagging import Tagger
 from inscp.data.tokenization import tokenize
+from inscp.errors import UserError
 from inscp.records import IGNORED, PackedBatch, TaggedText, TokenSequence
 
 Sources = str | Source | list[str | Source]
@@ -49,27 +53,32 @@ class Pipeline:
 
     def tagged(self) -> Iterator[TaggedText]:
         """Every tagged text of every source, in order."""
-        tag = self.tagger.bind(self.tokenizer)
         for source in self.sources:
-            report = self.reads.setdefault(source.path, ReadReport())
-            for record in read_records(source, self.on_bad_record, report):
-                yield from tag(record)
+            yield from self._tagged(source)
 
-    def sequences(self, documents: Iterator[TaggedText] | None = None) -> Iterator[TokenSequence]:
+    def _tagged(self, source: Source) -> Iterator[TaggedText]:
+        tag = self.tagger.bind(self.tokenizer)
+        for record in read_records(source, self.on_bad_record, self._report(source)):
+            yield from tag(record)
+
+    def _report(self, source: Source) -> ReadReport:
+        return self.reads.setdefault(source.path, ReadReport())
+
+    def sequences(self, documents: Iterable[TaggedText] | None = None) -> Iterator[TokenSequence]:
         """Token sequences that fit into rows, of `documents` or of all."""
-
-        def too_long(position: str, why: str) -> None:
-            report = self.reads.setdefault(position.rsplit(":", 1)[0], ReadReport())
-            bad_record(position, why, self.on_bad_record, report)
-
-        yield from tokenize(documents or self.tagged(), self.tokenizer, self.row_length, too_long)
+        every = ((self._tagged(source), self._report(source)) for source in self.sources)
+        for texts, report in every if documents is None else [(documents, ReadReport())]:
+            too_long = partial(bad_record, on_bad_record=self.on_bad_record, report=report)
+            yield from tokenize(texts, self.tokenizer, self.row_length, too_long)
 
     def fingerprint(self) -> str:
         """A digest of everything that decides what the rows hold."""
-        backend = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.tokenizer.name_or_path
+        definition: dict[str, Any] = {"name": self.tokenizer.name_or_path}
+        if self.tokenizer.is_fast:
+            definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
         return fingerprint(
             [source_fingerprint(source) for source in self.sources],
-            backend,
+            definition | {"padding": None, "truncation": None},  # which are only those of the tokenizer's last call
             self.tokenizer.chat_template,
             sorted((name, str(token)) for name, token in self.tokenizer.special_tokens_map.items()),
             self.tagger,
@@ -82,6 +91,9 @@ class Pipeline:
         report = PackReport(self.row_length)
 
         def finish(data_report: DataReport) -> None:
+            if not data_report.rows:
+                mend = "Give a larger data.row_length, or other data."
+                raise UserError("data", f"every document is too long for rows of {self.row_length} tokens", mend)
             data_report.records = {name: read.records for name, read in self.reads.items()}
             data_report.skipped = {name: dict(read.skipped) for name, read in self.reads.items() if read.skipped}
 
@@ -113,12 +125,11 @@ class PackedRows(Dataset[PackedBatch]):
         for place, row in enumerate(micro.rows):
             if row == EMPTY_ROW:
                 continue
-            columns = {
-                name: self._cached.table.column(name)[row].values for name in ("input_ids", "targets", "lengths")
-            }
-            input_ids[place] = torch.tensor(columns["input_ids"].to_numpy())
-            targets[place] = torch.tensor(columns["targets"].to_numpy())
-            lengths = columns["lengths"].to_numpy()
+            table = self._cached.table
+            columns = {name: table.column(name)[row].values.to_numpy() for name in table.column_names}
+            input_ids[place] = torch.tensor(columns["input_ids"])
+            targets[place] = torch.tensor(columns["targets"])
+            lengths = columns["lengths"]
             starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
             position_ids[place] -= torch.from_numpy(starts)
         n_tokens = sum(int(self._cached.n_tokens[row]) for row in micro.rows if row != EMPTY_ROW)

@@ -5,47 +5,61 @@ read comes as a `BadRow` in the row's place; the stream goes on behind it, so th
 """
 
 import csv
-import gzip
 import io
 import json
-import sys
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-import zstandard
+import pyarrow as pa
 
 from inscp.errors import UserError
 
 TextUnit = Literal["file", "paragraph", "line"]
 Row = dict[str, Any]
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a surrogate pair: no Unicode text. What is not UTF-8 decodes to such halves with `surrogateescape`."""
+
+_BOM = b"\xef\xbb\xbf"
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used.
+
+    Attributes:
+        why: the reason, by which skipped rows are counted.
+        detail: what differs from row to row.
+        line: the line at fault, counted from the row's first line as 0.
+    """
 
     why: str
+    detail: str = ""
+    line: int = 0
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The (decompressed) bytes of a file; `.gz` and `.zst` are known by their names."""
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(cast(io.RawIOBase, reader), buffer_size=1 << 20)
-    return path.open("rb")
+    """The (decompressed) bytes of a file behind its BOM; `.gz` and `.zst` are known by their names.
+
+    Arrow decompresses because it raises `OSError` for everything that is wrong with a file, a cut-off one included,
+    which `zstandard` reads as if it ended there.
+    """
+    raw = pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower()))
+    file = io.BufferedReader(cast(io.RawIOBase, raw), buffer_size=1 << 20)
+    if file.peek(len(_BOM)).startswith(_BOM):
+        file.read(len(_BOM))
+    return cast(BinaryIO, file)
 
 
 def file_format(path: Path) -> str:
     """The suffix that decides the format: that of the name without `.gz` or `.zst`, lower case."""
-    name = path.name.lower()
-    for packed in (".gz", ".zst"):
-        name = name.removesuffix(packed)
-    return Path(name).suffix
+    path = Path(path.name.lower())
+    return (path.with_suffix("") if path.suffix in _COMPRESSIONS else path).suffix
 
 
 def read_rows(path: Path, text_unit: TextUnit = "file") -> Iterator[tuple[str, Row | BadRow]]:
@@ -66,7 +80,7 @@ def read_rows(path: Path, text_unit: TextUnit = "file") -> Iterator[tuple[str, R
         )
     try:
         yield from reader(path, text_unit)
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(str(path), f"cannot be read ({error})", "Check the file, or leave it out.") from error
 
 
@@ -79,51 +93,48 @@ def _decoded(raw: bytes) -> str | BadRow:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return BadRow(f"not valid UTF-8 at byte {error.start + 1}")
+        byte = error.start - raw.rfind(b"\n", 0, error.start)
+        return BadRow("not valid UTF-8", f"byte {byte} of the line", raw.count(b"\n", 0, error.start))
 
 
 def _as_row(value: object) -> Row | BadRow:
-    return value if isinstance(value, dict) else BadRow(f"expected an object, found {type(value).__name__}")
+    if isinstance(value, dict | BadRow):
+        return value
+    return BadRow(f"expected an object, found {type(value).__name__}")
 
 
-def _parsed(raw: bytes) -> Row | BadRow:
+def _parsed(raw: bytes) -> Any:
     text = _decoded(raw)
     if isinstance(text, BadRow):
         return text
     try:
-        return _as_row(json.loads(text))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        return BadRow(f"not valid JSON ({error.msg} at column {error.colno})")
-    except RecursionError:
-        return BadRow("JSON nested too deeply")
+        return BadRow("not valid JSON", f"{error.msg} at column {error.colno}", error.lineno - 1)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        return BadRow("JSON beyond the limits of Python", str(error))
 
 
 def _json_lines(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
     with open_bytes(path) as file:
         for number, raw in enumerate(file, 1):
-            line = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
-            if line:
-                yield f"{path}:{number}", _parsed(line)
+            if line := raw.strip():
+                yield f"{path}:{number}", _as_row(_parsed(line))
 
 
 def _json(path: Path, unit: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
     """An array of objects, or objects one a line under the wrong name, as they are often met."""
     with open_bytes(path) as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        start = file.read(4096).lstrip()
     if not start.startswith(b"["):
         first_line = start.split(b"\n", 1)[0]
         if isinstance(_parsed(first_line.strip()), dict) or len(first_line) > 4000:
             yield from _json_lines(path, unit)
             return
     with open_bytes(path) as file:
-        text = _decoded(file.read().removeprefix(b"\xef\xbb\xbf"))
-    if isinstance(text, BadRow):
-        yield str(path), text
-        return
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        yield f"{path}:{error.lineno}", BadRow(f"not valid JSON ({error.msg} at column {error.colno})")
+        value = _parsed(file.read())
+    if isinstance(value, BadRow):
+        yield f"{path}:{value.line + 1}", value
         return
     for number, item in enumerate(value if isinstance(value, list) else [value], 1):
         yield f"{path}#{number}", _as_row(item)
@@ -140,24 +151,44 @@ def _parquet(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row | BadRow]]:
-    csv.field_size_limit(sys.maxsize)
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        start = 2
-        for row in reader:
-            position, start = f"{path}:{start}", reader.line_num + 1
-            if None in row or None in row.values():
-                yield position, BadRow(f"expected {len(reader.fieldnames or ())} fields as in the header line")
-            elif any("\udc80" <= char <= "\udcff" for value in row.values() for char in value):
-                yield position, BadRow("not valid UTF-8")
-            else:
-                yield position, row
+    header: list[str] = []
+    for line, fields in _table_lines(path, delimiter):
+        if isinstance(fields, BadRow):
+            yield f"{path}:{line}", fields
+            continue
+        header = header or fields
+        if any(map(SURROGATE.search, fields)):
+            yield f"{path}:{line}", BadRow("not valid UTF-8")
+        elif len(fields) != len(header):
+            yield f"{path}:{line}", BadRow(f"expected {len(header)} fields as in the header", f"found {len(fields)}")
+        elif fields is not header:
+            yield f"{path}:{line}", dict(zip(header, fields, strict=True))
+
+
+def _table_lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | BadRow]]:
+    """The fields of each row with its first line. Strict, as a quote left open would swallow the rest of the file."""
+    csv.field_size_limit(2**31 - 1)  # of a C long, which has 32 bits on Windows
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                yield line, BadRow("not valid CSV", str(error))
+                continue
+            if fields is None:
+                return
+            if fields:
+                yield line, fields
 
 
 def _text(path: Path, unit: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
-    def row(lines: list[bytes]) -> Row | BadRow:
-        text = _decoded(b"".join(lines).removeprefix(b"\xef\xbb\xbf"))
-        return text if isinstance(text, BadRow) else {"text": text.replace("\r\n", "\n").strip("\n")}
+    def row(start: int, lines: list[bytes]) -> tuple[str, Row | BadRow]:
+        text = _decoded(b"".join(lines))
+        if isinstance(text, BadRow):
+            return f"{path}:{start + text.line}", text
+        return f"{path}:{start}", {"text": text.replace("\r\n", "\n").strip("\n")}
 
     gathered: list[bytes] = []
     start = 1
@@ -169,10 +200,10 @@ def _text(path: Path, unit: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
             if line.strip() or unit == "file":
                 gathered.append(line)
             if ends and gathered:
-                yield f"{path}:{start}", row(gathered)
+                yield row(start, gathered)
                 gathered = []
     if gathered or (unit == "file" and start == 1):
-        yield f"{path}:{start}", row(gathered)
+        yield row(start, gathered)
 
 
 _READERS: dict[str, Callable[[Path, TextUnit], Iterator[tuple[str, Row | BadRow]]]] = {

@@ -10,6 +10,7 @@ data that has no length; packed rows have one.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -58,6 +59,7 @@ class PackedRowSampler(Sampler[MicroBatch]):
         self._total_rows = total_rows
         self._batch_size, self._accumulate, self._ranks, self._rank = batch_size, accumulate, ranks, rank
         self._seed, self._start = seed, start
+        self._permutation = lru_cache(maxsize=1)(self._permuted)  # of millions of rows, needed at every step
 
     @property
     def rows_per_step(self) -> int:
@@ -82,7 +84,7 @@ class PackedRowSampler(Sampler[MicroBatch]):
         order = np.concatenate([self._permutation(number) for number in passes])
         return order[begin - passes[0] * n_rows : end - passes[0] * n_rows]
 
-    def _permutation(self, number: int) -> np.ndarray:
+    def _permuted(self, number: int) -> np.ndarray:
         n_rows = len(self._n_targets) - 1
         if self._seed is None:
             return np.arange(n_rows)

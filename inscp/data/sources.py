@@ -1,4 +1,4 @@
-"""Where text comes from: files and folders in any supported format, data sets on the Hugging Face Hub or saved to disk."""
+"""Where text comes from: files and folders in any known format, data sets on the Hugging Face Hub or saved to disk."""
 
 import hashlib
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from inscp.data.fields import CANONICAL, TURNS, USER, to_turns
-from inscp.data.rows import BadRow, Row, TextUnit, is_supported, read_rows
+from inscp.data.rows import BadRow, Row, TextUnit, file_format, is_supported, read_rows
 from inscp.errors import UserError
 from inscp.paths import local_path
 from inscp.records import Record
@@ -49,6 +49,8 @@ class Source:
         if names and names not in ({"text"}, {TURNS}, {USER, "assistant"}, {USER, "context", "assistant"}):
             mend = "Give `text` alone, `turns` alone, or `user` and `assistant` (and `context`)."
             raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} make no record", mend)
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit of {self.path}", f"{self.limit} records are none", "Give a number from 1.")
 
 
 @dataclass
@@ -71,14 +73,15 @@ class ReadReport:
         self.examples.setdefault(why, position)
 
 
-def bad_record(position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport) -> None:
+def bad_record(position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport, detail: str = "") -> None:
     """The one place that decides what a bad record does: stop with its position, or be counted.
 
     Raises:
         UserError: where `on_bad_record` is `error`.
     """
     if on_bad_record == "error":
-        raise UserError(position, why, "Mend or remove the record, or set data.on_bad_record to skip.")
+        what = f"{why} ({detail})" if detail else why
+        raise UserError(position, what, "Mend or remove the record, or set data.on_bad_record to skip.")
     report.skip(position, why)
 
 
@@ -92,7 +95,7 @@ def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport)
     for position, row in islice(_rows(source), source.limit):
         turns = to_turns(row, source.fields)
         if isinstance(turns, BadRow):
-            bad_record(position, turns.why, on_bad_record, report)
+            bad_record(position, turns.why, on_bad_record, report, turns.detail)
         else:
             report.records += 1
             yield Record(position, turns)
@@ -110,6 +113,7 @@ def source_fingerprint(source: Source) -> str:
         for path in files:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+            digest.update(file_format(path).encode())
         contents = digest.hexdigest()
     reading = (sorted((source.fields or {}).items()), source.text_unit, source.limit)
     return hashlib.blake2b(repr((contents, reading)).encode(), digest_size=16).hexdigest()

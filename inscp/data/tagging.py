@@ -104,7 +104,10 @@ class PlainTagger(Tagger):
                 mend = "Name a token of the tokenizer, or leave the key out."
                 raise UserError("data.tagger.end_of_document", f"{self.end_of_document!r} is no token", mend)
             return int(vocabulary[self.end_of_document])
-        end_of_turn = ChatTemplate(tokenizer).end_of_turn_id if tokenizer.chat_template else None
+        try:
+            end_of_turn = ChatTemplate(tokenizer).end_of_turn_id
+        except UserError:  # no template, or one that only the other methods need to be right
+            end_of_turn = None
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id != end_of_turn:
             return int(tokenizer.eos_token_id)
         special = special_ids(tokenizer)
@@ -134,7 +137,12 @@ class ConversationTagger(Tagger):
 
         def template_ids(ids: tuple[int, ...], after: Role | None) -> list[TemplateIds]:
             """The template's text between two turns; an answer's end-of-turn token belongs to the answer."""
-            end = ids.index(template.end_of_turn_id) + 1 if after == "assistant" else 0
+            end = 0
+            if after == "assistant":
+                if template.end_of_turn_id not in ids:
+                    what = "its chat template ends an answer inside a conversation without the end-of-turn token"
+                    raise UserError(tokenizer.name_or_path or "tokenizer", what, "Mend it, or take single rounds.")
+                end = ids.index(template.end_of_turn_id) + 1
             return [TemplateIds(ids[:end], is_target=True), TemplateIds(ids[end:], is_target=self.loss == "all")]
 
         def tag(record: Record) -> list[TaggedText]:

@@ -7,7 +7,6 @@ rewrite the data, and because the data is tokenised apart, nothing in it becomes
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -76,7 +75,8 @@ class ChatTemplate:
         turns = [{"role": role, "content": content} for role, content in zip(roles, sentinels, strict=True)]
         if self.system not in (SYSTEM_FROM_TEMPLATE, NO_SYSTEM) and roles[0] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
-        rest, result = self._render(turns), []
+        rest = self._render(turns)
+        result: list[tuple[int, ...]] = []
         for role, sentinel in zip(roles, sentinels, strict=True):
             if not sentinel:
                 continue
@@ -87,8 +87,8 @@ class ChatTemplate:
                     "Mend the template, or take data whose turns are as the template expects.",
                 )
             literal, rest = rest.split(sentinel)
-            result.append(self._ids(literal, text_follows=True))
-        return [*result, self._ids(rest, text_follows=False)]
+            result.append(self._ids(literal, after_text=bool(result), before_text=True))
+        return [*result, self._ids(rest, after_text=True, before_text=False)]
 
     def _later_round(self, empty: bool) -> tuple[int, ...]:
         """What opens a user turn that is not the first one, which is what opens a turn without any system turn."""
@@ -101,24 +101,54 @@ class ChatTemplate:
         return ((begin,) if lacks_begin else ()) + opening
 
     def _render(self, turns: list[dict[str, str]]) -> str:
-        def pinned(format: str) -> str:
-            return PINNED_DATE.strftime(format)
-
-        options: dict[str, Any] = {"date_string": PINNED_DATE.strftime("%d %b %Y"), "strftime_now": pinned}
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+            return render(self.tokenizer, turns)
         except Exception as error:  # a template may raise anything, its own refusals included
             roles = "/".join(turn["role"] for turn in turns)
             what = f"its chat template refuses the turns {roles} ({error})"
             mend = "Leave data.tagger.system at template, or take data with turns that the template accepts."
             raise UserError(self.tokenizer.name_or_path or "tokenizer", what, mend) from error
 
-    def _ids(self, literal: str, text_follows: bool) -> tuple[int, ...]:
-        # SentencePiece gives a text that is tokenised by itself a leading space; the template's own space before the
-        # text is that same one, and kept it would be there twice.
-        if text_follows and literal.endswith(" ") and self.tokenizer.tokenize("a")[:1] == ["▁a"]:
-            literal = literal[:-1]
-        return tuple(self.tokenizer(literal, add_special_tokens=False)["input_ids"]) if literal else ()
+    def _ids(self, literal: str, after_text: bool, before_text: bool) -> tuple[int, ...]:
+        def encode(text: str) -> tuple[int, ...]:
+            return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+        if not self.tokenizer.tokenize("a")[0].startswith("▁"):
+            return encode(literal)
+        # SentencePiece gives whatever is tokenised by itself a leading space. Before a text, the template's own space
+        # is that same one, and kept it would be there twice; after a text, a line break ahead keeps it from being made.
+        if before_text:
+            literal = literal.removesuffix(" ")
+        ahead, whole = encode("\n"), encode(f"\n{literal}")
+        return whole[len(ahead) :] if after_text and whole[: len(ahead)] == ahead else encode(literal)
+
+
+_DATE_CODES = {
+    f"%{flag}{code}": PINNED_DATE.strftime(f"%{code}").removeprefix("0" if flag else "")
+    for flag in ("-", "")
+    for code in "aAbBcdHIjmMpSUwWxXyY"
+}
+_STRFTIME_NOW = (
+    "{% macro strftime_now(format) %}{% set date = namespace(text=format) %}"
+    f"{{% for code, value in {_DATE_CODES}.items() %}}"
+    "{% set date.text = date.text.replace(code, value) %}"
+    "{% endfor %}{{ date.text }}{% endmacro %}\n"
+)
+"""Stands ahead of the template in place of the function that gives today; the template can be passed no other one,
+because transformers (5.23, `_plain_template_data`) hands it plain data only. Jinja drops the final line break."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    """The conversation as the tokenizer's template renders it, on the pinned date."""
+    return str(
+        tokenizer.apply_chat_template(
+            turns,
+            chat_template=_STRFTIME_NOW + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            date_string=PINNED_DATE.strftime("%d %b %Y"),
+        )
+    )
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

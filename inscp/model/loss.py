@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedModel
 
 from inscp.records import IGNORED, PackedBatch
@@ -18,23 +19,31 @@ CHUNK = 512
 """Rows of logits that are alive at once: at 50 k vocabulary 100 MB in fp32."""
 
 
-def nll_sum(model: PreTrainedModel, batch: PackedBatch, linear_head: bool) -> torch.Tensor:
-    """The summed negative log-likelihood of the batch's targets, in nats, fp32, differentiable.
+class NextTokenLoss(nn.Module):
+    """A causal language model whose output is its loss.
+
+    It is the root of what is sharded, so that the output embedding is whole while the loss uses it.
 
     Args:
-        model: a causal language model.
-        batch: packed rows; documents are kept apart by their position ids.
-        linear_head: whether logits are hidden states times the output embedding (`has_linear_head`).
+        model: a causal language model with its weights.
     """
-    # transformers isolates packed documents when position ids restart, with neither attention mask nor cache.
-    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-    is_target = batch.targets != IGNORED
-    targets = batch.targets[is_target]
-    if linear_head:
-        hidden = model.base_model(**inputs).last_hidden_state[is_target]
-        return linear_nll_sum(hidden, model.get_output_embeddings().weight, targets)
-    logits = model(**inputs).logits[is_target]
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.linear_head = has_linear_head(model)
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """The summed negative log-likelihood of the batch's targets, in nats, fp32, differentiable."""
+        # transformers isolates packed documents when position ids restart, with neither attention mask nor cache.
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+        is_target = batch.targets != IGNORED
+        targets = batch.targets[is_target]
+        if self.linear_head:
+            hidden = self.model.base_model(**inputs).last_hidden_state[is_target]
+            return linear_nll_sum(hidden, self.model.get_output_embeddings().weight, targets)
+        logits = self.model(**inputs).logits[is_target]
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def linear_nll_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,9 @@ from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
 from inscp.errors import RunError
-from inscp.model.loss import has_linear_head, nll_sum
+from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer
+from inscp.model.parallel import shard
 from inscp.pretrained import load_model
 from inscp.records import PackedBatch
 
@@ -27,7 +28,7 @@ class InsCPModule(LightningModule):
         attn_implementation: of transformers; must keep packed documents apart (`sdpa`, `eager`, `flash_attention_2`).
     """
 
-    model: PreTrainedModel
+    loss: NextTokenLoss
 
     def __init__(
         self,
@@ -41,19 +42,28 @@ class InsCPModule(LightningModule):
         self.optimizer = optimizer
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
-        self.linear_head = False
-        self.validation_loss = nn.ModuleList()
+        self.held_out: dict[str, float] = {}
+        self._validation_loss: list[MeanMetric] = []
         self._step_nll = torch.zeros(())
 
     def configure_model(self) -> None:
-        """Load the weights, in fp32; the precision plugin decides what is computed in bf16."""
-        if hasattr(self, "model"):
+        """Load the weights, in fp32, and shard them where the strategy has a device mesh (FSDP2).
+
+        What is computed in bf16 is decided by the precision plugin, and by the sharding policy under FSDP2.
+        """
+        if hasattr(self, "loss"):
             return
-        self.model = load_model(self.pretrained, torch.float32, self.attn_implementation)
-        self.linear_head = has_linear_head(self.model)
+        model = load_model(self.pretrained, torch.float32, self.attn_implementation)
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model.train()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.loss = NextTokenLoss(model.train())
+        if self.device_mesh is not None:
+            shard(self.loss, self.device_mesh["data_parallel"])
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The language model (after `configure_model`)."""
+        return self.loss.model
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer.build(self.model)
@@ -67,7 +77,7 @@ class InsCPModule(LightningModule):
         Every target weighs 1 / (targets of the whole step). Lightning divides by the number of micro-batches and the
         strategy averages over ranks, so both are multiplied back.
         """
-        total = nll_sum(self.model, batch, self.linear_head)
+        total = self.loss(batch)
         self._step_nll = self._step_nll.to(total.device) + total.detach() / batch.step_targets
         return total / batch.step_targets * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -102,20 +112,21 @@ class InsCPModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
-        self.validation_loss = nn.ModuleList(MeanMetric() for _ in names).to(self.device)
+        self._validation_loss = [MeanMetric().to(self.device) for _ in names]
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         n_targets = int((batch.targets >= 0).sum())
         if n_targets:
-            mean = nll_sum(self.model, batch, self.linear_head) / n_targets
-            self.validation_loss[dataloader_idx].update(mean, weight=n_targets)
+            mean = self.loss(batch) / n_targets
+            self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Loss (nats a token) and perplexity of each held-out set."""
+        """Loss (nats a token) and perplexity of each held-out set; `held_out` keeps the newest losses by name."""
         names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
         prefix = "test" if self.trainer.testing else "val"
-        for name, metric in zip(names, self.validation_loss, strict=True):
+        for name, metric in zip(names, self._validation_loss, strict=True):
             loss = metric.compute()
+            self.held_out[name] = loss.item()
             self.log(f"{prefix}/{name}/loss", loss)
             self.log(f"{prefix}/{name}/perplexity", loss.exp())
 

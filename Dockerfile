@@ -1,0 +1,31 @@
+# Training on cloud GPUs. Build: docker build -t inscp .
+FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv git \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 10001 inscp \
+    && mkdir -p /data /outputs /cache \
+    && chown inscp /data /outputs /cache
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    INSCP_CACHE=/cache/inscp \
+    HF_HOME=/cache/huggingface
+
+# The locked dependencies first: they change seldom, so this layer is kept.
+COPY requirements.lock /src/
+RUN python3 -m venv /opt/venv \
+    && pip install --no-cache-dir --requirement /src/requirements.lock
+
+COPY pyproject.toml README.md LICENSE /src/
+COPY inscp /src/inscp
+RUN pip install --no-cache-dir --no-deps /src
+COPY configs /outputs/configs
+
+USER inscp
+WORKDIR /outputs
+# Text in, results and MLflow store out, models kept between runs.
+VOLUME ["/data", "/outputs", "/cache"]
+ENTRYPOINT ["python", "-m", "inscp"]
+CMD ["--help"]

@@ -1,0 +1,71 @@
+"""`python -m inscp COMMAND`: the commands and how they end. Nothing heavy is imported before a command is chosen."""
+
+import importlib
+import os
+import sys
+from difflib import get_close_matches
+
+from inscp import __version__
+from inscp.errors import RunError, UserError
+
+COMMANDS = {
+    "fit": "train, and end with a Hugging Face folder",
+    "validate": "loss and perplexity of the held-out sets",
+    "test": "the same, under the name test",
+    "inspect": "show exactly what the model will see",
+    "export": "turn a checkpoint into a Hugging Face folder",
+    "chat": "talk to a model",
+}
+_MODULES = {"validate": "fit", "test": "fit"}
+
+USAGE = """usage: python -m inscp COMMAND [options]
+
+Teach a chat model a language without losing its alignment (InstructionCP, arXiv 2405.20175).
+
+commands:
+{commands}
+
+  python -m inscp COMMAND --help   the options of a command
+  python -m inscp fit --config configs/quickstart.yaml
+options: --version, --debug (show the traceback of an error)
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 2 the user's input is wrong, 1 anything else."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--debug" in arguments:
+        os.environ["INSCP_DEBUG"] = "1"
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    # What LightningCLI parses, and what Lightning starts other ranks with.
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        return _run(arguments[0], arguments[1:])
+    except (UserError, RunError) as error:
+        if os.environ.get("INSCP_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 1
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        mend = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
+        raise UserError(command, "no such command", mend)
+    module = importlib.import_module(f"inscp.commands.{_MODULES.get(command, command)}")
+    module.run(command, arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

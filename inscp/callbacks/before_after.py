@@ -1,0 +1,118 @@
+"""What the training changed: held-out perplexity and the model's answers, before and after, in one table."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from inscp.callbacks.tracking import MLflowTracker
+from inscp.evaluation.generation import generate
+from inscp.evaluation.language import Alignment, judge, read_aligned_prompts
+from inscp.model.module import InsCPModule
+from inscp.pretrained import load_model, load_tokenizer
+
+
+class BeforeAfter(Callback):
+    """Asks the original and the exported model the same prompts in several languages, and prints a table.
+
+    The two models are loaded in the same way, from their folders, so that the table tells about what a user gets.
+
+    Args:
+        prompts: a JSONL file with one field a language, the same prompt in each; null measures no answers.
+        languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
+        max_prompts: ask only the first so many.
+        max_new_tokens: responses are cut there.
+    """
+
+    def __init__(
+        self,
+        prompts: str | None = None,
+        languages: list[str] | None = None,
+        max_prompts: int | None = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        self._prompts = read_aligned_prompts(prompts, languages or ["en"], max_prompts) if prompts else {}
+        self._max_new_tokens = max_new_tokens
+        self.folder = Path()
+        self._before: dict[str, dict[str, float]] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, InsCPModule)
+        if self._prompts and not self._before and trainer.is_global_zero:
+            self._before = self._measure(trainer, pl_module.pretrained, "before")
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, InsCPModule)
+        self._before["held-out text"] = _perplexities(pl_module.held_out)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, InsCPModule)
+        if not trainer.is_global_zero or not self._before:
+            return
+        after = self._measure(trainer, str(self.folder), "after") if self._prompts else {}
+        after["held-out text"] = _perplexities(pl_module.held_out)
+        table = render_table(self._before, after)
+        print(f"\n{table}", file=sys.stdout, flush=True)
+        card = self.folder / "README.md"
+        card.write_text(f"{card.read_text('utf-8')}\n## Before and after\n\n```\n{table}\n```\n", "utf-8")
+        (self.folder.parent / "before_after.json").write_text(
+            json.dumps({"before": self._before, "after": after}, indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
+        if isinstance(trainer.logger, MLflowTracker):
+            trainer.logger.log_text(table, "before_after.txt")
+
+    def _measure(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
+        device = trainer.strategy.root_device
+        model, tokenizer = load_model(spec, torch.bfloat16).to(device), load_tokenizer(spec)  # type: ignore[arg-type]
+        result = {}
+        for language, prompts in self._prompts.items():
+            print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
+            alignment = judge(generate(model, tokenizer, prompts, self._max_new_tokens), language)
+            shares = {name: share.value for name, share in alignment.shares().items()}
+            result[f"answers to {language} prompts"] = shares
+            if isinstance(trainer.logger, MLflowTracker):
+                step = 0 if when == "before" else trainer.global_step
+                metrics = {f"eval/alignment/{language}/{name}": value for name, value in shares.items()}
+                trainer.logger.log_metrics(metrics, step)
+                trainer.logger.log_table(_columns(alignment), f"generations/{when}_{language}.json")
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["before"]
+
+
+def _perplexities(losses: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name} perplexity": math.exp(loss) for name, loss in losses.items()}
+
+
+def _columns(alignment: Alignment) -> dict[str, list[Any]]:
+    names = ("prompt", "response", "n_tokens", "ended")
+    return {name: [getattr(generation, name) for generation in alignment.generations] for name in names}
+
+
+_LABELS = {
+    "in_language": "in the prompt's language",
+    "ended": "end their turn",
+    "looped": "repeat themselves",
+    "copied": "copy the prompt",
+}
+
+
+def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> str:
+    """Groups of measures, before and after, as aligned text; shares in per cent."""
+    lines = [f"{'':<38}{'before':>9}{'after':>9}"]
+    for group, measures in before.items():
+        lines.append(group)
+        for name, value in measures.items():
+            is_share = name in _LABELS
+            cells = [f"{x:.0%}" if is_share else f"{x:.2f}" for x in (value, after[group][name])]
+            lines.append(f"  {_LABELS.get(name, name):<36}{cells[0]:>9}{cells[1]:>9}")
+    return "\n".join(lines)

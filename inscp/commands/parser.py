@@ -1,0 +1,63 @@
+"""Command lines and configuration files: jsonargparse, with errors that fit one line and name the nearest key."""
+
+import re
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, auto_cli
+from lightning.pytorch.cli import LightningArgumentParser
+
+from inscp.errors import UserError
+
+_UNKNOWN = re.compile(
+    r"unrecognized arguments?: *(?:--)?(?P<a>[\w.+]+)|key ['\"]?(?P<b>[\w.]+)['\"]? is not expected"
+    r"|does not accept (?:option|key|nested key) ['\"](?P<c>[\w.]+)",
+    re.IGNORECASE,
+)
+_KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
+
+
+class OneLineErrors:
+    """Mixin of a jsonargparse parser: `error` raises a `UserError` instead of printing usage and leaving."""
+
+    prog: str
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        see_help = f"See {self.prog.replace('[options] ', '')} --help."
+        unknown = _UNKNOWN.search(message)
+        if unknown is None:
+            key = _KEY.search(message)
+            raise UserError(key[1] if key else "configuration", _plain(message), see_help) from ex
+        name = next(group for group in unknown.groups() if group)
+        near = get_close_matches(name, set(_keys(self)), n=1, cutoff=0.5)  # type: ignore[arg-type]
+        raise UserError(name, "no such key", f"Did you mean {near[0]}?" if near else see_help) from ex
+
+
+def _plain(message: str) -> str:
+    """What jsonargparse says, without its inner words; of a union, what each member complains."""
+    lines = [line.strip() for line in message.splitlines()]
+    complaints = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
+    text = "; ".join(complaints) if complaints else " ".join(lines)
+    text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", _KEY.sub("", text))
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text).replace("Expected a ", "expected ")
+    return text.partition(" See ")[0].strip(" :.")[:300]
+
+
+class Parser(OneLineErrors, ArgumentParser):
+    """Parser of the commands that take no training configuration."""
+
+
+class TrainingParser(OneLineErrors, LightningArgumentParser):
+    """Parser of the commands that take a training configuration."""
+
+
+def call(command: str, function: Callable[..., Any], arguments: list[str]) -> None:
+    """Call `function` with what the command line says; its signature and docstring are the `--help`."""
+    auto_cli(function, args=arguments, parser_class=Parser, as_positional=False, prog=f"python -m inscp {command}")
+
+
+def _keys(parser: ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if action.dest not in ("help", "config"):
+            yield action.dest

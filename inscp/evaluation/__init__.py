@@ -1,0 +1,1 @@
+"""Measuring a model folder: responses, their language, whether they end, loop or copy."""

@@ -1,0 +1,59 @@
+"""Prompts become generations: greedy responses of a chat model, batched, in its own chat template."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from inscp.data.template import render
+from inscp.model.export import end_token_ids
+from inscp.records import Generation
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[Generation]:
+    """The model's greedy response to each prompt, in the order of the prompts.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: with a chat template.
+        prompts: one user turn each.
+        max_new_tokens: responses are cut there; a response that was cut has not ended.
+        batch_size: prompts at once; prompts of like length share a batch, padded on the left.
+        on_batch: called with the number of finished prompts.
+    """
+    ends = end_token_ids(model, tokenizer)
+    prompt_ids = [
+        tokenizer(render(tokenizer, [{"role": "user", "content": prompt}], True), add_special_tokens=False)["input_ids"]
+        for prompt in prompts
+    ]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompt_ids[index]))
+    result: dict[int, Generation] = {}
+    for start in range(0, len(prompts), batch_size):
+        batch = by_length[start : start + batch_size]
+        width = max(len(prompt_ids[index]) for index in batch)
+        pads = [width - len(prompt_ids[index]) for index in batch]
+        input_ids = [[ends[0]] * pad + prompt_ids[index] for pad, index in zip(pads, batch, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+        output = model.generate(  # type: ignore[operator]
+            input_ids=torch.tensor(input_ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+        )
+        for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in ends), None)
+            n_tokens = len(ids) if end is None else end + 1
+            response = str(tokenizer.decode(ids[:n_tokens], skip_special_tokens=True))
+            result[index] = Generation(prompts[index], response, n_tokens, ended=end is not None)
+        on_batch(len(result))
+    return [result[index] for index in range(len(prompts))]

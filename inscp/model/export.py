@@ -1,0 +1,156 @@
+"""A trained model becomes a Hugging Face folder that any serving stack loads, with a model card."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from inscp import __version__
+from inscp.data.template import ChatTemplate
+from inscp.errors import UserError
+from inscp.paths import written_whole
+from inscp.pretrained import model_name
+
+CHECKPOINT_KEY = "inscp"
+"""Under which key of a checkpoint the `Origin` is kept."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a trained model comes from: what the model card tells and what `export` needs. Plain values only.
+
+    Attributes:
+        pretrained: the original model, as configured.
+        arm: the method.
+        language: BCP 47 tag.
+        training: what was configured (learning rate, row length, …) and what was used (tokens, steps).
+        data: the data report.
+        held_out: held-out set -> loss in nats a token, before and after.
+    """
+
+    pretrained: str
+    arm: str
+    language: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def base_model(self) -> str:
+        """The original model's short name."""
+        return model_name(self.pretrained)
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    origin: Origin,
+    dtype: torch.dtype = torch.bfloat16,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write weights (safetensors), tokenizer, chat template, generation settings and model card into a new folder.
+
+    The end tokens of the generation settings include the end-of-turn token, so that every server stops at it.
+
+    Args:
+        model: what is exported.
+        tokenizer: its tokenizer.
+        folder: must not be there yet.
+        origin: what the model card tells.
+        dtype: of the written weights.
+        weights: the whole state dict, where the model's own is sharded.
+    """
+
+    if folder.exists():
+        raise UserError(str(folder), "it is there already", "Name a folder that is not.")
+    with written_whole(folder) as partial:
+        whole = model.state_dict() if weights is None else weights
+        state = {name: tensor.detach().to("cpu", dtype) for name, tensor in whole.items()}
+        model.save_pretrained(partial, state_dict=state)
+        tokenizer.save_pretrained(partial)
+        _update_json(partial / "config.json", dtype=str(dtype).removeprefix("torch."))
+        _update_json(partial / "generation_config.json", eos_token_id=end_token_ids(model, tokenizer))
+        (partial / "inscp.json").write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (partial / "README.md").write_text(model_card(origin), "utf-8")
+
+
+def _update_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values, indent=2) + "\n", "utf-8")
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token at which generation must stop: the model's own, the tokenizer's, the template's end of turn."""
+    own = model.generation_config.eos_token_id
+    ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
+    if tokenizer.chat_template:
+        ids.add(ChatTemplate(tokenizer).end_of_turn_id)
+    return sorted(index for index in ids if index is not None)
+
+
+_METHODS = {
+    "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
+    "assistant's turn of the model's own chat template, after an empty user turn",
+    "orgCP": "plain continual pre-training on target-language text, without the chat template",
+    "SFT": "supervised fine-tuning on conversations",
+}
+
+
+def model_card(origin: Origin) -> str:
+    """The model card, in the Hub's format: YAML front matter, then Markdown."""
+    data, training = origin.data, origin.training
+    sources = "\n".join(f"- {name}: {count:,} records" for name, count in data.get("records", {}).items())
+    settings = "\n".join(f"| {name} | {value} |" for name, value in training.items())
+    losses = "\n".join(
+        f"| {name} | {values['before']:.3f} | {values['after']:.3f} |" for name, values in origin.held_out.items()
+    )
+    base = f"base_model: {origin.pretrained}\n" if "/" in origin.pretrained and ":" not in origin.pretrained else ""
+    return f"""---
+language: {origin.language.split("-")[0]}
+library_name: transformers
+pipeline_tag: text-generation
+{base}tags: [inscp, continual-pre-training, {origin.arm}]
+---
+
+# {origin.base_model}, adapted to {origin.language} ({origin.arm})
+
+{origin.base_model} (`{origin.pretrained}`) after {_METHODS.get(origin.arm, origin.arm)}.
+Made with inscp {__version__}. The original model's licence applies to these weights.
+
+## Data
+
+{data.get("tokens", 0):,} tokens in {data.get("sequences", 0):,} documents, {data.get("rows", 0):,} packed rows
+({data.get("padding", 0):.1%} padding), fingerprint `{data.get("fingerprint", "")}`.
+
+{sources}
+
+## Training
+
+| setting | value |
+|---|---|
+{settings}
+
+## Held-out text: loss, nats a token
+
+| set | before | after |
+|---|---|---|
+{losses}
+
+## Use
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "path/to/this/folder")
+print(chat([{{"role": "user", "content": "…"}}], max_new_tokens=256)[0]["generated_text"][-1]["content"])
+```
+
+## Limits
+
+Language was taught; facts were not checked. A small model invents facts in any language. Measure safety and
+refusals in your own setting before you serve it.
+"""

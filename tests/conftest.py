@@ -1,0 +1,63 @@
+"""Fixtures that keep the tests hermetic: no network, no user's cache, and tokenizers and models made on the spot."""
+
+import os
+
+# Before anything imports a Hugging Face library, which reads these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from chat_templates import STYLES, tokenizer_for
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The package's cache, in a folder of this session; subprocesses inherit it."""
+    root = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INSCP_CACHE", str(root))
+        yield root
+
+
+@pytest.fixture
+def chatml_tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level BPE with <|endoftext|>, <|im_start|>, <|im_end|> and a ChatML template; no BOS."""
+    return tokenizer_for(STYLES["chatml"])
+
+
+@pytest.fixture
+def sentencepiece_tokenizer() -> PreTrainedTokenizerBase:
+    """SentencePiece-style BPE (▁ for spaces, byte fallback) with <s>, </s> and a Mistral template; adds BOS."""
+    return tokenizer_for(STYLES["mistral"])
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random two-layer Llama with the ChatML tokenizer, as a Hugging Face folder. Not to be written to."""
+    folder = str(tmp_path_factory.mktemp("model") / "tiny-llama")
+    tokenizer = tokenizer_for(STYLES["chatml"])
+    pad, eos = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    tokenizer.pad_token = "<|endoftext|>"
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=eos,
+        pad_token_id=pad,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

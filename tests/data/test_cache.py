@@ -1,0 +1,260 @@
+"""Rows are made once under a fingerprint of everything that decides them; a folder in the cache is whole or absent."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from inscp.data import pipeline as pipeline_module
+from inscp.data.cache import CachedRows, DataReport, cached_rows, fingerprint
+from inscp.data.packing import PackReport, pack
+from inscp.data.pipeline import Pipeline, as_sources
+from inscp.data.sources import Source
+from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger
+from inscp.errors import UserError
+from inscp.records import TokenSequence
+
+PAIR = '{"question": "Who naps?", "answer": "The cat naps.", "other": "No one."}\n'
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for each test."""
+    monkeypatch.setenv("INSCP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rows"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(PAIR * 9)
+    return path
+
+
+@pytest.fixture
+def tokenizer(tiny_model_folder: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
+
+
+def made(digest: str, calls: list[str], n: int = 50) -> CachedRows:
+    """Rows of `n` little sequences; every making is noted in `calls`."""
+
+    def make():
+        calls.append(digest)
+        ids = [np.arange(2 + number % 7, dtype=np.int32) + number for number in range(n)]
+        report = PackReport(16)
+        return pack((TokenSequence("s", one, one) for one in ids), report), report
+
+    return cached_rows(digest, make, lambda report: report.records.update(s=n), pad_id=0)
+
+
+def equal(one: CachedRows, other: CachedRows) -> bool:
+    counts = (one.n_targets == other.n_targets).all() and (one.n_tokens == other.n_tokens).all()
+    return bool(counts) and one.table == other.table and one.report == other.report
+
+
+def test_the_second_call_reads_what_the_first_made(cache):
+    calls: list[str] = []
+    first, second, other = (made(digest, calls) for digest in "aab")
+    assert calls == ["a", "b"]
+    assert equal(first, second)
+    assert other.table == first.table
+    assert sorted(path.name for path in (cache / "a").iterdir()) == ["report.json", "rows.arrow"]
+
+
+def test_cached_rows_are_the_packed_rows():
+    cached = made("a", [])
+    ids = np.stack(cached.table.column("input_ids").to_numpy())
+    targets = np.stack(cached.table.column("targets").to_numpy())
+    assert cached.report == DataReport(
+        "a",
+        16,
+        rows=len(ids),
+        tokens=int(cached.n_tokens.sum()),
+        targets=int((targets >= 0).sum()),
+        padding=pytest.approx(1 - cached.n_tokens.sum() / ids.size),
+        sequences=50,
+        records={"s": 50},
+    )
+    assert (cached.n_targets == (targets >= 0).sum(axis=1)).all()
+    assert [sum(lengths) for lengths in cached.table.column("lengths").to_pylist()] == [16] * len(ids)
+
+
+def test_a_failed_making_leaves_nothing_behind(cache):
+    def fail():
+        def rows():
+            yield from pack([TokenSequence("s", np.arange(16), np.arange(16))] * 2000, report)
+            raise UserError("a.jsonl:3", "not valid JSON", "Mend it.")
+
+        report = PackReport(16)
+        return rows(), report
+
+    with pytest.raises(UserError, match=r"a\.jsonl:3"):
+        cached_rows("a", fail, lambda report: None, pad_id=0)
+    assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == []
+    assert equal(made("a", []), made("a", []))
+
+
+def test_what_a_killed_process_left_does_not_matter(cache):
+    (cache / "a.partial").mkdir(parents=True)
+    (cache / "a.partial" / "rows.arrow").write_bytes(b"half a file")
+    (cache / "a.lock").touch()
+    calls: list[str] = []
+    assert made("a", calls).report.sequences == 50
+    assert calls == ["a"]
+    assert not (cache / "a.partial").exists()
+
+
+PREPARE = """
+import sys, time
+from pathlib import Path
+
+import numpy as np
+
+from inscp.data.cache import cached_rows
+from inscp.data.packing import PackReport, pack
+from inscp.records import TokenSequence
+
+meeting, name, other = Path(sys.argv[1]), *sys.argv[2:]
+
+def make():
+    with (meeting / "made").open("a") as file:
+        file.write(name)
+    time.sleep(0.3)  # so that the other process comes while this one is at it
+    report = PackReport(16)
+    ids = np.arange(50_000, dtype=np.int32).reshape(-1, 5)
+    return pack((TokenSequence("s", one, one) for one in ids), report), report
+
+(meeting / name).touch()
+while not (meeting / other).exists():
+    time.sleep(0.005)
+cached = cached_rows("a", make, lambda report: None, pad_id=0)
+print(cached.report, cached.table.to_pydict(), cached.n_targets, cached.n_tokens)
+"""
+
+
+def test_two_processes_at_once_make_one_whole_folder(cache, tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PREPARE, str(tmp_path), *names], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for names in ("xy", "yx")
+    ]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert (tmp_path / "made").read_text() in ("x", "y")
+    assert said[0] == said[1]
+    assert "sequences=10000" in said[0]
+    assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == ["a"]
+
+
+@pytest.fixture
+def pipeline(pairs: Path, tokenizer: PreTrainedTokenizerBase) -> Pipeline:
+    return Pipeline([Source(str(pairs))], tokenizer, InsCPTagger(), row_length=128)
+
+
+def test_the_pipeline_makes_rows_once(pipeline, monkeypatch):
+    first = pipeline.rows()
+    assert first.report.records == {pipeline.sources[0].path: 9}
+    assert first.report.sequences == 18
+    monkeypatch.setattr(pipeline_module, "tokenize", None)  # which nothing calls any more
+    assert equal(replace(pipeline, reads={}).rows(), first)
+
+
+def other_template(pipeline: Pipeline) -> Pipeline:
+    pipeline.tokenizer.chat_template += " "
+    return pipeline
+
+
+def other_tokenizer(pipeline: Pipeline) -> Pipeline:
+    pipeline.tokenizer.add_tokens(["cat naps"])
+    return pipeline
+
+
+def other_special_token(pipeline: Pipeline) -> Pipeline:
+    pipeline.tokenizer.eos_token = pipeline.tokenizer.pad_token
+    return pipeline
+
+
+def other_content(pipeline: Pipeline) -> Pipeline:
+    with Path(pipeline.sources[0].path).open("a") as file:
+        file.write(PAIR)
+    return pipeline
+
+
+def source(pipeline: Pipeline, **changes: object) -> Pipeline:
+    return replace(pipeline, sources=[replace(pipeline.sources[0], **changes)])
+
+
+CHANGES: dict[str, Callable[[Pipeline], Pipeline]] = {
+    "content": other_content,
+    "template": other_template,
+    "tokenizer": other_tokenizer,
+    "special token": other_special_token,
+    "one more source": lambda p: replace(p, sources=p.sources * 2),
+    "mapping": lambda p: source(p, fields={"user": "question", "assistant": "other"}),
+    "limit": lambda p: source(p, limit=3),
+    "row length": lambda p: replace(p, row_length=96),
+    "bad records": lambda p: replace(p, on_bad_record="skip"),
+    "loss": lambda p: replace(p, tagger=InsCPTagger(loss="response")),
+    "pairs": lambda p: replace(p, tagger=InsCPTagger(pairs="join")),
+    "no system turn": lambda p: replace(p, tagger=InsCPTagger(system="none")),
+    "system turn": lambda p: replace(p, tagger=InsCPTagger(system="Purr.")),
+    "plain": lambda p: replace(p, tagger=PlainTagger()),
+    "conversation": lambda p: replace(p, tagger=ConversationTagger()),
+    "end of document": lambda p: replace(p, tagger=PlainTagger(end_of_document="<|endoftext|>")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_decides_the_rows_changes_the_fingerprint(pipeline, change):
+    before = pipeline.fingerprint()
+    assert CHANGES[change](pipeline).fingerprint() != before
+
+
+def test_the_fingerprints_of_all_changes_differ(pipeline):
+    kept = [change for change in CHANGES.values() if change.__name__ == "<lambda>"]
+    assert len({change(pipeline).fingerprint() for change in kept}) == len(kept)
+
+
+def test_the_format_version_changes_the_fingerprint(monkeypatch):
+    before = fingerprint("x")
+    monkeypatch.setattr("inscp.data.cache.FORMAT_VERSION", 2)
+    assert fingerprint("x") != before
+
+
+def test_what_does_not_decide_the_rows_leaves_the_fingerprint(pipeline, pairs, tiny_model_folder):
+    before = pipeline.fingerprint()
+    pipeline.tokenizer(
+        ["a", "longer"], padding=True, truncation=True, max_length=4
+    )  # leaves its state in the tokenizer
+    assert pipeline.fingerprint() == before
+    os.utime(pairs, (0, 0))
+    again = AutoTokenizer.from_pretrained(tiny_model_folder)
+    assert replace(pipeline, tokenizer=again).fingerprint() == before
+
+
+def test_a_conversation_that_is_too_long_is_counted_under_its_source(tmp_path, pipeline):
+    (tmp_path / "folder").mkdir()
+    long = PAIR.replace("naps", "naps " * 200)
+    (tmp_path / "folder" / "a.jsonl").write_text(PAIR + long + PAIR)
+    sources = as_sources([str(tmp_path / "folder"), *(one.path for one in pipeline.sources)])
+    chat = replace(pipeline, sources=sources, tagger=ConversationTagger(), row_length=96)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: a conversation of more than 96 tokens"):
+        chat.rows()
+    report = replace(chat, on_bad_record="skip", reads={}).rows().report
+    assert report.skipped == {sources[0].path: {"a conversation of more than 96 tokens, which cannot be split": 1}}
+    assert report.sequences == 2 + 9
+
+
+def test_no_row_at_all_is_an_error(pipeline):
+    tiny = replace(pipeline, tagger=ConversationTagger(), row_length=8, on_bad_record="skip")
+    with pytest.raises(UserError, match="too long for rows of 8 tokens"):
+        tiny.rows()

@@ -1,0 +1,95 @@
+"""The common shapes are found by their field names; what does not fit has a clear reason."""
+
+import pytest
+
+from inscp.data.fields import to_turns
+from inscp.data.rows import BadRow
+
+PAIR = (("user", "Q"), ("assistant", "A"))
+WITH_CONTEXT = (("user", "Q\n\nC"), ("assistant", "A"))
+CONVERSATION = (("system", "S"), *PAIR, ("user", "Q2"), ("assistant", "A2"))
+
+
+def shape(turns):
+    return turns if isinstance(turns, BadRow) else tuple((turn.role, turn.text) for turn in turns)
+
+
+def spoken(speaker: str, text: str, *speakers: str, **extra: object) -> list[dict]:
+    texts = ("S", "Q", "A", "Q2", "A2")
+    speakers = (*speakers, *speakers[1:])
+    return [{speaker: who, text: what, **extra} for who, what in zip(speakers, texts, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"text": " T\n", "id": 7}, (("document", " T\n"),)),
+        ({"title": "x", "content": "T"}, (("document", "T"),)),
+        ({"instruction": "Q", "input": "", "output": "A"}, PAIR),
+        ({"instruction": "Q", "input": None, "output": "A"}, PAIR),
+        ({"instruction": "Q", "output": "A"}, PAIR),
+        ({"instruction": "Q", "input": "C", "output": "A", "text": "all of it"}, WITH_CONTEXT),
+        ({"instruction": "Q", "context": "C", "response": "A", "category": "qa"}, WITH_CONTEXT),
+        ({"question": "Q", "answer": "A"}, PAIR),
+        ({"prompt": "Q", "response": "A"}, PAIR),
+        ({"prompt": "Q", "completion": "A"}, PAIR),
+        ({"messages": spoken("role", "content", "system", "user", "assistant")}, CONVERSATION),
+        ({"conversations": spoken("from", "value", "system", "human", "gpt", weight=0)}, CONVERSATION),
+        ({"id": "1", "utterances": spoken("name", "text", "system", "user", "agent", time=1.5)}, CONVERSATION),
+        ({"messages": [{"role": "user", "name": "Ann", "content": "Q"}, {"role": "Assistant", "content": "A"}]}, PAIR),
+    ],
+)
+def test_every_common_shape_is_found(row, expected):
+    assert shape(to_turns(row)) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"text": "c"}, (("document", "C"),)),
+        ({"user": "q", "assistant": "a"}, PAIR),
+        ({"user": "q", "context": "c", "assistant": "a"}, WITH_CONTEXT),
+        ({"turns": "t"}, PAIR),
+        ({}, (("document", "T"),)),
+    ],
+)
+def test_named_fields_win_over_found_ones(fields, expected):
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    assert shape(to_turns({"text": "T", "q": "Q", "a": "A", "c": "C", "t": turns}, fields)) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "no known shape (its fields: none)"),
+        ({"title": "x", "text": None}, "no known shape (its fields: title (str), text (NoneType))"),
+        ({"messages": None}, "no known shape (its fields: messages (NoneType))"),
+        ({"question": "Q"}, "no known shape (its fields: question (str))"),
+        ({"text": ""}, "text has no text"),
+        ({"text": " \n\t\u3000"}, "text has no text"),
+        ({"text": "half \ud83d"}, "text holds half a surrogate pair, which is no Unicode text"),
+        ({"question": "Q", "answer": None}, "answer is not text but NoneType"),
+        ({"question": 7, "answer": "A"}, "question is not text but int"),
+        ({"question": "Q", "answer": " "}, "answer has no text"),
+        ({"question": "Q", "context": ["C"], "answer": "A"}, "context is not text but list"),
+        ({"question": "Q", "context": "\udc80", "answer": "A"}, "question holds half a surrogate pair, which is no"),
+        ({"messages": []}, "the conversation is empty"),
+        ({"messages": ["Q", "A"]}, "a conversation must be a list of objects"),
+        ({"messages": [{"role": "alien", "content": "Q"}]}, "a speaker is not known ('alien' is none of system, user,"),
+        ({"messages": [{"content": "Q"}]}, "a speaker is not known (None is none of"),
+        ({"messages": [{"role": "user"}]}, "a turn is not text but NoneType"),
+        ({"messages": [{"role": "user", "content": ""}]}, "a turn has no text"),
+    ],
+)
+def test_what_does_not_fit_has_a_clear_reason(row, reason):
+    bad = to_turns(row)
+    assert isinstance(bad, BadRow)
+    assert f"{bad.why} ({bad.detail})".startswith(reason)
+
+
+def test_a_missing_named_field_is_a_bad_row():
+    assert to_turns({"q": "Q"}, {"user": "q", "assistant": "a"}) == BadRow("the field a is missing", "its fields: q")
+
+
+def test_a_row_that_was_bad_stays_bad():
+    assert to_turns(BadRow("not valid JSON"), {"text": "body"}) == BadRow("not valid JSON")

@@ -1,0 +1,109 @@
+"""The order of rows is the same however a step is divided, goes on exactly after a stop, and takes every row once."""
+
+from itertools import zip_longest
+
+import numpy as np
+import pytest
+
+from inscp.data.sampling import EMPTY_ROW, MicroBatch, PackedRowSampler
+
+N_ROWS = 37
+N_TARGETS = np.random.default_rng(1).integers(1, 100, N_ROWS)
+DIVISIONS = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)]
+
+
+def steps(division: tuple[int, int, int], total: int = N_ROWS, **options) -> list[list[MicroBatch]]:
+    """The micro-batches of every optimizer step, over all ranks."""
+    batch, accumulate, ranks = division
+    samplers = [PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks, rank, **options) for rank in range(ranks)]
+    micros = list(zip(*samplers, strict=True))
+    return [
+        [micro for moment in micros[at : at + accumulate] for micro in moment]
+        for at in range(0, len(micros), accumulate)
+    ]
+
+
+def rows_of(step: list[MicroBatch]) -> list[int]:
+    return [row for micro in step for row in micro.rows]
+
+
+def stream(taken: list[list[MicroBatch]]) -> list[int]:
+    """All rows in order; empty ones stand only at the very end."""
+    rows = [row for step in taken for row in rows_of(step)]
+    full = [row for row in rows if row != EMPTY_ROW]
+    assert rows[: len(full)] == full
+    return full
+
+
+@pytest.mark.parametrize("division", [*DIVISIONS, (3, 2, 1), (5, 1, 3)])
+def test_one_pass_takes_every_row_exactly_once(division):
+    assert sorted(stream(steps(division))) == list(range(N_ROWS))
+
+
+@pytest.mark.parametrize("division", DIVISIONS[1:])
+def test_a_step_is_the_same_however_it_is_divided(division):
+    for one, other in zip_longest(steps(DIVISIONS[0], 100), steps(division, 100)):
+        assert rows_of(other) == rows_of(one)
+        assert {micro.step_targets for micro in other} == {one[0].step_targets}
+
+
+@pytest.mark.parametrize("division", [*DIVISIONS, (3, 1, 5), (1, 1, 1)])
+@pytest.mark.parametrize("start", [8, 16, 40, 96])
+def test_a_resumed_stream_goes_on_at_the_first_unseen_row(division, start):
+    whole = stream(steps(DIVISIONS[0], 100))
+    assert stream(steps(division, 100, start=start)) == whole[start:]
+
+
+def test_a_finished_stream_gives_nothing_more():
+    assert steps((2, 2, 2), start=N_ROWS) == steps((2, 2, 2), start=40) == []
+
+
+def test_step_targets_is_the_sum_over_the_whole_step():
+    for step in steps((2, 2, 2), 100):
+        expected = sum(int(N_TARGETS[row]) for row in rows_of(step) if row != EMPTY_ROW)
+        assert {micro.step_targets for micro in step} == {expected}
+        assert expected > 0
+
+
+def test_the_last_step_is_filled_with_empty_rows():
+    last = rows_of(steps((2, 2, 2))[-1])
+    assert last[5:] == [EMPTY_ROW] * 3
+    assert EMPTY_ROW not in last[:5]
+    assert all(EMPTY_ROW not in rows_of(step) for step in steps((2, 2, 2))[:-1])
+
+
+def test_every_pass_is_another_order_of_every_row():
+    rows = stream(steps((2, 2, 2), 3 * N_ROWS))
+    passes = [rows[at : at + N_ROWS] for at in range(0, 3 * N_ROWS, N_ROWS)]
+    assert all(sorted(one) == list(range(N_ROWS)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+
+
+def test_a_step_may_be_longer_than_the_data():
+    rows = stream(steps((50, 2, 1), 200))
+    assert rows == stream(steps((8, 1, 1), 200))
+    assert sorted(rows[: 5 * N_ROWS]) == sorted(list(range(N_ROWS)) * 5)
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("total", [1, 8, 37, 100])
+def test_len_counts_the_micro_batches_of_one_rank(division, total):
+    batch, accumulate, ranks = division
+    sampler = PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks)
+    assert len(sampler) == len(list(sampler))
+    assert len(PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks, start=8)) == len(sampler)
+
+
+def test_the_seed_decides_the_order():
+    zero, again, one, plain = (stream(steps((8, 1, 1), seed=seed)) for seed in (0, 0, 1, None))
+    assert zero == again
+    assert zero != one
+    assert plain == list(range(N_ROWS)) not in (zero, one)
+
+
+def test_a_pass_is_shuffled_once_and_not_at_every_step(monkeypatch):
+    shuffles = []
+    make = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: shuffles.append(seed) or make(seed))
+    assert len(list(PackedRowSampler(N_TARGETS, 3 * N_ROWS, 1))) == 3 * N_ROWS
+    assert shuffles == [(0, 0), (0, 1), (0, 2)]

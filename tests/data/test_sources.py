@@ -1,0 +1,175 @@
+"""Sources are files, folders and saved data sets; bad records stop or are counted; fingerprints follow the contents."""
+
+import os
+from pathlib import Path
+
+import datasets
+import pytest
+
+from inscp.data.sources import ReadReport, Source, read_records, source_fingerprint
+from inscp.errors import UserError
+from inscp.records import Turn
+
+TEXTS = ["臺灣", "two words", "三"]
+
+
+def texts(source: Source, report: ReadReport | None = None, on_bad_record: str = "error") -> list[str]:
+    return [record.turns[0].text for record in read_records(source, on_bad_record, report or ReadReport())]
+
+
+def jsonl(path: Path, *lines: str) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return str(path)
+
+
+def refused(source: Source, on_bad_record: str = "error") -> str:
+    """The message of the one-line error that reading ends with."""
+    with pytest.raises(UserError) as error:
+        texts(source, on_bad_record=on_bad_record)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One text in each of three formats, one in a folder below, and files that are no data."""
+    (tmp_path / "data/a").mkdir(parents=True)
+    jsonl(tmp_path / "data/c.jsonl", f'{{"text": "{TEXTS[2]}"}}')
+    jsonl(tmp_path / "data/b.csv", "text", TEXTS[1])
+    jsonl(tmp_path / "data/a/z.txt", TEXTS[0])
+    jsonl(tmp_path / "data/notes.docx", "no data")
+    return tmp_path / "data"
+
+
+def test_a_folder_is_the_files_in_it_in_order(folder):
+    records = list(read_records(Source(str(folder)), "error", ReadReport()))
+    assert [record.turns for record in records] == [(Turn("document", text),) for text in TEXTS]
+    assert [record.source for record in records] == [f"{folder}/{at}" for at in ("a/z.txt:1", "b.csv:2", "c.jsonl:1")]
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_data_set_saved_to_disk_gives_the_same_records(tmp_path, splits):
+    saved = datasets.Dataset.from_dict({"text": TEXTS})
+    path = str(tmp_path / "saved")
+    (datasets.DatasetDict({"train": saved, "test": saved.select([0])}) if splits else saved).save_to_disk(path)
+    records = list(read_records(Source(path), "error", ReadReport()))
+    assert [record.turns[0].text for record in records] == TEXTS
+    assert [record.source for record in records] == [f"{path}#{n}" for n in (1, 2, 3)]
+    assert texts(Source(path, split="test")) == (TEXTS[:1] if splits else TEXTS)
+    if splits:
+        assert "neither a local path nor" in refused(Source(path, split="none"))
+        assert source_fingerprint(Source(path)) != source_fingerprint(Source(path, split="test"))
+
+
+def test_samples_ship_with_the_package():
+    records = list(read_records(Source("samples:zh_tw/train_pairs.jsonl"), "error", ReadReport()))
+    assert len(records) >= 300
+    assert {tuple(turn.role for turn in record.turns) for record in records} == {("user", "assistant")}
+    assert "train_pairs.jsonl" in refused(Source("samples:zh_tw/none.jsonl"))
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> str:
+    """Three good records among four bad ones."""
+    bad = ["{", '{"text": null}', '{"text": " "}', '{"text": "half \\ud83d"}']
+    good = [f'{{"text": "{text}"}}' for text in TEXTS]
+    return jsonl(tmp_path / "broken.jsonl", good[0], bad[0], bad[1], good[1], bad[2], bad[3], bad[0] + " ", good[2])
+
+
+def test_a_bad_record_stops_with_its_position(broken):
+    assert refused(Source(broken)).startswith(f"{broken}:2: not valid JSON (")
+
+
+def test_skipped_records_are_counted_by_reason_and_the_others_kept(broken):
+    report = ReadReport()
+    assert texts(Source(broken), report, "skip") == TEXTS
+    assert report.records == 3
+    assert report.skipped == {
+        "not valid JSON": 2,
+        "no known shape": 1,
+        "text has no text": 1,
+        "text holds half a surrogate pair, which is no Unicode text": 1,
+    }
+    assert report.examples["not valid JSON"] == f"{broken}:2"
+
+
+@pytest.mark.parametrize("lines", [[], ["{", '{"text": ""}']])
+def test_a_source_with_no_usable_record_is_an_error(tmp_path, lines):
+    assert "no usable record" in refused(Source(jsonl(tmp_path / "none.jsonl", *lines)), "skip")
+
+
+def test_an_empty_source_beside_a_good_one_is_an_error(tmp_path, broken):
+    report = ReadReport()
+    texts(Source(broken), report, "skip")
+    with pytest.raises(UserError, match="no usable record"):
+        texts(Source(jsonl(tmp_path / "none.jsonl")), report)
+
+
+@pytest.mark.parametrize("path", ["none.jsonl", "./none", "/none/of/it", "data/none.csv"])
+def test_a_missing_file_is_an_error(path):
+    assert refused(Source(path)).startswith(f"{path}: no such file or folder")
+
+
+def test_an_unknown_format_and_an_empty_folder_are_errors(tmp_path):
+    assert "format is not known" in refused(Source(jsonl(tmp_path / "a.docx", "x")))
+    assert "no file of a known format" in refused(Source(str(tmp_path)))
+
+
+@pytest.mark.parametrize("fields", [{"body": "text"}, {"user": "q"}, {"text": "t", "turns": "m"}, {"context": "c"}])
+def test_a_wrong_mapping_is_an_error(fields):
+    with pytest.raises(UserError, match=r"fields of a\.jsonl"):
+        Source("a.jsonl", fields=fields)
+
+
+def test_the_mapping_is_used(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", '{"text": "no", "body": "yes"}')
+    assert texts(Source(path, fields={"text": "body"})) == ["yes"]
+    assert "the field Body is missing (its fields: text, body)" in refused(Source(path, fields={"text": "Body"}))
+
+
+def test_limit(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", *(f'{{"text": "{text}"}}' for text in TEXTS), "broken")
+    assert texts(Source(path, limit=2)) == TEXTS[:2]
+    assert texts(Source(path, limit=3)) == TEXTS
+    with pytest.raises(UserError, match="limit"):
+        Source(path, limit=0)
+
+
+def test_records_are_streamed(tmp_path):
+    stream = read_records(Source(jsonl(tmp_path / "a.jsonl", '{"text": "x"}', "broken")), "error", ReadReport())
+    assert next(stream).turns[0].text == "x"
+    with pytest.raises(UserError, match=r"a\.jsonl:2: not valid JSON"):
+        next(stream)
+
+
+def test_fingerprint_follows_the_contents_and_not_the_clock(folder):
+    fingerprint = source_fingerprint(Source(str(folder)))
+    for path in folder.rglob("*.*"):
+        os.utime(path, (0, 0))
+    moved = folder.rename(folder.with_name("moved"))
+    assert source_fingerprint(Source(str(moved))) == fingerprint
+    jsonl(moved / "a/z.txt", "臺灣!")
+    assert source_fingerprint(Source(str(moved))) != fingerprint
+
+
+def test_fingerprint_follows_everything_that_decides_what_is_read(tmp_path):
+    line = '{"text": "a\tb", "body": "c"}'
+    path = jsonl(tmp_path / "a.txt", line, line)
+    sources = [
+        Source(path),
+        Source(path, fields={"text": "body"}),
+        Source(path, limit=1),
+        Source(path, limit=2),
+        Source(path, text_unit="line"),
+        *(Source(jsonl(tmp_path / name, line, line)) for name in ("a.csv", "a.tsv", "a.jsonl")),
+        Source(jsonl(tmp_path / "more.txt", line, line, line)),
+        Source(str(tmp_path)),
+    ]
+    assert len({source_fingerprint(source) for source in sources}) == len(sources)
+
+
+def test_fingerprint_of_a_saved_data_set_follows_its_contents(tmp_path):
+    for name, saved in {"a": TEXTS, "b": TEXTS, "c": TEXTS[:2]}.items():
+        datasets.Dataset.from_dict({"text": saved}).save_to_disk(tmp_path / name)
+    a, b, c = (source_fingerprint(Source(str(tmp_path / name))) for name in "abc")
+    assert a == b != c

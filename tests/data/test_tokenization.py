@@ -1,0 +1,177 @@
+"""Long documents become several tagged parts, and nothing of them is lost."""
+
+import random
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from chat_templates import STYLES, tokenizer_for
+from tokenizers import normalizers, processors
+from transformers import PreTrainedTokenizerBase
+
+from inscp.data import tokenization
+from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tagger
+from inscp.data.tokenization import split_points, tokenize
+from inscp.errors import UserError
+from inscp.records import IGNORED, Record, TokenSequence, Turn
+
+_CHARACTERS = [
+    *"the river runs past old mills, who will wake him? Nobody! 河水流過古老的磨坊。誰會叫醒他？龘𠮷",
+    *"يمر النهر بجانب الطاحونة؟ नदी पुरानी चक्की। \n\n\t\u3000",
+    *("é", "e\u0301", "o\u0308\u0323", "👩\u200d👩\u200d👧", "🇫🇮", "👍🏽", "🌊", " \u00a0", "<|im_end|>", "</s>"),
+]
+
+
+def random_text(seed: int, length: int = 400) -> str:
+    return "".join(random.Random(seed).choices(_CHARACTERS, k=length))
+
+
+@pytest.fixture(params=["chatml", "chatml trimmed", "chatml composed", "llama_3", "mistral", "llama_2"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    name, _, variant = request.param.partition(" ")
+    tokenizer = tokenizer_for(STYLES[name])
+    if variant == "trimmed":  # GPT-2's way: the offsets of a word leave its space out
+        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    if variant == "composed":  # Qwen2.5's way: NFC joins letters and their accents
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+def refuse(source: str, reason: str) -> None:
+    raise AssertionError(f"{source} left out: {reason}")
+
+
+def record(*texts: str, source: str = "here:1") -> Record:
+    roles: Any = ("document",) if len(texts) == 1 else ("user", "assistant") * len(texts)
+    return Record(source, tuple(Turn(role, text) for role, text in zip(roles, texts, strict=False)))
+
+
+def parts_of(
+    text: str, tokenizer: PreTrainedTokenizerBase, row_length: int, tagger: Tagger | None = None
+) -> list[TokenSequence]:
+    tagged = (tagger or InsCPTagger()).bind(tokenizer)(record(text))
+    return list(tokenize(tagged, tokenizer, row_length, refuse))
+
+
+def around(tokenizer: PreTrainedTokenizerBase, tagger: Tagger | None = None) -> tuple[list[int], list[int]]:
+    """The ids that stand before and after any text."""
+    prefix, _, suffix = (tagger or InsCPTagger()).bind(tokenizer)(record(""))[0].parts
+    return list(prefix.ids), list(suffix.ids)
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def texts_in(parts: list[TokenSequence], before: list[int], after: list[int]) -> list[list[int]]:
+    return [part.input_ids[len(before) : len(part.input_ids) - len(after)].tolist() for part in parts]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_long_document_loses_nothing_and_every_part_is_tagged(tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    text, room = random_text(seed), random.Random(seed).randint(5, 90)
+    for tagger in (InsCPTagger(loss="response"), PlainTagger()):
+        before, after = around(tokenizer, tagger)
+        row_length = len(before) + room + len(after)
+        parts = parts_of(text, tokenizer, row_length, tagger)
+        assert len(parts) > 3
+        assert list(chain(*texts_in(parts, before, after))) == text_ids(tokenizer, text)
+        for number, part in enumerate(parts, 1):
+            ids = part.input_ids.tolist()
+            assert (part.part, part.parts, part.source) == (number, len(parts), "here:1")
+            assert len(before) + len(after) < len(ids) <= row_length
+            assert ids[: len(before)] == before
+            assert ids[len(ids) - len(after) :] == after
+            free = len(before) if isinstance(tagger, InsCPTagger) else 0
+            assert part.labels.tolist() == [IGNORED] * free + ids[free:]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_part_ends_inside_a_character(tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    text, (before, after) = random_text(seed), around(tokenizer)
+    inside_a_character = 0
+    for room in range(5, 40):
+        parts = parts_of(text, tokenizer, len(before) + room + len(after))
+        decoded = tokenizer.batch_decode(texts_in(parts, before, after), clean_up_tokenization_spaces=False)
+        assert "\ufffd" not in "".join(decoded)
+        inside_a_character += "\ufffd" in tokenizer.decode(text_ids(tokenizer, text)[:room])
+    assert inside_a_character, "the text must have places where a split would do harm"
+
+
+def test_a_character_that_no_row_holds_is_divided(tokenizer: PreTrainedTokenizerBase) -> None:
+    text, (before, after) = "🌊" * 5, around(tokenizer)
+    parts = parts_of(text, tokenizer, len(before) + 2 + len(after))
+    assert all(len(ids) <= 2 for ids in texts_in(parts, before, after))
+    assert list(chain(*texts_in(parts, before, after))) == text_ids(tokenizer, text)
+
+
+@pytest.mark.parametrize("end", ["。", "！", "? ", "\n", ". ", "؟ ", "। "])
+def test_parts_end_where_sentences_do(tokenizer: PreTrainedTokenizerBase, end: str) -> None:
+    text, (before, after) = f"the old mill runs past the river{end}" * 20, around(tokenizer)
+    sentence = len(text_ids(tokenizer, text)) // 20
+    parts = parts_of(text, tokenizer, len(before) + 3 * sentence + sentence // 2 + len(after))
+    assert len(parts) > 5
+    for ids in texts_in(parts, before, after):
+        assert tokenizer.decode(ids).rstrip(" ").endswith(end.rstrip(" "))
+
+
+def test_parts_are_at_least_half_full_and_full_without_sentence_ends() -> None:
+    offsets = [(i, i + 1) for i in range(100)]
+    assert split_points("a" * 100, offsets, 40) == [40, 80]
+    assert split_points("." + "a" * 99, offsets, 40) == [40, 80], "an end in the first half would waste the row"
+    assert split_points("a" * 29 + "." + "a" * 70, offsets, 40) == [30, 70]
+    assert split_points("a" * 40, offsets[:40], 40) == []
+
+
+def test_a_document_that_just_fits_is_one_part(tokenizer: PreTrainedTokenizerBase) -> None:
+    text, (before, after) = random_text(0), around(tokenizer)
+    needed = len(before) + len(text_ids(tokenizer, text)) + len(after)
+    (whole,) = parts_of(text, tokenizer, needed)
+    assert (len(whole.input_ids), whole.part, whole.parts) == (needed, 1, 1)
+    assert len(parts_of(text, tokenizer, needed - 1)) == 2
+
+
+def test_truncation_in_the_tokenizer_file_cuts_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    expected = parts_of(random_text(1), tokenizer, 4096)[0].input_ids.tolist()
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=8192)
+    tokenizer.model_max_length = 8
+    assert parts_of(random_text(1), tokenizer, 4096)[0].input_ids.tolist() == expected
+
+
+def test_documents_keep_their_order_and_text_over_batches(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = ConversationTagger().bind(tokenizer)
+    talks = [record(*(random_text(10 * i + k, 20) for k in range(2 * (1 + i % 3))), source=f"a:{i}") for i in range(9)]
+    documents = [tagged for talk in talks for tagged in tag(talk)]
+    at_once = list(tokenize(documents, tokenizer, 4096, refuse))
+    monkeypatch.setattr(tokenization, "_BATCH", 2)
+    in_batches = list(tokenize(iter(documents), tokenizer, 4096, refuse))
+    one_by_one = [sequence for tagged in documents for sequence in tokenize([tagged], tokenizer, 4096, refuse)]
+    assert [sequence.source for sequence in at_once] == [talk.source for talk in talks]
+    for sequences in zip(at_once, in_batches, one_by_one, strict=True):
+        assert len({(s.source, s.input_ids.tobytes(), s.labels.tobytes()) for s in sequences}) == 1
+
+
+def test_too_long_a_conversation_is_reported_and_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    tag, left_out = ConversationTagger().bind(tokenizer), []
+    talks = [record("Who?", "I.", source="a:1"), record("Who?", "I am. " * 99, source="a:2"), record("Who?", "You.")]
+    documents = [tagged for talk in talks for tagged in tag(talk)]
+    kept = list(tokenize(documents, tokenizer, 100, lambda source, reason: left_out.append((source, reason))))
+    assert [sequence.source for sequence in kept] == ["a:1", "here:1"]
+    assert left_out == [("a:2", "a conversation of more than 100 tokens, which cannot be split")]
+
+
+@pytest.mark.parametrize("room", [0, -3])
+def test_row_too_short_for_the_template_is_an_error(tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    before, after = around(tokenizer)
+    with pytest.raises(UserError, match=r"data\.row_length: the chat template leaves .* larger"):
+        parts_of("A text.", tokenizer, len(before) + room + len(after))
+
+
+def test_slow_tokenizer_is_an_error() -> None:
+    slow: Any = SimpleNamespace(is_fast=False, name_or_path="some/model")
+    with pytest.raises(UserError, match=r"some/model: it is a slow tokenizer.*tokenizer\.json"):
+        list(tokenize([], slow, 8, refuse))
