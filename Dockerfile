@@ -21,7 +21,7 @@ RUN python3 -m venv /opt/venv \
 COPY pyproject.toml README.md LICENSE /src/
 COPY inscp /src/inscp
 RUN pip install --no-cache-dir --no-deps /src
-COPY configs /outputs/configs
+COPY configs /configs
 
 USER inscp
 WORKDIR /outputs

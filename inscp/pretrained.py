@@ -25,7 +25,7 @@ T = TypeVar("T")
 _PYPI = re.compile(
     r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<file>[\w.-]+\.gguf)#sha256=(?P<sha256>[0-9a-f]{64})"
 )
-_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 _QUANTIZATION = re.compile(r"\.(Q\d\w*|IQ\d\w*|B?F\d+)$", re.IGNORECASE)
 
 

@@ -78,7 +78,7 @@ class BeforeAfter(Callback):
             if isinstance(trainer.logger, MLflowTracker):
                 step = 0 if when == "before" else trainer.global_step
                 metrics = {f"eval/alignment/{language}/{name}": value for name, value in shares.items()}
-                trainer.logger.log_metrics(metrics, step)
+                trainer.logger.log_at(metrics, step)
                 trainer.logger.log_table(_columns(alignment), f"generations/{when}_{language}.json")
         return result
 

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
@@ -41,6 +42,8 @@ class Provenance(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data, tracker = _parts(trainer)
+        if trainer.is_global_zero:
+            print(f"data: {data.report}", file=sys.stderr, flush=True)
         if tracker is None:
             return
         origin = self.origin(trainer)
@@ -51,6 +54,8 @@ class Provenance(Callback):
         names = ", ".join(data.report.records)
         tracker.log_dataset(f"{data.language} ({len(data.report.records)} sources)", data.report.fingerprint[:16],
                             names, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
+        measures = ("tokens", "padding", "sequences", "split_documents")
+        tracker.log_at({f"data/{name}": float(report[name]) for name in measures}, step=0)
         tracker.log_text(json.dumps(report, indent=1, ensure_ascii=False), "data_report.json")
         if trainer.is_global_zero:
             tracker.log_text(tagged_example(data.pipeline()), "tagged_example.txt")
@@ -63,7 +68,7 @@ class Provenance(Callback):
         if tracker is not None:
             for name, loss in self._before.items():
                 perplexity = torch.tensor(loss).exp().item()
-                tracker.log_metrics({f"val/{name}/loss": loss, f"val/{name}/perplexity": perplexity}, step=0)
+                tracker.log_at({f"val/{name}/loss": loss, f"val/{name}/perplexity": perplexity}, step=0)
 
     def origin(self, trainer: Trainer) -> Origin:
         """Everything about the run in plain values."""

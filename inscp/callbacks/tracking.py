@@ -1,12 +1,17 @@
 """MLflow tracking that a training can lean on: what fails there is told once and never stops the training."""
 
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+from inscp.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -14,60 +19,95 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _never_fatal(method: F) -> F:
     @wraps(method)
     def guarded(self: "MLflowTracker", *args: Any, **kwargs: Any) -> Any:
-        if not self.enabled:
+        if self.failed:
             return None
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # whatever the store, the network or the server raises
-            if not self.failed:
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                rank_zero_warn(f"MLflow tracking failed, the training goes on without it: {reason}")
             self.failed = True
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            rank_zero_warn(f"MLflow tracking failed, the training goes on without it: {reason}")
             return None
 
     return guarded  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where a training is tracked. Nothing is opened or written before the training starts.
+
+    Args:
+        tracking_uri: `sqlite:///FILE` or the address of a tracking server.
+        experiment: name of the experiment.
+        run_id: continue this run instead of starting one.
+        enabled: false tracks nothing.
+    """
+
+    tracking_uri: str = "sqlite:///mlflow.db"
+    experiment: str = "inscp"
+    run_id: str | None = None
+    enabled: bool = True
 
 
 class MLflowTracker(MLFlowLogger):
     """One MLflow run a training.
 
     Args:
-        tracking_uri: `sqlite:///FILE` or the address of a tracking server.
-        experiment: name of the experiment.
-        run_id: continue this run instead of starting one.
-        enabled: false logs nothing.
+        tracking: which store, experiment and run.
+        name: of the run, for people.
+        tags: of the run.
+
+    Raises:
+        UserError: the store is a file that cannot be opened. A server that cannot be reached is none.
     """
 
-    def __init__(
-        self,
-        tracking_uri: str = "sqlite:///mlflow.db",
-        experiment: str = "inscp",
-        run_id: str | None = None,
-        enabled: bool = True,
-    ) -> None:
+    def __init__(self, tracking: Tracking, name: str, tags: Mapping[str, str]) -> None:
+        # By default MLflow tries for minutes to reach a server that is not there.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         # MLflow would put artifacts into ./mlruns wherever it is started; beside the store they are found again.
-        store = tracking_uri.removeprefix("sqlite:///")
-        beside = None if store == tracking_uri else str(Path(store).resolve().parent / "mlartifacts")
-        super().__init__(experiment_name=experiment, tracking_uri=tracking_uri, run_id=run_id, artifact_location=beside)
-        self.enabled, self.failed = enabled, False
+        store = tracking.tracking_uri.removeprefix("sqlite:///")
+        beside = None if store == tracking.tracking_uri else str(Path(store).resolve().parent / "mlartifacts")
+        try:  # a file is opened here, a server only when something is logged
+            super().__init__(
+                experiment_name=tracking.experiment,
+                run_name=name,
+                tracking_uri=tracking.tracking_uri,
+                tags=dict(tags),
+                run_id=tracking.run_id,
+                artifact_location=beside,
+            )
+        except Exception as error:
+            what = f"the store {tracking.tracking_uri} cannot be opened ({error})"
+            raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error
+        self.tracking_uri, self.failed = tracking.tracking_uri, False
 
-    def name_run(self, name: str, tags: Mapping[str, str]) -> None:
-        """Name and tag the run that is about to start."""
-        self._run_name = name
-        self.tags = {**(self.tags or {}), **tags}
+    @property
+    @rank_zero_experiment
+    @_never_fatal
+    def experiment(self) -> Any:
+        """The MLflow client of the started run; Lightning asks for it before the training begins."""
+        return super().experiment
 
     @property
     def address(self) -> str:
-        """Store and run for a person to find, or why there is none."""
-        if not self.enabled or self.failed or not self._initialized:
-            return "off" if not self.enabled else "not reached"
-        return f"{self._tracking_uri} (experiment {self._experiment_name}, run {self._run_id})"
+        """Store and run, for a person to find."""
+        if self.failed:
+            return f"{self.tracking_uri} failed; what was tracked until then may be there"
+        return f"{self.tracking_uri} (experiment {self._experiment_name}, run {self._run_id})"
 
     @rank_zero_only
     @_never_fatal
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        # Lightning adds its epoch to every call; here the data decides the length, and an epoch tells nothing.
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        # What Lightning calls. Its steps count from 0; here step n is behind the n-th update, and 0 is the original
+        # model. It adds its epoch to every call; here the data decides the length, and an epoch tells nothing.
+        self.log_at({name: value for name, value in metrics.items() if name != "epoch"}, (step or 0) + 1)
+
+    @rank_zero_only
+    @_never_fatal
+    def log_at(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep metrics of the model as it is after `step` updates."""
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     @_never_fatal

@@ -15,11 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from inscp.callbacks.before_after import BeforeAfter
+from inscp.callbacks.checkpoint_io import WholeFileCheckpointIO
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.progress import PlainProgress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
 from inscp.callbacks.throughput import Throughput
-from inscp.callbacks.tracking import MLflowTracker
+from inscp.callbacks.tracking import MLflowTracker, Tracking
 from inscp.commands.parser import TrainingParser
 from inscp.data.datamodule import InsCPDataModule
 from inscp.model.module import InsCPModule
@@ -83,7 +84,7 @@ class InsCPCLI(LightningCLI):
         return {name: commands[name] for name in ("fit", "validate", "test")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(MLflowTracker, "mlflow")
+        parser.add_class_arguments(Tracking, "mlflow")
         parser.add_lightning_class_args(BeforeAfter, "before_after")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT_DEFAULTS.items()})
@@ -95,8 +96,9 @@ class InsCPCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
         self.folder = Path(given["default_root_dir"]) / slug / f"{datetime.now():%Y%m%d-%H%M%S}"
-        self.tracker: MLflowTracker = self._get(self.config_init, "mlflow")
-        self.tracker.name_run(name, provenance_tags())
+        tracking: Tracking = self._get(self.config_init, "mlflow")
+        starts_run = self.subcommand == "fit" or tracking.run_id is not None
+        self.tracker = MLflowTracker(tracking, name, provenance_tags()) if tracking.enabled and starts_run else None
         checkpoint: ModelCheckpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = checkpoint.dirpath or str(self.folder / "checkpoints")
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
@@ -111,22 +113,23 @@ class InsCPCLI(LightningCLI):
         if not sys.stderr.isatty():
             given["enable_progress_bar"] = False
             given["callbacks"].append(PlainProgress())
+        given["plugins"] = [*(given["plugins"] or []), WholeFileCheckpointIO()]
         self.save_config_kwargs = {"folder": self.folder}
         if given["logger"] is None:
-            kwargs["logger"] = self.tracker if self.tracker.enabled else False
+            kwargs["logger"] = self.tracker or False
         return super().instantiate_trainer(precision=given["precision"] or best_precision(), **kwargs)
 
     def after_fit(self) -> None:
         """Say where everything is and what to try next."""
         if not self.trainer.is_global_zero:
             return
-        model = self.folder / "model"
-        print(
-            f"\nmodel      {model}\nMLflow run {self.tracker.address}\n\nnext:\n"
-            f"  python -m inscp chat --model {model}\n"
-            f"  python -m inscp inspect --config {self.folder / 'config.yaml'}\n"
-            f"  mlflow ui --backend-store-uri {self.tracker._tracking_uri}"
-        )
+        model, tracker = self.folder / "model", self.tracker
+        lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else []), "", "next:"]
+        lines.append(f"  python -m inscp chat --model {model}")
+        lines.append(f"  python -m inscp inspect --config {self.folder / 'config.yaml'}")
+        if tracker:
+            lines.append(f"  mlflow ui --backend-store-uri {tracker.tracking_uri}")
+        print("\n".join(lines))
 
 
 def best_precision() -> str:

@@ -1,10 +1,13 @@
 """`inspect`: exactly what the model will see, as text or as JSON lines."""
 
 import json
-from itertools import islice
+import sys
+from collections.abc import Iterator
+from itertools import groupby, islice
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
+from transformers import PreTrainedTokenizerBase
 
 from inscp.commands.fit import InsCPCLI, quiet
 from inscp.data.datamodule import InsCPDataModule
@@ -14,9 +17,10 @@ from inscp.records import IGNORED
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp inspect --config … [--n 3] [--json]`"""
     quiet()
+    sys.argv = [sys.argv[0], *arguments]  # without subcommands LightningCLI takes all of it
     cli = InspectCLI(run=False)
     for shown in islice(documents(cli.datamodule), cli.config["n"]):
-        print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, cli.datamodule))
+        print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, cli.datamodule.tokenizer))
 
 
 class InspectCLI(InsCPCLI):
@@ -28,11 +32,10 @@ class InspectCLI(InsCPCLI):
         parser.add_argument("--json", action="store_true", help="One JSON object a line.")
 
     def instantiate_classes(self) -> None:
-        arguments = self.config["data"].as_dict()
-        self.datamodule = self.parser.instantiate_classes(self.config)["data"] if arguments else None
+        self.datamodule = self.parser.instantiate_classes(self.config)["data"]
 
 
-def documents(data: InsCPDataModule) -> Any:
+def documents(data: InsCPDataModule) -> Iterator[dict[str, Any]]:
     """For each token sequence of the training data, in order: `source`, `text` (as read), `rendered` (what the ids
     decode to), `input_ids`, `labels` (-100 where no loss) and `split` (part k of n)."""
     pipeline = data.pipeline()
@@ -48,9 +51,14 @@ def documents(data: InsCPDataModule) -> Any:
             }
 
 
-def as_text(shown: dict[str, Any], data: InsCPDataModule) -> str:
-    """A document for people: what is not trained on stands in grey brackets."""
+def as_text(shown: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A document for people; what has no loss stands in ⟦ ⟧."""
     part, parts = shown["split"]
+    pairs = zip(shown["input_ids"], shown["labels"], strict=True)
+    text = ""
+    for has_loss, group in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+        piece = str(tokenizer.decode([token for token, _ in group]))
+        text += piece if has_loss else f"⟦{piece}⟧"
     n_targets = sum(label != IGNORED for label in shown["labels"])
     head = f"{shown['source']}  {len(shown['input_ids'])} tokens, {n_targets} with loss"
-    return f"── {head}{f', part {part} of {parts}' if parts > 1 else ''}\n{shown['rendered']}\n"
+    return f"── {head}{f', part {part} of {parts}' if parts > 1 else ''}\n{text}\n"

