@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -51,7 +52,9 @@ class LogConfig(SaveConfigCallback):
         self._folder = folder
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_none=False)
+        # Without the arguments of this one call, so that every command takes the file.
+        config = {key: value for key, value in self.config.items() if key not in ("ckpt_path", "weights_only")}
+        text = self.parser.dump(Namespace(config), skip_none=False)
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "config.yaml").write_text(text, "utf-8")
         if isinstance(trainer.logger, MLflowTracker):
@@ -82,6 +85,11 @@ class InsCPCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         commands = LightningCLI.subcommands()
         return {name: commands[name] for name in ("fit", "validate", "test")}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults(weights_only=True)  # a checkpoint is data: loading one never runs code
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Tracking, "mlflow")

@@ -135,7 +135,7 @@ def make():
 while not (meeting / other).exists():
     time.sleep(0.005)
 cached = cached_rows("a", make, lambda report: None, pad_id=0)
-print(cached.report, cached.table.to_pydict(), cached.n_targets, cached.n_tokens)
+print(repr(cached.report), cached.table.to_pydict(), cached.n_targets, cached.n_tokens)
 """
 
 

@@ -99,6 +99,18 @@ def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Pa
     assert float(found[1]) == pytest.approx(float(before[1]), abs=0.02)
 
 
+def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> None:
+    changes = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.dirpath", "kept", "--before_after.prompts", "null",
+               "--mlflow.enabled", "false", "--checkpoint.save_top_k", "-1"]  # fmt: skip
+    whole = run("fit", "--config", config.name, *changes, cwd=config.parent)
+    assert whole.returncode == 0, whole.stderr
+    again = ["--ckpt_path", "kept/step=4.ckpt", "--checkpoint.dirpath", "kept_again"]
+    resumed = run("fit", "--config", config.name, *changes, *again, cwd=config.parent)
+    assert resumed.returncode == 0, resumed.stderr
+    table = re.compile(r"held perplexity.*")
+    assert table.findall(resumed.stdout) == table.findall(whole.stdout) != []
+
+
 def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:
     arguments = ("chat", "--model", model_folder(fitted), "--max_new_tokens", "32", "--temperature", "5")
     done = run(*arguments, cwd=config.parent, stdin="你好\n好吃嗎\n\n再見\n")
