@@ -48,14 +48,13 @@ class Provenance(Callback):
             return
         origin = self.origin(trainer)
         report = asdict(data.report)
-        tracker.log_hyperparams({"arm": origin.arm, "model": origin.base_model, "language": origin.language}
-                                | {"data_fingerprint": data.report.fingerprint, "hardware": _hardware()}
-                                | dict(origin.training))  # fmt: skip
-        names = ", ".join(data.report.records)
+        names = {"arm": origin.arm, "model": origin.base_model, "language": origin.language, "hardware": _hardware()}
+        measures = ("fingerprint", "tokens", "sequences", "split_documents", "padding")
+        data_params = {f"data_{measure}": report[measure] for measure in measures}
+        tracker.log_hyperparams(names | data_params | dict(origin.training))
+        sources = ", ".join(data.report.records)
         tracker.log_dataset(f"{data.language} ({len(data.report.records)} sources)", data.report.fingerprint[:16],
-                            names, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
-        measures = ("tokens", "padding", "sequences", "split_documents")
-        tracker.log_at({f"data/{name}": float(report[name]) for name in measures}, step=0)
+                            sources, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
         tracker.log_text(json.dumps(report, indent=1, ensure_ascii=False), "data_report.json")
         if trainer.is_global_zero:
             tracker.log_text(tagged_example(data.pipeline()), "tagged_example.txt")

@@ -96,6 +96,11 @@ class MLflowTracker(MLFlowLogger):
             return f"{self.tracking_uri} failed; what was tracked until then may be there"
         return f"{self.tracking_uri} (experiment {self._experiment_name}, run {self._run_id})"
 
+    @property
+    def page(self) -> str:
+        """Where `mlflow ui` shows the experiment as trainings; by default it opens in another view, which is empty."""
+        return f"http://127.0.0.1:5000/#/experiments/{self._experiment_id}/runs?workflowType=machine_learning"
+
     @rank_zero_only
     @_never_fatal
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -135,8 +135,8 @@ class InsCPCLI(LightningCLI):
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else []), "", "next:"]
         lines.append(f"  python -m inscp chat --model {model}")
         lines.append(f"  python -m inscp inspect --config {self.folder / 'config.yaml'}")
-        if tracker:
-            lines.append(f"  mlflow ui --backend-store-uri {tracker.tracking_uri}")
+        if tracker and not tracker.failed:
+            lines.append(f"  mlflow ui --backend-store-uri {tracker.tracking_uri}   # then open {tracker.page}")
         print("\n".join(lines))
 
 

@@ -34,7 +34,6 @@ def test_a_run_has_the_named_metrics_params_tags_and_artifacts(tmp_path: Path, t
     assert run.info.run_name == "InsCP tiny und"
     named = {
         *("train/loss", "train/lr", "train/grad_norm", "train/tokens", "train/tokens_per_second", "train/mfu"),
-        *("data/tokens", "data/padding", "data/sequences", "data/split_documents"),
         *("memory/peak_gib", "val/held/loss", "val/held/perplexity"),
     }
     assert set(run.data.metrics) == named
@@ -42,7 +41,13 @@ def test_a_run_has_the_named_metrics_params_tags_and_artifacts(tmp_path: Path, t
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val/held/loss")] == [0, steps]
     expected = {"arm": "InsCP", "model": "tiny-llama", "language": "und", "precision": "32-true", "world_size": "1"}
     assert expected.items() <= run.data.params.items()
-    assert {"data_fingerprint", "token_budget", "learning_rate"} <= run.data.params.keys()
+    assert {
+        "data_fingerprint",
+        "data_padding",
+        "data_split_documents",
+        "token_budget",
+        "learning_rate",
+    } <= run.data.params.keys()
     assert {"version.torch", "version.inscp"} <= run.data.tags.keys()
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"tagged_example.txt", "data_report.json"} <= artifacts

@@ -100,9 +100,9 @@ def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Pa
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> None:
-    changes = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.dirpath", "kept", "--before_after.prompts", "null",
-               "--mlflow.enabled", "false", "--checkpoint.save_top_k", "-1"]  # fmt: skip
-    whole = run("fit", "--config", config.name, *changes, cwd=config.parent)
+    changes = ["--before_after.prompts", "null", "--mlflow.enabled", "false"]
+    changes += ["--checkpoint.every_n_train_steps", "2", "--checkpoint.save_top_k", "-1"]
+    whole = run("fit", "--config", config.name, *changes, "--checkpoint.dirpath", "kept", cwd=config.parent)
     assert whole.returncode == 0, whole.stderr
     again = ["--ckpt_path", "kept/step=4.ckpt", "--checkpoint.dirpath", "kept_again"]
     resumed = run("fit", "--config", config.name, *changes, *again, cwd=config.parent)
