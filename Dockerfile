@@ -2,7 +2,7 @@
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-venv git \
+    && apt-get install --yes --no-install-recommends python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 inscp \
     && mkdir -p /data /outputs /cache \

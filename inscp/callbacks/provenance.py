@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -104,8 +105,11 @@ class Provenance(Callback):
 def provenance_tags() -> dict[str, str]:
     """Tags of an MLflow run: versions of the libraries and the commit of the folder in which it was started."""
     tags = {"version.inscp": __version__} | {f"version.{name}": version(name) for name in _LIBRARIES}
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return tags | ({"mlflow.source.git.commit": done.stdout.strip()} if done.returncode == 0 else {})
+    if shutil.which("git"):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        if done.returncode == 0:
+            tags["mlflow.source.git.commit"] = done.stdout.strip()
+    return tags
 
 
 def _hardware() -> str:
