@@ -12,7 +12,24 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 def progress() -> Callback:
     """The progress display that fits where standard error goes."""
-    return TQDMProgressBar() if sys.stderr.isatty() else PlainProgress()
+    return TerminalProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+class TerminalProgress(TQDMProgressBar):
+    """A bar of the micro-batches with time left, the step's loss and tokens a second."""
+
+    @property
+    def sanity_check_description(self) -> str:
+        return "held-out text, original model,"
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = trainer.callback_metrics
+        names = {"loss": ("train/loss", ".3f"), "tokens/s": ("train/tokens_per_second", ",.0f")}
+        return {short: f"{float(metrics[name]):{form}}" for short, (name, form) in names.items() if name in metrics}
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("training")
 
 
 class PlainProgress(Callback):

@@ -46,7 +46,7 @@ class Throughput(Callback):
         self.tokens += self._step_tokens
         rate = self._step_tokens / self._seconds
         self._step_tokens, self._seconds = 0, 0.0
-        pl_module.log("train/tokens_per_second", rate, prog_bar=True)
+        pl_module.log("train/tokens_per_second", rate)
         pl_module.log("train/tokens", float(self.tokens))
         pl_module.log("train/mfu", rate * self._flops_per_token / self._peak)
         pl_module.log("memory/peak_gib", peak_memory_gib(pl_module.device))

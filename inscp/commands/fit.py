@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from inscp.callbacks.before_after import BeforeAfter
 from inscp.callbacks.checkpoint_io import WholeFileCheckpointIO
 from inscp.callbacks.export import ExportAtEnd
-from inscp.callbacks.progress import PlainProgress
+from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
 from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking
@@ -117,10 +117,9 @@ class InsCPCLI(LightningCLI):
             provenance,
             Throughput(),
             ExportAtEnd(self.folder / "model", provenance),
+            progress(),
         ]
-        if not sys.stderr.isatty():
-            given["enable_progress_bar"] = False
-            given["callbacks"].append(PlainProgress())
+        given["enable_progress_bar"] = sys.stderr.isatty()
         given["plugins"] = [*(given["plugins"] or []), WholeFileCheckpointIO()]
         self.save_config_kwargs = {"folder": self.folder}
         if given["logger"] is None:

@@ -1,6 +1,6 @@
 """Prompts become generations: greedy responses of a chat model, batched, in its own chat template."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,6 @@ def generate(
     prompts: Sequence[str],
     max_new_tokens: int,
     batch_size: int = 64,
-    on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Generation]:
     """The model's greedy response to each prompt, in the order of the prompts.
 
@@ -27,7 +26,6 @@ def generate(
         prompts: one user turn each.
         max_new_tokens: responses are cut there; a response that was cut has not ended.
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
-        on_batch: called with the number of finished prompts.
     """
     ends = end_token_ids(model, tokenizer)
     prompt_ids = [
@@ -55,5 +53,4 @@ def generate(
             n_tokens = len(ids) if end is None else end + 1
             response = str(tokenizer.decode(ids[:n_tokens], skip_special_tokens=True))
             result[index] = Generation(prompts[index], response, n_tokens, ended=end is not None)
-        on_batch(len(result))
     return [result[index] for index in range(len(prompts))]

@@ -74,7 +74,9 @@ def export_model(
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
         _update_json(partial / "config.json", dtype=str(dtype).removeprefix("torch."))
-        _update_json(partial / "generation_config.json", eos_token_id=end_token_ids(model, tokenizer))
+        # Not from the model's config: else transformers may derive it anew from there, without our end tokens.
+        own = {"_from_model_config": False, "eos_token_id": end_token_ids(model, tokenizer)}
+        _update_json(partial / "generation_config.json", **own)
         (partial / "inscp.json").write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (partial / "README.md").write_text(model_card(origin), "utf-8")
 

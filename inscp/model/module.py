@@ -86,7 +86,7 @@ class InsCPModule(LightningModule):
         loss = self.trainer.strategy.reduce(self._step_nll, reduce_op="sum")
         self._step_nll = torch.zeros_like(self._step_nll)
         self._require_finite("loss", loss)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_gradient_clipping(

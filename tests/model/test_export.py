@@ -58,6 +58,7 @@ def test_generation_stops_at_the_end_of_turn_token(trained: tuple[Path, torch.nn
     settings = json.loads((trained[0] / "model" / "generation_config.json").read_text("utf-8"))
     tokenizer = load_tokenizer(str(trained[0] / "model"))
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in settings["eos_token_id"]
+    assert not settings["_from_model_config"]
     assert tokenizer.chat_template
 
 
