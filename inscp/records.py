@@ -6,6 +6,7 @@ prompt -> Generation -> Share                               (evaluation)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -113,8 +114,19 @@ class PackedBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PackedBatch:
         """The same batch on `device` (what Lightning calls)."""
-        names = ("input_ids", "targets", "position_ids")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in page-locked memory (what the data loader calls)."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            targets=change(self.targets),
+            position_ids=change(self.position_ids),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,12 +107,13 @@ _LABELS = {
 
 
 def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> str:
-    """Groups of measures, before and after, as aligned text; shares in per cent."""
+    """Groups of measures, before and after, as aligned text; shares in per cent, `–` where there is none."""
     lines = [f"{'':<38}{'before':>9}{'after':>9}"]
     for group, measures in before.items():
         lines.append(group)
         for name, value in measures.items():
             is_share = name in _LABELS
-            cells = [f"{x:.0%}" if is_share else f"{x:.2f}" for x in (value, after[group][name])]
+            numbers = (value, after.get(group, {}).get(name))
+            cells = ["–" if x is None else f"{x:.0%}" if is_share else f"{x:.2f}" for x in numbers]
             lines.append(f"  {_LABELS.get(name, name):<36}{cells[0]:>9}{cells[1]:>9}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Where a run comes from: parameters, versions, data and one tagged example, in MLflow and in every checkpoint."""
 
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def tagged_example(pipeline: Pipeline) -> str:
 
 
 class Provenance(Callback):
-    """Logs what made the run, and keeps it in checkpoints so that `export` needs nothing else."""
+    """Logs what made the run, and keeps it in checkpoints for `export` and its model card."""
 
     def __init__(self) -> None:
         self._before: dict[str, float] = {}
@@ -81,14 +82,14 @@ class Provenance(Callback):
             "row_length": data.row_length,
             "rows_per_step": data.rows_per_step,
             "steps": data.total_steps,
-            "token_budget": data.token_budget or data.report.tokens,
+            "token_budget": data.token_budget or round(data.epochs * data.report.tokens),
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
             "seed": data.seed,
             "tagger": repr(data.tagger),
         }
         held_out = {
-            name: {"before": loss, "after": module.held_out.get(name, loss)} for name, loss in self._before.items()
+            name: {"before": loss, "after": module.held_out.get(name, math.nan)} for name, loss in self._before.items()
         }
         return Origin(module.pretrained, data.tagger.arm, data.language, training, asdict(data.report), held_out)
 

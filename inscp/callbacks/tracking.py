@@ -138,12 +138,6 @@ class MLflowTracker(MLFlowLogger):
 
     @rank_zero_only
     @_never_fatal
-    def log_folder(self, folder: Path, artifact: str) -> None:
-        """Keep the files of a folder as artifacts."""
-        self.experiment.log_artifacts(self.run_id, str(folder), artifact)
-
-    @rank_zero_only
-    @_never_fatal
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         """Name the training data as the run's input."""
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -24,6 +24,7 @@ from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking
 from inscp.commands.parser import TrainingParser
 from inscp.data.datamodule import InsCPDataModule
+from inscp.errors import UserError
 from inscp.model.module import InsCPModule
 
 TRAINER_DEFAULTS = {
@@ -35,7 +36,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "default_root_dir": "outputs",
 }
-CHECKPOINT_DEFAULTS = {"every_n_train_steps": 200, "save_last": "link", "filename": "{step}"}
+CHECKPOINT_DEFAULTS = {"every_n_train_steps": 100, "save_last": "link", "filename": "{step}"}
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -102,11 +103,17 @@ class InsCPCLI(LightningCLI):
         """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
         name = run_name(self.model, self.datamodule)
         given = self._get(self.config_init, "trainer")
+        if given["max_epochs"] != 1:
+            mend = "Leave it, and set data.epochs or data.token_budget."
+            raise UserError("trainer.max_epochs", "the length of a training is a matter of the data", mend)
+        if given["precision"] in ("16-mixed", "16-true", 16, "16"):
+            raise UserError("trainer.precision", "fp16 overflows in the loss's sums", "Take bf16-mixed or 32-true.")
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
         self.folder = Path(given["default_root_dir"]) / slug / f"{datetime.now():%Y%m%d-%H%M%S}"
         tracking: Tracking = self._get(self.config_init, "mlflow")
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
-        self.tracker = MLflowTracker(tracking, name, provenance_tags()) if tracking.enabled and starts_run else None
+        wanted = tracking.enabled and starts_run and given["logger"] is None
+        self.tracker = MLflowTracker(tracking, name, provenance_tags()) if wanted else None
         checkpoint: ModelCheckpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = checkpoint.dirpath or str(self.folder / "checkpoints")
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
@@ -160,4 +167,5 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # InsCPDataModule is
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has reduced over the ranks already

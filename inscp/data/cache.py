@@ -36,14 +36,20 @@ class DataReport:
     split_documents: int = 0
     records: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
+    first_skipped: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One line for people, and one for every reason to skip records of a source."""
         skipped = sum(sum(reasons.values()) for reasons in self.skipped.values())
+        details = [
+            f"\n  skipped {count:,} of {name}: {why} (the first: {self.first_skipped[name][why]})"
+            for name, reasons in self.skipped.items()
+            for why, count in reasons.items()
+        ]
         return (
             f"{sum(self.records.values()):,} records ({skipped:,} skipped), {self.sequences:,} sequences "
             f"({self.split_documents:,} long documents split), {self.tokens:,} tokens in {self.rows:,} rows of "
-            f"{self.row_length:,}, {self.padding:.1%} padding"
+            f"{self.row_length:,}, {self.padding:.1%} padding{''.join(details)}"
         )
 
 

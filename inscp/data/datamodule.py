@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -102,19 +103,20 @@ class InsCPDataModule(LightningDataModule):
 
     @property
     def total_rows(self) -> int:
-        """Rows that the training takes: the token budget (rounded up to rows), or `epochs` passes."""
+        """Rows that the training takes: the token budget (rounded up to rows) or `epochs` passes; max_steps at most."""
         assert self._train_rows is not None
         rows = len(self._train_rows.n_tokens)
         if self.token_budget is None:
-            return math.ceil(rows * self.epochs)
-        return math.ceil(self.token_budget / self._train_rows.n_tokens.mean())
+            wanted = math.ceil(rows * self.epochs)
+        else:
+            wanted = math.ceil(self.token_budget / self._train_rows.n_tokens.mean())
+        max_steps = self.trainer.max_steps if self.trainer else -1
+        return wanted if max_steps < 0 else min(wanted, max_steps * self.rows_per_step)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        assert self.trainer is not None
-        steps = -(-self.total_rows // self.rows_per_step)
-        return min(steps, self.trainer.max_steps) if self.trainer.max_steps >= 0 else steps
+        return -(-self.total_rows // self.rows_per_step)
 
     @property
     def rows_per_step(self) -> int:
@@ -122,9 +124,13 @@ class InsCPDataModule(LightningDataModule):
         assert self.trainer is not None
         return self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
+    @property
+    def _fits(self) -> bool:
+        return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+
     def prepare_data(self) -> None:
         """Fill the cache, in one process a node."""
-        self.setup("fit")
+        self.setup("fit" if self._fits else "validate")
 
     def setup(self, stage: str | None = None) -> None:
         """Open the packed rows."""
@@ -178,16 +184,23 @@ class InsCPDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to go on at the next unseen row."""
-        return {"rows_seen": self.rows_seen, "fingerprint": self.report.fingerprint, "seed": self.seed}
+        kept = {"fingerprint": self.report.fingerprint, "seed": self.seed, "rows_per_step": self.rows_per_step}
+        return kept | {"rows_seen": self.rows_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the rows that were seen.
 
         Raises:
-            UserError: the checkpoint was trained on other data, or in another order.
+            UserError: the checkpoint was trained on other data, in another order, or in steps of another size.
         """
-        for key, now in {"fingerprint": self.pipeline().fingerprint(), "seed": self.seed}.items():
+        if not self._fits:
+            return
+        here = {"fingerprint": self.pipeline().fingerprint(), "seed": self.seed, "rows_per_step": self.rows_per_step}
+        for key, now in here.items():
             if state_dict[key] != now:
                 what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
-                raise UserError("--ckpt_path", what, "Resume with the same data, tokenizer, tagger and seed.")
+                mend = (
+                    "Resume with the same data, tokenizer, tagger, seed and rows a step (batch x accumulation x ranks)."
+                )
+                raise UserError("--ckpt_path", what, mend)
         self._rows_before = state_dict["rows_seen"]

@@ -96,6 +96,7 @@ class Pipeline:
                 raise UserError("data", f"every document is too long for rows of {self.row_length} tokens", mend)
             data_report.records = {name: read.records for name, read in self.reads.items()}
             data_report.skipped = {name: dict(read.skipped) for name, read in self.reads.items() if read.skipped}
+            data_report.first_skipped = {name: read.examples for name, read in self.reads.items() if read.skipped}
 
         pad_id = self.tokenizer.pad_token_id
         return cached_rows(

@@ -2,7 +2,7 @@
 
 The rows form one endless stream: a fresh seeded permutation of the data for each pass. A step takes the next
 `batch_size x accumulate x ranks` rows of the stream, so what a step sees does not depend on how it is divided, and a
-resumed training, on any number of ranks, goes on at the first row that has not been seen. Where the training ends
+resumed training goes on at the first row that has not been seen. Where the training ends
 inside a step, the missing rows are empty ones, which have no targets and so no weight: nothing is dropped or repeated.
 This short sampler over pre-packed rows was chosen over `grain`, `streaming` and `litdata`, which solve the same for
 data that has no length; packed rows have one.

@@ -70,7 +70,11 @@ def export_model(
         raise UserError(str(folder), "it is there already", "Name a folder that is not.")
     with written_whole(folder) as partial:
         whole = model.state_dict() if weights is None else weights
-        state = {name: tensor.detach().to("cpu", dtype) for name, tensor in whole.items()}
+        written: dict[int, torch.Tensor] = {}  # a tied tensor is cast once, so that it is written once
+        state = {
+            name: written.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", dtype))
+            for name, tensor in whole.items()
+        }
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
         _update_json(partial / "config.json", dtype=str(dtype).removeprefix("torch."))

@@ -35,10 +35,15 @@ class NextTokenLoss(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """The summed negative log-likelihood of the batch's targets, in nats, fp32, differentiable."""
-        # transformers isolates packed documents when position ids restart, with neither attention mask nor cache.
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
-        is_target = batch.targets != IGNORED
-        targets = batch.targets[is_target]
+        # transformers isolates packed documents when position ids restart, with neither attention mask nor cache;
+        # with FlashAttention it looks for them only where there is one row.
+        shape = (1, -1) if "flash" in self.model.config._attn_implementation else batch.input_ids.shape
+        input_ids, targets, position_ids = (
+            tensor.reshape(shape) for tensor in (batch.input_ids, batch.targets, batch.position_ids)
+        )
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        is_target = targets != IGNORED
+        targets = targets[is_target]
         if self.linear_head:
             hidden = self.model.base_model(**inputs).last_hidden_state[is_target]
             return linear_nll_sum(hidden, self.model.get_output_embeddings().weight, targets)

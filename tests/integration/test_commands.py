@@ -154,6 +154,8 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: cannot be loaded"),
     (["--model.pretrained", "./no-such-folder"], r"\./no-such-folder: no such model"),
     (["--model.pretrained", "templateless"], r"templateless: it has no chat template.*instruct version"),
+    (["--trainer.max_epochs", "3"], r"trainer\.max_epochs: the length.*data\.epochs"),
+    (["--model.attn_implementation", "nonsense"], r"model\.attn_implementation: nonsense cannot be used"),
     (["--before_after.prompts", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
 ])  # fmt: skip
 def test_a_wrong_input_gets_one_line_and_status_2(
@@ -168,6 +170,15 @@ def test_a_wrong_input_gets_one_line_and_status_2(
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert re.match(f"error: {complaint}", error[0])
+
+
+def test_skipped_records_are_counted_by_reason_with_the_first_of_them(config: Path) -> None:
+    (config.parent / "some_bad.jsonl").write_text('{"text": "a"}\n{"text": ""}\n{"text": " "}\n{"text": "b"}', "utf-8")
+    changes = ["--data.train", "some_bad.jsonl", "--data.on_bad_record", "skip", "--before_after.prompts", "null"]
+    done = run("fit", "--config", config.name, *changes, "--mlflow.enabled", "false", cwd=config.parent)
+    assert done.returncode == 0, done.stderr
+    assert "2 records (2 skipped)" in done.stderr
+    assert re.search(r"skipped 2 of some_bad\.jsonl: .*\(the first: some_bad\.jsonl:2\)", done.stderr)
 
 
 def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

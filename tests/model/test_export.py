@@ -15,6 +15,7 @@ from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
 from inscp.commands.export import export
 from inscp.errors import UserError
+from inscp.model.export import Origin, export_model
 from inscp.pretrained import load_model, load_tokenizer
 
 GENERATE = """
@@ -82,6 +83,14 @@ def test_export_of_a_checkpoint_gives_the_same_bytes(
     assert str(tmp_path / "again") in capsys.readouterr().out
     for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (trained[0] / "model" / name).read_bytes()
+
+
+def test_a_tied_embedding_is_written_once(tiny_model_folder: str, tmp_path: Path) -> None:
+    model = load_model(tiny_model_folder, torch.float32)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    export_model(model, load_tokenizer(tiny_model_folder), tmp_path / "tied", Origin(tiny_model_folder, "InsCP", "fi"))
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
 
 
 def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:

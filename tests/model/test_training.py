@@ -85,6 +85,23 @@ def test_resuming_with_other_data_is_refused(tmp_path: Path, corpus: Path, tiny_
             ckpt_path=str(tmp_path / "kept" / "step=3.ckpt"))  # fmt: skip
 
 
+def test_resuming_with_steps_of_another_size_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    fit(tmp_path, corpus, tiny_model_folder, trainer_options={"enable_checkpointing": True, "callbacks": [saving]})
+    with pytest.raises(UserError, match="rows_per_step 1, this configuration has 2"):
+        fit(tmp_path, corpus, tiny_model_folder, weights_only=True, data={"batch_size": 2},
+            ckpt_path=str(tmp_path / "kept" / "step=3.ckpt"))  # fmt: skip
+
+
+def test_max_steps_ends_the_training_with_a_validation(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    losses, learner = Losses(), module(tiny_model_folder)
+    data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)})
+    trainer(tmp_path, callbacks=[Provenance(), losses], max_steps=3).fit(learner, datamodule=data)
+    assert list(losses.steps) == [1, 2, 3]
+    assert losses.steps[3][1] < losses.steps[1][1]  # the schedule knows the end
+    assert learner.held_out.keys() == {"held"}
+
+
 def test_a_token_budget_decides_the_length_and_repeats_the_data(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
