@@ -18,7 +18,8 @@ from inscp import __version__
 from inscp.callbacks.tracking import MLflowTracker
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
-from inscp.model.export import CHECKPOINT_KEY, Origin
+from inscp.model.checkpoint import ORIGIN_KEY, RUN_KEY
+from inscp.model.export import Origin
 from inscp.model.module import InsCPModule
 from inscp.pretrained import model_name
 
@@ -94,7 +95,9 @@ class Provenance(Callback):
         return Origin(module.pretrained, data.tagger.arm, data.language, training, asdict(data.report), held_out)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CHECKPOINT_KEY] = asdict(self.origin(trainer))
+        checkpoint[ORIGIN_KEY] = asdict(self.origin(trainer))
+        _, tracker = _parts(trainer)
+        checkpoint[RUN_KEY] = tracker.run_id if tracker is not None and not tracker.failed else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self._before}

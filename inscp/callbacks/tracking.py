@@ -117,7 +117,9 @@ class MLflowTracker(MLFlowLogger):
     @rank_zero_only
     @_never_fatal
     def log_hyperparams(self, params: Any) -> None:
-        super().log_hyperparams(params)
+        """Keep parameters; those that the continued run has already stay as they are, as MLflow demands."""
+        known = self.experiment.get_run(self.run_id).data.params
+        super().log_hyperparams({name: value for name, value in params.items() if name not in known})
 
     @rank_zero_only
     @_never_fatal

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed.checkpoint as dcp
+from transformers import PreTrainedModel
 
 from inscp.commands.fit import quiet
 from inscp.commands.parser import call
-from inscp.errors import UserError
-from inscp.model.export import CHECKPOINT_KEY, Origin, export_model
+from inscp.model.checkpoint import MODEL_PREFIX, ORIGIN_KEY, read_checkpoint
+from inscp.model.export import Origin, export_model
 from inscp.pretrained import load_model, load_tokenizer
 
 
@@ -22,23 +24,27 @@ def export(checkpoint: str, out: str, dtype: Literal["bfloat16", "float32", "flo
     """Turn a checkpoint into a Hugging Face folder.
 
     Args:
-        checkpoint: a file that `fit` wrote.
+        checkpoint: what `fit` wrote: a file, or a folder of shards from any number of ranks.
         out: the new folder.
         dtype: of the weights.
     """
-    if not Path(checkpoint).is_file():
-        raise UserError(checkpoint, "no such checkpoint", "Give a .ckpt file that fit wrote.")
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        origin = Origin(**state[CHECKPOINT_KEY])
-    except Exception as error:  # torch raises a dozen types for files that are not checkpoints
-        raise UserError(checkpoint, "not a checkpoint of this program", "Give a .ckpt file that fit wrote.") from error
+    path = Path(checkpoint)
+    kept = read_checkpoint(path)
+    origin = Origin(**kept[ORIGIN_KEY])
     model = load_model(origin.pretrained, torch.float32)
-    weights = {
-        name.removeprefix("loss.model."): tensor
-        for name, tensor in state["state_dict"].items()
-        if name.startswith("loss.model.")
-    }
-    model.load_state_dict(weights)
+    if path.is_dir():
+        _load_shards(path, model)
+    else:
+        weights = kept["state_dict"]
+        model.load_state_dict(
+            {name.removeprefix(MODEL_PREFIX): weights[name] for name in weights if name.startswith(MODEL_PREFIX)}
+        )
     export_model(model, load_tokenizer(origin.pretrained), Path(out), origin, getattr(torch, dtype))
     print(out)
+
+
+def _load_shards(folder: Path, model: PreTrainedModel) -> None:
+    """Read the shards straight into the model's tensors."""
+    dcp.load(
+        {"state_dict": {f"{MODEL_PREFIX}{name}": t for name, t in model.state_dict().items()}}, checkpoint_id=folder
+    )

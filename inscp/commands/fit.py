@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import warnings
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from inscp.callbacks.tracking import MLflowTracker, Tracking
 from inscp.commands.parser import TrainingParser
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import UserError
+from inscp.model.checkpoint import RUN_KEY, read_checkpoint
 from inscp.model.module import InsCPModule
 
 TRAINER_DEFAULTS = {
@@ -90,6 +92,8 @@ class InsCPCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults(weights_only=True)  # a checkpoint is data: loading one never runs code
+        if subcommand != "fit":
+            parser.set_defaults(verbose=False)  # Lightning's table repeats every set under every data loader
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -111,6 +115,8 @@ class InsCPCLI(LightningCLI):
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
         self.folder = Path(given["default_root_dir"]) / slug / f"{datetime.now():%Y%m%d-%H%M%S}"
         tracking: Tracking = self._get(self.config_init, "mlflow")
+        if resumed := self.subcommand == "fit" and self._get(self.config_init, "ckpt_path"):
+            tracking = replace(tracking, run_id=tracking.run_id or read_checkpoint(Path(resumed))[RUN_KEY])
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
         wanted = tracking.enabled and starts_run and given["logger"] is None
         self.tracker = MLflowTracker(tracking, name, provenance_tags()) if wanted else None
@@ -132,6 +138,14 @@ class InsCPCLI(LightningCLI):
         if given["logger"] is None:
             kwargs["logger"] = self.tracker or False
         return super().instantiate_trainer(precision=given["precision"] or best_precision(), **kwargs)
+
+    def after_validate(self) -> None:
+        """Print loss (nats a token) and perplexity of each held-out set."""
+        if self.trainer.is_global_zero:
+            for name, value in sorted(self.trainer.callback_metrics.items()):
+                print(f"{name:<40} {float(value):10.4f}")
+
+    after_test = after_validate
 
     def after_fit(self) -> None:
         """Say where everything is and what to try next."""

@@ -15,9 +15,6 @@ from inscp.errors import UserError
 from inscp.paths import written_whole
 from inscp.pretrained import model_name
 
-CHECKPOINT_KEY = "inscp"
-"""Under which key of a checkpoint the `Origin` is kept."""
-
 
 @dataclass(frozen=True)
 class Origin:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from corpus import write_corpus
 
+from inscp.commands.export import export
+
 TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import json, sys
 from pathlib import Path
 from corpus import Losses, data_module, module, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
@@ -22,8 +25,9 @@ if __name__ == "__main__":
     folder, model, ranks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     strategy = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1) if ranks > 1 else "auto"
     losses, provenance = Losses(), Provenance()
-    run = trainer(folder, devices=ranks, strategy=strategy, accumulate_grad_batches=2,
-                  callbacks=[provenance, losses, ExportAtEnd(folder / f"model{ranks}", provenance)])
+    saving = ModelCheckpoint(folder / f"kept{ranks}", filename="last", every_n_train_steps=1)
+    run = trainer(folder, devices=ranks, strategy=strategy, accumulate_grad_batches=2, enable_checkpointing=True,
+                  callbacks=[provenance, losses, ExportAtEnd(folder / f"model{ranks}", provenance), saving])
     (folder / "one.jsonl").write_text('{"text": "The sea is blue."}')  # fewer rows than ranks
     data = data_module(folder / "corpus.jsonl", model, batch_size=4 // ranks, epochs=6.0,
                        validation={"one": str(folder / "one.jsonl")})
@@ -60,6 +64,14 @@ def test_a_held_out_set_of_fewer_rows_than_ranks_has_the_same_loss(folder: Path)
     one, two = (json.loads((folder / f"held_out{ranks}.json").read_text()) for ranks in (1, 2))
     assert two == pytest.approx(one, rel=1e-3)
     assert one.keys() == {"one"}
+
+
+def test_export_of_a_checkpoint_in_shards_gives_the_same_bytes(folder: Path) -> None:
+    checkpoint = folder / "kept2" / "last.ckpt"
+    assert len(list(checkpoint.glob("*.distcp"))) == 2
+    export(str(checkpoint), str(folder / "from_shards"))
+    name = "model.safetensors"
+    assert (folder / "from_shards" / name).read_bytes() == (folder / "model2" / name).read_bytes()
 
 
 def test_the_exported_model_is_whole(folder: Path) -> None:

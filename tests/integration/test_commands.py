@@ -97,10 +97,11 @@ def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Pa
     assert before, fitted
     assert found, done.stdout
     assert float(found[1]) == pytest.approx(float(before[1]), abs=0.02)
+    assert done.stdout.count("val/held/perplexity") == 1
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> None:
-    changes = ["--before_after.prompts", "null", "--mlflow.enabled", "false"]
+    changes = ["--before_after.prompts", "null", "--mlflow.experiment", "resumed"]
     changes += ["--checkpoint.every_n_train_steps", "2", "--checkpoint.save_top_k", "-1"]
     whole = run("fit", "--config", config.name, *changes, "--checkpoint.dirpath", "kept", cwd=config.parent)
     assert whole.returncode == 0, whole.stderr
@@ -109,6 +110,10 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> No
     assert resumed.returncode == 0, resumed.stderr
     table = re.compile(r"held perplexity.*")
     assert table.findall(resumed.stdout) == table.findall(whole.stdout) != []
+    client = MlflowClient(f"sqlite:///{config.parent}/mlflow.db")
+    [found] = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])  # one run for both
+    assert found.info.status == "FINISHED"
+    assert found.info.run_id in resumed.stdout
 
 
 def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:
