@@ -80,6 +80,8 @@ def export_model(
         _update_json(partial / "generation_config.json", **own)
         (partial / "inscp.json").write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (partial / "README.md").write_text(model_card(origin), "utf-8")
+        for file in partial.iterdir():
+            file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is
 
 
 def _update_json(path: Path, **values: Any) -> None:

@@ -47,6 +47,10 @@ def test_the_folder_loads_with_plain_transformers_in_another_process(trained: tu
     assert "bfloat16" in done.stdout
 
 
+def test_a_server_of_another_user_can_read_every_file(trained: tuple[Path, torch.nn.Module]) -> None:
+    assert {path.stat().st_mode & 0o777 for path in (trained[0] / "model").iterdir()} == {0o644}
+
+
 def test_the_weights_are_the_trained_ones(trained: tuple[Path, torch.nn.Module], tiny_model_folder: str) -> None:
     folder, model = trained
     original = load_model(tiny_model_folder, torch.float32).state_dict()
