@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from inscp.callbacks.tracking import MLflowTracker
+from inscp.callbacks.tracking import tracker_of
 from inscp.evaluation.generation import generate
 from inscp.evaluation.language import Alignment, judge, read_aligned_prompts
 from inscp.model.module import InsCPModule
@@ -63,8 +63,8 @@ class BeforeAfter(Callback):
         (self.folder.parent / "before_after.json").write_text(
             json.dumps({"before": self._before, "after": after}, indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
-        if isinstance(trainer.logger, MLflowTracker):
-            trainer.logger.log_text(table, "before_after.txt")
+        if tracker := tracker_of(trainer):
+            tracker.log_text(table, "before_after.txt")
 
     def _measure(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
         device = trainer.strategy.root_device
@@ -75,11 +75,11 @@ class BeforeAfter(Callback):
             alignment = judge(generate(model, tokenizer, prompts, self._max_new_tokens), language)
             shares = {name: share.value for name, share in alignment.shares().items()}
             result[f"answers to {language} prompts"] = shares
-            if isinstance(trainer.logger, MLflowTracker):
+            if tracker := tracker_of(trainer):
                 step = 0 if when == "before" else trainer.global_step
                 metrics = {f"eval/alignment/{language}/{name}": value for name, value in shares.items()}
-                trainer.logger.log_at(metrics, step)
-                trainer.logger.log_table(_columns(alignment), f"generations/{when}_{language}.json")
+                tracker.log_at(metrics, step)
+                tracker.log_table(_columns(alignment), f"generations/{when}_{language}.json")
         return result
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp import __version__
-from inscp.callbacks.tracking import MLflowTracker
+from inscp.callbacks.tracking import MLflowTracker, tracker_of
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import ORIGIN_KEY, RUN_KEY
@@ -69,8 +69,7 @@ class Provenance(Callback):
         _, tracker = _parts(trainer)
         if tracker is not None:
             for name, loss in self._before.items():
-                perplexity = torch.tensor(loss).exp().item()
-                tracker.log_at({f"val/{name}/loss": loss, f"val/{name}/perplexity": perplexity}, step=0)
+                tracker.log_at({f"val/{name}/loss": loss, f"val/{name}/perplexity": math.exp(loss)}, step=0)
 
     def origin(self, trainer: Trainer) -> Origin:
         """Everything about the run in plain values."""
@@ -125,4 +124,4 @@ def _hardware() -> str:
 def _parts(trainer: Trainer) -> tuple[InsCPDataModule, MLflowTracker | None]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, InsCPDataModule)
-    return data, trainer.logger if isinstance(trainer.logger, MLflowTracker) else None
+    return data, tracker_of(trainer)

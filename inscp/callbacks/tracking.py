@@ -7,6 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lightning import Trainer
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
@@ -14,6 +15,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from inscp.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def tracker_of(trainer: Trainer) -> "MLflowTracker | None":
+    """The trainer's tracker, where the training is tracked."""
+    return trainer.logger if isinstance(trainer.logger, MLflowTracker) else None
 
 
 def _never_fatal(method: F) -> F:

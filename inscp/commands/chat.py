@@ -6,7 +6,7 @@ import torch
 
 from inscp.commands.fit import quiet
 from inscp.commands.parser import call
-from inscp.data.template import render
+from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.model.export import end_token_ids
 from inscp.pretrained import load_model, load_tokenizer
@@ -47,9 +47,15 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         if not said:
             break
         turns.append({"role": "user", "content": said})
-        ids = tokenizer(render(tokenizer, turns, True), add_special_tokens=False, return_tensors="pt").to(device)
+        ids = torch.tensor([prompt_ids(tokenizer, turns)], device=device)
         output = llm.generate(
-            **ids, max_new_tokens=max_new_tokens, streamer=streamer, eos_token_id=ends, pad_token_id=ends[0], **sampling
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+            **sampling,
         )
-        answer = str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+        answer = str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
         turns.append({"role": "assistant", "content": answer})

@@ -22,7 +22,7 @@ from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
 from inscp.callbacks.throughput import Throughput
-from inscp.callbacks.tracking import MLflowTracker, Tracking
+from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
 from inscp.commands.parser import TrainingParser
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import UserError
@@ -60,8 +60,8 @@ class LogConfig(SaveConfigCallback):
         text = self.parser.dump(Namespace(config), skip_none=False)
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "config.yaml").write_text(text, "utf-8")
-        if isinstance(trainer.logger, MLflowTracker):
-            trainer.logger.log_text(text, "config.yaml")
+        if tracker := tracker_of(trainer):
+            tracker.log_text(text, "config.yaml")
 
 
 class InsCPCLI(LightningCLI):
@@ -123,13 +123,13 @@ class InsCPCLI(LightningCLI):
         checkpoint: ModelCheckpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = checkpoint.dirpath or str(self.folder / "checkpoints")
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
-        before_after.folder = self.folder / "model"
+        before_after.folder = self.model_folder = self.folder / "model"
         provenance = Provenance()
         given["callbacks"] = [
             *(given["callbacks"] or []),
             provenance,
             Throughput(),
-            ExportAtEnd(self.folder / "model", provenance),
+            ExportAtEnd(self.model_folder, provenance),
             progress(),
         ]
         given["enable_progress_bar"] = sys.stderr.isatty()
@@ -151,7 +151,7 @@ class InsCPCLI(LightningCLI):
         """Say where everything is and what to try next."""
         if not self.trainer.is_global_zero:
             return
-        model, tracker = self.folder / "model", self.tracker
+        model, tracker = self.model_folder, self.tracker
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else []), "", "next:"]
         lines.append(f"  python -m inscp chat --model {model}")
         lines.append(f"  python -m inscp inspect --config {self.folder / 'config.yaml'}")

@@ -182,10 +182,14 @@ class InsCPDataModule(LightningDataModule):
         assert self.trainer is not None
         return self._rows_before + (self.trainer.global_step - self._step_before) * self.rows_per_step
 
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a training to go on."""
+        return {"fingerprint": self.report.fingerprint, "seed": self.seed, "rows_per_step": self.rows_per_step}
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to go on at the next unseen row."""
-        kept = {"fingerprint": self.report.fingerprint, "seed": self.seed, "rows_per_step": self.rows_per_step}
-        return kept | {"rows_seen": self.rows_seen}
+        return self._identity | {"rows_seen": self.rows_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the rows that were seen.
@@ -195,8 +199,7 @@ class InsCPDataModule(LightningDataModule):
         """
         if not self._fits:
             return
-        here = {"fingerprint": self.pipeline().fingerprint(), "seed": self.seed, "rows_per_step": self.rows_per_step}
-        for key, now in here.items():
+        for key, now in self._identity.items():
             if state_dict[key] != now:
                 what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
                 mend = (

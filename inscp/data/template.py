@@ -151,6 +151,11 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_
     )
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
+    """The conversation up to where the assistant begins to answer, as token ids."""
+    return list(tokenizer(render(tokenizer, turns, add_generation_prompt=True), add_special_tokens=False)["input_ids"])
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token id that is special to the tokenizer, whether or not it has a named role."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inscp.data.template import render
+from inscp.data.template import prompt_ids
 from inscp.model.export import end_token_ids
 from inscp.records import Generation
 
@@ -28,17 +28,14 @@ def generate(
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
     """
     ends = end_token_ids(model, tokenizer)
-    prompt_ids = [
-        tokenizer(render(tokenizer, [{"role": "user", "content": prompt}], True), add_special_tokens=False)["input_ids"]
-        for prompt in prompts
-    ]
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompt_ids[index]))
+    encoded = [prompt_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     result: dict[int, Generation] = {}
     for start in range(0, len(prompts), batch_size):
         batch = by_length[start : start + batch_size]
-        width = max(len(prompt_ids[index]) for index in batch)
-        pads = [width - len(prompt_ids[index]) for index in batch]
-        input_ids = [[ends[0]] * pad + prompt_ids[index] for pad, index in zip(pads, batch, strict=True)]
+        width = max(len(encoded[index]) for index in batch)
+        pads = [width - len(encoded[index]) for index in batch]
+        input_ids = [[ends[0]] * pad + encoded[index] for pad, index in zip(pads, batch, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
         output = model.generate(  # type: ignore[operator]
             input_ids=torch.tensor(input_ids, device=model.device),

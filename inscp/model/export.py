@@ -24,7 +24,7 @@ class Origin:
         pretrained: the original model, as configured.
         arm: the method.
         language: BCP 47 tag.
-        training: what was configured (learning rate, row length, …) and what was used (tokens, steps).
+        training: what was configured (learning rate, row length, token budget, …) and the steps that this makes.
         data: the data report.
         held_out: held-out set -> loss in nats a token, before and after.
     """
@@ -62,7 +62,6 @@ def export_model(
         dtype: of the written weights.
         weights: the whole state dict, where the model's own is sharded.
     """
-
     if folder.exists():
         raise UserError(str(folder), "it is there already", "Name a folder that is not.")
     with written_whole(folder) as partial:
