@@ -6,7 +6,7 @@ import sys
 from difflib import get_close_matches
 
 from inscp import __version__
-from inscp.errors import RunError, UserError
+from inscp.errors import RunError, Stopped, UserError
 
 COMMANDS = {
     "fit": "train, and end with a Hugging Face folder",
@@ -32,7 +32,10 @@ options: --version, --debug (show the traceback of an error)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 2 the user's input is wrong, 1 anything else."""
+    """Run a command; returns the exit status.
+
+    0 done; 2 the user's input is wrong; 75 interrupted, the same command goes on; 130 Ctrl-C; 1 anything else.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if "--debug" in arguments:
         os.environ["INSCP_DEBUG"] = "1"
@@ -52,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except Stopped as stopped:
+        if str(stopped):  # one rank tells it for all
+            print(stopped, file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 1

@@ -21,3 +21,19 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The input was right and the run still cannot go on (a diverged loss, say): exit status 1, no traceback."""
+
+
+class Stopped(Exception):  # noqa: N818  # no error
+    """The program ends before its end, and all is well: a signal asked it to, or there is nothing left to do.
+
+    Args:
+        message: what happened and how to go on.
+        status: the exit status: `RESTART` where the same command can go on, 130 behind Ctrl-C, 0.
+    """
+
+    RESTART = 75
+    """EX_TEMPFAIL of sysexits.h: start the same command again."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

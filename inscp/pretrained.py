@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -79,7 +80,7 @@ def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
 
 
 def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa") -> "PreTrainedModel":
-    """A causal language model, in evaluation mode.
+    """A causal language model with its weights, in evaluation mode.
 
     Args:
         spec: as for `resolve`.
@@ -89,19 +90,46 @@ def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa
     from transformers import AutoModelForCausalLM
 
     path, revision = resolve(spec)
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    make = partial(AutoModelForCausalLM.from_pretrained, path, revision=revision, **options)
+    return _made(spec, make, attn_implementation)
 
-    def load() -> "PreTrainedModel":
+
+def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa") -> "PreTrainedModel":
+    """The same model before its weights are read: parameters on the meta device, buffers in place."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path, revision = resolve(spec)
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    config = _loaded(spec, lambda: AutoConfig.from_pretrained(path, revision=revision))
+    with init_empty_weights(include_buffers=False):
+        model = _made(spec, partial(AutoModelForCausalLM.from_config, config, **options), attn_implementation)
+    model.tie_weights()  # of which the empty weights knew nothing
+    return model
+
+
+def weights_folder(spec: str) -> Path:
+    """The folder that holds a model's safetensors files, downloaded where it is on the Hub."""
+    from huggingface_hub import snapshot_download
+
+    path, revision = resolve(spec)
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(_loaded(spec, lambda: snapshot_download(path, revision=revision, allow_patterns="*.safetensors")))
+
+
+def _made(spec: str, make: Callable[[], "PreTrainedModel"], attn_implementation: str) -> "PreTrainedModel":
+    def made() -> "PreTrainedModel":
         try:
-            return AutoModelForCausalLM.from_pretrained(
-                path, revision=revision, dtype=dtype, attn_implementation=attn_implementation
-            )
+            return make()
         except (ImportError, ValueError) as error:
             if attn_implementation not in str(error) and not isinstance(error, ImportError):
                 raise
             what = f"{attn_implementation} cannot be used ({str(error).splitlines()[0]})"
             raise UserError("model.attn_implementation", what, "Take sdpa, or install what it needs.") from error
 
-    return _loaded(spec, load)
+    return _loaded(spec, made)
 
 
 def _loaded(spec: str, load: Callable[[], T]) -> T:

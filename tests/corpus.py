@@ -11,6 +11,7 @@ from inscp.commands.fit import TRAINER_DEFAULTS
 from inscp.data.datamodule import InsCPDataModule
 from inscp.model.module import InsCPModule
 from inscp.model.optim import Optimizer
+from inscp.model.strategies import OneDevice
 
 SENTENCES = ("今天天氣很好。", "我們去夜市吃東西。", "台灣的山很高。", "The sea is blue.", "Hyvää päivää!")
 
@@ -36,8 +37,14 @@ def module(model: str, **options: Any) -> InsCPModule:
 def trainer(folder: Path, **options: Any) -> Trainer:
     """The trainer of the command line, silent, in fp32 on one CPU process."""
     silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    fixed = {"accelerator": "cpu", "devices": 1, "precision": "32-true", "default_root_dir": folder}
-    return Trainer(**(TRAINER_DEFAULTS | silent | fixed | {"callbacks": [Provenance()]} | options))
+    fixed = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "strategy": OneDevice(),
+        "precision": "32-true",
+        "default_root_dir": folder,
+    }
+    return Trainer(**(TRAINER_DEFAULTS | silent | fixed | {"callbacks": [Provenance(folder)]} | options))
 
 
 class Losses(Callback):

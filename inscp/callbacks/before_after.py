@@ -41,27 +41,24 @@ class BeforeAfter(Callback):
         self.folder = Path()
         self._before: dict[str, dict[str, float]] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         if self._prompts and not self._before and trainer.is_global_zero:
             self._before = self._measure(trainer, pl_module.pretrained, "before")
 
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, InsCPModule)
-        self._before["held-out text"] = _perplexities(pl_module.held_out)
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not trainer.is_global_zero or not self._before:
+        if not trainer.is_global_zero or not (self._prompts or pl_module.held_out):
             return
+        before = self._before | {"held-out text": _perplexities(pl_module.held_out_before)}
         after = self._measure(trainer, str(self.folder), "after") if self._prompts else {}
         after["held-out text"] = _perplexities(pl_module.held_out)
-        table = render_table(self._before, after)
+        table = render_table(before, after)
         print(f"\n{table}", file=sys.stdout, flush=True)
         card = self.folder / "README.md"
         card.write_text(f"{card.read_text('utf-8')}\n## Before and after\n\n```\n{table}\n```\n", "utf-8")
         (self.folder.parent / "before_after.json").write_text(
-            json.dumps({"before": self._before, "after": after}, indent=1, ensure_ascii=False) + "\n", "utf-8"
+            json.dumps({"before": before, "after": after}, indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
         if tracker := tracker_of(trainer):
             tracker.log_text(table, "before_after.txt")

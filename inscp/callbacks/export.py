@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import torch
 from lightning import Callback, LightningModule, Trainer
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from inscp.callbacks.provenance import Provenance
-from inscp.model.export import export_model
+from inscp.model.export import assemble, export_model
 from inscp.model.module import InsCPModule
 
 
@@ -23,9 +24,11 @@ class ExportAtEnd(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(pl_module.model, options=whole)  # every rank takes part, rank 0 has the result
+        weights = {}
+        for name, tensor in pl_module.result().items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # every rank takes part
+            if trainer.is_global_zero:
+                weights[name] = whole.to("cpu", torch.float32)
         if trainer.is_global_zero:
-            tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
             origin = self._provenance.origin(trainer)
-            export_model(pl_module.model, tokenizer, self.folder, origin, weights=weights)  # type: ignore[arg-type]
+            export_model(assemble(origin, weights), trainer.datamodule.tokenizer, self.folder, origin)  # type: ignore

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from inscp import __version__
 from inscp.callbacks.tracking import MLflowTracker, tracker_of
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
-from inscp.model.checkpoint import ORIGIN_KEY, RUN_KEY
+from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, RUN_KEY
 from inscp.model.export import Origin
 from inscp.model.module import InsCPModule
 from inscp.pretrained import model_name
@@ -38,10 +39,14 @@ def tagged_example(pipeline: Pipeline) -> str:
 
 
 class Provenance(Callback):
-    """Logs what made the run, and keeps it in checkpoints for `export` and its model card."""
+    """Logs what made the run, and keeps it in checkpoints for `export` and its model card.
 
-    def __init__(self) -> None:
-        self._before: dict[str, float] = {}
+    Args:
+        folder: of the run, where a resumed training goes on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data, tracker = _parts(trainer)
@@ -65,10 +70,9 @@ class Provenance(Callback):
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The held-out losses of the original model are the first point of the curves."""
         assert isinstance(pl_module, InsCPModule)
-        self._before = dict(pl_module.held_out)
         _, tracker = _parts(trainer)
         if tracker is not None:
-            for name, loss in self._before.items():
+            for name, loss in pl_module.held_out_before.items():
                 tracker.log_at({f"val/{name}/loss": loss, f"val/{name}/perplexity": math.exp(loss)}, step=0)
 
     def origin(self, trainer: Trainer) -> Origin:
@@ -89,20 +93,19 @@ class Provenance(Callback):
             "tagger": repr(data.tagger),
         }
         held_out = {
-            name: {"before": loss, "after": module.held_out.get(name, math.nan)} for name, loss in self._before.items()
+            name: {"before": loss, "after": module.held_out.get(name, math.nan)}
+            for name, loss in module.held_out_before.items()
         }
-        return Origin(module.pretrained, data.tagger.arm, data.language, training, asdict(data.report), held_out)
+        adapter = asdict(module.adapter) if module.adapter else None
+        return Origin(
+            module.pretrained, data.tagger.arm, data.language, training, asdict(data.report), held_out, adapter
+        )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[ORIGIN_KEY] = asdict(self.origin(trainer))
         _, tracker = _parts(trainer)
-        checkpoint[RUN_KEY] = tracker.run_id if tracker is not None and not tracker.failed else None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"before": self._before}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._before = state_dict["before"]
+        checkpoint[ORIGIN_KEY] = asdict(self.origin(trainer))
+        checkpoint[FOLDER_KEY] = str(self._folder)
+        checkpoint[RUN_KEY] = tracker.run_id if tracker is not None else None
 
 
 def provenance_tags() -> dict[str, str]:

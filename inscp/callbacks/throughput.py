@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from inscp.callbacks.tracking import tracker_of
 from inscp.records import PackedBatch
 
 _GIB = 2**30
@@ -15,6 +16,8 @@ _GIB = 2**30
 
 class Throughput(Callback):
     """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `memory/peak_gib` at every optimizer step.
+
+    And the peak memory of each rank (`memory/rank_0/…`), when the weights are loaded and at the end.
 
     Tokens are those that are not padding, of all ranks. Time is that of training steps; validation and saving are
     left out. Utilisation is 6 FLOPs a parameter and token (forward and backward; the attention of short, isolated
@@ -32,6 +35,10 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._flops_per_token = 6.0 * sum(p.numel() for p in pl_module.parameters())
         self._peak = matrix_rate(pl_module.device) * trainer.world_size
+        _log_memory(trainer, "loaded_gib")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _log_memory(trainer, "peak_gib")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._started = time.perf_counter()
@@ -39,7 +46,8 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        self._step_tokens += batch.n_tokens * trainer.world_size  # the ranks' rows are equally full
+        ranks = trainer.datamodule.ranks[0]  # type: ignore[attr-defined]
+        self._step_tokens += batch.n_tokens * ranks  # whose rows are equally full
         self._seconds += time.perf_counter() - self._started
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
@@ -77,6 +85,14 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / _GIB
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
+
+
+def _log_memory(trainer: Trainer, name: str) -> None:
+    device = trainer.strategy.root_device
+    peaks = trainer.strategy.all_gather(torch.tensor(peak_memory_gib(device), device=device)).reshape(-1)
+    if tracker := tracker_of(trainer):
+        values = {f"memory/rank_{rank}/{name}": float(peak) for rank, peak in enumerate(peaks)}
+        tracker.log_at(values, trainer.global_step)
 
 
 def _synchronize(device: torch.device) -> None:

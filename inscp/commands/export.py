@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
-from transformers import PreTrainedModel
 
 from inscp.commands.fit import quiet
 from inscp.commands.parser import call
-from inscp.model.checkpoint import MODEL_PREFIX, ORIGIN_KEY, read_checkpoint
-from inscp.model.export import Origin, export_model
-from inscp.pretrained import load_model, load_tokenizer
+from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_tensors, result_name, stored_tensors
+from inscp.model.export import Origin, assemble, export_model
+from inscp.pretrained import load_tokenizer
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -24,27 +22,16 @@ def export(checkpoint: str, out: str, dtype: Literal["bfloat16", "float32", "flo
     """Turn a checkpoint into a Hugging Face folder.
 
     Args:
-        checkpoint: what `fit` wrote: a file, or a folder of shards from any number of ranks.
+        checkpoint: what `fit` wrote, on any number of ranks, with or without LoRA and EMA (…/checkpoints/step-…).
         out: the new folder.
         dtype: of the weights.
     """
     path = Path(checkpoint)
-    kept = read_checkpoint(path)
-    origin = Origin(**kept[ORIGIN_KEY])
-    model = load_model(origin.pretrained, torch.float32)
-    if path.is_dir():
-        _load_shards(path, model)
-    else:
-        weights = kept["state_dict"]
-        model.load_state_dict(
-            {name.removeprefix(MODEL_PREFIX): weights[name] for name in weights if name.startswith(MODEL_PREFIX)}
-        )
+    origin = Origin(**read_about(path)[ORIGIN_KEY])
+    stored = stored_tensors(path)
+    kept = {result_name(name, stored): name for name in stored if name.startswith("model.")}
+    weights = {name: torch.zeros(stored[name]) for name in kept}
+    read_tensors(path, weights)
+    model = assemble(origin, {kept[name].removeprefix("model."): tensor for name, tensor in weights.items()})
     export_model(model, load_tokenizer(origin.pretrained), Path(out), origin, getattr(torch, dtype))
     print(out)
-
-
-def _load_shards(folder: Path, model: PreTrainedModel) -> None:
-    """Read the shards straight into the model's tensors."""
-    dcp.load(
-        {"state_dict": {f"{MODEL_PREFIX}{name}": t for name, t in model.state_dict().items()}}, checkpoint_id=folder
-    )

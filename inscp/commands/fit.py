@@ -13,21 +13,24 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from inscp.callbacks.before_after import BeforeAfter
-from inscp.callbacks.checkpoint_io import WholeFileCheckpointIO
+from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
+from inscp.callbacks.interruption import Interruption
 from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
 from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
 from inscp.commands.parser import TrainingParser
+from inscp.commands.resume import newest_checkpoint
 from inscp.data.datamodule import InsCPDataModule
-from inscp.errors import UserError
-from inscp.model.checkpoint import RUN_KEY, read_checkpoint
+from inscp.errors import Stopped, UserError
+from inscp.model.checkpoint import FOLDER_KEY, RUN_KEY, read_about
 from inscp.model.module import InsCPModule
+from inscp.model.strategies import strategy_for
 
 TRAINER_DEFAULTS = {
     "max_epochs": 1,  # the data decides the length: token_budget or epochs
@@ -38,7 +41,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "default_root_dir": "outputs",
 }
-CHECKPOINT_DEFAULTS = {"every_n_train_steps": 100, "save_last": "link", "filename": "{step}"}
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -55,6 +57,8 @@ class LogConfig(SaveConfigCallback):
         self._folder = folder
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         # Without the arguments of this one call, so that every command takes the file.
         config = {key: value for key, value in self.config.items() if key not in ("ckpt_path", "weights_only")}
         text = self.parser.dump(Namespace(config), skip_none=False)
@@ -67,7 +71,7 @@ class LogConfig(SaveConfigCallback):
 class InsCPCLI(LightningCLI):
     """The training commands. Every section of a configuration file is one class.
 
-    `model` InsCPModule, `data` InsCPDataModule, `trainer` lightning.Trainer, `checkpoint` ModelCheckpoint,
+    `model` InsCPModule, `data` InsCPDataModule, `trainer` lightning.Trainer, `checkpoint` Checkpoints,
     `before_after` BeforeAfter, `mlflow` MLflowTracker.
     """
 
@@ -99,8 +103,7 @@ class InsCPCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Tracking, "mlflow")
         parser.add_lightning_class_args(BeforeAfter, "before_after")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT_DEFAULTS.items()})
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments("model.pretrained", "data.pretrained", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -112,32 +115,59 @@ class InsCPCLI(LightningCLI):
             raise UserError("trainer.max_epochs", "the length of a training is a matter of the data", mend)
         if given["precision"] in ("16-mixed", "16-true", 16, "16"):
             raise UserError("trainer.precision", "fp16 overflows in the loss's sums", "Take bf16-mixed or 32-true.")
-        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
-        self.folder = Path(given["default_root_dir"]) / slug / f"{datetime.now():%Y%m%d-%H%M%S}"
+        self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         tracking: Tracking = self._get(self.config_init, "mlflow")
-        if resumed := self.subcommand == "fit" and self._get(self.config_init, "ckpt_path"):
-            tracking = replace(tracking, run_id=tracking.run_id or read_checkpoint(Path(resumed))[RUN_KEY])
+        if self._resumed and self.subcommand == "fit":
+            tracking = replace(tracking, run_id=tracking.run_id or read_about(self._resumed)[RUN_KEY])
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
         wanted = tracking.enabled and starts_run and given["logger"] is None
         self.tracker = MLflowTracker(tracking, name, provenance_tags()) if wanted else None
-        checkpoint: ModelCheckpoint = self._get(self.config_init, "checkpoint")
-        checkpoint.dirpath = checkpoint.dirpath or str(self.folder / "checkpoints")
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
-        before_after.folder = self.model_folder = self.folder / "model"
-        provenance = Provenance()
+        before_after.folder = self.model_folder
+        provenance = Provenance(self.folder)
         given["callbacks"] = [
             *(given["callbacks"] or []),
             provenance,
             Throughput(),
+            Interruption(self._get(self.config_init, "checkpoint")),
             ExportAtEnd(self.model_folder, provenance),
             progress(),
         ]
         given["enable_progress_bar"] = sys.stderr.isatty()
-        given["plugins"] = [*(given["plugins"] or []), WholeFileCheckpointIO()]
+        if SLURMEnvironment.detect():  # the signal is ours; the recipe puts the job back into the queue
+            given["plugins"] = [*(given["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
         self.save_config_kwargs = {"folder": self.folder}
         if given["logger"] is None:
             kwargs["logger"] = self.tracker or False
-        return super().instantiate_trainer(precision=given["precision"] or best_precision(), **kwargs)
+        strategy = strategy_for(given["strategy"], given["accelerator"], given["devices"], given["num_nodes"])
+        precision = given["precision"] or best_precision()
+        return super().instantiate_trainer(precision=precision, strategy=strategy, **kwargs)
+
+    def _find_folder(self, runs: Path) -> None:
+        """Decide what the training goes on from and where the run's files lie.
+
+        Args:
+            runs: the folder of all runs of this name.
+        """
+        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
+        given = self._get(self.config_init, "ckpt_path")
+        if given == "last":
+            earlier = sorted(runs.glob("*/checkpoints"), reverse=True)
+            found = newest_checkpoint([checkpoints.folder] if checkpoints.is_given_folder else earlier)
+            self.config_init[self.subcommand]["ckpt_path"] = found and str(found)
+        else:
+            found = Path(given) if given else None
+        self._resumed = found
+        self.folder = runs / f"{datetime.now():%Y%m%d-%H%M%S}"
+        if found and self.subcommand == "fit":
+            before = Path(read_about(found)[FOLDER_KEY])
+            is_ended = (before / "model").exists()
+            if is_ended and given == "last":
+                raise Stopped(f"this training has ended; its model is {before / 'model'}", 0)
+            self.folder = self.folder if is_ended else before
+        self.model_folder = self.folder / "model"
+        if not checkpoints.is_given_folder:
+            checkpoints.folder = self.folder / "checkpoints"
 
     def after_validate(self) -> None:
         """Print loss (nats a token) and perplexity of each held-out set."""
@@ -182,4 +212,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # InsCPDataModule is
+    warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process.*")
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has reduced over the ranks already

@@ -36,6 +36,7 @@ class InsCPDataModule(LightningDataModule):
         on_bad_record: `error` stops at a record that does not fit, `skip` leaves it out and counts it.
         seed: of the order of rows.
         num_workers: processes that load batches beside the training.
+        force_resume: let a checkpoint of other data go on with these, at the same place of the row order.
         pretrained: whose tokenizer is used (taken from the model).
     """
 
@@ -53,6 +54,7 @@ class InsCPDataModule(LightningDataModule):
         on_bad_record: OnBadRecord = "error",
         seed: int = 0,
         num_workers: int = 0,
+        force_resume: bool = False,
         pretrained: str = "",
     ) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class InsCPDataModule(LightningDataModule):
         self.validation = {name: as_sources(source) for name, source in (validation or {}).items()}
         self.validation_tagger = validation_tagger or InsCPTagger(loss="response")
         self.row_length, self.batch_size, self.num_workers, self.seed = row_length, batch_size, num_workers, seed
-        self.token_budget, self.epochs = token_budget, epochs
+        self.token_budget, self.epochs, self.force_resume = token_budget, epochs, force_resume
         self.on_bad_record = on_bad_record
         self.pretrained = pretrained
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -111,18 +113,32 @@ class InsCPDataModule(LightningDataModule):
         else:
             wanted = math.ceil(self.token_budget / self._train_rows.n_tokens.mean())
         max_steps = self.trainer.max_steps if self.trainer else -1
-        return wanted if max_steps < 0 else min(wanted, max_steps * self.rows_per_step)
+        return wanted if max_steps < 0 else min(wanted, self._rows_after(max_steps))
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return -(-self.total_rows // self.rows_per_step)
+        return self._step_before + max(0, -(-(self.total_rows - self._rows_before) // self.rows_per_step))
+
+    def span(self, step: int) -> tuple[float, float]:
+        """Shares of the training that lie behind before and after optimizer step `step` (from 0)."""
+        return self._rows_after(step) / self.total_rows, self._rows_after(step + 1) / self.total_rows
+
+    def _rows_after(self, steps: int) -> int:
+        return self._rows_before + (steps - self._step_before) * self.rows_per_step
 
     @property
     def rows_per_step(self) -> int:
         """Rows of one optimizer step over all micro-batches and ranks."""
         assert self.trainer is not None
-        return self.batch_size * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return self.batch_size * self.trainer.accumulate_grad_batches * self.ranks[0]
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """How many ranks see different rows, and which of them this one is."""
+        assert self.trainer is not None
+        shares = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        return shares["num_replicas"], shares["rank"]
 
     @property
     def _fits(self) -> bool:
@@ -144,16 +160,17 @@ class InsCPDataModule(LightningDataModule):
         """Micro-batches of this rank from the first row that was not seen."""
         assert self._train_rows is not None
         assert self.trainer is not None
-        self._step_before = self.trainer.global_step
+        ranks, rank = self.ranks
         sampler = PackedRowSampler(
             self._train_rows.n_targets,
             self.total_rows,
             self.batch_size,
             accumulate=self.trainer.accumulate_grad_batches,
-            ranks=self.trainer.world_size,
-            rank=self.trainer.global_rank,
+            ranks=ranks,
+            rank=rank,
             seed=self.seed,
             start=self._rows_before,
+            steps_before=self._step_before,
         )
         return self._loader(self._train_rows, sampler)
 
@@ -162,7 +179,7 @@ class InsCPDataModule(LightningDataModule):
         assert self.trainer is not None
         loaders = []
         for rows in self._validation_rows.values():
-            ranks, rank = self.trainer.world_size, self.trainer.global_rank
+            ranks, rank = self.ranks
             sampler = PackedRowSampler(
                 rows.n_targets, len(rows.n_targets), self.batch_size, ranks=ranks, rank=rank, seed=None
             )
@@ -177,33 +194,27 @@ class InsCPDataModule(LightningDataModule):
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned)
 
     @property
-    def rows_seen(self) -> int:
-        """Rows of the stream that finished optimizer steps have taken."""
-        assert self.trainer is not None
-        return self._rows_before + (self.trainer.global_step - self._step_before) * self.rows_per_step
-
-    @property
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a training to go on."""
-        return {"fingerprint": self.report.fingerprint, "seed": self.seed, "rows_per_step": self.rows_per_step}
+        return {"fingerprint": self.report.fingerprint, "seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs to go on at the next unseen row."""
-        return self._identity | {"rows_seen": self.rows_seen}
+        """What a resumed training needs to go on at the next unseen row, on any number of ranks."""
+        assert self.trainer is not None
+        step = self.trainer.global_step
+        return self._identity | {"step": step, "rows_seen": self._rows_after(step)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the rows that were seen.
 
         Raises:
-            UserError: the checkpoint was trained on other data, in another order, or in steps of another size.
+            UserError: the checkpoint was trained on other data or in another order, and this is not forced.
         """
         if not self._fits:
             return
         for key, now in self._identity.items():
-            if state_dict[key] != now:
+            if state_dict[key] != now and not self.force_resume:
                 what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
-                mend = (
-                    "Resume with the same data, tokenizer, tagger, seed and rows a step (batch x accumulation x ranks)."
-                )
+                mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
                 raise UserError("--ckpt_path", what, mend)
-        self._rows_before = state_dict["rows_seen"]
+        self._rows_before, self._step_before = state_dict["rows_seen"], state_dict["step"]

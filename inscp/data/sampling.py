@@ -2,8 +2,9 @@
 
 The rows form one endless stream: a fresh seeded permutation of the data for each pass. A step takes the next
 `batch_size x accumulate x ranks` rows of the stream, so what a step sees does not depend on how it is divided, and a
-resumed training goes on at the first row that has not been seen. Where the training ends
-inside a step, the missing rows are empty ones, which have no targets and so no weight: nothing is dropped or repeated.
+training that is resumed, on whatever number of ranks, goes on at the first row that has not been seen. Where the
+training ends inside a step, the missing rows are empty ones, which have no targets and so no weight: nothing is
+dropped or repeated.
 This short sampler over pre-packed rows was chosen over `grain`, `streaming` and `litdata`, which solve the same for
 data that has no length; packed rows have one.
 """
@@ -41,7 +42,7 @@ class PackedRowSampler(Sampler[MicroBatch]):
         accumulate: micro-batches a step.
         ranks, rank: of the data-parallel group.
         seed: of the permutations; None keeps the rows in their order.
-        start: rows of the stream that were taken before.
+        start, steps_before: rows of the stream that were taken before, and in how many steps.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class PackedRowSampler(Sampler[MicroBatch]):
         rank: int = 0,
         seed: int | None = 0,
         start: int = 0,
+        steps_before: int = 0,
     ) -> None:
         self._n_targets = np.append(n_targets, 0)  # so that EMPTY_ROW has none
         self._total_rows = total_rows
         self._batch_size, self._accumulate, self._ranks, self._rank = batch_size, accumulate, ranks, rank
-        self._seed, self._start = seed, start
+        self._seed, self._start, self._steps_before = seed, start, steps_before
         self._permutation = lru_cache(maxsize=1)(self._permuted)  # of millions of rows, needed at every step
 
     @property
@@ -68,7 +70,8 @@ class PackedRowSampler(Sampler[MicroBatch]):
 
     def __len__(self) -> int:
         """Micro-batches of the whole training, those before `start` included (as Lightning counts)."""
-        return -(-self._total_rows // self.rows_per_step) * self._accumulate
+        steps = max(0, -(-(self._total_rows - self._start) // self.rows_per_step))
+        return (self._steps_before + steps) * self._accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for begin in range(self._start, self._total_rows, self.rows_per_step):

@@ -1,11 +1,25 @@
-"""What a checkpoint says beside its weights, without running any code that may be in it."""
+"""Checkpoints: a folder of safetensors shards and plain values that is whole or not there.
 
+torch.distributed.checkpoint writes and re-shards the tensors, so that any number of ranks reads what any other number
+wrote. Its safetensors layout is taken and not its own one, which keeps a pickle: reading a checkpoint never runs code.
+A checkpoint is written beside its place, with the size of every file in a mark, and renamed when all of it is on disk.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
-from inscp.errors import UserError
+from inscp.errors import RunError, UserError
 
 ORIGIN_KEY = "inscp"
 """Under which key of a checkpoint the run's `Origin` is kept."""
@@ -13,22 +27,187 @@ ORIGIN_KEY = "inscp"
 RUN_KEY = "mlflow_run_id"
 """Under which key of a checkpoint the MLflow run is kept."""
 
-MODEL_PREFIX = "loss.model."
-"""Where `InsCPModule` holds the language model."""
+FOLDER_KEY = "folder"
+"""Under which key of a checkpoint the run's folder is kept."""
+
+_ABOUT, _MARK = "about.pt", "whole.json"
+_PARTIAL = ".partial"
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint file, memory-mapped, or what stands beside the shards of a checkpoint folder.
+def step_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies; the names sort by step."""
+    return folder / f"step-{step:08}"
+
+
+class CheckpointWriter:
+    """Writes checkpoints, one at a time; every rank takes part.
+
+    Args:
+        asynchronous: return when the tensors are copied to CPU memory; the files are written beside the training.
+    """
+
+    def __init__(self, asynchronous: bool = False) -> None:
+        self._asynchronous = asynchronous
+        self._pending: Future[None] | None = None
+
+    def write(
+        self,
+        folder: Path,
+        tensors: Mapping[str, torch.Tensor],
+        about: Mapping[str, Any],
+        mark: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a checkpoint, or begin to; `wait` tells how it went. The one before must have been waited for.
+
+        Args:
+            folder: becomes the checkpoint; must not be there yet.
+            tensors: `PART.NAME` -> tensor, sharded or whole; each part and each state of the optimizer goes into
+                files of its own.
+            about: everything else, plain values.
+            mark: more values to keep with the sizes of the files, for `read_mark`.
+        """
+        partial = folder.with_name(folder.name + _PARTIAL)
+        kinds = {name: _kind(name) for name in tensors}
+        files = {kind: index for index, kind in enumerate(dict.fromkeys(kinds.values()), 1)}
+        storage = HuggingFaceStorageWriter(
+            str(partial), {name: files[kind] for name, kind in kinds.items()}, save_distributed=True
+        )
+
+        def commit() -> None:
+            if is_first_rank():
+                _commit(partial, folder, about, mark or {})
+
+        self._pending = Future()
+        if self._asynchronous:
+            saved = dcp.async_save(dict(tensors), storage_writer=storage)
+            saved.add_done_callback(lambda done: self._settle(done.result, commit, partial))  # type: ignore[union-attr]
+        else:
+            self._settle(lambda: dcp.save(dict(tensors), storage_writer=storage), commit, partial)
+
+    def _settle(self, save: Any, commit: Any, partial: Path) -> None:
+        assert self._pending is not None
+        try:
+            save()
+            commit()
+        except (Exception, CheckpointException) as error:
+            if is_first_rank():
+                shutil.rmtree(partial, ignore_errors=True)
+            failures = getattr(error, "failures", None)
+            cause = next(iter(failures.values()))[0] if failures else error
+            name = partial.name.removesuffix(_PARTIAL)
+            self._pending.set_exception(RunError(f"checkpoint {name} could not be written: {cause}"))
+        else:
+            self._pending.set_result(None)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk.
+
+        Raises:
+            RunError: it could not be written; what was there before is untouched.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def is_first_rank() -> bool:
+    """Whether this process writes what is written once."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _kind(name: str) -> str:
+    part, _, rest = name.partition(".")
+    return f"{part}.{rest.rpartition('.')[2]}" if part == "optimizer" else part
+
+
+def _commit(partial: Path, folder: Path, about: Mapping[str, Any], mark: Mapping[str, Any]) -> None:
+    torch.save(dict(about), partial / _ABOUT)
+    sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+    (partial / _MARK).write_text(json.dumps({"files": sizes, **mark}), "utf-8")
+    for path in (*partial.iterdir(), partial):  # a name must not be on disk before what it names
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    partial.rename(folder)
+
+
+def read_mark(path: Path) -> dict[str, Any]:
+    """The mark of a whole checkpoint.
 
     Raises:
-        UserError: no such checkpoint, or not one of this program.
+        UserError: no such checkpoint, or one of which a file is missing or cut.
     """
-    file = path / "meta.pt" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(str(path), "no such checkpoint", "Give a checkpoint that fit wrote.")
+    if not (path / _MARK).is_file():
+        raise UserError(str(path), "no such checkpoint", "Give a checkpoint that fit wrote (…/checkpoints/step-…).")
     try:
-        kept: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        kept[ORIGIN_KEY]
-    except Exception as error:  # torch raises a dozen types for files that are not checkpoints
+        mark: dict[str, Any] = json.loads((path / _MARK).read_text("utf-8"))
+        sizes = mark["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(str(path / _MARK), "the checkpoint's mark is damaged", "Take the checkpoint before.") from error
+    for name, size in sizes.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else 0
+        if found != size:
+            what = f"the checkpoint is damaged: {found:,} of {size:,} bytes are there"
+            raise UserError(str(path / name), what, "Take the checkpoint before, or --ckpt_path last.")
+    return mark
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors.
+
+    Raises:
+        UserError: no such checkpoint, a damaged one, or not one of this program.
+    """
+    read_mark(path)
+    try:
+        about: dict[str, Any] = torch.load(path / _ABOUT, map_location="cpu", weights_only=True)
+        about[ORIGIN_KEY]
+    except Exception as error:  # torch raises a dozen types for files that are not its own
         raise UserError(str(path), "not a checkpoint of this program", "Give one that fit wrote.") from error
-    return kept
+    return about
+
+
+def stored_tensors(path: Path) -> dict[str, torch.Size]:
+    """Name -> shape of every tensor in a folder of safetensors, whole or in shards."""
+    metadata = HuggingFaceStorageReader(str(path)).read_metadata()
+    return {name: kept.size for name, kept in metadata.state_dict_metadata.items()}  # type: ignore[union-attr]
+
+
+def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
+    """Fill tensors, sharded or whole, in place; each rank reads its own slices, and casts them to what is there."""
+    dcp.load(dict(into), storage_reader=HuggingFaceStorageReader(str(path)))
+
+
+def result_name(name: str, stored: Mapping[str, Any]) -> str:
+    """Under which name a checkpoint keeps what the training made of weight `model.NAME`: the average where it has one.
+
+    Args:
+        name: `model.NAME`.
+        stored: by name, what the checkpoint keeps.
+    """
+    average = "average." + name.removeprefix("model.")
+    return average if average in stored else name
+
+
+def whole_checkpoints(folder: Path) -> tuple[list[Path], list[UserError]]:
+    """The whole checkpoints of a folder, the newest first, and what is wrong with the others."""
+    whole, damaged = [], []
+    for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
+        try:
+            read_mark(path)
+        except UserError as error:
+            damaged.append(error)
+        else:
+            whole.append(path)
+    return whole, damaged
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint; killed in between, it leaves no damaged one."""
+    shutil.rmtree(path.rename(path.with_name(path.name + _PARTIAL)), ignore_errors=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Clear away what a killed process had begun to write or to remove."""
+    for path in folder.glob(f"step-*{_PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)

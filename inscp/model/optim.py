@@ -1,12 +1,13 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
@@ -43,17 +44,15 @@ class Optimizer:
         ]
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
-    def factor(self, total_steps: int) -> Callable[[int], float]:
-        """Step (from 0) -> share of the highest learning rate."""
-        warmup = math.ceil(self.warmup * total_steps)
+    def factor(self, begin: float, end: float) -> float:
+        """Share of the highest learning rate in a step.
 
-        def at(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-            return self.final + (1 - self.final) * _DECAYS[self.schedule](done)
-
-        return at
+        Args:
+            begin, end: shares of the training that lie behind before and after the step.
+        """
+        if begin < self.warmup:
+            return min(1.0, end / (self.warmup + end - begin))
+        return self.final + (1 - self.final) * _DECAYS[self.schedule]((begin - self.warmup) / (1 - self.warmup))
 
 
 _DECAYS: dict[Schedule, Callable[[float], float]] = {
@@ -62,3 +61,44 @@ _DECAYS: dict[Schedule, Callable[[float], float]] = {
     "wsd": lambda done: min(1.0, (1 - done) / 0.2),
     "constant": lambda done: 1.0,
 }
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors as `PARAMETER.STATE`, sharded as the parameters are."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{names[p]}.{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def allocate_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the tensors that `Adam` otherwise makes in its first step, for a checkpoint to fill."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scale gradients down to a total norm of `max_norm` at most.
+
+    Args:
+        parameters: whole ones, or shards over one or several device meshes.
+        max_norm: of all gradients together; inf only measures.
+
+    Returns:
+        fp32 scalar: the norm before.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    meshes: dict[object, list[torch.Tensor]] = {}
+    for gradient in gradients:
+        meshes.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
+    norms = [nn.utils.get_total_norm(group) for group in meshes.values()]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    if max_norm < math.inf:
+        torch._foreach_mul_([_local(g) for g in gradients], (max_norm / (total + 1e-6)).clamp(max=1.0))
+    return total
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,24 +1,86 @@
-"""How a model is spread over devices: FSDP2 (`fully_shard`), a group for each block and one for the rest."""
+"""How a model is spread over devices: FSDP2 (`fully_shard`), copies of it (HSDP), and tensor parallelism."""
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import PreTrainedModel
+
+from inscp.errors import UserError
+from inscp.model.blocks import blocks
+
+_STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+_SUMMED = "replicated_with_grad_allreduce"
 
 
-def shard(root: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard `root` in place: fp32 weights and optimizer states, bf16 compute, fp32 reduction of gradients.
+def shard(
+    root: nn.Module,
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype | None,
+    reshard_after_forward: bool | int,
+    cpu_offload: bool,
+) -> None:
+    """Shard `root` in place, each transformer block by itself and the rest as one group.
 
-    On a device without bf16 (a CPU test) the compute is fp32 as well.
+    Args:
+        root: what is called in a training step.
+        mesh: one dimension, or two: copies x shards.
+        compute_dtype: of the gathered weights; None keeps that of the shards. Gradients are reduced in fp32.
+        reshard_after_forward: free a block's weights between its forward and its backward pass; a number keeps them
+            in shards over so many ranks (those of a node).
+        cpu_offload: keep shards, gradients and optimizer states in CPU memory.
     """
-    has_bf16 = mesh.device_type == "cuda" and torch.cuda.is_bf16_supported()
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if has_bf16 else None, reduce_dtype=torch.float32)
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if cpu_offload else OffloadPolicy()
     for block in blocks(root):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(root, mesh=mesh, mp_policy=policy)
+        fully_shard(
+            block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard_after_forward
+        )
+    # The root's weights are needed again at once: by the loss, the last of the forward and first of the backward pass.
+    fully_shard(root, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: the entries of the longest ModuleList, whatever the architecture calls it."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
+def split_tensors(model: PreTrainedModel, mesh: DeviceMesh) -> list[str]:
+    """Tensor parallelism in the blocks, as the model's own plan says; embeddings and output layer stay whole.
+
+    Args:
+        model: a model of transformers.
+        mesh: one dimension, the ranks that share each matrix.
+
+    Returns:
+        Names of the parameters whose gradients `sum_gradients` must sum.
+
+    Raises:
+        UserError: the model has no plan, one with a style that is not offered here, or heads that cannot be shared.
+    """
+    key = "trainer.strategy.tensor_parallel"
+    plan = {name: style for name, style in (model.tp_plan or {}).items() if re.search(r"\.\*\.", name)}
+    unknown = {style for style in plan.values() if style not in _STYLES and style != _SUMMED}
+    if not plan or unknown:
+        what = f"the plan of {type(model).__name__} " + (f"has {', '.join(sorted(unknown))}" if plan else "is empty")
+        raise UserError(key, what, "Leave it at 1 for this model.")
+    config = model.config.get_text_config()
+    for heads in ("num_attention_heads", "num_key_value_heads"):
+        if (number := getattr(config, heads, mesh.size())) % mesh.size():
+            raise UserError(key, f"{number} {heads} cannot be shared by {mesh.size()} ranks", "Take a divisor of it.")
+    summed = []
+    for name, module in model.named_modules():
+        style = next((style for pattern, style in plan.items() if fnmatchcase(name, pattern)), None)
+        if style in _STYLES:
+            parallelize_module(module, mesh, _STYLES[style]())
+        elif style == _SUMMED:
+            summed += [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+    return summed
+
+
+def sum_gradients(parameters: Iterable[torch.Tensor], mesh: DeviceMesh) -> None:
+    """Sum the gradients of weights that every rank of `mesh` has whole, but used for its own heads alone."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradient = parameter.grad
+            torch.distributed.all_reduce(getattr(gradient, "_local_tensor", gradient), group=mesh.get_group())

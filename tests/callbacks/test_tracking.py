@@ -19,7 +19,7 @@ def tracker_for(uri: str) -> MLflowTracker:
 def fit(tmp_path: Path, model: str, tracker: MLflowTracker) -> int:
     corpus = write_corpus(tmp_path)
     data = data_module(corpus, model, validation={"held": str(corpus)}, batch_size=4)
-    run = trainer(tmp_path, logger=tracker, callbacks=[Provenance(), Throughput()])
+    run = trainer(tmp_path, logger=tracker, callbacks=[Provenance(tmp_path), Throughput()])
     run.fit(module(model), datamodule=data)
     return run.global_step
 

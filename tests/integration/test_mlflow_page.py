@@ -28,7 +28,7 @@ def address(tmp_path: Path, tiny_model_folder: str) -> Iterator[str]:
         data = data_module(write_corpus(tmp_path), tiny_model_folder, tagger=tagger, language="fi", batch_size=4)
         learner = module(tiny_model_folder)
         tracker = MLflowTracker(Tracking(uri), run_name(learner, data), provenance_tags())
-        trainer(tmp_path, logger=tracker, callbacks=[Provenance()]).fit(learner, datamodule=data)
+        trainer(tmp_path, logger=tracker, callbacks=[Provenance(tmp_path)]).fit(learner, datamodule=data)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

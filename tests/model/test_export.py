@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from corpus import data_module, module, trainer, write_corpus
-from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
+from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
 from inscp.commands.export import export
 from inscp.errors import UserError
+from inscp.model.checkpoint import whole_checkpoints
 from inscp.model.export import Origin, export_model
 from inscp.pretrained import load_model, load_tokenizer
 
@@ -32,8 +33,8 @@ print(model.dtype, model.generation_config.eos_token_id, model.generate(**inputs
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> tuple[Path, torch.nn.Module]:
     folder = tmp_path_factory.mktemp("trained")
-    provenance, learner = Provenance(), module(tiny_model_folder)
-    saving = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=1, filename="{step}")
+    provenance, learner = Provenance(folder), module(tiny_model_folder)
+    saving = Checkpoints(str(folder / "checkpoints"), every_n_steps=1)
     callbacks = [provenance, ExportAtEnd(folder / "model", provenance), saving]
     data = data_module(write_corpus(folder), tiny_model_folder, validation={"held": str(folder / "corpus.jsonl")})
     trainer(folder, callbacks=callbacks, enable_checkpointing=True).fit(learner, datamodule=data)
@@ -83,7 +84,7 @@ def test_the_model_card_names_base_model_method_data_and_metrics(trained: tuple[
 def test_export_of_a_checkpoint_gives_the_same_bytes(
     trained: tuple[Path, torch.nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export(str(trained[0] / "checkpoints" / "last.ckpt"), str(tmp_path / "again"))
+    export(str(whole_checkpoints(trained[0] / "checkpoints")[0][0]), str(tmp_path / "again"))
     assert str(tmp_path / "again") in capsys.readouterr().out
     for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (trained[0] / "model" / name).read_bytes()
@@ -100,13 +101,11 @@ def test_a_tied_embedding_is_written_once(tiny_model_folder: str, tmp_path: Path
 def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="there already"):
-        export(str(trained[0] / "checkpoints" / "last.ckpt"), str(tmp_path / "mine"))
+        export(str(whole_checkpoints(trained[0] / "checkpoints")[0][0]), str(tmp_path / "mine"))
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
-def test_a_file_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.ckpt").write_bytes(content)
-    with pytest.raises(UserError, match="not a checkpoint"):
-        export(str(tmp_path / "x.ckpt"), str(tmp_path / "out"))
+def test_a_folder_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such checkpoint"):
+        export(str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

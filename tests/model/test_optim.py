@@ -8,8 +8,8 @@ from inscp.model.optim import Optimizer, Schedule
 
 
 def rates(schedule: Schedule, steps: int = 100) -> list[float]:
-    factor = Optimizer(schedule=schedule, warmup=0.1, final=0.1).factor(steps)
-    return [factor(step) for step in range(steps + 1)]
+    optimizer = Optimizer(schedule=schedule, warmup=0.1, final=0.1)
+    return [optimizer.factor(step / steps, (step + 1) / steps) for step in range(steps + 1)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from corpus import Losses, data_module, module, trainer, write_corpus
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import RunError, UserError
-from inscp.model.module import InsCPModule
+from inscp.pretrained import load_model
 from inscp.records import IGNORED
 
 
@@ -22,7 +22,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit(folder: Path, corpus: Path, model: str, *, data: Any = (), trainer_options: Any = (), **kwargs: Any) -> Losses:
     losses = Losses()
     options = dict(trainer_options)
-    callbacks = [Provenance(), losses, *options.pop("callbacks", [])]
+    callbacks = [Provenance(folder), losses, *options.pop("callbacks", [])]
     trainer(folder, callbacks=callbacks, **options).fit(
         module(model), datamodule=data_module(corpus, model, **dict(data)), **kwargs
     )
@@ -54,9 +54,8 @@ def test_the_loss_falls_and_the_first_one_is_the_models_own(
 ) -> None:
     losses = fit(tmp_path, corpus, tiny_model_folder, data={"epochs": 4.0, "batch_size": 4})
     values = [loss for loss, _, _ in losses.steps.values()]
-    vocabulary = InsCPModule(tiny_model_folder)
-    vocabulary.configure_model()
-    uniform = torch.tensor(float(vocabulary.model.config.vocab_size)).log().item()
+    vocabulary = load_model(tiny_model_folder, torch.float32).config.vocab_size
+    uniform = torch.tensor(float(vocabulary)).log().item()
     assert values[0] == pytest.approx(uniform, abs=0.2)  # a random model knows nothing
     assert values[-1] < values[0] - 1
 
@@ -67,36 +66,74 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
 ) -> None:
     data = {"epochs": 2.5}
     options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
-    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
     whole = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options=options | {"callbacks": [saving]})
     resumed = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options=options,
-                  ckpt_path=str(tmp_path / "kept" / "step=3.ckpt"), weights_only=True)  # fmt: skip
+                  ckpt_path=str(tmp_path / "kept" / "step-00000003"), weights_only=True)  # fmt: skip
     assert min(resumed.steps) == 4
     assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 3}
     assert len(resumed.steps) > 3
 
 
 def test_resuming_with_other_data_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
     options = {"enable_checkpointing": True, "callbacks": [saving]}
     fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
     with pytest.raises(UserError, match="data fingerprint"):
         fit(tmp_path, write_corpus(tmp_path, records=30), tiny_model_folder, weights_only=True,
-            ckpt_path=str(tmp_path / "kept" / "step=3.ckpt"))  # fmt: skip
+            ckpt_path=str(tmp_path / "kept" / "step-00000003"))  # fmt: skip
 
 
-def test_resuming_with_steps_of_another_size_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=3, save_top_k=-1, filename="{step}")
-    fit(tmp_path, corpus, tiny_model_folder, trainer_options={"enable_checkpointing": True, "callbacks": [saving]})
-    with pytest.raises(UserError, match="rows_per_step 1, this configuration has 2"):
-        fit(tmp_path, corpus, tiny_model_folder, weights_only=True, data={"batch_size": 2},
-            ckpt_path=str(tmp_path / "kept" / "step=3.ckpt"))  # fmt: skip
+def test_resuming_with_other_data_can_be_forced(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    options = {
+        "enable_checkpointing": True,
+        "callbacks": [Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)],
+    }
+    fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
+    other = write_corpus(tmp_path, records=30)
+    resumed = fit(tmp_path, other, tiny_model_folder, data={"force_resume": True},
+                  ckpt_path=str(tmp_path / "kept" / "step-00000003"))  # fmt: skip
+    assert min(resumed.steps) == 4
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 1)), ((2, 1), (1, 1)), ((1, 2), (1, 3)), ((2, 2), (1, 4))])
+def test_resuming_with_steps_of_another_size_goes_on_at_the_next_unseen_row(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    """Batch size x accumulation; the rows that all steps together have seen are those of one pass, each once."""
+    seen: list[list[bytes]] = []
+    for (batch_size, accumulate), path in ((before, None), (after, str(tmp_path / "kept" / "step-00000003"))):
+        rows = Rows()
+        saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
+        options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True, "callbacks": [rows, saving]}
+        if path is None:
+            options["max_steps"] = 3
+        fit(tmp_path, corpus, tiny_model_folder, data={"batch_size": batch_size}, trainer_options=options,
+            ckpt_path=path)  # fmt: skip
+        seen.append(rows.seen)
+    data = data_module(corpus, tiny_model_folder)
+    data.setup("fit")
+    rows = data._train_rows.table.column("input_ids")  # type: ignore[union-attr]
+    assert len(seen[0]) == 3 * before[0] * before[1]
+    assert sorted(seen[0] + seen[1]) == sorted(row.values.to_numpy().tobytes() for row in rows)
+
+
+class Rows(Losses):
+    """Keeps the rows that the training takes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bytes] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        is_filled = (batch.targets >= 0).any(1)
+        self.seen += [row.numpy().astype("int32").tobytes() for row in batch.input_ids[is_filled]]
 
 
 def test_max_steps_ends_the_training_with_a_validation(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     losses, learner = Losses(), module(tiny_model_folder)
     data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)})
-    trainer(tmp_path, callbacks=[Provenance(), losses], max_steps=3).fit(learner, datamodule=data)
+    trainer(tmp_path, callbacks=[Provenance(tmp_path), losses], max_steps=3).fit(learner, datamodule=data)
     assert list(losses.steps) == [1, 2, 3]
     assert losses.steps[3][1] < losses.steps[1][1]  # the schedule knows the end
     assert learner.held_out.keys() == {"held"}
@@ -129,11 +166,10 @@ def test_an_infinite_loss_stops_the_run_names_the_last_checkpoint_and_changes_no
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
     breaking = BreakWeights()
-    saving = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, filename="{step}")
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
     options = {"enable_checkpointing": True, "callbacks": [breaking, saving]}
-    with pytest.raises(RunError, match=r"loss became nan at step 2.*step=2\.ckpt"):
+    with pytest.raises(RunError, match=r"loss became nan at step 2.*step-00000002"):
         fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
-    assert (tmp_path / "kept" / "step=2.ckpt").is_file()
     for before, after in zip(breaking.before, breaking.module.parameters(), strict=True):
         assert torch.equal(before, after)
 
@@ -156,13 +192,21 @@ def test_held_out_perplexity_equals_that_of_each_document_alone(
     assert metrics["val/held/perplexity"] == pytest.approx(torch.tensor(total / n_targets).exp().item(), rel=1e-4)
 
 
-def test_gradient_checkpointing_changes_no_number(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    results = []
-    for checkpointing in (False, True):
+@pytest.mark.parametrize("how", ["block", 2, "selective"])
+def test_activation_checkpointing_changes_no_number(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, how: Any
+) -> None:
+    results, saved = [], []
+    for activation_checkpointing in ("none", how):
         losses = Losses()
-        learner = module(tiny_model_folder, gradient_checkpointing=checkpointing)
+        learner = module(tiny_model_folder, activation_checkpointing=activation_checkpointing)
         data = data_module(corpus, tiny_model_folder, batch_size=4)
-        trainer(tmp_path, callbacks=[Provenance(), losses]).fit(learner, datamodule=data)
-        assert learner.model.is_gradient_checkpointing is checkpointing
+        trainer(tmp_path, callbacks=[Provenance(tmp_path), losses]).fit(learner, datamodule=data)
+        batch = next(iter(data.train_dataloader()))
+        held: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
+            learner.loss(batch)
         results.append(losses.steps)
+        saved.append(sum(held))
     assert results[0] == results[1]
+    assert saved[1] < 0.9 * saved[0]

@@ -1,0 +1,125 @@
+"""When checkpoints are written, and which are kept."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from inscp.errors import RunError, UserError
+from inscp.model.checkpoint import (
+    CheckpointWriter,
+    read_mark,
+    remove_checkpoint,
+    remove_partial,
+    step_folder,
+    whole_checkpoints,
+)
+
+_METRIC = "metric"
+
+
+class Checkpoints(Checkpoint):
+    """Writes a checkpoint every so many steps, and where a held-out set is best.
+
+    One that cannot be written (a full disk, say) is told and the training goes on; old ones are removed only when
+    a newer one is whole.
+
+    Args:
+        dirpath: where to; by default `checkpoints` in the run's folder. Give one that outlives the machine where the
+            machine may be taken away.
+        every_n_steps: optimizer steps between two checkpoints; null writes none but those of `monitor`.
+        keep_last: so many of the newest are kept; 2, so that a damaged one costs little.
+        monitor: a metric (`val/zh_tw/loss`); a checkpoint is also written behind every validation.
+        mode: whether the best is the lowest (`min`) or the highest (`max`).
+        keep_best: so many of the best are kept.
+        asynchronous: write beside the training, from a copy in CPU memory.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        every_n_steps: int | None = 100,
+        keep_last: int = 2,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep_best: int = 1,
+        asynchronous: bool = False,
+    ) -> None:
+        for name, value in {"every_n_steps": every_n_steps, "keep_last": keep_last, "keep_best": keep_best}.items():
+            if value is not None and value < 1:
+                raise UserError(f"checkpoint.{name}", f"{value} is not positive", "Give 1 or more.")
+        self.folder = Path(dirpath or "checkpoints")
+        self.is_given_folder = dirpath is not None
+        self._every_n_steps, self._keep_last = every_n_steps, keep_last
+        self._monitor, self._mode, self._keep_best = monitor, mode, keep_best
+        self._asynchronous, self._writer = asynchronous, CheckpointWriter(asynchronous)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
+        if trainer.is_global_zero:
+            remove_partial(self.folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if is_step and self._every_n_steps and trainer.global_step % self._every_n_steps == 0:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._monitor is None or trainer.sanity_checking or not trainer.training:
+            return
+        if self._monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise UserError("checkpoint.monitor", f"there is no {self._monitor}", f"Take one of: {known}.")
+        if (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # else inside a step
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._finish(trainer)
+
+    def save(self, trainer: Trainer, wait: bool = False) -> str:
+        """Write a checkpoint of the model as it is behind this step; every rank takes part.
+
+        Args:
+            trainer: between two optimizer steps.
+            wait: until it is on disk, also where writing is asynchronous.
+
+        Returns:
+            What went wrong; empty where nothing did.
+        """
+        path = step_folder(self.folder, trainer.global_step)
+        self._finish(trainer)
+        if path.exists():  # the training was resumed from it
+            return ""
+        metric = trainer.callback_metrics.get(self._monitor) if self._monitor else None
+        mark = {_METRIC: {self._monitor: float(metric)}} if metric is not None else {}
+        trainer.save_checkpoint(path, storage_options=(self._writer, mark))
+        return self._finish(trainer) if wait or not self._asynchronous else ""
+
+    def _finish(self, trainer: Trainer) -> str:
+        try:
+            self._writer.wait()
+        except RunError as error:
+            whole, _ = whole_checkpoints(self.folder)
+            kept = f"the last whole one is {whole[0]}" if whole else "there is none before it"
+            rank_zero_warn(f"{error}; {kept}; the training goes on")
+            return str(error)
+        if trainer.is_global_zero:
+            self._prune()
+        return ""
+
+    def _prune(self) -> None:
+        """Remove whole checkpoints that are neither among the newest nor among the best."""
+        whole, _ = whole_checkpoints(self.folder)
+        values = {path: read_mark(path).get(_METRIC, {}).get(self._monitor) for path in whole}
+        measured = [path for path in whole if values[path] is not None]
+        best = sorted(measured, key=lambda path: values[path], reverse=self._mode == "max")[: self._keep_best]
+        for path in whole[self._keep_last :]:
+            if path not in best:
+                remove_checkpoint(path)

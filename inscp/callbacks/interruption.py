@@ -1,0 +1,86 @@
+"""Signals: a training that is told to stop stops behind its step, with a checkpoint."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.errors import Stopped
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Interruption(Callback):
+    """Saves and stops at SIGTERM, at SIGUSR1 (SLURM's usual warning before the end) and at the first Ctrl-C.
+
+    Whichever rank is told, all stop behind the same step. A second Ctrl-C ends at once.
+
+    Args:
+        checkpoints: writes the checkpoint.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._received = 0
+        self._before: dict[int, Any] = {}
+        self._trainer: Trainer | None = None
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(received, reduce_op="max"))
+        if number and trainer.global_step < trainer.datamodule.total_steps:  # type: ignore[attr-defined]
+            self._stop(trainer, signal.Signals(number))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unlisten()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unlisten()
+
+    def _stop(self, trainer: Trainer, number: signal.Signals) -> None:
+        problem = trainer.strategy.broadcast(self._checkpoints.save(trainer, wait=True))
+        where = f"{number.name}: stopped behind step {trainer.global_step} of {trainer.datamodule.total_steps}"  # type: ignore[attr-defined]
+        if problem:
+            message, status = f"{where}; {problem}", 1
+        else:
+            message = f"{where}, with a checkpoint; go on by the same command and --ckpt_path last"
+            status = 130 if number == signal.SIGINT else Stopped.RESTART
+        launched_here = trainer.strategy.launcher is not None and trainer.local_rank > 0
+        # A rank that Lightning has started itself must not fail, or Lightning kills the one whose status counts.
+        raise Stopped(message if trainer.is_global_zero else "", 0 if launched_here else status)
+
+    def _listen(self, trainer: Trainer) -> None:
+        if self._trainer is None and threading.current_thread() is threading.main_thread():
+            self._trainer = trainer
+            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+
+    def _unlisten(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before, self._trainer = {}, None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        assert self._trainer is not None
+        if number == signal.SIGINT:
+            if self._received == signal.SIGINT:
+                if self._trainer.strategy.launcher is not None:
+                    self._trainer.strategy.launcher.kill(signal.SIGKILL)
+                os._exit(130)
+            if self._trainer.is_global_zero:
+                os.write(2, b"\nstopping behind this step, with a checkpoint; Ctrl-C again ends at once\n")
+        self._received = number

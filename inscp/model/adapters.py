@@ -1,0 +1,99 @@
+"""LoRA: small trainable matrices beside frozen ones (Hu et al. 2021, arXiv 2106.09685), through peft."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from inscp.errors import UserError
+
+_FROZEN = ".base_layer"
+"""What peft puts into the name of a matrix that has an adapter."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Train adapters and leave the model's own weights as they are; `export` adds the two.
+
+    Args:
+        rank: of the adapters.
+        alpha: their output is multiplied by alpha / rank.
+        dropout: of their input.
+        targets: `all-linear` (every matrix but the output layer), or names of modules (`q_proj`, `v_proj`, …).
+        seed: of the first weights.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+    seed: int = 0
+
+    def add_to(self, model: PreTrainedModel) -> None:
+        """Freeze `model` and put adapters into it, in place."""
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise UserError("model.adapter", "peft is not installed", "pip install 'inscp[lora]'.") from error
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            raise UserError(
+                "model.adapter.targets", str(error).splitlines()[0], "Name modules of this model."
+            ) from error
+
+    @torch.no_grad()
+    def initialise(self, model: nn.Module) -> None:
+        """First weights that depend on the seed alone, not on how they are sharded: B is 0, A as peft's own."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.zero_()
+            elif ".lora_A." in name:
+                bound = parameter.shape[1] ** -0.5  # Kaiming's, with a = sqrt(5)
+                whole = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+                parameter.copy_(like(parameter, whole))
+
+
+def like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """`whole`, which every rank has, sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(
+        whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+
+
+def original_name(name: str) -> str:
+    """The name that a parameter has in the model without adapters."""
+    return name.replace(_FROZEN, "")
+
+
+def merged(model: PreTrainedModel, adapter: LoRA, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """`model` with trained adapters added to its weights.
+
+    Args:
+        model: the original model, whole; is changed.
+        adapter: how the adapters were made.
+        weights: the adapters' weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapter.add_to(model)
+    model.load_state_dict(dict(weights), strict=False)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    return model

@@ -1,0 +1,70 @@
+"""What is done to every transformer block by itself: activation checkpointing and compilation.
+
+Both replace a block's `forward` and leave its name and its parameters' names as they are, so that checkpoints and
+sharding do not see them; the hooks of `fully_shard` stay outside.
+"""
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from inscp.errors import UserError
+
+ActivationCheckpointing = Literal["none", "block", "selective"] | int
+"""Which activations the backward pass computes again: `none`; all of every `block`; of every n-th block (a number);
+or `selective`, all but attention and every second matrix product."""
+
+_MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+_ATTENTION = {
+    getattr(torch.ops.aten, name).default
+    for name in (
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_cudnn_attention",
+    )
+}
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks: the entries of the longest ModuleList, whatever the architecture calls it."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def checkpoint_activations(model: nn.Module, how: ActivationCheckpointing) -> None:
+    """Let blocks forget their activations after the forward pass and compute them again in the backward pass.
+
+    Raises:
+        UserError: a number that is not positive.
+    """
+    if how == "none":
+        return
+    if isinstance(how, int) and how < 1:
+        raise UserError("model.activation_checkpointing", f"every {how}-th block", "Give 1 or more, or none.")
+    context: dict[str, Any] = {"context_fn": _selective_contexts} if how == "selective" else {}
+    for block in blocks(model)[:: how if isinstance(how, int) else 1]:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)  # type: ignore[method-assign]
+
+
+def _selective_contexts() -> Any:
+    seen = {False: 0, True: 0}  # products in the forward pass and in the second one; they must be told alike
+
+    def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        if operation in _MATRIX_PRODUCTS:
+            seen[context.is_recompute] += 1
+            keep = seen[context.is_recompute] % 2 == 1
+        else:
+            keep = operation in _ATTENTION
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each block by torch.compile: one graph, reused for all blocks of the same shape."""
+    for block in blocks(model):
+        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]

@@ -1,0 +1,192 @@
+"""On which devices a training runs: one, copies on several (DDP), or shards on several (FSDP2).
+
+All three keep the same checkpoints, so that a training goes on under another strategy or on another number of ranks.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch.distributed.device_mesh import init_device_mesh
+
+from inscp.errors import UserError
+from inscp.model.checkpoint import CheckpointWriter, read_about
+from inscp.model.parallel import shard, split_tensors, sum_gradients
+
+_BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
+"""Collectives on CPU tensors too: for asynchronous checkpoints and offloaded weights."""
+
+
+class _Checkpoints(Strategy):
+    """Mixin: checkpoints of `inscp.model.checkpoint`; the module (an `InsCPModule`) knows which tensors they hold."""
+
+    restore_checkpoint_after_setup = True  # type: ignore[assignment]  # into weights and optimizers that are in place
+    lightning_restore_optimizer = False  # type: ignore[assignment]
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """`storage_options`, where given, is the `CheckpointWriter` and the mark to keep."""
+        about = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+        writer, mark = storage_options or (CheckpointWriter(), None)
+        writer.write(Path(self.broadcast(filepath)), self.lightning_module.tensors(), about, mark)  # type: ignore
+        if storage_options is None:
+            writer.wait()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        about = read_about(path)
+        self.lightning_module.read(path)  # type: ignore[union-attr, operator]
+        return about | {"state_dict": {}, "optimizer_states": []}
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        pass  # `load_checkpoint` has filled the weights
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        pass
+
+
+class OneDevice(_Checkpoints, SingleDeviceStrategy):
+    """The whole model on one device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parallel_devices: list[torch.device] = []  # filled by the trainer
+
+    @property
+    def root_device(self) -> torch.device:
+        return self.parallel_devices[0] if self.parallel_devices else torch.device("cpu")
+
+
+class DDP(_Checkpoints, DDPStrategy):
+    """The whole model on every device; gradients are averaged."""
+
+    def _get_process_group_backend(self) -> str:
+        return _BACKENDS.get(self.root_device.type) or super()._get_process_group_backend()
+
+
+class _Sharded(Precision):
+    """What the trainer is told where FSDP2's own policy decides about precision: nothing to do."""
+
+    def __init__(self, precision: Any) -> None:
+        self.precision = precision
+
+
+class FSDP2(_Checkpoints, ModelParallelStrategy):
+    """Weights, gradients and optimizer states in shards over the devices (fully sharded data parallel).
+
+    Shards are fp32; with `precision: bf16-mixed` the weights are gathered and multiplied in bf16 and the gradients
+    reduced in fp32.
+
+    Args:
+        replicate: keep so many copies of the sharded model, usually one a node (hybrid sharding, HSDP): gathering
+            stays inside a copy, only gradients cross.
+        tensor_parallel: so many ranks share each matrix of a block, as the model's plan says.
+        reshard_after_forward: free gathered weights between a block's forward and backward pass: less memory, one
+            more gathering. A number keeps them in shards over so many ranks.
+        cpu_offload: keep shards and optimizer states in CPU memory.
+    """
+
+    def __init__(
+        self,
+        replicate: int = 1,
+        tensor_parallel: int = 1,
+        reshard_after_forward: bool | int = True,
+        cpu_offload: bool = False,
+    ) -> None:
+        super().__init__()
+        self._replicate, self._tensor = replicate, tensor_parallel
+        self._reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
+        self._compute_dtype: torch.dtype | None = None
+        self._summed: list[str] = []
+
+    @property
+    def precision_plugin(self) -> Precision:
+        return self._precision_plugin or Precision()
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin: Precision | None) -> None:
+        self._compute_dtype = torch.bfloat16 if isinstance(plugin, MixedPrecision) else None
+        self._precision_plugin = plugin and _Sharded(plugin.precision)
+
+    def _get_process_group_backend(self) -> str:
+        return _BACKENDS.get(self.root_device.type) or super()._get_process_group_backend()
+
+    def setup_environment(self) -> None:
+        self._setup_distributed()
+        shards, rest = divmod(self.world_size, self._replicate * self._tensor)
+        if rest or not shards:
+            what = f"{self._replicate} copies x {self._tensor} ranks a matrix do not divide {self.world_size} ranks"
+            raise UserError("trainer.strategy", what, "Change replicate or tensor_parallel.")
+        self._device_mesh = init_device_mesh(
+            self.root_device.type, (self._replicate, shards, self._tensor), mesh_dim_names=("copies", "shards", "heads")
+        )
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """The ranks that share a matrix see the same rows."""
+        return {"num_replicas": self.world_size // self._tensor, "rank": self.global_rank // self._tensor}
+
+    @property
+    def weights_device(self) -> torch.device:
+        """Where the shards lie."""
+        return torch.device("cpu") if self.cpu_offload else self.root_device
+
+    def shard(self, root: Any) -> None:
+        """Spread `root`, an `inscp.model.loss.NextTokenLoss`, over the ranks; its weights may be on the meta device."""
+        if self._tensor > 1:
+            self._summed = split_tensors(root.model, self.device_mesh["heads"])
+        mesh = self.device_mesh["copies", "shards"] if self._replicate > 1 else self.device_mesh["shards"]
+        shard(root, mesh, self._compute_dtype, self._reshard_after_forward, self.cpu_offload)
+
+    def sum_gradients(self, model: torch.nn.Module) -> None:
+        """Complete the gradients before an optimizer step, where the model's tensor parallel plan demands it."""
+        if self._summed:
+            sum_gradients((model.get_parameter(name) for name in self._summed), self.device_mesh["heads"])
+
+    def model_to_device(self) -> None:
+        pass  # `InsCPModule.configure_model` puts every shard where it belongs
+
+
+def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> Strategy:
+    """The strategy that `trainer.strategy` names.
+
+    Args:
+        given: `auto` (one device, else FSDP2), `ddp`, `fsdp2`, or one of the classes here.
+        accelerator, devices, num_nodes: of the trainer.
+
+    Raises:
+        UserError: any other strategy, because its checkpoints would not be these.
+    """
+    if isinstance(given, _Checkpoints):
+        return given
+    if given in _NAMED:
+        return _NAMED[given]()
+    if given != "auto":
+        name = given if isinstance(given, str) else type(given).__name__
+        mend = "Take auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
+        raise UserError("trainer.strategy", f"{name} is not offered", mend)
+    return FSDP2() if num_nodes * _count(accelerator, devices) > 1 else OneDevice()
+
+
+_NAMED: dict[Any, type[Strategy]] = {"ddp": DDP, "fsdp2": FSDP2}
+
+
+def _count(accelerator: str, devices: Any) -> int:
+    if accelerator == "auto":
+        accelerator = "cuda" if CUDAAccelerator.is_available() else "cpu"
+    kind = AcceleratorRegistry.get("cuda" if accelerator == "gpu" else accelerator)
+    if devices == "auto":
+        return int(kind.auto_device_count())
+    parsed = kind.parse_devices(devices)
+    return len(parsed) if isinstance(parsed, list) else int(parsed or 1)

@@ -1,0 +1,38 @@
+"""Pretrained weights straight into a sharded model: no rank holds the whole, except where names must be converted."""
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers import PreTrainedModel
+
+from inscp.model.adapters import original_name
+from inscp.model.checkpoint import is_first_rank, read_tensors, stored_tensors
+from inscp.pretrained import load_model, weights_folder
+
+
+def materialise(root: torch.nn.Module, device: torch.device) -> None:
+    """Give storage on `device` to what is on the meta device, without values, and move the rest there."""
+    root._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, spec: str) -> None:
+    """Read the weights of `spec` into a model that was built empty and sharded.
+
+    Each rank reads its slices of the safetensors files. A model whose files have other names than its parameters
+    (mixtures of experts, old formats) is loaded by the first rank, in CPU memory, and handed to the others.
+
+    Args:
+        model: with storage for its parameters; may have adapters.
+        spec: as for `inscp.pretrained.resolve`.
+    """
+    wanted = {original_name(name): p for name, p in model.named_parameters() if ".lora_" not in name}
+    folder = weights_folder(spec)
+    stored = stored_tensors(folder)
+    if all(stored.get(name) == parameter.shape for name, parameter in wanted.items()):
+        read_tensors(folder, {name: parameter.detach() for name, parameter in wanted.items()})
+        return
+    names = {original_name(name): name for name, _ in model.named_parameters()}
+    whole = load_model(spec, torch.float32).state_dict() if is_first_rank() else {}
+    renamed = {names[name]: tensor for name, tensor in whole.items() if name in names}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(model, renamed, options=options)

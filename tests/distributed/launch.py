@@ -1,0 +1,115 @@
+"""Real trainings in processes of their own, through the command line, and what they leave behind."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from corpus import write_corpus
+from lightning import Callback, LightningModule, Trainer
+
+TESTS = Path(__file__).parents[1]
+FSDP2 = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2"]
+DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+class StepLog(Callback):
+    """Appends to a file of each rank, for every optimizer step: its number, loss, learning rate, gradient norm, rows.
+
+    Args:
+        path: of the file, without the rank.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._rows: list[str] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        filled = batch.input_ids[(batch.targets >= 0).any(1)]
+        self._rows += [hashlib.md5(row.numpy().tobytes()).hexdigest() for row in filled]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        names = ("train/loss", "train/lr", "train/grad_norm")
+        values = [float(trainer.callback_metrics[name]) for name in names]
+        with Path(f"{self._path}.{trainer.global_rank}").open("a", encoding="utf-8") as file:
+            file.write(json.dumps([trainer.global_step, values, self._rows]) + "\n")
+        self._rows = []
+
+
+def project(folder: Path, model: str) -> Path:
+    """A folder with a configuration, two sources and a held-out set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_corpus(folder)
+    (folder / "more.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"{i} on luku. " * (1 + i % 3)}) for i in range(20)), "utf-8"
+    )
+    (folder / "small.yaml").write_text(
+        f"""
+model: {{pretrained: {model}, optimizer: {{learning_rate: 0.001, warmup: 0.1}}}}
+data:
+  train: [corpus.jsonl, more.jsonl]
+  language: fi
+  row_length: 64
+  batch_size: 2
+  epochs: 2.0
+  validation: {{held: more.jsonl}}
+trainer: {{accelerator: cpu, devices: 1, precision: 32-true, accumulate_grad_batches: 2}}
+checkpoint: {{every_n_steps: 2, keep_last: 99}}
+mlflow: {{enabled: false}}
+""",
+        "utf-8",
+    )
+    return folder
+
+
+def command(folder: Path, log: str, *arguments: Any, fit: str = "fit") -> list[str]:
+    callback = json.dumps([{"class_path": "launch.StepLog", "init_args": {"path": str(folder / log)}}])
+    return [sys.executable, "-m", "inscp", fit, "--config", "small.yaml", "--trainer.callbacks", callback,
+            *map(str, arguments)]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "distributed")))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def fit(folder: Path, log: str, *arguments: Any, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a training to its end and see its exit status."""
+    done = subprocess.run(command(folder, log, *arguments), cwd=folder, capture_output=True, text=True, timeout=300,
+                          env=environment())  # fmt: skip
+    assert done.returncode == status, done.stderr[-4000:]
+    return done
+
+
+def start(folder: Path, log: str, *arguments: Any) -> subprocess.Popen[str]:
+    """Start a training in a process group of its own."""
+    return subprocess.Popen(command(folder, log, *arguments), cwd=folder, env=environment(), text=True,
+                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def steps(folder: Path, log: str, rank: int = 0) -> dict[int, list[float]]:
+    """Step -> loss, learning rate and gradient norm; of a step that was trained twice, the later."""
+    return {step: values for step, values, _ in _lines(folder, log, rank)}
+
+
+def rows(folder: Path, log: str, ranks: Iterable[int] = (0,)) -> dict[int, list[str]]:
+    """Step -> the rows of all ranks, in the order of the training's stream."""
+    found: dict[int, list[str]] = {}
+    for rank in ranks:
+        for step, _, seen in _lines(folder, log, rank):
+            found[step] = sorted(found.get(step, []) + seen)
+    return found
+
+
+def _lines(folder: Path, log: str, rank: int) -> list[Any]:
+    path = folder / f"{log}.{rank}"
+    text = path.read_text("utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("]")]
