@@ -101,10 +101,10 @@ def steps(folder: Path, log: str, rank: int = 0) -> dict[int, list[float]]:
 
 
 def rows(folder: Path, log: str, ranks: Iterable[int] = (0,)) -> dict[int, list[str]]:
-    """Step -> the rows of all ranks, in the order of the training's stream."""
+    """Step -> the rows of all ranks, sorted; of a step that was trained twice, the later."""
     found: dict[int, list[str]] = {}
     for rank in ranks:
-        for step, _, seen in _lines(folder, log, rank):
+        for step, seen in {step: seen for step, _, seen in _lines(folder, log, rank)}.items():
             found[step] = sorted(found.get(step, []) + seen)
     return found
 

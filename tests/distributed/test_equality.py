@@ -8,15 +8,14 @@ from launch import DDP, FSDP2, fit, project, rows, steps
 from safetensors.torch import load_file
 
 HALF = ["--data.batch_size", "1"]
+OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
 SPREADS: dict[str, list[Any]] = {
     "fsdp2": [*FSDP2, *HALF],
     "ddp": [*DDP, *HALF],
-    "hsdp": [*FSDP2[:2], "--trainer.strategy", "inscp.model.strategies.FSDP2", "--trainer.strategy.replicate", 2, *HALF],
-    "tensor_parallel": [*FSDP2[:2], "--trainer.strategy", "inscp.model.strategies.FSDP2",
-                        "--trainer.strategy.tensor_parallel", 2],
-    "cpu_offload": [*FSDP2[:2], "--trainer.strategy", "inscp.model.strategies.FSDP2",
-                    "--trainer.strategy.cpu_offload", "true", *HALF],
-}  # fmt: skip
+    "hsdp": [*OPTIONS, "--trainer.strategy.replicate", 2, *HALF],
+    "tensor_parallel": [*OPTIONS, "--trainer.strategy.tensor_parallel", 2],
+    "cpu_offload": [*OPTIONS, "--trainer.strategy.cpu_offload", "true", *HALF],
+}
 
 
 @pytest.fixture(scope="module")

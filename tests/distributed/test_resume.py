@@ -1,0 +1,125 @@
+"""A training that was killed goes on as if nothing had happened."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch import DDP, FSDP2, fit, project, rows, start, steps
+
+from inscp.commands.export import export
+from inscp.model.checkpoint import whole_checkpoints
+
+TWO = [*FSDP2, "--data.batch_size", "1"]
+LAST = ["--ckpt_path", "last"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    """A project with uninterrupted trainings on one process and on two."""
+    folder = project(tmp_path_factory.mktemp("resume"), tiny_model_folder)
+    fit(folder, "one", "--trainer.default_root_dir", "one_runs")
+    fit(folder, "two", *TWO, "--trainer.default_root_dir", "two_runs")
+    return folder
+
+
+def kill(process: Any) -> None:
+    """kill -9 of every process of the training."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for(condition: Any, process: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def saving(root: Path) -> bool:
+    """Whether a checkpoint is just being written."""
+    return any(root.glob("*/*/checkpoints/*.partial/*"))
+
+
+@pytest.mark.parametrize("moment", ["step 1", "step", "another step", "late step", "save"])
+@pytest.mark.parametrize(("whole", "spread"), [("one", []), ("two", TWO)])
+def test_killed_at_any_moment_every_later_step_is_the_uninterrupted_ones_bit_by_bit(
+    folder: Path, whole: str, spread: list[Any], moment: str
+) -> None:
+    log = f"{whole} killed {moment}".replace(" ", "_")
+    root = ["--trainer.default_root_dir", f"{log}_runs"]
+    expected = steps(folder, whole)
+    draw = random.Random(log)
+    step = {"step 1": 1, "late step": len(expected) - 1, "save": draw.randint(4, 16)}.get(moment, draw.randint(3, 18))
+    process = start(folder, log, *spread, *root, *LAST)
+    wait_for(lambda: len(steps(folder, log)) >= step, process)
+    if moment == "save":
+        wait_for(lambda: saving(folder / f"{log}_runs"), process)
+    kill(process)
+    before = steps(folder, log)
+    assert len(before) < len(expected)
+    done = fit(folder, log, *spread, *root, *LAST)
+    assert "going on from" in done.stderr or len(before) < 4
+    assert steps(folder, log) == expected
+    ranks = (0, 1) if spread else (0,)
+    assert rows(folder, log, ranks) == rows(folder, whole, ranks)
+    [model] = (folder / f"{log}_runs").glob("*/*/model/model.safetensors")
+    [other] = (folder / f"{whole}_runs").glob("*/*/model/model.safetensors")
+    assert model.read_bytes() == other.read_bytes()
+
+
+def checkpoint(folder: Path, runs: str, step: int) -> Path:
+    return next((folder / runs).glob(f"*/*/checkpoints/step-{step:08}"))
+
+
+@pytest.mark.parametrize(("whole", "spread"), [("one", TWO), ("one", [*DDP, *TWO[-2:]]), ("two", [])])
+def test_on_another_number_of_ranks_it_goes_on_at_the_next_unseen_row(
+    folder: Path, whole: str, spread: list[Any]
+) -> None:
+    log = f"{whole}_elsewhere_{len(spread)}_{spread[3:4]}"
+    fit(folder, log, *spread, "--ckpt_path", checkpoint(folder, f"{whole}_runs", 10))
+    found, expected = steps(folder, log), steps(folder, whole)
+    assert list(found) == [step for step in expected if step > 10]
+    for step, values in found.items():
+        assert values == pytest.approx(expected[step], rel=1e-5)
+    seen, known = rows(folder, log, (0, 1) if spread else (0,)), rows(folder, whole, (0, 1) if whole == "two" else (0,))
+    assert seen == {step: known[step] for step in seen}
+
+
+def test_twice_the_rows_a_step_skip_and_repeat_none(folder: Path) -> None:
+    fit(folder, "wider", *FSDP2, "--ckpt_path", checkpoint(folder, "one_runs", 10))
+    before, after = rows(folder, "one"), rows(folder, "wider", (0, 1))
+    assert len(after[11]) == 2 * len(before[11])
+    expected = sorted(row for step, seen in before.items() if step > 10 for row in seen)
+    assert sorted(row for seen in after.values() for row in seen) == expected
+
+
+def test_export_of_shards_gives_the_bytes_of_the_training_that_wrote_them(folder: Path, tmp_path: Path) -> None:
+    [whole] = (folder / "two_runs").glob("*/*/checkpoints")
+    newest = whole_checkpoints(whole)[0][0]
+    assert len(list(newest.glob("shard-00002-*"))) > 1
+    fit(folder, "end", *TWO, "--data.epochs", "1.0", "--trainer.default_root_dir", "end_runs",
+        "--checkpoint.every_n_steps", 1)  # fmt: skip
+    [run] = (folder / "end_runs").glob("*/*")
+    export(str(whole_checkpoints(run / "checkpoints")[0][0]), str(tmp_path / "exported"))
+    name = "model.safetensors"
+    assert (tmp_path / "exported" / name).read_bytes() == (run / "model" / name).read_bytes()
+
+
+def test_other_data_are_refused_with_both_fingerprints(folder: Path) -> None:
+    arguments = ["--data.train", "more.jsonl", "--ckpt_path", checkpoint(folder, "one_runs", 10)]
+    done = fit(folder, "other", *arguments, status=2)
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "data fingerprint" in line
+    assert "--data.force_resume true" in line
+    assert fit(folder, "forced", *arguments, "--data.force_resume", "true").returncode == 0
+
+
+def test_an_ended_training_is_not_trained_again(folder: Path) -> None:
+    done = fit(folder, "again", *LAST, "--trainer.default_root_dir", "one_runs")
+    assert "this training has ended; its model is one_runs/" in done.stderr
+    assert not steps(folder, "again")
