@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.errors import RunError, UserError
@@ -69,7 +70,7 @@ class Checkpoints(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._monitor is None or trainer.sanity_checking or not trainer.training:
+        if self._monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if self._monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))

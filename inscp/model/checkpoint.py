@@ -8,7 +8,7 @@ A checkpoint is written beside its place, with the size of every file in a mark,
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -73,31 +73,26 @@ class CheckpointWriter:
             str(partial), {name: files[kind] for name, kind in kinds.items()}, save_distributed=True
         )
 
-        def commit() -> None:
-            if is_first_rank():
-                _commit(partial, folder, about, mark or {})
+        pending: Future[None] = Future()
 
-        self._pending = Future()
+        def settle(save: Callable[[], Any]) -> None:
+            try:
+                save()
+                if is_first_rank():
+                    _commit(partial, folder, about, mark or {})
+            except (Exception, CheckpointException) as error:
+                if is_first_rank():
+                    shutil.rmtree(partial, ignore_errors=True)
+                pending.set_exception(RunError(f"checkpoint {folder.name} could not be written: {_cause(error)}"))
+            else:
+                pending.set_result(None)
+
+        self._pending = pending
         if self._asynchronous:
             saved = dcp.async_save(dict(tensors), storage_writer=storage)
-            saved.add_done_callback(lambda done: self._settle(done.result, commit, partial))  # type: ignore[union-attr]
+            saved.add_done_callback(lambda done: settle(done.result))  # type: ignore[union-attr]
         else:
-            self._settle(lambda: dcp.save(dict(tensors), storage_writer=storage), commit, partial)
-
-    def _settle(self, save: Any, commit: Any, partial: Path) -> None:
-        assert self._pending is not None
-        try:
-            save()
-            commit()
-        except (Exception, CheckpointException) as error:
-            if is_first_rank():
-                shutil.rmtree(partial, ignore_errors=True)
-            failures = getattr(error, "failures", None)
-            cause = next(iter(failures.values()))[0] if failures else error
-            name = partial.name.removesuffix(_PARTIAL)
-            self._pending.set_exception(RunError(f"checkpoint {name} could not be written: {cause}"))
-        else:
-            self._pending.set_result(None)
+            settle(lambda: dcp.save(dict(tensors), storage_writer=storage))
 
     def wait(self) -> None:
         """Return when the last checkpoint is on disk.
@@ -113,6 +108,11 @@ class CheckpointWriter:
 def is_first_rank() -> bool:
     """Whether this process writes what is written once."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _cause(error: BaseException) -> BaseException:
+    failures = getattr(error, "failures", None)  # of a CheckpointException, by rank
+    return next(iter(failures.values()))[0] if failures else error
 
 
 def _kind(name: str) -> str:

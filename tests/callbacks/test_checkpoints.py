@@ -1,0 +1,163 @@
+"""Checkpoints are whole, the right ones are kept, and a training goes on from each of them."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from corpus import Losses, data_module, module, trainer, write_corpus
+from safetensors.torch import load_file
+
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.provenance import Provenance
+from inscp.errors import UserError
+from inscp.model.checkpoint import read_about, read_mark, whole_checkpoints
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def fit(
+    folder: Path, corpus: Path, model: str, saving: Checkpoints, *more: Any, resume: Path | None = None, **options: Any
+) -> Losses:
+    losses = Losses()
+    data = data_module(corpus, model, batch_size=2, validation={"held": str(corpus)})
+    run = trainer(
+        folder, callbacks=[Provenance(folder), losses, saving, *more], enable_checkpointing=True,
+        val_check_interval=4, **options
+    )  # fmt: skip
+    run.fit(module(model), datamodule=data, ckpt_path=str(resume) if resume else None)
+    return losses
+
+
+def steps(folder: Path) -> list[int]:
+    whole, damaged = whole_checkpoints(folder)
+    assert not damaged
+    assert not list(folder.glob("*.partial"))
+    return [int(path.name.removeprefix("step-")) for path in whole]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_last_ones_are_kept(tmp_path: Path, corpus: Path, tiny_model_folder: str, asynchronous: bool) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=3, asynchronous=asynchronous)
+    losses = fit(tmp_path, corpus, tiny_model_folder, saving)
+    assert steps(tmp_path / "kept") == [step for step in sorted(losses.steps, reverse=True) if step % 3 == 0][:3]
+
+
+class Worsen(Losses):
+    """Makes the held-out loss grow by breaking the weights behind step 10, where it had been best."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 10:
+            for parameter in pl_module.parameters():
+                parameter.data.zero_()
+
+
+def test_the_best_is_kept_with_its_value(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=None, keep_last=1, monitor="val/held/loss")
+    losses = fit(tmp_path, corpus, tiny_model_folder, saving, Worsen())
+    assert steps(tmp_path / "kept") == [max(losses.steps) // 4 * 4, 8]
+    values = {path.name: read_mark(path)["metric"]["val/held/loss"] for path in whole_checkpoints(tmp_path / "kept")[0]}
+    assert values["step-00000008"] == min(values.values())
+
+
+def test_an_unknown_metric_is_told_with_those_that_are_there(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), monitor="val/hold/loss")
+    with pytest.raises(UserError, match=r"there is no val/hold/loss.*val/held/loss"):
+        fit(tmp_path, corpus, tiny_model_folder, saving)
+
+
+@pytest.mark.parametrize("options", [{}, {"asynchronous": True}, {"monitor": "val/held/loss"}])
+def test_every_kind_of_checkpoint_resumes_bit_by_bit(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, options: dict[str, Any]
+) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=4, keep_last=99, **options)
+    whole = fit(tmp_path, corpus, tiny_model_folder, saving)
+    saving = Checkpoints(str(tmp_path / "again"), every_n_steps=4, keep_last=99, **options)
+    resumed = fit(tmp_path, corpus, tiny_model_folder, saving, resume=tmp_path / "kept" / "step-00000008")
+    assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 8}
+    assert len(resumed.steps) > 4
+    # What the resumed training keeps is what the other one kept, tensor by tensor.
+    again, _ = whole_checkpoints(tmp_path / "again")
+    assert len(again) > 1
+    for path in again:
+        for file in path.glob("*.safetensors"):
+            found, expected = load_file(file), load_file(tmp_path / "kept" / path.name / file.name)
+            assert found.keys() == expected.keys()
+            assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+class SmallFilesOnly(Losses):
+    """From one step to another the operating system refuses to write files of more than 4 kB."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        small = self.first <= batch_idx + 1 <= self.last
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if small else hard, hard))
+
+
+@contextmanager
+def file_size_limit_restored() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing_that_was_there(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, asynchronous: bool
+) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=1, asynchronous=asynchronous)
+    with file_size_limit_restored(), pytest.warns(UserWarning, match="could not be written") as told:
+        losses = fit(tmp_path, corpus, tiny_model_folder, saving, SmallFilesOnly(9, 99))
+    messages = [str(warning.message) for warning in told if "could not be written" in str(warning.message)]
+    assert len(messages) == len([step for step in losses.steps if step >= 9 and step % 3 == 0]) > 1
+    assert "step-00000009 could not be written: [Errno 27] File too large" in messages[0]
+    assert f"the last whole one is {tmp_path / 'kept' / 'step-00000006'}; the training goes on" in messages[0]
+    assert steps(tmp_path / "kept") == [6]
+
+
+def test_a_cut_file_is_found_before_anything_is_read(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
+    newest, before = whole_checkpoints(tmp_path / "kept")[0]
+    shard = max(newest.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    whole, [damage] = whole_checkpoints(tmp_path / "kept")
+    assert whole == [before]
+    assert damage.where == str(shard)
+    with pytest.raises(UserError, match="the checkpoint is damaged"):
+        fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "x")), resume=newest)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "harm",)
+
+    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
+    [path, _] = whole_checkpoints(tmp_path / "kept")[0]
+    assert {file.suffix for file in path.iterdir()} == {".safetensors", ".pt", ".json"}
+    about = read_about(path)
+    torch.save(about | {"harm": Harm()}, path / "about.pt")
+    mark = json.loads((path / "whole.json").read_text())
+    mark["files"]["about.pt"] = (path / "about.pt").stat().st_size
+    (path / "whole.json").write_text(json.dumps(mark))
+    with pytest.raises(UserError, match="not a checkpoint of this program"):
+        fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "x")), resume=path)
+    assert not (tmp_path / "harm").exists()
