@@ -7,8 +7,11 @@ import pytest
 import yaml
 
 from inscp.commands.fit import InsCPCLI
+from inscp.model.strategies import FSDP2, OneDevice
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+TRAINERS = sorted((FOLDER / "trainer").glob("*.yaml"))
 
 
 def made(path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> InsCPCLI:
@@ -38,10 +41,23 @@ def test_the_two_quickstarts_differ_in_the_tagger_alone() -> None:
     assert ours == plain
 
 
-def test_the_full_scale_configurations_shard_over_eight_gpus() -> None:
-    paths = [path for path in CONFIGS if path.stem.startswith("llama3")]
-    assert len(paths) == 2
-    for path in paths:
-        trainer = yaml.safe_load(path.read_text("utf-8"))["trainer"]
-        strategy = trainer["strategy"]["init_args"]
-        assert (strategy["data_parallel_size"], strategy["tensor_parallel_size"]) == (trainer["devices"], 1)
+@pytest.mark.parametrize("path", TRAINERS, ids=lambda path: path.stem)
+def test_a_trainer_part_goes_with_every_training(
+    path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ["--model.pretrained", tiny_model_folder, "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    for config in CONFIGS:
+        monkeypatch.setattr("sys.argv", ["inscp", "--config", str(config), "--config", str(path), *here])
+        cli = InsCPCLI(run=False)
+        given = yaml.safe_load(path.read_text("utf-8"))["trainer"]["strategy"]
+        options = given["init_args"] if isinstance(given, dict) else {}
+        strategy = cli.trainer.strategy
+        assert type(strategy) is (FSDP2 if options else OneDevice)
+        for name, value in options.items():
+            assert getattr(strategy, name) == value
+
+
+def test_nodes_and_gpus_are_what_the_names_say() -> None:
+    layouts = {path.stem: yaml.safe_load(path.read_text("utf-8"))["trainer"] for path in TRAINERS}
+    sizes = {name: (layout.get("num_nodes", 1), layout["devices"]) for name, layout in layouts.items()}
+    assert sizes == {"cpu": (1, 1), "one_gpu": (1, 1), "fsdp_8gpu": (1, 8), "multi_node": (2, 8)}

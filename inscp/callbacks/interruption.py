@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -30,11 +31,11 @@ class Interruption(Callback):
         self._before: dict[int, Any] = {}
         self._trainer: Trainer | None = None
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # In the place of Lightning's own handlers, at its own time: on SIGTERM those end a training with status 0 and
+        # without a checkpoint, and call collectives inside a handler.
+        if stage == "fit":
+            trainer._signal_connector.register_signal_handlers = partial(self._listen, trainer)  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,12 +61,11 @@ class Interruption(Callback):
         else:
             message = f"{where}, with a checkpoint; go on by the same command and --ckpt_path last"
             status = 130 if number == signal.SIGINT else Stopped.RESTART
-        launched_here = trainer.strategy.launcher is not None and trainer.local_rank > 0
-        # A rank that Lightning has started itself must not fail, or Lightning kills the one whose status counts.
-        raise Stopped(message if trainer.is_global_zero else "", 0 if launched_here else status)
+        # One process of a node tells the status: launchers kill the others, or that one, where another fails first.
+        raise Stopped(message if trainer.is_global_zero else "", 0 if trainer.local_rank else status)
 
     def _listen(self, trainer: Trainer) -> None:
-        if self._trainer is None and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._trainer = trainer
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
 

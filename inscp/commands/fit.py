@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -46,7 +47,19 @@ TRAINER_DEFAULTS = {
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp fit|validate|test …`"""
     quiet()
-    InsCPCLI()
+    try:
+        InsCPCLI()
+    except Stopped:
+        _leave_together()
+        raise
+    _leave_together()
+
+
+def _leave_together() -> None:
+    """Close the process group when every rank is done with it; else those that leave first break the others."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 class LogConfig(SaveConfigCallback):

@@ -5,7 +5,7 @@ All three keep the same checkpoints, so that a training goes on under another st
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator
@@ -87,7 +87,7 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
     reduced in fp32.
 
     Args:
-        replicate: keep so many copies of the sharded model, usually one a node (hybrid sharding, HSDP): gathering
+        replicate: keep so many copies of the sharded model (hybrid sharding, HSDP), or one a node (`nodes`): gathering
             stays inside a copy, only gradients cross.
         tensor_parallel: so many ranks share each matrix of a block, as the model's plan says.
         reshard_after_forward: free gathered weights between a block's forward and backward pass: less memory, one
@@ -97,14 +97,14 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
 
     def __init__(
         self,
-        replicate: int = 1,
+        replicate: int | Literal["nodes"] = 1,
         tensor_parallel: int = 1,
         reshard_after_forward: bool | int = True,
         cpu_offload: bool = False,
     ) -> None:
         super().__init__()
-        self._replicate, self._tensor = replicate, tensor_parallel
-        self._reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
+        self.replicate, self.tensor_parallel = replicate, tensor_parallel
+        self.reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
         self._compute_dtype: torch.dtype | None = None
         self._summed: list[str] = []
 
@@ -122,12 +122,13 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         self._setup_distributed()
-        shards, rest = divmod(self.world_size, self._replicate * self._tensor)
+        copies = self.num_nodes if self.replicate == "nodes" else self.replicate
+        shards, rest = divmod(self.world_size, copies * self.tensor_parallel)
         if rest or not shards:
-            what = f"{self._replicate} copies x {self._tensor} ranks a matrix do not divide {self.world_size} ranks"
+            what = f"{copies} copies x {self.tensor_parallel} ranks a matrix do not divide {self.world_size} ranks"
             raise UserError("trainer.strategy", what, "Change replicate or tensor_parallel.")
         self._device_mesh = init_device_mesh(
-            self.root_device.type, (self._replicate, shards, self._tensor), mesh_dim_names=("copies", "shards", "heads")
+            self.root_device.type, (copies, shards, self.tensor_parallel), mesh_dim_names=("copies", "shards", "heads")
         )
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
@@ -135,7 +136,10 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """The ranks that share a matrix see the same rows."""
-        return {"num_replicas": self.world_size // self._tensor, "rank": self.global_rank // self._tensor}
+        return {
+            "num_replicas": self.world_size // self.tensor_parallel,
+            "rank": self.global_rank // self.tensor_parallel,
+        }
 
     @property
     def weights_device(self) -> torch.device:
@@ -144,10 +148,11 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
 
     def shard(self, root: Any) -> None:
         """Spread `root`, an `inscp.model.loss.NextTokenLoss`, over the ranks; its weights may be on the meta device."""
-        if self._tensor > 1:
+        if self.tensor_parallel > 1:
             self._summed = split_tensors(root.model, self.device_mesh["heads"])
-        mesh = self.device_mesh["copies", "shards"] if self._replicate > 1 else self.device_mesh["shards"]
-        shard(root, mesh, self._compute_dtype, self._reshard_after_forward, self.cpu_offload)
+        has_copies = self.device_mesh["copies"].size() > 1
+        mesh = self.device_mesh["copies", "shards"] if has_copies else self.device_mesh["shards"]
+        shard(root, mesh, self._compute_dtype, self.reshard_after_forward, self.cpu_offload)
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
         """Complete the gradients before an optimizer step, where the model's tensor parallel plan demands it."""
