@@ -222,6 +222,7 @@ def quiet() -> None:
     for name in ("lightning.pytorch.loggers.mlflow", "huggingface_hub", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # InsCPDataModule is

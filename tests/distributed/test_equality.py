@@ -4,8 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launch import DDP, FSDP2, fit, project, rows, steps
 from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+
+from inscp.pretrained import load_tokenizer
 
 HALF = ["--data.batch_size", "1"]
 OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
@@ -39,3 +49,39 @@ def test_two_ranks_train_as_one_process_does(folder: Path, name: str) -> None:
     models = [load_file(next((folder / f"{run}_runs").glob("*/*/model/model.safetensors"))) for run in ("one", name)]
     assert {key: tensor.shape for key, tensor in models[0].items()} == {k: t.shape for k, t in models[1].items()}
     assert all((models[0][key].float() - models[1][key].float()).abs().max() < 1e-2 for key in models[0])
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+ARCHITECTURES: dict[str, tuple[PretrainedConfig, list[Any]]] = {
+    "tied": (LlamaConfig(**SIZES, tie_word_embeddings=True), SPREADS["fsdp2"]),
+    # Its heads share a norm, whose gradient each rank has for its own heads alone.
+    "normed_heads": (Qwen3Config(**SIZES, head_dim=16), SPREADS["tensor_parallel"]),
+    # Its files hold every expert by itself, its parameters all in one.
+    "experts": (MixtralConfig(**SIZES, num_local_experts=4, router_jitter_noise=0.0), SPREADS["fsdp2"]),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_weights_that_are_not_laid_out_plainly_train_as_well(tmp_path: Path, tiny_model_folder: str, name: str) -> None:
+    config, spread = ARCHITECTURES[name]
+    tokenizer = load_tokenizer(tiny_model_folder)
+    config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), tokenizer.pad_token_id, None
+    config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    folder = project(tmp_path / "project", str(tmp_path / "model"))
+    few = ["--trainer.max_steps", "8"]
+    fit(folder, "one", *few)
+    fit(folder, "two", *few, *spread)
+    one, two = steps(folder, "one"), steps(folder, "two")
+    assert one.keys() == two.keys() == set(range(1, 9))
+    for step, values in one.items():
+        assert two[step] == pytest.approx(values, rel=1e-4), step

@@ -1,0 +1,66 @@
+"""Adapters, averages and compiled blocks train alike on one process and in shards, and export the same model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launch import FSDP2, fit, project, steps
+from safetensors.torch import load_file
+
+from inscp.commands.export import export
+from inscp.model.checkpoint import stored_tensors, whole_checkpoints
+
+TWO = [*FSDP2, "--data.batch_size", "1"]
+VARIANTS: dict[str, list[Any]] = {
+    "lora": ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.1"],
+    "ema": ["--model.ema_decay", "0.9"],
+    "lora_ema": ["--model.adapter", '{"rank": 2, "targets": ["q_proj", "down_proj"]}', "--model.ema_decay", "0.8"],
+    "compile": ["--model.compile", "true", "--model.activation_checkpointing", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    return project(tmp_path_factory.mktemp("adapters"), tiny_model_folder)
+
+
+def run_of(folder: Path, log: str) -> Path:
+    [run] = (folder / f"{log}_runs").glob("*/*")
+    return run
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_resumes_in_shards_and_exports_the_trained_model(
+    folder: Path, tiny_model_folder: str, tmp_path: Path, name: str
+) -> None:
+    variant = [*VARIANTS[name], "--data.epochs", "1.0", "--checkpoint.every_n_steps", "1"]
+    fit(folder, f"{name}_one", *variant, "--trainer.default_root_dir", f"{name}_one_runs")
+    fit(folder, f"{name}_two", *variant, *TWO, "--trainer.default_root_dir", f"{name}_two_runs")
+    one, two = run_of(folder, f"{name}_one"), run_of(folder, f"{name}_two")
+    losses, sharded = steps(folder, f"{name}_one"), steps(folder, f"{name}_two")
+    if "dropout" not in str(variant):  # whose random numbers each rank draws for its own rows
+        for step, values in losses.items():
+            assert sharded[step] == pytest.approx(values, rel=1e-4)
+
+    middle = two / "checkpoints" / "step-00000006"
+    fit(folder, f"{name}_resumed", *variant, *TWO, "--ckpt_path", middle, "--trainer.default_root_dir", "resumed_runs")
+    assert steps(folder, f"{name}_resumed") == {step: values for step, values in sharded.items() if step > 6}
+
+    [newest, *_], _ = whole_checkpoints(two / "checkpoints")
+    parts = {stored.partition(".")[0] for stored in stored_tensors(newest)}
+    assert parts == {"model", "optimizer"} | ({"average"} if "ema" in name else set())
+    if "lora" in name:
+        assert all("lora_" in stored for stored in stored_tensors(newest))
+    if newest.name == f"step-{max(sharded):08}":
+        export(str(newest), str(tmp_path / "exported"))
+        file = "model.safetensors"
+        assert (tmp_path / "exported" / file).read_bytes() == (two / "model" / file).read_bytes()
+    models = [load_file(path / "model.safetensors") for path in (Path(tiny_model_folder), one / "model", two / "model")]
+    original, alone, together = models
+    assert original.keys() == alone.keys() == together.keys()
+    assert any(not torch.equal(original[key].bfloat16(), together[key]) for key in original)
+    if "dropout" not in str(variant):
+        assert all((alone[key].float() - together[key].float()).abs().max() < 1e-2 for key in alone)
+    assert json.loads((two / "model" / "config.json").read_text())["model_type"] == "llama"

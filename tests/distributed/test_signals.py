@@ -1,0 +1,87 @@
+"""A training that is told to stop saves, says so by its exit status, and goes on where it was."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch import FSDP2, fit, project, start, steps
+
+from inscp.model.checkpoint import whole_checkpoints
+
+TWO = [*FSDP2, "--data.batch_size", "1"]
+LONG = ["--data.epochs", "40.0", "--checkpoint.every_n_steps", "1000"]
+LAST = ["--ckpt_path", "last"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    return project(tmp_path_factory.mktemp("signals"), tiny_model_folder)
+
+
+def begun(folder: Path, log: str, *arguments: Any) -> Any:
+    """A training that has trained at least three steps and has hundreds before it."""
+    process = start(folder, log, *LONG, *LAST, "--trainer.default_root_dir", f"{log}_runs", *arguments)
+    end = time.monotonic() + 120
+    while len(steps(folder, log)) < 3:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return process
+
+
+def children(process: Any) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("number", "spread", "to_child", "status"),
+    [
+        (signal.SIGTERM, [], False, 75),
+        (signal.SIGUSR1, [], False, 75),
+        (signal.SIGINT, [], False, 130),
+        (signal.SIGTERM, TWO, False, 75),
+        (signal.SIGUSR1, TWO, True, 75),
+    ],
+)
+def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
+    folder: Path, number: signal.Signals, spread: list[Any], to_child: bool, status: int
+) -> None:
+    log = f"{number.name}_{len(spread)}_{to_child}"
+    process = begun(folder, log, *spread)
+    os.kill(children(process)[0] if to_child else process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert f"{number.name}: stopped behind step {max(steps(folder, log))}" in errors
+    assert "--ckpt_path last" in errors
+    [run] = (folder / f"{log}_runs").glob("*/*")
+    [checkpoint], _ = whole_checkpoints(run / "checkpoints")
+    last = max(steps(folder, log))
+    assert checkpoint.name == f"step-{last:08}"
+    if spread:
+        assert max(steps(folder, log, rank=1)) == last
+    assert not (run / "model").exists()
+    done = fit(folder, log, *LONG, *LAST, "--trainer.default_root_dir", f"{log}_runs", *spread,
+               "--trainer.max_steps", str(last + 2))  # fmt: skip
+    assert f"going on from {checkpoint.relative_to(folder)}" in done.stderr
+    assert list(steps(folder, log)) == list(range(1, last + 3))
+    assert (run / "model").is_dir()
+
+
+@pytest.mark.parametrize("spread", [[], TWO])
+def test_a_second_ctrl_c_ends_at_once(folder: Path, spread: list[Any]) -> None:
+    log = f"twice_{len(spread)}"
+    # The first Ctrl-C waits for its step, and a step of so many micro-batches takes long.
+    process = begun(folder, log, *spread, "--trainer.accumulate_grad_batches", "60")
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    start_of_end = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - start_of_end < 3
+    assert "Ctrl-C again ends at once" in errors
+    assert not list((folder / f"{log}_runs").glob("*/*/checkpoints/step-*"))
