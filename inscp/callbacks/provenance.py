@@ -96,7 +96,7 @@ class Provenance(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[ORIGIN_KEY] = asdict(self.origin(trainer))
         _, tracker = _parts(trainer)
-        checkpoint[RUN_KEY] = tracker.run_id if tracker is not None and not tracker.failed else None
+        checkpoint[RUN_KEY] = tracker.run_id if tracker is not None else None
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self._before}

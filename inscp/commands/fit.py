@@ -120,6 +120,8 @@ class InsCPCLI(LightningCLI):
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
         wanted = tracking.enabled and starts_run and given["logger"] is None
         self.tracker = MLflowTracker(tracking, name, provenance_tags()) if wanted else None
+        if self.tracker:
+            self.tracker.unsent_folder = self.folder
         checkpoint: ModelCheckpoint = self._get(self.config_init, "checkpoint")
         checkpoint.dirpath = checkpoint.dirpath or str(self.folder / "checkpoints")
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
@@ -151,12 +153,12 @@ class InsCPCLI(LightningCLI):
         """Say where everything is and what to try next."""
         if not self.trainer.is_global_zero:
             return
-        model, tracker = self.model_folder, self.tracker
+        model, tracker = self.model_folder, self.tracker if self.tracker and self.tracker.is_sent else None
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else []), "", "next:"]
         lines.append(f"  python -m inscp chat --model {model}")
         lines.append(f"  python -m inscp inspect --config {self.folder / 'config.yaml'}")
-        if tracker and not tracker.failed:
-            lines.append(f"  mlflow ui --backend-store-uri {tracker.tracking_uri}   # then open {tracker.page}")
+        if tracker:
+            lines.append(f"  {tracker.viewing}")
         print("\n".join(lines))
 
 
@@ -176,7 +178,7 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("lightning.pytorch.loggers.mlflow", "huggingface_hub", "alembic"):
+    for name in ("huggingface_hub", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
