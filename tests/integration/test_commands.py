@@ -59,7 +59,7 @@ def test_help_names_every_command_in_under_a_second_and_a_half() -> None:
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "inscp", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 1.5
-    for command in ("fit", "validate", "test", "inspect", "export", "chat"):
+    for command in ("fit", "validate", "test", "inspect", "export", "chat", "track"):
         assert f"  {command} " in done.stdout
 
 
