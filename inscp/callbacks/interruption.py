@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.tracking import tracker_of
 from inscp.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -61,6 +62,8 @@ class Interruption(Callback):
         else:
             message = f"{where}, with a checkpoint; go on by the same command and --ckpt_path last"
             status = 130 if number == signal.SIGINT else Stopped.RESTART
+        if tracker := tracker_of(trainer):
+            tracker.finalize("interrupted")  # Lightning would call it failed
         # One process of a node tells the status: launchers kill the others, or that one, where another fails first.
         raise Stopped(message if trainer.is_global_zero else "", 0 if trainer.local_rank else status)
 

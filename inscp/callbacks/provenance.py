@@ -19,7 +19,7 @@ from inscp import __version__
 from inscp.callbacks.tracking import MLflowTracker, tracker_of
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
-from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, RUN_KEY
+from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
 from inscp.model.export import Origin
 from inscp.model.module import InsCPModule
 from inscp.pretrained import model_name
@@ -105,7 +105,7 @@ class Provenance(Callback):
         _, tracker = _parts(trainer)
         checkpoint[ORIGIN_KEY] = asdict(self.origin(trainer))
         checkpoint[FOLDER_KEY] = str(self._folder)
-        checkpoint[RUN_KEY] = tracker.run_id if tracker is not None else None
+        checkpoint[TRACKING_KEY] = tracker.state if tracker is not None else []
 
 
 def provenance_tags() -> dict[str, str]:

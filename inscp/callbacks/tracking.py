@@ -1,41 +1,40 @@
-"""MLflow tracking that a training can lean on: what fails there is told once and never stops the training."""
+"""Tracking that a training can lean on: MLflow is told everything, and never waited for."""
 
-import os
-from collections.abc import Callable, Mapping
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from uuid import uuid4
 
 from lightning import Trainer
-from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from inscp.errors import UserError
+from inscp.callbacks.mlflow_run import MLflowRun
+from inscp.callbacks.outbox import Outbox
+from inscp.callbacks.pieces import (
+    End,
+    Metrics,
+    Param,
+    Piece,
+    Start,
+    Table,
+    Text,
+    TrainingData,
+    dumped,
+    loaded,
+    write_unsent,
+)
 
-F = TypeVar("F", bound=Callable[..., Any])
+_LONGEST_PARAM = 6000  # characters, MLflow's limit
+_STATUSES = {"success": "FINISHED", "failed": "FAILED"}
 
 
 def tracker_of(trainer: Trainer) -> "MLflowTracker | None":
     """The trainer's tracker, where the training is tracked."""
     return trainer.logger if isinstance(trainer.logger, MLflowTracker) else None
-
-
-def _never_fatal(method: F) -> F:
-    @wraps(method)
-    def guarded(self: "MLflowTracker", *args: Any, **kwargs: Any) -> Any:
-        if self.failed:
-            return None
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:  # whatever the store, the network or the server raises
-            self.failed = True
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            rank_zero_warn(f"MLflow tracking failed, the training goes on without it: {reason}")
-            return None
-
-    return guarded  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -47,109 +46,167 @@ class Tracking:
         experiment: name of the experiment.
         run_id: continue this run instead of starting one.
         enabled: false tracks nothing.
+        patience: how many seconds the end of a training waits for a server that is slow or down.
     """
 
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "inscp"
     run_id: str | None = None
     enabled: bool = True
+    patience: float = 60.0
 
 
-class MLflowTracker(MLFlowLogger):
-    """One MLflow run a training.
+class MLflowTracker(Logger):
+    """One MLflow run a training. Every call only puts a piece of work into a queue, which a thread sends.
 
     Args:
         tracking: which store, experiment and run.
         name: of the run, for people.
         tags: of the run.
+        earlier: the `state` of the training that goes on; its run is continued where `tracking` names none.
+
+    Attributes:
+        unsent_folder: where `finalize` leaves what could not be sent, for `python -m inscp track`.
 
     Raises:
         UserError: the store is a file that cannot be opened. A server that cannot be reached is none.
     """
 
-    def __init__(self, tracking: Tracking, name: str, tags: Mapping[str, str]) -> None:
-        # By default MLflow tries for minutes to reach a server that is not there.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        # MLflow would put artifacts into ./mlruns wherever it is started; beside the store they are found again.
-        store = tracking.tracking_uri.removeprefix("sqlite:///")
-        beside = None if store == tracking.tracking_uri else str(Path(store).resolve().parent / "mlartifacts")
-        try:  # a file is opened here, a server only when something is logged
-            super().__init__(
-                experiment_name=tracking.experiment,
-                run_name=name,
-                tracking_uri=tracking.tracking_uri,
-                tags=dict(tags),
-                run_id=tracking.run_id,
-                artifact_location=beside,
-            )
-        except Exception as error:
-            what = f"the store {tracking.tracking_uri} cannot be opened ({error})"
-            raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error
-        self.tracking_uri, self.failed = tracking.tracking_uri, False
+    def __init__(
+        self, tracking: Tracking, name: str, tags: Mapping[str, str], earlier: Sequence[str] | None = None
+    ) -> None:
+        super().__init__()
+        self._tracking, self.unsent_folder, self._is_final = tracking, Path(), False
+        before, unsent = _start_and_rest(earlier or [])
+        uri = _absolute(tracking.tracking_uri)
+        if tracking.run_id is not None or (before and before.tracking_uri != uri):  # another run, another store
+            before, unsent = None, []
+        run_id = before.run_id if before else tracking.run_id
+        self._run = MLflowRun(tracking.tracking_uri, run_id)
+        rank_zero_only(self._run.connect)()
+        start = Start(
+            uri,
+            tracking.experiment,
+            name,
+            dict(tags),
+            before.key if before else uuid4().hex,
+            _now(),
+            run_id,
+        )
+        self._outbox = Outbox(self._run, start)
+        for piece in unsent:
+            self._outbox.put(piece)
 
     @property
-    @rank_zero_experiment
-    @_never_fatal
-    def experiment(self) -> Any:
-        """The MLflow client of the started run; Lightning asks for it before the training begins."""
-        return super().experiment
+    def state(self) -> list[str]:
+        """The run and what it has not got yet, for a checkpoint: a process that is killed sends no more."""
+        return dumped(self._outbox.pieces)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self._tracking.experiment
+
+    @property
+    def version(self) -> str | None:
+        """The run's id."""
+        return self.run_id
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None until the store has it."""
+        return self._run.run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The experiment's id; None until the store has the run."""
+        return self._run.experiment_id
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the store has everything."""
+        return self._outbox.is_empty
 
     @property
     def address(self) -> str:
         """Store and run, for a person to find."""
-        if self.failed:
-            return f"{self.tracking_uri} failed; what was tracked until then may be there"
-        return f"{self.tracking_uri} (experiment {self._experiment_name}, run {self._run_id})"
+        return f"{self._tracking.tracking_uri} (experiment {self.name}, run {self.run_id})"
 
     @property
     def page(self) -> str:
-        """Where `mlflow ui` shows the experiment as trainings; by default it opens in another view, which is empty."""
-        return f"http://127.0.0.1:5000/#/experiments/{self._experiment_id}/runs?workflowType=machine_learning"
+        """Where the experiment is shown as trainings; by default MLflow opens it in another view, which is empty."""
+        uri = self._tracking.tracking_uri
+        server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+
+    @property
+    def viewing(self) -> str:
+        """The command that shows the store, or only its page where a server shows it already."""
+        uri = self._tracking.tracking_uri
+        return self.page if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}   # then open {self.page}"
 
     @rank_zero_only
-    @_never_fatal
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # What Lightning calls. Its steps count from 0; here step n is behind the n-th update, and 0 is the original
         # model. It adds its epoch to every call; here the data decides the length, and an epoch tells nothing.
         self.log_at({name: value for name, value in metrics.items() if name != "epoch"}, (step or 0) + 1)
 
     @rank_zero_only
-    @_never_fatal
     def log_at(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep metrics of the model as it is after `step` updates."""
-        super().log_metrics(metrics, step)
+        """Keep metrics of the model as it is after `step` updates; a step that the run has already is left out."""
+        self._outbox.put(Metrics({name: float(value) for name, value in metrics.items()}, step, _now()))
 
     @rank_zero_only
-    @_never_fatal
-    def log_hyperparams(self, params: Any) -> None:
-        """Keep parameters; those that the continued run has already stay as they are, as MLflow demands."""
-        known = self.experiment.get_run(self.run_id).data.params
-        super().log_hyperparams({name: value for name, value in params.items() if name not in known})
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *_: Any, **__: Any) -> None:
+        """Keep parameters; those that the continued run has already stay as they are."""
+        for name, value in (vars(params) if isinstance(params, Namespace) else params).items():
+            self._outbox.put(Param(name, str(value)[:_LONGEST_PARAM]))
 
     @rank_zero_only
-    @_never_fatal
-    def finalize(self, status: str = "success") -> None:
-        super().finalize(status)
-
-    @rank_zero_only
-    @_never_fatal
     def log_text(self, text: str, artifact: str) -> None:
         """Keep `text` as an artifact file."""
-        self.experiment.log_text(self.run_id, text, artifact)
+        self._outbox.put(Text(text, artifact))
 
     @rank_zero_only
-    @_never_fatal
     def log_table(self, rows: Mapping[str, list[Any]], artifact: str) -> None:
         """Keep columns as a table that the MLflow page shows and compares between runs."""
-        self.experiment.log_table(self.run_id, dict(rows), artifact)
+        self._outbox.put(Table(dict(rows), artifact))
 
     @rank_zero_only
-    @_never_fatal
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         """Name the training data as the run's input."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+        self._outbox.put(TrainingData(name, digest, source, profile))
 
-        dataset = Dataset(name=name, digest=digest, source_type="local", source=source, profile=profile)
-        tagged = DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])
-        self.experiment.log_inputs(self.run_id, datasets=[tagged])
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run, the first time; what cannot be sent within `Tracking.patience` is written to a file."""
+        if self._outbox.is_unused or self._is_final:
+            return
+        self._is_final = True
+        self._outbox.put(End(_STATUSES.get(status, "KILLED"), _now()))
+        unsent = self._outbox.close(self._tracking.patience)
+        if not unsent:
+            return
+        file = self.unsent_folder / "mlflow_unsent.jsonl"
+        try:
+            write_unsent(unsent, file)
+            rank_zero_warn(f"MLflow has not got everything. Send it the rest with: python -m inscp track {file}")
+        except OSError as error:
+            rank_zero_warn(f"MLflow has not got everything, and the rest cannot be kept in {file}: {error}")
+
+
+def _start_and_rest(state: Sequence[str]) -> tuple[Start | None, list[Piece]]:
+    match loaded(state):
+        case [Start() as start, *unsent]:
+            return start, unsent
+    return None, []
+
+
+def _now() -> int:
+    return round(time.time() * 1000)
+
+
+def _absolute(uri: str) -> str:
+    """The store as it is found from any folder."""
+    file = uri.removeprefix("sqlite:///")
+    return uri if file == uri else f"sqlite:///{Path(file).resolve()}"

@@ -5,7 +5,6 @@ import os
 import re
 import sys
 import warnings
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from inscp.commands.parser import TrainingParser
 from inscp.commands.resume import newest_checkpoint
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError
-from inscp.model.checkpoint import FOLDER_KEY, RUN_KEY, read_about
+from inscp.model.checkpoint import FOLDER_KEY, TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.strategies import strategy_for
 
@@ -130,11 +129,12 @@ class InsCPCLI(LightningCLI):
             raise UserError("trainer.precision", "fp16 overflows in the loss's sums", "Take bf16-mixed or 32-true.")
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         tracking: Tracking = self._get(self.config_init, "mlflow")
-        if self._resumed and self.subcommand == "fit":
-            tracking = replace(tracking, run_id=tracking.run_id or read_about(self._resumed)[RUN_KEY])
+        earlier = read_about(self._resumed)[TRACKING_KEY] if self._resumed and self.subcommand == "fit" else None
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
         wanted = tracking.enabled and starts_run and given["logger"] is None
-        self.tracker = MLflowTracker(tracking, name, provenance_tags()) if wanted else None
+        self.tracker = MLflowTracker(tracking, name, provenance_tags(), earlier) if wanted else None
+        if self.tracker:
+            self.tracker.unsent_folder = self.folder
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
         before_after.folder = self.model_folder
         provenance = Provenance(self.folder)
@@ -194,12 +194,12 @@ class InsCPCLI(LightningCLI):
         """Say where everything is and what to try next."""
         if not self.trainer.is_global_zero:
             return
-        model, tracker = self.model_folder, self.tracker
+        model, tracker = self.model_folder, self.tracker if self.tracker and self.tracker.is_sent else None
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else []), "", "next:"]
         lines.append(f"  python -m inscp chat --model {model}")
         lines.append(f"  python -m inscp inspect --config {self.folder / 'config.yaml'}")
-        if tracker and not tracker.failed:
-            lines.append(f"  mlflow ui --backend-store-uri {tracker.tracking_uri}   # then open {tracker.page}")
+        if tracker:
+            lines.append(f"  {tracker.viewing}")
         print("\n".join(lines))
 
 
@@ -219,7 +219,7 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("lightning.pytorch.loggers.mlflow", "huggingface_hub", "alembic"):
+    for name in ("huggingface_hub", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"

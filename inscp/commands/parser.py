@@ -52,9 +52,10 @@ class TrainingParser(OneLineErrors, LightningArgumentParser):
     """Parser of the commands that take a training configuration."""
 
 
-def call(command: str, function: Callable[..., Any], arguments: list[str]) -> None:
+def call(command: str, function: Callable[..., Any], arguments: list[str], as_positional: bool = False) -> None:
     """Call `function` with what the command line says; its signature and docstring are the `--help`."""
-    auto_cli(function, args=arguments, parser_class=Parser, as_positional=False, prog=f"python -m inscp {command}")
+    prog = f"python -m inscp {command}"
+    auto_cli(function, args=arguments, parser_class=Parser, as_positional=as_positional, prog=prog)
 
 
 def _keys(parser: ArgumentParser) -> Iterator[str]:

@@ -35,7 +35,7 @@ class LoRA:
     def add_to(self, model: PreTrainedModel) -> None:
         """Freeze `model` and put adapters into it, in place."""
         try:
-            from peft import LoraConfig
+            from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise UserError("model.adapter", "peft is not installed", "pip install 'inscp[lora]'.") from error
         config = LoraConfig(
@@ -46,7 +46,7 @@ class LoRA:
             task_type="CAUSAL_LM",
         )
         try:
-            model.add_adapter(config)
+            inject_adapter_in_model(config, model)
         except ValueError as error:
             raise UserError(
                 "model.adapter.targets", str(error).splitlines()[0], "Name modules of this model."

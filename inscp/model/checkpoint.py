@@ -24,8 +24,8 @@ from inscp.errors import RunError, UserError
 ORIGIN_KEY = "inscp"
 """Under which key of a checkpoint the run's `Origin` is kept."""
 
-RUN_KEY = "mlflow_run_id"
-"""Under which key of a checkpoint the MLflow run is kept."""
+TRACKING_KEY = "mlflow"
+"""Under which key of a checkpoint the MLflow run and what it has not got yet are kept."""
 
 FOLDER_KEY = "folder"
 """Under which key of a checkpoint the run's folder is kept."""

@@ -59,7 +59,7 @@ def test_help_names_every_command_in_under_a_second_and_a_half() -> None:
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "inscp", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 1.5
-    for command in ("fit", "validate", "test", "inspect", "export", "chat"):
+    for command in ("fit", "validate", "test", "inspect", "export", "chat", "track"):
         assert f"  {command} " in done.stdout
 
 
@@ -102,10 +102,10 @@ def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Pa
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> None:
     changes = ["--before_after.prompts", "null", "--mlflow.experiment", "resumed"]
-    changes += ["--checkpoint.every_n_train_steps", "2", "--checkpoint.save_top_k", "-1"]
+    changes += ["--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "99"]
     whole = run("fit", "--config", config.name, *changes, "--checkpoint.dirpath", "kept", cwd=config.parent)
     assert whole.returncode == 0, whole.stderr
-    again = ["--ckpt_path", "kept/step=4.ckpt", "--checkpoint.dirpath", "kept_again"]
+    again = ["--ckpt_path", "kept/step-00000004", "--checkpoint.dirpath", "kept_again"]
     resumed = run("fit", "--config", config.name, *changes, *again, cwd=config.parent)
     assert resumed.returncode == 0, resumed.stderr
     table = re.compile(r"held perplexity.*")

@@ -1,0 +1,209 @@
+"""An MLflow run as a place to send pieces of work to.
+
+Sending a piece again changes nothing, so it may be tried until it is known to have got through.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from inscp.callbacks.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
+from inscp.errors import RunError, UserError
+
+_KEY_TAG = "inscp.run"
+_NO_NAME = re.compile(r"[^\w.\-/: ]")
+_TABLES_TAG = "mlflow.loggedArtifacts"  # by which the MLflow page knows which artifacts are tables
+# Answers that another try would get again. Everything else, a wrong password say, can be mended from outside.
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+_HTTP_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a piece is tried again by its sender, which knows what got through
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+class MLflowRun:
+    """A run in a store. Only one thread sends.
+
+    Args:
+        tracking_uri: `sqlite:///FILE` or the address of a tracking server.
+        run_id: of a run to continue.
+
+    Attributes:
+        run_id: None until the run has been started.
+        experiment_id: None until then, too.
+    """
+
+    def __init__(self, tracking_uri: str, run_id: str | None = None) -> None:
+        self.tracking_uri, self.run_id = tracking_uri, run_id
+        self.experiment_id: str | None = None
+        self._client: Any = None
+        self._steps: dict[str, set[int]] = {}
+        self._refused: set[str] = set()
+
+    def connect(self) -> None:
+        """Open the store if it is a file; a server is not asked anything yet.
+
+        Raises:
+            UserError: the store is a file that cannot be opened.
+        """
+        for name, value in _HTTP_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it shows tracebacks of what is retried
+        try:
+            self._client = MlflowClient(self.tracking_uri)
+        except Exception as error:  # whatever the driver raises
+            what = f"the store {self.tracking_uri} cannot be opened ({error})"
+            raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error
+
+    def send(self, batch: Sequence[Piece]) -> None:
+        """Perform pieces that go into one call. What the store refuses for good is told and left out.
+
+        Raises:
+            RunError: the run itself is refused.
+            Exception: anything else, where the store may take the same pieces later.
+        """
+        try:
+            self._perform(batch)
+            return
+        except Exception as error:
+            if not _is_refusal(error):
+                self._steps.clear()  # what got through is to be read again
+                raise
+            why = reason(error)
+        if isinstance(batch[0], Start):
+            raise RunError(f"MLflow refused the run ({why})")
+        parts = _parts(batch)
+        for part in parts:
+            self.send([part])
+        if not parts:
+            self._tell(type(batch[0]).__name__, why)
+
+    def _tell(self, kind: str, why: str) -> None:
+        if kind not in self._refused:
+            self._refused.add(kind)
+            rank_zero_warn(f"MLflow refused {kind}, which is left out ({why}); the rest goes on.")
+
+    def _perform(self, batch: Sequence[Piece]) -> None:
+        match batch[0]:
+            case Start() as start:
+                self._start(start)
+            case Metrics():
+                self._log_metrics([piece for piece in batch if isinstance(piece, Metrics)])
+            case Param():
+                self._log_params([piece for piece in batch if isinstance(piece, Param)])
+            case Text(text, artifact):
+                self._client.log_text(self.run_id, text, artifact)
+            case Table() as table:
+                self._log_table(table)
+            case TrainingData() as data:
+                self._log_data(data)
+            case End(status, time):
+                if self._last_end() < time:
+                    self._client.set_terminated(self.run_id, status, time)
+
+    def _start(self, start: Start) -> None:
+        if start.run_id is not None:
+            run = self._client.get_run(start.run_id)
+            self.run_id, self.experiment_id = start.run_id, run.info.experiment_id
+            if self._last_end() < start.time:
+                self._client.update_run(start.run_id, status="RUNNING")
+            return
+        self.experiment_id = self._experiment(start.experiment)
+        # An earlier try may have started it without our getting the answer.
+        found = self._client.search_runs([self.experiment_id], f"tags.`{_KEY_TAG}` = '{start.key}'")
+        self.run_id = (found[0] if found else self._create(start)).info.run_id
+
+    def _experiment(self, name: str) -> str:
+        if found := self._client.get_experiment_by_name(name):
+            return str(found.experiment_id)
+        # MLflow would put artifacts into ./mlruns wherever it is started; beside the store they are found again.
+        store = self.tracking_uri.removeprefix("sqlite:///")
+        beside = None if store == self.tracking_uri else str(Path(store).resolve().parent / "mlartifacts")
+        return str(self._client.create_experiment(name, artifact_location=beside))
+
+    def _create(self, start: Start) -> Any:
+        from mlflow.tracking.context.registry import resolve_tags
+
+        tags = resolve_tags(start.tags | {_KEY_TAG: start.key})
+        return self._client.create_run(self.experiment_id, start.time, tags, start.name)
+
+    def _last_end(self) -> int:
+        """When the run ended, 0 if it never did: what is sent late does not undo what a later training has told."""
+        return self._client.get_run(self.run_id).info.end_time or 0
+
+    def _log_metrics(self, pieces: Sequence[Metrics]) -> None:
+        from mlflow.entities import Metric
+
+        fresh = {}
+        for piece in pieces:
+            for name, value in piece.values.items():
+                key = _NO_NAME.sub("_", name)
+                if key not in self._steps:
+                    self._steps[key] = {old.step for old in self._client.get_metric_history(self.run_id, key)}
+                if piece.step not in self._steps[key]:
+                    fresh[key, piece.step] = Metric(key, value, piece.time, piece.step)
+        self._client.log_batch(self.run_id, metrics=list(fresh.values()), synchronous=True)
+        for key, step in fresh:
+            self._steps[key].add(step)
+
+    def _log_params(self, pieces: Sequence[Param]) -> None:
+        from mlflow import entities
+
+        known = self._client.get_run(self.run_id).data.params
+        fresh = [entities.Param(piece.name, piece.value) for piece in pieces if piece.name not in known]
+        self._client.log_batch(self.run_id, params=fresh, synchronous=True)
+
+    def _log_table(self, table: Table) -> None:
+        # MLflow's own log_table adds the rows once more when it is called again.
+        rows = [list(row) for row in zip(*table.columns.values(), strict=True)]
+        self._client.log_text(self.run_id, json.dumps({"columns": list(table.columns), "data": rows}), table.artifact)
+        tables = json.loads(self._client.get_run(self.run_id).data.tags.get(_TABLES_TAG, "[]"))
+        entry = {"path": table.artifact, "type": "table"}
+        if entry not in tables:
+            self._client.set_tag(self.run_id, _TABLES_TAG, json.dumps([*tables, entry]))
+
+    def _log_data(self, data: TrainingData) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(data.name, data.digest, source_type="local", source=data.source, profile=data.profile)
+        tagged = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
+        self._client.log_inputs(self.run_id, datasets=[tagged])
+
+
+def _parts(batch: Sequence[Piece]) -> list[Piece]:
+    """What can be tried one by one, so that one refused name does not cost the others."""
+    if len(batch) > 1:
+        return list(batch)
+    piece = batch[0]
+    if isinstance(piece, Metrics) and len(piece.values) > 1:
+        return [replace(piece, values={name: value}) for name, value in piece.values.items()]
+    return []
+
+
+def reason(error: BaseException) -> str:
+    """What an error comes from, in one line."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _is_refusal(error: Exception) -> bool:
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in _REFUSALS
+    if isinstance(error, RequestException):
+        return error.response is not None and 400 <= error.response.status_code < 500
+    # Of an artifact, too: a folder that may not be written, say, or a driver that is not installed.
+    return not isinstance(error, ConnectionError | TimeoutError)

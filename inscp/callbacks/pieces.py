@@ -1,0 +1,131 @@
+"""Pieces of work for MLflow as plain values: what waits in the queue and what stands in a file are the same."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from inscp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Start:
+    """The run itself, first of all pieces: `run_id` is continued; without it a run is started, one for each `key`.
+
+    Here and below `time` is in milliseconds since 1970.
+    """
+
+    tracking_uri: str
+    experiment: str
+    name: str
+    tags: dict[str, str]
+    key: str
+    time: int
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Measures of the model as it is after `step` updates."""
+
+    values: dict[str, float]
+    step: int
+    time: int
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter; one that the run has already stays as it is, as MLflow demands."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """An artifact file."""
+
+    text: str
+    artifact: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """An artifact that the MLflow page shows as a table and compares between runs."""
+
+    columns: dict[str, list[Any]]
+    artifact: str
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The run's input."""
+
+    name: str
+    digest: str
+    source: str
+    profile: str
+
+
+@dataclass(frozen=True)
+class End:
+    """The run's last status: `FINISHED`, `FAILED` or `KILLED`."""
+
+    status: str
+    time: int
+
+
+Piece = Start | Metrics | Param | Text | Table | TrainingData | End
+
+_KINDS = {kind.__name__: kind for kind in get_args(Piece)}
+_AT_ONCE = {Metrics: 1000, Param: 100}  # what one `log_batch` takes
+
+
+def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that go into one call, in order."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        n = len(piece.values) if isinstance(piece, Metrics) else 1
+        if batch and (type(piece) is not type(batch[0]) or size + n > _AT_ONCE.get(type(piece), 1)):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += n
+    if batch:
+        yield batch
+
+
+def dumped(pieces: Iterable[Piece]) -> list[str]:
+    """Pieces as JSON objects."""
+    return [json.dumps({"kind": type(piece).__name__} | asdict(piece), default=str) for piece in pieces]
+
+
+def loaded(lines: Iterable[str]) -> list[Piece]:
+    """What `dumped` has made of pieces."""
+    objects = [json.loads(line) for line in lines]
+    return [_KINDS[values.pop("kind")](**values) for values in objects]
+
+
+def write_unsent(pieces: Iterable[Piece], path: Path) -> None:
+    """Keep pieces, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in dumped(pieces)), "utf-8")
+
+
+def read_unsent(path: Path) -> list[Piece]:
+    """What `write_unsent` has kept: a `Start`, and what belongs to it.
+
+    Raises:
+        UserError: there is no such file, or it is another one.
+    """
+    mend = "Give the mlflow_unsent.jsonl of a training."
+    if not path.is_file():
+        raise UserError(str(path), "no such file", mend)
+    try:
+        pieces = loaded(path.read_text("utf-8").splitlines())
+        assert isinstance(pieces[0], Start)
+    except Exception as error:  # another file can be wrong in any way
+        raise UserError(str(path), "not a file of what could not be sent to MLflow", mend) from error
+    return pieces

@@ -1,0 +1,41 @@
+"""`track`: what a training could not send to MLflow is sent now."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from inscp.callbacks.mlflow_run import MLflowRun, reason
+from inscp.callbacks.pieces import Start, batches, read_unsent
+from inscp.commands.fit import quiet
+from inscp.commands.parser import call
+from inscp.errors import RunError
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp track FILE [--tracking_uri URI]`"""
+    quiet()
+    call(command, track, arguments, as_positional=True)
+
+
+def track(file: str, tracking_uri: str | None = None) -> None:
+    """Send what a training could not send to MLflow, and delete the file.
+
+    Args:
+        file: the mlflow_unsent.jsonl that the training left.
+        tracking_uri: another store than that of the training, or another address of it.
+    """
+    path = Path(file)
+    start, *rest = read_unsent(path)
+    assert isinstance(start, Start)
+    start = replace(start, tracking_uri=tracking_uri or start.tracking_uri)
+    destination = MLflowRun(start.tracking_uri, start.run_id)
+    destination.connect()
+    try:
+        for batch in batches([start, *rest]):
+            destination.send(batch)
+    except RunError:
+        raise
+    except Exception as error:  # whatever the store, the network or the server raises
+        what = f"{start.tracking_uri} cannot be reached ({reason(error)}). {file} is kept; send it later."
+        raise RunError(what) from error
+    path.unlink()
+    print(f"{start.tracking_uri} (experiment {start.experiment}, run {destination.run_id})")
