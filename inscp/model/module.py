@@ -142,7 +142,10 @@ class InsCPModule(LightningModule):
         batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts.update(dict.fromkeys(counts, batches))
+            open_batches = (
+                counts["ready"] - counts["completed"]
+            )  # 1 where it was saved before Lightning closed the batch
+            counts.update(dict.fromkeys(counts, batches) | {"completed": batches - open_batches})
 
     def configure_optimizers(self) -> Any:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -91,7 +91,8 @@ def test_a_run_has_the_named_metrics_params_tags_and_artifacts(
     assert run.info.run_name == "InsCP tiny und"
     named = {
         *("train/loss", "train/lr", "train/grad_norm", "train/tokens", "train/tokens_per_second", "train/mfu"),
-        *("memory/peak_gib", "val/held/loss", "val/held/perplexity"),
+        *("memory/peak_gib", "memory/rank_0/loaded_gib", "memory/rank_0/peak_gib"),
+        *("val/held/loss", "val/held/perplexity"),
     }
     assert set(run.data.metrics) == named
     assert steps_of("train/loss", run, store) == list(range(1, steps + 1))
