@@ -142,10 +142,9 @@ class InsCPModule(LightningModule):
         batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            open_batches = (
-                counts["ready"] - counts["completed"]
-            )  # 1 where it was saved before Lightning closed the batch
-            counts.update(dict.fromkeys(counts, batches) | {"completed": batches - open_batches})
+            unclosed = counts["ready"] - counts["completed"]  # 1 where Lightning had not yet closed the batch
+            counts.update(dict.fromkeys(counts, batches) | {"completed": batches - unclosed})
+        progress["is_last_batch"] = False  # there may be more now: another budget, or other max_steps
 
     def configure_optimizers(self) -> Any:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
