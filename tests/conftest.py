@@ -5,6 +5,7 @@ import os
 # Before anything imports a Hugging Face library, which reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more, and lose much where cores are shared
 
 from collections.abc import Iterator
 from pathlib import Path
