@@ -1,5 +1,6 @@
 """When checkpoints are written, and which are kept."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from inscp.errors import RunError, UserError
 from inscp.model.checkpoint import (
     CheckpointWriter,
+    add_to_mark,
     read_mark,
     remove_checkpoint,
     remove_partial,
@@ -76,7 +78,7 @@ class Checkpoints(Checkpoint):
             known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
             raise UserError("checkpoint.monitor", f"there is no {self._monitor}", f"Take one of: {known}.")
         if (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # else inside a step
-            self.save(trainer)
+            self.save(trainer, mark={_METRIC: {self._monitor: float(trainer.callback_metrics[self._monitor])}})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer)
@@ -84,22 +86,23 @@ class Checkpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._finish(trainer)
 
-    def save(self, trainer: Trainer, wait: bool = False) -> str:
+    def save(self, trainer: Trainer, wait: bool = False, mark: Mapping[str, Any] | None = None) -> str:
         """Write a checkpoint of the model as it is behind this step; every rank takes part.
 
         Args:
             trainer: between two optimizer steps.
             wait: until it is on disk, also where writing is asynchronous.
+            mark: what to keep with it: the metric that was measured behind this step.
 
         Returns:
             What went wrong; empty where nothing did.
         """
         path = step_folder(self.folder, trainer.global_step)
         self._finish(trainer)
-        if path.exists():  # the training was resumed from it
+        if trainer.strategy.broadcast(path.exists()):  # written before this step's validation, or resumed from
+            if trainer.is_global_zero:
+                add_to_mark(path, mark or {})
             return ""
-        metric = trainer.callback_metrics.get(self._monitor) if self._monitor else None
-        mark = {_METRIC: {self._monitor: float(metric)}} if metric is not None else {}
         trainer.save_checkpoint(path, storage_options=(self._writer, mark))
         return self._finish(trainer) if wait or not self._asynchronous else ""
 

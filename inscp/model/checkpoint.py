@@ -152,6 +152,13 @@ def read_mark(path: Path) -> dict[str, Any]:
     return mark
 
 
+def add_to_mark(path: Path, values: Mapping[str, Any]) -> None:
+    """Keep more values in the mark of a whole checkpoint."""
+    new = path / f"{_MARK}{_PARTIAL}"
+    new.write_text(json.dumps(read_mark(path) | dict(values)), "utf-8")
+    new.replace(path / _MARK)
+
+
 def read_about(path: Path) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors.
 

@@ -59,8 +59,11 @@ class Worsen(Losses):
                 parameter.data.zero_()
 
 
-def test_the_best_is_kept_with_its_value(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=None, keep_last=1, monitor="val/held/loss")
+@pytest.mark.parametrize("every_n_steps", [None, 4])
+def test_the_best_is_kept_with_its_value(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, every_n_steps: int | None
+) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=every_n_steps, keep_last=1, monitor="val/held/loss")
     losses = fit(tmp_path, corpus, tiny_model_folder, saving, Worsen())
     assert steps(tmp_path / "kept") == [max(losses.steps) // 4 * 4, 8]
     values = {path.name: read_mark(path)["metric"]["val/held/loss"] for path in whole_checkpoints(tmp_path / "kept")[0]}
