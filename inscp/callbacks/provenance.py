@@ -105,7 +105,8 @@ class Provenance(Callback):
         _, tracker = _parts(trainer)
         checkpoint[ORIGIN_KEY] = asdict(self.origin(trainer))
         checkpoint[FOLDER_KEY] = str(self._folder)
-        checkpoint[TRACKING_KEY] = tracker.state if tracker is not None else []
+        measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        checkpoint[TRACKING_KEY] = tracker.state(measured, trainer.global_step) if tracker is not None else []
 
 
 def provenance_tags() -> dict[str, str]:

@@ -97,10 +97,13 @@ class MLflowTracker(Logger):
         for piece in unsent:
             self._outbox.put(piece)
 
-    @property
-    def state(self) -> list[str]:
-        """The run and what it has not got yet, for a checkpoint: a process that is killed sends no more."""
-        return dumped(self._outbox.pieces)
+    def state(self, metrics: Mapping[str, float], step: int) -> list[str]:
+        """The run and what it has not got yet, for a checkpoint: a process that is killed sends no more.
+
+        Args:
+            metrics, step: of the step of the checkpoint, which Lightning logs only behind it.
+        """
+        return dumped([*self._outbox.pieces, Metrics(dict(metrics), step, _now())])
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from launch import DDP, FSDP2, fit, project, rows, start, steps
+from mlflow.tracking import MlflowClient
 
 from inscp.commands.export import export
 from inscp.model.checkpoint import whole_checkpoints
@@ -45,8 +46,17 @@ def saving(root: Path) -> bool:
     return any(root.glob("*/*/checkpoints/*.partial/*"))
 
 
-@pytest.mark.parametrize("moment", ["step 1", "step", "another step", "late step", "save"])
-@pytest.mark.parametrize(("whole", "spread"), [("one", []), ("two", TWO)])
+@pytest.mark.parametrize(
+    ("whole", "spread", "moment"),
+    [
+        ("one", [], "step 1"),
+        ("one", [], "late step"),
+        ("one", [], "save"),
+        ("two", TWO, "step"),
+        ("two", TWO, "another step"),
+        ("two", TWO, "save"),
+    ],
+)
 def test_killed_at_any_moment_every_later_step_is_the_uninterrupted_ones_bit_by_bit(
     folder: Path, whole: str, spread: list[Any], moment: str
 ) -> None:
@@ -70,6 +80,28 @@ def test_killed_at_any_moment_every_later_step_is_the_uninterrupted_ones_bit_by_
     [model] = (folder / f"{log}_runs").glob("*/*/model/model.safetensors")
     [other] = (folder / f"{whole}_runs").glob("*/*/model/model.safetensors")
     assert model.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("spread", [[], TWO])
+def test_killed_as_soon_as_a_checkpoint_is_whole_the_mlflow_run_has_every_step_once(
+    folder: Path, spread: list[Any]
+) -> None:
+    log = f"tracked_{len(spread)}"
+    store = f"sqlite:///{folder}/{log}.db"
+    options = [*spread, "--trainer.default_root_dir", f"{log}_runs", "--mlflow.enabled", "true",
+               "--mlflow.tracking_uri", store, *LAST]  # fmt: skip
+    process = start(folder, log, *options)
+    wait_for(lambda: list((folder / f"{log}_runs").glob("*/*/checkpoints/step-00000008")), process)
+    kill(process)
+    fit(folder, log, *options)
+    client = MlflowClient(store)
+    [run] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])
+    assert run.info.status == "FINISHED"
+    last = max(steps(folder, log))
+    for name in ("train/loss", "train/lr", "train/tokens_per_second"):
+        assert sorted(point.step for point in client.get_metric_history(run.info.run_id, name)) == list(
+            range(1, last + 1)
+        )
 
 
 def checkpoint(folder: Path, runs: str, step: int) -> Path:
