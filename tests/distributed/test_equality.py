@@ -15,6 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from inscp.model.checkpoint import read_tensors, stored_tensors, whole_checkpoints
 from inscp.pretrained import load_tokenizer
 
 HALF = ["--data.batch_size", "1"]
@@ -79,9 +80,22 @@ def test_weights_that_are_not_laid_out_plainly_train_as_well(tmp_path: Path, tin
     tokenizer.save_pretrained(tmp_path / "model")
     folder = project(tmp_path / "project", str(tmp_path / "model"))
     few = ["--trainer.max_steps", "8"]
-    fit(folder, "one", *few)
-    fit(folder, "two", *few, *spread)
+    fit(folder, "one", *few, "--trainer.default_root_dir", "one_runs")
+    fit(folder, "two", *few, *spread, "--trainer.default_root_dir", "two_runs")
     one, two = steps(folder, "one"), steps(folder, "two")
     assert one.keys() == two.keys() == set(range(1, 9))
     for step, values in one.items():
         assert two[step] == pytest.approx(values, rel=1e-4), step
+    kept = [read_all(folder / runs) for runs in ("one_runs", "two_runs")]
+    assert kept[0].keys() == kept[1].keys()
+    for key in kept[0]:
+        torch.testing.assert_close(kept[1][key], kept[0][key], rtol=1e-2, atol=1e-5, msg=key)
+
+
+def read_all(runs: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint: weights and both moments of the gradients."""
+    [folder] = runs.glob("*/*/checkpoints")
+    newest = whole_checkpoints(folder)[0][0]
+    tensors = {name: torch.zeros(size) for name, size in stored_tensors(newest).items()}
+    read_tensors(newest, tensors)
+    return tensors
