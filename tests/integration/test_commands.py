@@ -162,6 +162,12 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--trainer.max_epochs", "3"], r"trainer\.max_epochs: the length.*data\.epochs"),
     (["--model.attn_implementation", "nonsense"], r"model\.attn_implementation: nonsense cannot be used"),
     (["--before_after.prompts", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
+    (["--trainer.strategy", "deepspeed"], r"trainer\.strategy: deepspeed is not offered\. Take auto, ddp, fsdp2"),
+    (["--model.ema_decay", "2"], r"model\.ema_decay: 2\.0 is not between 0 and 1"),
+    (["--model.activation_checkpointing", "0"], r"model\.activation_checkpointing: every 0-th block"),
+    (["--model.adapter", "LoRA", "--model.adapter.targets", "[nothing]"], r"model\.adapter\.targets: .*nothing"),
+    (["--checkpoint.keep_last", "0"], r"checkpoint\.keep_last: 0 is not positive"),
+    (["--ckpt_path", "nowhere"], r"nowhere: no such checkpoint"),
 ])  # fmt: skip
 def test_a_wrong_input_gets_one_line_and_status_2(
     config: Path, tiny_model_folder: str, capsys: pytest.CaptureFixture[str], changes: list[str], complaint: str,
