@@ -43,12 +43,16 @@ class NextTokenLoss(nn.Module):
         )
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         is_target = targets != IGNORED
-        targets = targets[is_target]
+        targets = self.at_targets(targets, is_target)
         if self.linear_head:
-            hidden = self.model.base_model(**inputs).last_hidden_state[is_target]
+            hidden = self.at_targets(self.model.base_model(**inputs).last_hidden_state, is_target)
             return linear_nll_sum(hidden, self.model.get_output_embeddings().weight, targets)
-        logits = self.model(**inputs).logits[is_target]
+        logits = self.at_targets(self.model(**inputs).logits, is_target)
         return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+    def at_targets(self, values: torch.Tensor, is_target: torch.Tensor) -> torch.Tensor:
+        """`values` [B, L, …] at the N positions that have a target [B, L]: [N, …]."""
+        return values[is_target]
 
 
 def linear_nll_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -214,6 +214,8 @@ class InsCPModule(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        for optimizer in self.trainer.optimizers:
+            optimizer.zero_grad()  # Lightning waits until the next forward pass has all its activations
         if self.average:
             self.average.update()
 

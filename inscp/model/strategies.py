@@ -122,16 +122,24 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         self._setup_distributed()
-        copies = self.num_nodes if self.replicate == "nodes" else self.replicate
-        shards, rest = divmod(self.world_size, copies * self.tensor_parallel)
-        if rest or not shards:
-            what = f"{copies} copies x {self.tensor_parallel} ranks a matrix do not divide {self.world_size} ranks"
-            raise UserError("trainer.strategy", what, "Change replicate or tensor_parallel.")
-        self._device_mesh = init_device_mesh(
-            self.root_device.type, (copies, shards, self.tensor_parallel), mesh_dim_names=("copies", "shards", "heads")
-        )
+        self.make_mesh(self.root_device.type, self.world_size, self.num_nodes)
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
+
+    def make_mesh(self, device: str, ranks: int, num_nodes: int) -> None:
+        """Lay out the ranks of the process group as copies x shards x heads.
+
+        Raises:
+            UserError: they do not divide.
+        """
+        copies = num_nodes if self.replicate == "nodes" else self.replicate
+        shards, rest = divmod(ranks, copies * self.tensor_parallel)
+        if rest or not shards:
+            what = f"{copies} copies x {self.tensor_parallel} ranks a matrix do not divide {ranks} ranks"
+            raise UserError("trainer.strategy", what, "Change replicate or tensor_parallel.")
+        self._device_mesh = init_device_mesh(
+            device, (copies, shards, self.tensor_parallel), mesh_dim_names=("copies", "shards", "heads")
+        )
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
