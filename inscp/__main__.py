@@ -15,6 +15,7 @@ COMMANDS = {
     "inspect": "show exactly what the model will see",
     "export": "turn a checkpoint into a Hugging Face folder",
     "chat": "talk to a model",
+    "doctor": "what this machine can run, and whether a training fits",
     "track": "send MLflow what a training could not",
 }
 _MODULES = {"validate": "fit", "test": "fit"}

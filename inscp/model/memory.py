@@ -1,0 +1,248 @@
+"""How much memory a rank needs for a training step, found without data, weights or devices.
+
+The step is the training's own: its model, adapter, loss, sharding, optimizer and average, in the order of the training
+loop. It runs on tensors that have a shape and no storage (torch's FakeTensorMode), under FSDP2 in a process group that
+has no other processes (torch's backend `fake`), and at every operation counts what is alive:
+
+    peak = max over the step of (weights + gradients + optimizer states + average + everything else)
+
+On N shards the first four are 1/N of the model's; everything else is activations, logits and the low-precision copies
+of weights: autocast's, or under FSDP2 the gathered block, the next one that is gathered meanwhile, the gathered root
+(embeddings, output layer) and their gradients that are not reduced yet. Not counted is what an operation takes while it
+runs and what an allocator keeps. Every position is a target. Attention is torch's own, in the place of a Hub kernel's.
+"""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.strategies import Strategy
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from inscp.errors import UserError
+from inscp.model.average import WeightAverage
+from inscp.model.blocks import checkpoint_activations
+from inscp.model.loss import NextTokenLoss
+from inscp.model.module import InsCPModule
+from inscp.model.optim import allocate_state
+from inscp.model.strategies import DDP, FSDP2
+from inscp.model.weights import materialise
+from inscp.pretrained import empty_model
+from inscp.records import PackedBatch
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one rank at the moment of a training step that needs most, by part.
+
+    Attributes:
+        weights: the rank's share of them, buffers included.
+        gradients: those that are there at that moment.
+        optimizer: Adam's two moments.
+        average: of `model.ema_decay`.
+        activations: everything else, gathered weights included.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(astuple(self))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a rank takes in a step: `micro_batches` times `rows` of `row_length` tokens."""
+
+    rows: int
+    row_length: int
+    micro_batches: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """On what a training runs.
+
+    Attributes:
+        strategy: of `inscp.model.strategies`.
+        ranks: of all nodes.
+        num_nodes: how many.
+        precision: of the trainer.
+    """
+
+    strategy: Strategy
+    ranks: int = 1
+    num_nodes: int = 1
+    precision: str = "32-true"
+
+
+def skeleton(module: InsCPModule) -> PreTrainedModel:
+    """The model that `module` trains, not yet sharded, on the meta device: only its config.json is read."""
+    attention = "eager" if module.attn_implementation == "eager" else "sdpa"
+    model = empty_model(module.pretrained, torch.float32, attention)
+    if module.adapter:
+        module.adapter.add_to(model)
+    checkpoint_activations(model, module.activation_checkpointing)
+    return model.train()
+
+
+def step_memory(model: PreTrainedModel, module: InsCPModule, layout: Layout, shape: Shape) -> MemoryEstimate:
+    """Run a training step on fake tensors.
+
+    Args:
+        model: the module's `skeleton`; is used up.
+        module: whose step it is.
+        layout: on what it runs.
+        shape: with more than one micro-batch, gradients lie beside the activations of the next one.
+
+    Raises:
+        UserError: the model does something that only values decide (some mixtures of experts).
+    """
+    root = _EveryTarget(model)
+    with _sharded(root, layout), FakeTensorMode(allow_non_fake_inputs=True):
+        materialise(root, torch.device("cpu"))
+        model.tie_weights()
+        with LiveTensors() as live:
+            try:
+                return _step(root, module, layout, shape, live)
+            except RuntimeError as error:
+                what = f"its memory cannot be estimated ({str(error).splitlines()[0]})"
+                raise UserError(module.pretrained, what, "Try a few steps: fit --trainer.max_steps 3.") from error
+
+
+def _step(
+    root: NextTokenLoss, module: InsCPModule, layout: Layout, shape: Shape, live: "LiveTensors"
+) -> MemoryEstimate:
+    model = root.model
+    optimizer = module.optimizer.build(model)  # whose step works in place
+    allocate_state(optimizer)
+    average = WeightAverage(model, module.ema_decay) if module.ema_decay else None
+    weights = live.add([*model.parameters(), *model.buffers()])
+    states = live.add(value for state in optimizer.state.values() for value in state.values())
+    averages = live.add(average.tensors.values()) if average else 0
+    trained = [p for p in model.parameters() if p.requires_grad]
+    is_mixed = layout.precision == "bf16-mixed" and not isinstance(layout.strategy, FSDP2)
+    ids = torch.zeros(shape.rows, shape.row_length, dtype=torch.long)
+    # The second time gradients are there; and DTensor does not try out every operation on the whole any more.
+    for _ in range(2 if shape.micro_batches > 1 or isinstance(layout.strategy, FSDP2) else 1):
+        if shape.micro_batches == 1:
+            optimizer.zero_grad()
+        live.restart()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            total = root(PackedBatch(ids, ids, ids, 1, 1))
+        total.backward()
+        del total
+    gradients = live.at_peak(p.grad for p in trained if p.grad is not None)
+    rest = live.peak - weights - states - averages - gradients
+    if isinstance(layout.strategy, DDP):
+        gradients += sum(p.nbytes for p in trained)  # the buckets in which they are reduced
+    return MemoryEstimate(weights, gradients, states, averages, rest)
+
+
+class _EveryTarget(NextTokenLoss):
+    """Fake targets cannot be told from padding."""
+
+    def at_targets(self, values: torch.Tensor, is_target: torch.Tensor) -> torch.Tensor:
+        return values.flatten(0, 1).clone()
+
+
+@contextmanager
+def _sharded(root: NextTokenLoss, layout: Layout) -> Iterator[None]:
+    """Under FSDP2 make this process the first of `ranks`, of which it is the only one, and shard `root`."""
+    if not isinstance(layout.strategy, FSDP2):
+        yield
+        return
+    dist.init_process_group("fake", rank=0, world_size=layout.ranks)
+    try:
+        layout.strategy.make_mesh("cpu", layout.ranks, layout.num_nodes)
+        is_mixed = layout.precision == "bf16-mixed"
+        layout.strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu") if is_mixed else Precision()
+        layout.strategy.shard(root)
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of fake tensors that are alive, storage by storage.
+
+    Attributes:
+        peak: the highest count so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes: dict[int, int] = {}
+        self._born: dict[int, int] = {}
+        self._now = self._time = self._peak_time = self.peak = 0
+
+    def add(self, tensors: Iterable[Any]) -> int:
+        """Count tensors that are there already; returns their bytes."""
+        return sum({storage._cdata: self._see(storage) for storage in _storages(tensors)}.values())
+
+    def at_peak(self, tensors: Iterable[torch.Tensor]) -> int:
+        """Bytes of those of `tensors`, all alive, that were there at the peak."""
+        keys = {storage._cdata for storage in _storages(tensors)}
+        return sum(self._bytes[key] for key in keys if self._born[key] <= self._peak_time)
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak, self._peak_time = self._now, self._time
+
+    def _see(self, storage: torch.UntypedStorage) -> int:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._bytes:
+            weakref.finalize(storage, self._forget, key)
+            self._born[key] = self._time
+        self._now += size - self._bytes.get(key, 0)
+        self._bytes[key] = size
+        if self._now > self.peak:
+            self.peak, self._peak_time = self._now, self._time
+        return size
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._bytes.pop(key)
+        del self._born[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # it comes again, with this rank's part
+        output = func(*args, **(kwargs or {}))
+        self._time += 1
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, FakeTensor):
+                self._see(tensor.untyped_storage())
+        return output
+
+    def __enter__(self) -> "LiveTensors":
+        self._resize = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            self._resize(storage, size)
+            self._see(storage)
+            return storage
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore  # FSDP2 frees and takes by it, no operation
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        super().__exit__(*error)
+
+
+def _storages(tensors: Iterable[Any]) -> list[torch.UntypedStorage]:
+    parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return [part.untyped_storage() for part in parts]
