@@ -91,7 +91,14 @@ def test_len_counts_the_micro_batches_of_one_rank(division, total):
     batch, accumulate, ranks = division
     sampler = PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks)
     assert len(sampler) == len(list(sampler))
-    assert len(PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks, start=8)) == len(sampler)
+    resumed = PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks, start=8, steps_before=1)
+    assert len(resumed) == len(sampler)  # those that were taken before are counted
+
+
+def test_len_after_steps_of_another_size_counts_those_steps_and_what_is_left():
+    sampler = PackedRowSampler(N_TARGETS, 40, 4, 2, 2, start=8, steps_before=4)
+    assert len(sampler) == (4 + 2) * 2
+    assert len(list(sampler)) == 2 * 2
 
 
 def test_the_seed_decides_the_order():
