@@ -1,5 +1,6 @@
 """`doctor`: what this machine can run, and whether a training fits."""
 
+import logging
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _PARTS = {
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp doctor [--config …]`"""
     quiet()
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails becomes one line
     if not arguments:
         print(report())
         return
