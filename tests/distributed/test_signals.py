@@ -41,7 +41,6 @@ def children(process: Any) -> list[int]:
     ("number", "spread", "to_child", "status"),
     [
         (signal.SIGTERM, [], False, 75),
-        (signal.SIGUSR1, [], False, 75),
         (signal.SIGINT, [], False, 130),
         (signal.SIGTERM, TWO, False, 75),
         (signal.SIGUSR1, TWO, True, 75),
