@@ -101,6 +101,7 @@ class PackedBatch:
         input_ids: int64 [B, L].
         targets: int64 [B, L]; the token that follows within the same document, else `IGNORED`.
         position_ids: int64 [B, L]; restarts at 0 at every document, which is what isolates attention.
+        lengths: of the documents, row after row, padding included as one a row; their sum is B x L.
         step_targets: how many targets the whole optimizer step has, over micro-batches and ranks: the
             denominator that makes every token weigh the same.
         n_tokens: tokens that are not padding.
@@ -109,6 +110,7 @@ class PackedBatch:
     input_ids: torch.Tensor
     targets: torch.Tensor
     position_ids: torch.Tensor
+    lengths: tuple[int, ...]
     step_targets: int
     n_tokens: int
 

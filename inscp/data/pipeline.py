@@ -123,8 +123,10 @@ class PackedRows(Dataset[PackedBatch]):
         input_ids = torch.full((len(micro.rows), length), self._pad_id, dtype=torch.long)
         targets = torch.full((len(micro.rows), length), IGNORED, dtype=torch.long)
         position_ids = torch.arange(length).repeat(len(micro.rows), 1)
+        documents: list[int] = []
         for place, row in enumerate(micro.rows):
             if row == EMPTY_ROW:
+                documents.append(length)
                 continue
             table = self._cached.table
             columns = {name: table.column(name)[row].values.to_numpy() for name in table.column_names}
@@ -133,5 +135,6 @@ class PackedRows(Dataset[PackedBatch]):
             lengths = columns["lengths"]
             starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
             position_ids[place] -= torch.from_numpy(starts)
+            documents += lengths.tolist()
         n_tokens = sum(int(self._cached.n_tokens[row]) for row in micro.rows if row != EMPTY_ROW)
-        return PackedBatch(input_ids, targets, position_ids, micro.step_targets, n_tokens)
+        return PackedBatch(input_ids, targets, position_ids, tuple(documents), micro.step_targets, n_tokens)

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch._functorch.config as functorch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from inscp.errors import UserError
+from inscp.model.attention import document_attention
 
 ActivationCheckpointing = Literal["none", "block", "selective"] | int
 """Which activations the backward pass computes again: `none`; all of every `block`; of every n-th block (a number);
@@ -26,7 +28,7 @@ _ATTENTION = {
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_cudnn_attention",
     )
-}
+} | {document_attention._opoverload, torch.ops.torch_attn._varlen_attn.default}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -64,7 +66,14 @@ def _selective_contexts() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile each block by torch.compile: one graph, reused for all blocks of the same shape."""
+def compile_blocks(model: nn.Module, selective: bool) -> None:
+    """Compile each block by torch.compile: one graph, reused for all blocks of the same shape.
+
+    Args:
+        model: whose blocks.
+        selective: let the compiler choose activations to compute again, down to half of the memory they take.
+    """
+    if selective:
+        functorch.activation_memory_budget = 0.5
     for block in blocks(model):
         block.forward = torch.compile(block.forward)  # type: ignore[method-assign]

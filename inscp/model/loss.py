@@ -1,9 +1,8 @@
 """The next-token loss: summed in fp32 over the targets, without ever holding all logits.
 
-The logits of a batch (tokens x vocabulary) are the largest tensor of a training step and, on a CPU, its most
-expensive one. Here the output layer and the cross-entropy work on chunks of rows, and the gradients of a chunk are
-formed in the forward pass while its logits are at hand: products in the compute dtype, softmax and sums in fp32.
-Positions without a target cost nothing.
+The logits of a batch (tokens x vocabulary) are the largest tensor of a training step. Here the output layer and the
+cross-entropy work on chunks of rows, and the gradients of a chunk are formed in the forward pass, in the place of its
+logits: products in the compute dtype, softmax and sums in fp32. Positions without a target cost nothing.
 """
 
 from typing import Any
@@ -13,10 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from inscp.model.attention import Documents, attend_by_document
 from inscp.records import IGNORED, PackedBatch
 
 CHUNK = 512
-"""Rows of logits that are alive at once: at 50 k vocabulary 100 MB in fp32."""
+"""Rows of logits that are alive at once: at 50 k vocabulary 50 MB in bf16."""
+_CACHED = 1 << 20
+"""fp32 numbers that a CPU's caches hold."""
 
 
 class NextTokenLoss(nn.Module):
@@ -32,6 +34,7 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
         self.linear_head = has_linear_head(model)
+        self.by_document = attend_by_document(model)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """The summed negative log-likelihood of the batch's targets, in nats, fp32, differentiable."""
@@ -41,7 +44,9 @@ class NextTokenLoss(nn.Module):
         input_ids, targets, position_ids = (
             tensor.reshape(shape) for tensor in (batch.input_ids, batch.targets, batch.position_ids)
         )
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        if self.by_document:
+            inputs["documents"] = Documents(batch.lengths, input_ids.device)
         is_target = targets != IGNORED
         targets = self.at_targets(targets, is_target)
         if self.linear_head:
@@ -77,33 +82,52 @@ class _LinearNLL(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        low_weight = weight.to(dtype)
-        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
+        hidden_grad = torch.empty_like(low_hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        # Written over again for every chunk: on a CPU, fresh memory of this size costs more than the products in it.
+        all_logits = low_hidden.new_empty(min(CHUNK, len(targets)), len(weight))
+        product = torch.empty_like(low_weight) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), CHUNK):
-            chunk, target = hidden[start : start + CHUNK].to(dtype), targets[start : start + CHUNK, None]
-            log_p = torch.log_softmax(chunk @ low_weight.T, dim=-1, dtype=torch.float32)
-            total -= log_p.gather(1, target).sum()
-            if hidden_grad is None and weight_grad is None:
-                continue
-            logits_grad = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1.0)).to(dtype)
+            rows = slice(start, start + CHUNK)
+            chunk, target = low_hidden[rows], targets[rows]
+            logits = torch.mm(chunk, low_weight.T, out=all_logits[: len(target)])
+            total += _nll_sum(logits, target, into_gradients=wants_hidden or wants_weight)
             if hidden_grad is not None:
-                hidden_grad[start : start + CHUNK] = logits_grad @ low_weight
+                torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
-                weight_grad += logits_grad.T @ chunk
+                weight_grad += torch.mm(logits.T, chunk, out=product)
         ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.weight_dtype = weight.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        hidden_grad, weight_grad = ctx.saved_tensors
-        if hidden_grad is not None:
-            hidden_grad = hidden_grad * gradient.to(hidden_grad.dtype)
-        if weight_grad is not None:
-            weight_grad = weight_grad.mul_(gradient).to(ctx.weight_dtype)
-        return hidden_grad, weight_grad, None, None
+        gradients = [
+            kept if kept is None else kept.mul_(gradient).to(dtype)  # the factor stays fp32 inside
+            for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, None, None
+
+
+def _nll_sum(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> torch.Tensor:
+    """The summed negative log-likelihood of `targets` [N]; `logits` [N, V] may become the gradients of that sum.
+
+    Softmax in fp32, on a CPU for so many rows at a time as its caches hold.
+    """
+    at_once = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    exact = torch.empty(min(at_once, len(logits)), logits.shape[1], dtype=torch.float32, device=logits.device)
+    shares = torch.empty_like(exact)
+    for part, target in zip(logits.split(at_once), targets[:, None].split(at_once), strict=True):
+        x, p = exact[: len(part)].copy_(part), shares[: len(part)]
+        torch.softmax(x, 1, out=p)
+        highest, place = x.max(1, keepdim=True)  # whose share never underflows
+        total += (highest - p.gather(1, place).log_() - x.gather(1, target)).sum()
+        if into_gradients:
+            part.copy_(p.scatter_add_(1, target, p.new_full(target.shape, -1.0)))
+    return total
 
 
 @torch.no_grad()

@@ -7,9 +7,10 @@ has no other processes (torch's backend `fake`), and at every operation counts w
     peak = max over the step of (weights + gradients + optimizer states + average + everything else)
 
 On N shards the first four are 1/N of the model's; everything else is activations, logits and the low-precision copies
-of weights: autocast's, or under FSDP2 the gathered block, the next one that is gathered meanwhile, the gathered root
-(embeddings, output layer) and their gradients that are not reduced yet. Not counted is what an operation takes while it
-runs and what an allocator keeps. Every position is a target. Attention is torch's own, in the place of a Hub kernel's.
+of weights: of all that are trained, or under FSDP2 of the gathered block, the next one that is gathered meanwhile, the
+gathered root (embeddings, output layer) and their gradients that are not reduced yet. Not counted is what an operation
+takes while it runs and what an allocator keeps. Every position is a target, every row one document. Attention is
+torch's own, in the place of a Hub kernel's.
 """
 
 import weakref
@@ -30,11 +31,11 @@ from transformers import PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.model.average import WeightAverage
-from inscp.model.blocks import checkpoint_activations
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.model.optim import allocate_state
-from inscp.model.strategies import DDP, FSDP2
+from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.strategies import DDP, FSDP2, OneDevice
 from inscp.model.weights import materialise
 from inscp.pretrained import empty_model
 from inscp.records import PackedBatch
@@ -50,6 +51,7 @@ class MemoryEstimate:
         optimizer: Adam's two moments.
         average: of `model.ema_decay`.
         activations: everything else, gathered weights included.
+        kept: where a CPU's C library keeps what is freed, the gradients that lie beside the activations' freed memory.
     """
 
     weights: int
@@ -57,6 +59,7 @@ class MemoryEstimate:
     optimizer: int
     average: int
     activations: int
+    kept: int = 0
 
     @property
     def total(self) -> int:
@@ -91,15 +94,16 @@ class Layout:
 
 def skeleton(module: InsCPModule) -> PreTrainedModel:
     """The model that `module` trains, not yet sharded, on the meta device: only its config.json is read."""
-    attention = "eager" if module.attn_implementation == "eager" else "sdpa"
-    model = empty_model(module.pretrained, torch.float32, attention)
-    if module.adapter:
-        module.adapter.add_to(model)
-    checkpoint_activations(model, module.activation_checkpointing)
-    return model.train()
+
+    def make(spec: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+        return empty_model(spec, dtype, "eager" if attention == "eager" else "sdpa")
+
+    return module.bare_model(make).train()
 
 
-def step_memory(model: PreTrainedModel, module: InsCPModule, layout: Layout, shape: Shape) -> MemoryEstimate:
+def step_memory(
+    model: PreTrainedModel, module: InsCPModule, layout: Layout, shape: Shape, keeps_freed: bool = False
+) -> MemoryEstimate:
     """Run a training step on fake tensors.
 
     Args:
@@ -107,6 +111,7 @@ def step_memory(model: PreTrainedModel, module: InsCPModule, layout: Layout, sha
         module: whose step it is.
         layout: on what it runs.
         shape: with more than one micro-batch, gradients lie beside the activations of the next one.
+        keeps_freed: whether the C library keeps what is freed.
 
     Raises:
         UserError: the model does something that only values decide (some mixtures of experts).
@@ -117,39 +122,44 @@ def step_memory(model: PreTrainedModel, module: InsCPModule, layout: Layout, sha
         model.tie_weights()
         with LiveTensors() as live:
             try:
-                return _step(root, module, layout, shape, live)
+                return _step(root, module, layout, shape, keeps_freed, live)
             except RuntimeError as error:
                 what = f"its memory cannot be estimated ({str(error).splitlines()[0]})"
                 raise UserError(module.pretrained, what, "Try a few steps: fit --trainer.max_steps 3.") from error
 
 
 def _step(
-    root: NextTokenLoss, module: InsCPModule, layout: Layout, shape: Shape, live: "LiveTensors"
+    root: NextTokenLoss, module: InsCPModule, layout: Layout, shape: Shape, keeps_freed: bool, live: "LiveTensors"
 ) -> MemoryEstimate:
     model = root.model
-    optimizer = module.optimizer.build(model)  # whose step works in place
+    trained = trained_weights(model)
+    optimizer = module.optimizer.build(trained.values())  # whose step works in place
     allocate_state(optimizer)
-    average = WeightAverage(model, module.ema_decay) if module.ema_decay else None
-    weights = live.add([*model.parameters(), *model.buffers()])
+    average = WeightAverage(trained, module.ema_decay) if module.ema_decay else None
+    is_mixed = layout.precision == "bf16-mixed"
+    if is_mixed and isinstance(layout.strategy, OneDevice):
+        ComputeCopies(model, torch.bfloat16)
+    frozen = (weight for weight in model.parameters() if not weight.requires_grad)
+    weights = live.add([*trained.values(), *frozen, *model.buffers()])
     states = live.add(value for state in optimizer.state.values() for value in state.values())
     averages = live.add(average.tensors.values()) if average else 0
-    trained = [p for p in model.parameters() if p.requires_grad]
-    is_mixed = layout.precision == "bf16-mixed" and not isinstance(layout.strategy, FSDP2)
+    lengths = (shape.row_length,) * shape.rows
     ids = torch.zeros(shape.rows, shape.row_length, dtype=torch.long)
     # The second time gradients are there; and DTensor does not try out every operation on the whole any more.
     for _ in range(2 if shape.micro_batches > 1 or isinstance(layout.strategy, FSDP2) else 1):
         if shape.micro_batches == 1:
             optimizer.zero_grad()
         live.restart()
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
-            total = root(PackedBatch(ids, ids, ids, 1, 1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed and isinstance(layout.strategy, DDP)):
+            total = root(PackedBatch(ids, ids, ids, lengths, 1, 1))
         total.backward()
         del total
-    gradients = live.at_peak(p.grad for p in trained if p.grad is not None)
+    gradients = live.at_peak(p.grad for p in trained.values() if p.grad is not None)
     rest = live.peak - weights - states - averages - gradients
+    kept = sum(storage.nbytes() for storage in _storages(trained.values())) - gradients if keeps_freed else 0
     if isinstance(layout.strategy, DDP):
-        gradients += sum(p.nbytes for p in trained)  # the buckets in which they are reduced
-    return MemoryEstimate(weights, gradients, states, averages, rest)
+        gradients += sum(p.nbytes for p in trained.values())  # the buckets in which they are reduced
+    return MemoryEstimate(weights, gradients, states, averages, rest, kept)
 
 
 class _EveryTarget(NextTokenLoss):

@@ -1,11 +1,13 @@
 """The training loop as Lightning takes it: a Hugging Face causal language model and a token-weighted loss."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from torch import nn
 from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
@@ -16,7 +18,8 @@ from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, 
 from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
-from inscp.model.strategies import FSDP2
+from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.strategies import FSDP2, OneDevice
 from inscp.model.weights import fill, materialise
 from inscp.pretrained import empty_model, load_model
 from inscp.records import PackedBatch
@@ -34,7 +37,7 @@ class InsCPModule(LightningModule):
             measured with it, and it is what is exported.
         activation_checkpointing: compute activations again in the backward pass: `none`; `block` (all: least memory,
             a third more time); a number k (every k-th block); `selective` (all but attention and every second
-            matrix product).
+            matrix product; with `compile` the compiler's choice).
         compile: compile every block by torch.compile.
         attn_implementation: of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel on the Hub, …
     """
@@ -61,7 +64,9 @@ class InsCPModule(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile
         self.attn_implementation = attn_implementation
+        self.weights: dict[str, nn.Parameter] = {}
         self.average: WeightAverage | None = None
+        self._copies: ComputeCopies | None = None
         self.held_out: dict[str, float] = {}
         self.held_out_before: dict[str, float] = {}
         self._validation_loss: list[MeanMetric] = []
@@ -70,18 +75,14 @@ class InsCPModule(LightningModule):
     def configure_model(self) -> None:
         """Load the weights, in fp32: whole, or under FSDP2 each rank its shards.
 
-        What is computed in bf16 is decided by the precision plugin, and by the sharding policy under FSDP2.
+        `weights` are those that are trained, by name, in fp32; what computes is the strategy's `compute_dtype`.
         """
         if hasattr(self, "loss"):
             return
         strategy = self.trainer.strategy
-        make = empty_model if isinstance(strategy, FSDP2) else load_model
-        model = make(self.pretrained, torch.float32, self.attn_implementation)
-        if self.adapter:
-            self.adapter.add_to(model)
-        checkpoint_activations(model, self.activation_checkpointing)
+        model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
-            compile_blocks(model)
+            compile_blocks(model, selective=self.activation_checkpointing == "selective")
         self.loss = NextTokenLoss(model.train())
         if isinstance(strategy, FSDP2):
             strategy.shard(self.loss)
@@ -90,6 +91,18 @@ class InsCPModule(LightningModule):
             fill(model, self.pretrained)
         if self.adapter:
             self.adapter.initialise(model)
+        self.weights = trained_weights(model)
+        if isinstance(strategy, OneDevice) and strategy.compute_dtype:
+            self._copies = ComputeCopies(model.to(strategy.root_device), strategy.compute_dtype)  # type: ignore[arg-type]
+
+    def bare_model(self, make: Callable[..., PreTrainedModel], compiles: bool = False) -> PreTrainedModel:
+        """The model that is trained, neither sharded nor compiled yet, from `load_model` or `empty_model`."""
+        model = make(self.pretrained, torch.float32, self.attn_implementation)
+        if self.adapter:
+            self.adapter.add_to(model)
+        if not (compiles and self.activation_checkpointing == "selective"):  # which the compiler does better
+            checkpoint_activations(model, self.activation_checkpointing)
+        return model
 
     @property
     def _ranks(self) -> int:
@@ -102,15 +115,15 @@ class InsCPModule(LightningModule):
 
     def on_fit_start(self) -> None:
         if self.ema_decay is not None:
-            self.average = WeightAverage(self.model, self.ema_decay)
+            self.average = WeightAverage(self.weights, self.ema_decay)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps: `model.NAME`, `average.NAME`, `optimizer.NAME.STATE`; nothing of frozen weights."""
-        kept = {f"model.{name}": p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        kept = {f"model.{name}": weight.detach() for name, weight in self.weights.items()}
         if self.average:
             kept |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         for optimizer in self.trainer.optimizers:
-            kept |= {f"optimizer.{name}": t for name, t in state_tensors(self.model, optimizer).items()}
+            kept |= {f"optimizer.{name}": t for name, t in state_tensors(self.weights, optimizer).items()}
         return kept
 
     def read(self, checkpoint: Path) -> None:
@@ -126,12 +139,17 @@ class InsCPModule(LightningModule):
             what = f"the checkpoint has no {missing}, which this configuration trains"
             raise UserError(str(checkpoint), what, "Resume with the adapter and ema_decay that it was trained with.")
         read_tensors(checkpoint, into)
+        self._weights_changed()
 
     def result(self) -> dict[str, torch.Tensor]:
         """The trained weights by name, as they are exported: the average where one is kept."""
         if self.average:
             return self.average.tensors
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: weight.detach() for name, weight in self.weights.items()}
+
+    def _weights_changed(self) -> None:
+        if self._copies:
+            self._copies.refresh()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["held_out_before"] = self.held_out_before
@@ -148,7 +166,7 @@ class InsCPModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        optimizer = self.optimizer.build(self.model)
+        optimizer = self.optimizer.build(self.weights.values())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer.factor(*data.span(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -198,7 +216,7 @@ class InsCPModule(LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             what = f"{gradient_clip_algorithm} clipping is not offered"
             raise UserError("trainer.gradient_clip_algorithm", what, "Leave it at norm.")
-        norm = clip_gradients(self.model.parameters(), gradient_clip_val or math.inf)
+        norm = clip_gradients(self.weights.values(), gradient_clip_val or math.inf)
         self._require_finite("gradient", norm)
         self.log("train/grad_norm", norm)
 
@@ -216,14 +234,14 @@ class InsCPModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         for optimizer in self.trainer.optimizers:
             optimizer.zero_grad()  # Lightning waits until the next forward pass has all its activations
+        self._weights_changed()
         if self.average:
             self.average.update()
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
         self._validation_loss = [MeanMetric().to(self.device) for _ in names]
-        if self.average:
-            self.average.swap()
+        self._swap_average()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
@@ -247,8 +265,12 @@ class InsCPModule(LightningModule):
             self.held_out_before = values
         else:
             self.held_out = values
+        self._swap_average()
+
+    def _swap_average(self) -> None:
         if self.average:
             self.average.swap()
+            self._weights_changed()
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step

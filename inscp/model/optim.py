@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,9 +35,8 @@ class Optimizer:
     warmup: float = 0.05
     final: float = 0.1
 
-    def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW over the model's trainable parameters, fused."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+    def build(self, parameters: Collection[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW, fused."""
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -63,10 +62,9 @@ _DECAYS: dict[Schedule, Callable[[float], float]] = {
 }
 
 
-def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors as `PARAMETER.STATE`, sharded as the parameters are."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {f"{names[p]}.{key}": value for p, state in optimizer.state.items() for key, value in state.items()}
+def state_tensors(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors as `WEIGHT.STATE`, sharded as the weights are."""
+    return {f"{name}.{key}": value for name, p in weights.items() for key, value in optimizer.state[p].items()}
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:

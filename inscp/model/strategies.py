@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator
-from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -54,7 +54,34 @@ class _Checkpoints(Strategy):
         pass
 
 
-class OneDevice(_Checkpoints, SingleDeviceStrategy):
+class _OwnPrecision(Strategy):
+    """Mixin: `bf16-mixed` means fp32 weights of which bf16 copies compute, and no autocast.
+
+    Attributes:
+        compute_dtype: of the copies; None where the weights themselves compute.
+    """
+
+    compute_dtype: torch.dtype | None = None
+
+    @property
+    def precision_plugin(self) -> Precision:
+        return self._precision_plugin or Precision()
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin: Precision | None) -> None:
+        if plugin is not None and plugin.precision == "bf16-mixed":
+            self.compute_dtype, plugin = torch.bfloat16, _Told(plugin.precision)
+        self._precision_plugin = plugin
+
+
+class _Told(Precision):
+    """What the trainer is told where the strategy decides about precision: nothing to do."""
+
+    def __init__(self, precision: Any) -> None:
+        self.precision = precision
+
+
+class OneDevice(_Checkpoints, _OwnPrecision, SingleDeviceStrategy):
     """The whole model on one device."""
 
     def __init__(self) -> None:
@@ -73,14 +100,7 @@ class DDP(_Checkpoints, DDPStrategy):
         return _BACKENDS.get(self.root_device.type) or super()._get_process_group_backend()
 
 
-class _Sharded(Precision):
-    """What the trainer is told where FSDP2's own policy decides about precision: nothing to do."""
-
-    def __init__(self, precision: Any) -> None:
-        self.precision = precision
-
-
-class FSDP2(_Checkpoints, ModelParallelStrategy):
+class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
     """Weights, gradients and optimizer states in shards over the devices (fully sharded data parallel).
 
     Shards are fp32; with `precision: bf16-mixed` the weights are gathered and multiplied in bf16 and the gradients
@@ -105,17 +125,7 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
         super().__init__()
         self.replicate, self.tensor_parallel = replicate, tensor_parallel
         self.reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
-        self._compute_dtype: torch.dtype | None = None
         self._summed: list[str] = []
-
-    @property
-    def precision_plugin(self) -> Precision:
-        return self._precision_plugin or Precision()
-
-    @precision_plugin.setter
-    def precision_plugin(self, plugin: Precision | None) -> None:
-        self._compute_dtype = torch.bfloat16 if isinstance(plugin, MixedPrecision) else None
-        self._precision_plugin = plugin and _Sharded(plugin.precision)
 
     def _get_process_group_backend(self) -> str:
         return _BACKENDS.get(self.root_device.type) or super()._get_process_group_backend()
@@ -160,7 +170,7 @@ class FSDP2(_Checkpoints, ModelParallelStrategy):
             self._summed = split_tensors(root.model, self.device_mesh["heads"])
         has_copies = self.device_mesh["copies"].size() > 1
         mesh = self.device_mesh["copies", "shards"] if has_copies else self.device_mesh["shards"]
-        shard(root, mesh, self._compute_dtype, self.reshard_after_forward, self.cpu_offload)
+        shard(root, mesh, self.compute_dtype, self.reshard_after_forward, self.cpu_offload)
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
         """Complete the gradients before an optimizer step, where the model's tensor parallel plan demands it."""

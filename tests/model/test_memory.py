@@ -79,7 +79,7 @@ def test_activation_checkpointing_lowers_activations_alone(folder: Path, how: An
 
 def test_lora_drops_gradients_and_states_of_frozen_weights(folder: Path) -> None:
     whole, adapted = (estimate(folder, micro_batches=2, adapter=adapter) for adapter in (None, LoRA(rank=2)))
-    assert adapted.weights > whole.weights
+    assert adapted.weights == pytest.approx(0.54 * whole.weights, rel=0.01)  # bf16 ones alone, and the adapters
     assert adapted.gradients < 0.2 * whole.gradients
     assert adapted.optimizer < 0.2 * whole.optimizer
 
@@ -121,8 +121,9 @@ def test_a_mixture_of_experts_is_estimated_where_torch_can_fake_it_and_else_refu
     config = MixtralConfig(architectures=["MixtralForCausalLM"], num_local_experts=4, **SIZES)
     write(tmp_path, config)
     assert estimate(tmp_path, FSDP2(), 2).activations > 0
+    assert estimate(tmp_path).activations > 0
     with pytest.raises(UserError, match="memory cannot be estimated"):
-        estimate(tmp_path)  # torch has no fake grouped product in fp32, which autocast leaves it in
+        estimate(tmp_path, DDP(), 2)  # torch has no fake grouped product in fp32, which autocast leaves it in
 
 
 def test_the_peak_is_of_what_was_alive_at_once() -> None:

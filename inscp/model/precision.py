@@ -1,0 +1,55 @@
+"""Mixed precision on one device: fp32 weights are trained, low-precision copies of them compute.
+
+What FSDP2 does by its policy when it gathers. Against autocast it saves the casts of every weight in every forward
+pass and keeps activations in the low precision; the updates are as exact, because optimizer, clipping, average and
+checkpoints see the fp32 weights and fp32 sums of gradients only.
+"""
+
+import torch
+from torch import nn
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that are trained, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+class ComputeCopies:
+    """Copies of a model's weights, in their place in the model; their gradients are added to the fp32 weights'.
+
+    Args:
+        model: on its device; tied weights stay tied. Of frozen weights only the copy is kept.
+        dtype: of the copies.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._trained: dict[nn.Parameter, nn.Parameter] = {}
+        copies: dict[nn.Parameter, nn.Parameter] = {}
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is None:
+                    continue
+                if weight not in copies:
+                    copies[weight] = nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad)
+                module._parameters[name] = copies[weight]
+        for weight, copy in copies.items():
+            if weight.requires_grad:
+                self._trained[weight] = copy
+                copy.register_post_accumulate_grad_hook(_hand_on(weight))
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the fp32 weights after they have changed."""
+        torch._foreach_copy_(list(self._trained.values()), list(self._trained))
+
+
+def _hand_on(weight: nn.Parameter):  # type: ignore[no-untyped-def]
+    def hand_on(copy: torch.Tensor) -> None:
+        assert copy.grad is not None
+        if weight.grad is None:
+            weight.grad = copy.grad.to(weight.dtype)
+        else:
+            weight.grad.add_(copy.grad)
+        copy.grad = None
+
+    return hand_on

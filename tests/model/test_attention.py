@@ -1,0 +1,135 @@
+"""Attention by document is attention behind a mask, with less work."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from inscp.model import attention
+from inscp.model.attention import Documents, attend_by_document, document_attention
+from inscp.model.blocks import compile_blocks
+from inscp.model.loss import NextTokenLoss
+from inscp.records import IGNORED, PackedBatch
+
+CPU = torch.device("cpu")
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.double() - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("lengths", "window"), [((5, 1, 60, 62, 13, 99, 71, 71), 0), ((450, 9), 0), ((100, 200, 30), 50)]
+)
+def test_values_and_gradients_are_those_behind_a_mask(
+    lengths: tuple[int, ...], window: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    tokens = sum(lengths)
+    q, k, v = (torch.randn(2, heads, tokens, 8).to(dtype).requires_grad_() for heads in (6, 2, 2))
+    outer = torch.randn(2, tokens, 6, 8).to(dtype)
+    output, _ = document_attention(q, k, v, Documents(lengths * 2, CPU).lengths, 0.3, window)
+    found = [output, *torch.autograd.grad(output, (q, k, v), outer)]
+
+    document = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    seen = (document[:, None] == document) & (distance >= 0) & (distance < (window or tokens))
+    q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
+    keys, values = (x.repeat_interleave(3, 1) for x in (k, v))
+    output = F.scaled_dot_product_attention(q, keys, values, seen, scale=0.3).transpose(1, 2)
+    expected = [output, *torch.autograd.grad(output, (q, k, v), outer.double())]
+    assert all(relative(ours, plain) < tolerance for ours, plain in zip(found, expected, strict=True))
+
+
+def test_the_operation_keeps_its_contract_with_compilers() -> None:
+    q, k, v = (torch.randn(1, heads, 40, 8, requires_grad=True) for heads in (4, 2, 2))
+    arguments = (q, k, v, Documents((13, 20, 7), CPU).lengths, 0.3, 0)
+    torch.library.opcheck(torch.ops.inscp.document_attention.default, arguments)
+
+
+def test_work_grows_with_the_squares_of_the_documents_lengths() -> None:
+    lengths = torch.randint(20, 200, (400,), generator=torch.Generator().manual_seed(0))
+    groups = attention._groups(lengths.numpy().tobytes())
+    scores = sum(group.count * group.width**2 for group in groups)
+    assert scores < 1.5 * (lengths**2).sum()
+    assert scores < 0.01 * lengths.sum() ** 2
+    tokens = torch.cat([group.tokens[group.filled] for group in groups])
+    assert torch.equal(tokens.sort().values, torch.arange(int(lengths.sum())))
+
+
+def llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, pad_token_id=0, eos_token_id=1))
+
+
+def mistral() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5, pad_token_id=0, eos_token_id=1))
+
+
+def packed(*lengths: int) -> PackedBatch:
+    ids = torch.randint(2, 64, (1, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    targets = ids.roll(-1, 1)
+    targets[0, torch.tensor(lengths).cumsum(0) - 1] = IGNORED
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    return PackedBatch(ids, targets, positions, lengths, 1, sum(lengths))
+
+
+def loss_and_gradients(loss: NextTokenLoss, *batches: PackedBatch) -> list[torch.Tensor]:
+    loss.zero_grad()
+    total = sum((loss(batch) for batch in batches), torch.zeros(()))
+    total.backward()
+    return [total.detach(), *(p.grad.clone() for p in loss.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("make", [llama, mistral])
+def test_a_packed_row_has_the_loss_and_gradients_of_its_documents_alone(make) -> None:  # type: ignore[no-untyped-def]
+    loss = NextTokenLoss(make())
+    assert loss.by_document
+    row = packed(7, 3, 12)
+    alone = [
+        PackedBatch(row.input_ids[:, a:b], row.targets[:, a:b], row.position_ids[:, a:b], (b - a,), 1, b - a)
+        for a, b in ((0, 7), (7, 10), (10, 22))
+    ]
+    together, apart = loss_and_gradients(loss, row), loss_and_gradients(loss, *alone)
+    assert all(relative(ours, theirs.double()) < 1e-5 for ours, theirs in zip(together, apart, strict=True))
+
+
+@pytest.mark.parametrize("make", [llama, mistral])
+def test_generation_is_as_before(make) -> None:  # type: ignore[no-untyped-def]
+    model = make().eval()
+    prompts = {"input_ids": torch.tensor([[0, 0, 5, 6], [7, 8, 9, 3]]),
+               "attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])}  # fmt: skip
+    options = {"max_new_tokens": 9, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    before = model.generate(**prompts, **options)
+    assert attend_by_document(model)
+    after = model.generate(**prompts, **options)
+    assert torch.equal(before.sequences, after.sequences)
+    torch.testing.assert_close(torch.stack(before.logits), torch.stack(after.logits))
+
+
+def test_blocks_are_compiled_once_and_whole_for_all_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    plain, model = NextTokenLoss(llama()), llama()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    compile_blocks(model, selective=False)
+    compiled = NextTokenLoss(model)
+    for batch in (packed(7, 3, 12), packed(22), packed(2, 2, 18)):
+        torch.testing.assert_close(compiled(batch), plain(batch))
+    assert len(graphs) == 1
+
+
+def test_attention_that_transformers_gives_no_documents_stays_as_it_is() -> None:
+    model = llama()
+    model.set_attn_implementation("eager")
+    assert not NextTokenLoss(model).by_document

@@ -1,0 +1,90 @@
+"""bf16 computes, fp32 is trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from corpus import Losses, data_module, module, trainer, write_corpus
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.provenance import Provenance
+from inscp.model.checkpoint import read_tensors, stored_tensors
+from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.strategies import OneDevice
+
+
+def linear() -> tuple[nn.Linear, dict[str, nn.Parameter], ComputeCopies]:
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    weights = trained_weights(model)
+    return model, weights, ComputeCopies(model, torch.bfloat16)
+
+
+def test_gradients_of_micro_batches_are_summed_in_fp32() -> None:
+    model, weights, _ = linear()
+    parts = []
+    for number in range(20):
+        x = torch.randn(3, 8, generator=torch.Generator().manual_seed(number)).bfloat16()
+        parts.append(x.float().sum(0))  # the gradient of a sum, exact in bf16 for few rows
+        model(x).sum().backward()
+        assert model.weight.grad is None
+    expected = torch.stack([part.bfloat16().float() for part in parts]).sum(0)
+    gradient = weights["weight"].grad
+    assert gradient is not None
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, expected.expand(4, 8))
+
+
+def test_steps_too_small_for_bf16_are_not_lost() -> None:
+    model, weights, copies = linear()
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        for _ in range(64):
+            weights["weight"] += before.float().abs() * 2**-12
+            copies.refresh()
+    assert (model.weight - before).float().abs().mean() > 0.01 * before.float().abs().mean()
+
+
+def test_tied_weights_stay_tied_and_names_stay() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, tie_word_embeddings=True, **sizes))
+    weights = trained_weights(model)
+    ComputeCopies(model, torch.bfloat16)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert trained_weights(model).keys() == weights.keys()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_frozen_weights_have_no_fp32_left() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].requires_grad_(False)
+    frozen = model[0].weight
+    copies = ComputeCopies(model, torch.bfloat16)
+    assert all(frozen is not weight for weight in copies._trained)
+    assert not model[0].weight.requires_grad
+    model(torch.randn(2, 4).bfloat16()).sum().backward()
+    assert model[0].weight.grad is None
+
+
+def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(tmp_path: Path, tiny_model_folder: str) -> None:
+    corpus, found = write_corpus(tmp_path), {}
+    for precision in ("32-true", "bf16-mixed"):
+        losses, folder = Losses(), tmp_path / precision
+        callbacks = [Provenance(folder), losses, Checkpoints(str(folder / "kept"), every_n_steps=4)]
+        options = {"callbacks": callbacks, "precision": precision, "enable_checkpointing": True}
+        training = trainer(folder, strategy=OneDevice(), **options)
+        training.fit(module(tiny_model_folder), datamodule=data_module(corpus, tiny_model_folder, epochs=2.0))
+        found[precision] = losses.steps
+    plain, mixed = found["32-true"], found["bf16-mixed"]
+    for step in range(1, 9):  # later Adam's steps of 0.01 make much of every small difference
+        loss, rate, norm = plain[step]
+        assert mixed[step] == (pytest.approx(loss, rel=5e-3), rate, pytest.approx(norm, rel=0.05))
+    assert mixed[max(mixed)][0] == pytest.approx(plain[max(plain)][0], rel=0.2)
+    checkpoint = sorted((tmp_path / "bf16-mixed" / "kept").glob("step-*"))[-1]
+    tensors = {name: torch.zeros(size) for name, size in stored_tensors(checkpoint).items()}
+    read_tensors(checkpoint, tensors)
+    weights = [tensor for name, tensor in tensors.items() if name.startswith("model.")]
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
