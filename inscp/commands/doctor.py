@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from inscp.commands.allocator import keeps_freed_memory
 from inscp.commands.fit import InsCPCLI, best_precision, quiet
 from inscp.commands.machine import cpu_memory, free_disk, gib, report
 from inscp.errors import UserError
@@ -24,6 +25,7 @@ _PARTS = {
     "optimizer": "optimizer states",
     "average": "weight average",
     "activations": "activations, logits, gathered and cast weights",
+    "kept": "freed memory that is kept for the next step",
 }
 
 
@@ -121,7 +123,8 @@ def examine(training: Training) -> None:
         _ = training.data.tokenizer  # which a training holds beside its imports
     process = psutil.Process().memory_info().rss
     layout, shape = training.layout, training.shape
-    estimate = step_memory(model, training.module, layout, shape)
+    keeps_freed = not training.on_gpu and keeps_freed_memory()
+    estimate = step_memory(model, training.module, layout, shape, keeps_freed)
     needs = training.needs(estimate, process)
     ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
     rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
