@@ -23,9 +23,8 @@ OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategi
 SPREADS: dict[str, list[Any]] = {
     "fsdp2": [*FSDP2, *HALF],
     "ddp": [*DDP, *HALF],
-    "hsdp": [*OPTIONS, "--trainer.strategy.replicate", 2, *HALF],
+    "hsdp_offload": [*OPTIONS, "--trainer.strategy.replicate", 2, "--trainer.strategy.cpu_offload", "true", *HALF],
     "tensor_parallel": [*OPTIONS, "--trainer.strategy.tensor_parallel", 2],
-    "cpu_offload": [*OPTIONS, "--trainer.strategy.cpu_offload", "true", *HALF],
 }
 
 
