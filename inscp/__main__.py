@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from difflib import get_close_matches
 
@@ -58,12 +59,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except Stopped as stopped:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second Ctrl-C would only change the status
         if str(stopped):  # one rank tells it for all
             print(stopped, file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 1
+        return 130
 
 
 def _run(command: str, arguments: list[str]) -> int:
