@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -82,11 +83,33 @@ def environment() -> dict[str, str]:
 
 
 def fit(folder: Path, log: str, *arguments: Any, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a training to its end and see its exit status."""
-    done = subprocess.run(command(folder, log, *arguments), cwd=folder, capture_output=True, text=True, timeout=300,
-                          env=environment())  # fmt: skip
+    """Run a training to its end and see the exit status of its first rank.
+
+    Two ranks are started as torchrun starts them, at once; `start` leaves that to Lightning, as a user's shell does.
+    """
+    line = command(folder, log, *arguments)
+    others = []
+    own = environment()
+    if "--trainer.devices" in arguments and arguments[arguments.index("--trainer.devices") + 1] == "2":
+        shared = own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2",
+                        "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+        own, other = (shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01")
+        others = [subprocess.Popen(line, cwd=folder, env=other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+    try:
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300, env=own)
+        for process in others:
+            process.wait(timeout=30)
+    finally:
+        for process in others:
+            process.kill()
     assert done.returncode == status, done.stderr[-4000:]
     return done
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def start(folder: Path, log: str, *arguments: Any) -> subprocess.Popen[str]:
