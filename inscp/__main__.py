@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": "loss and perplexity of the held-out sets",
     "test": "the same, under the name test",
     "inspect": "show exactly what the model will see",
+    "score": "perplexity of every record under a model",
     "export": "turn a checkpoint into a Hugging Face folder",
     "chat": "talk to a model",
     "doctor": "what this machine can run, and whether a training fits",

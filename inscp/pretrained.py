@@ -109,6 +109,15 @@ def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdp
     return model
 
 
+def longest_input(spec: str) -> int:
+    """So many tokens a model can see at once, by its own configuration; without end where it names no number."""
+    from transformers import AutoConfig
+
+    path, revision = resolve(spec)
+    config = _loaded(spec, lambda: AutoConfig.from_pretrained(path, revision=revision)).get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+
+
 def weights_folder(spec: str) -> Path:
     """The folder that holds a model's safetensors files, downloaded where it is on the Hub."""
     from huggingface_hub import snapshot_download

@@ -1,11 +1,13 @@
 """The words that every room speaks: one frozen dataclass for each arrow of the data path.
 
 Record -> TaggedText -> TokenSequence -> PackedBatch        (training)
+Record -> Score                                             (selection)
 prompt -> Generation -> Share                               (evaluation)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -129,6 +131,32 @@ class PackedBatch:
             targets=change(self.targets),
             position_ids=change(self.position_ids),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How surprised a model is by a record.
+
+    Attributes:
+        id: the record's `source`: file and line.
+        n_tokens: scored tokens.
+        n_bytes: of the scored text in UTF-8.
+        nll: their summed negative log-likelihood, in nats.
+    """
+
+    id: str
+    n_tokens: int
+    n_bytes: int
+    nll: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.nll / self.n_tokens, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable between tokenizers."""
+        return self.nll / math.log(2) / self.n_bytes
 
 
 @dataclass(frozen=True, slots=True)

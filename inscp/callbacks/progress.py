@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-_SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
 def progress() -> Callback:
@@ -48,7 +48,7 @@ class PlainProgress(Callback):
     ) -> None:
         now, step = time.monotonic(), trainer.global_step
         steps = trainer.datamodule.total_steps  # type: ignore[attr-defined]
-        is_due = now - self._told >= _SECONDS_BETWEEN_LINES or step == steps
+        is_due = now - self._told >= SECONDS_BETWEEN_LINES or step == steps
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not (is_due and is_step and trainer.is_global_zero):
             return

@@ -31,6 +31,7 @@ from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError
 from inscp.model.checkpoint import FOLDER_KEY, TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
+from inscp.model.precision import multiplies_bf16
 from inscp.model.strategies import strategy_for
 
 TRAINER_DEFAULTS = {
@@ -207,11 +208,7 @@ class InsCPCLI(LightningCLI):
 
 def best_precision() -> str:
     """bf16 mixed where the hardware multiplies in bf16, else fp32."""
-    if torch.cuda.is_available():
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if multiplies_bf16() else "32-true"
 
 
 def quiet() -> None:

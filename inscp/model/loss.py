@@ -36,8 +36,11 @@ class NextTokenLoss(nn.Module):
         self.linear_head = has_linear_head(model)
         self.by_document = attend_by_document(model)
 
-    def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """The summed negative log-likelihood of the batch's targets, in nats, fp32, differentiable."""
+    def forward(self, batch: PackedBatch, each: bool = False) -> torch.Tensor:
+        """The negative log-likelihood of the batch's targets in nats, fp32: summed, and differentiable.
+
+        With `each` that of every target, [N] in the order of the rows, without gradients.
+        """
         # transformers isolates packed documents when position ids restart, with neither attention mask nor cache;
         # with FlashAttention it looks for them only where there is one row.
         shape = (1, -1) if "flash" in self.model.config._attn_implementation else batch.input_ids.shape
@@ -51,9 +54,10 @@ class NextTokenLoss(nn.Module):
         targets = self.at_targets(targets, is_target)
         if self.linear_head:
             hidden = self.at_targets(self.model.base_model(**inputs).last_hidden_state, is_target)
-            return linear_nll_sum(hidden, self.model.get_output_embeddings().weight, targets)
+            weight = self.model.get_output_embeddings().weight
+            return linear_nlls(hidden, weight, targets) if each else linear_nll_sum(hidden, weight, targets)
         logits = self.at_targets(self.model(**inputs).logits, is_target)
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
+        return F.cross_entropy(logits.float(), targets, reduction="none" if each else "sum")
 
     def at_targets(self, values: torch.Tensor, is_target: torch.Tensor) -> torch.Tensor:
         """`values` [B, L, …] at the N positions that have a target [B, L]: [N, …]."""
@@ -76,6 +80,18 @@ def linear_nll_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Te
     return _LinearNLL.apply(hidden, weight, targets, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
+@torch.no_grad()
+def linear_nlls(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each row of `hidden @ weight.T`, fp32 [N] in nats; arguments as for `linear_nll_sum`."""
+    all_logits = hidden.new_empty(min(CHUNK, len(targets)), len(weight))
+    nlls = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(targets), CHUNK):
+        rows = slice(start, start + CHUNK)
+        logits = torch.mm(hidden[rows], weight.T, out=all_logits[: len(targets[rows])])
+        nlls[rows] = _nlls(logits, targets[rows], into_gradients=False)
+    return nlls
+
+
 class _LinearNLL(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -93,7 +109,7 @@ class _LinearNLL(torch.autograd.Function):
             rows = slice(start, start + CHUNK)
             chunk, target = low_hidden[rows], targets[rows]
             logits = torch.mm(chunk, low_weight.T, out=all_logits[: len(target)])
-            total += _nll_sum(logits, target, into_gradients=wants_hidden or wants_weight)
+            total += _nlls(logits, target, into_gradients=wants_hidden or wants_weight).sum()
             if hidden_grad is not None:
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
@@ -111,23 +127,24 @@ class _LinearNLL(torch.autograd.Function):
         return *gradients, None, None
 
 
-def _nll_sum(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> torch.Tensor:
-    """The summed negative log-likelihood of `targets` [N]; `logits` [N, V] may become the gradients of that sum.
+def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> torch.Tensor:
+    """The negative log-likelihoods [N] of `targets` [N]; `logits` [N, V] may become the gradients of their sum.
 
     Softmax in fp32, on a CPU for so many rows at a time as its caches hold.
     """
     at_once = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    nlls = torch.empty(len(logits), 1, dtype=torch.float32, device=logits.device)
     exact = torch.empty(min(at_once, len(logits)), logits.shape[1], dtype=torch.float32, device=logits.device)
     shares = torch.empty_like(exact)
-    for part, target in zip(logits.split(at_once), targets[:, None].split(at_once), strict=True):
+    parts = (tensor.split(at_once) for tensor in (logits, targets[:, None], nlls))
+    for part, target, nll in zip(*parts, strict=True):
         x, p = exact[: len(part)].copy_(part), shares[: len(part)]
         torch.softmax(x, 1, out=p)
         highest, place = x.max(1, keepdim=True)  # whose share never underflows
-        total += (highest - p.gather(1, place).log_() - x.gather(1, target)).sum()
+        nll.copy_(highest - p.gather(1, place).log_() - x.gather(1, target))
         if into_gradients:
             part.copy_(p.scatter_add_(1, target, p.new_full(target.shape, -1.0)))
-    return total
+    return nlls[:, 0]
 
 
 @torch.no_grad()

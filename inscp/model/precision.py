@@ -9,6 +9,13 @@ import torch
 from torch import nn
 
 
+def multiplies_bf16() -> bool:
+    """Whether the hardware multiplies matrices in bf16."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights that are trained, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

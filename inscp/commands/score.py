@@ -1,0 +1,197 @@
+"""`score`: the perplexity of every record under a model; on any number of ranks, and resumable."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from inscp.commands.allocator import keep_freed_memory
+from inscp.commands.fit import quiet
+from inscp.commands.lines import Lines
+from inscp.commands.parser import call
+from inscp.data.pipeline import Sources, as_sources
+from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
+from inscp.errors import UserError
+from inscp.model.loss import NextTokenLoss
+from inscp.model.parallel import shard
+from inscp.model.precision import multiplies_bf16
+from inscp.model.weights import fill, materialise
+from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input
+from inscp.records import Record
+from inscp.selection.perplexity import Conditioning, Scorer, Scoring
+from inscp.selection.scores import ScoreFolder, summary
+
+_CHUNK_RECORDS, _CHUNK_CHARACTERS = 1024, 1 << 19
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp score --model M --data FILE --out FOLDER`"""
+    quiet()
+    keep_freed_memory()
+    call(command, score, arguments)
+
+
+def score(
+    model: str,
+    data: Sources,
+    out: str,
+    given: Conditioning = "text",
+    window: int = 2048,
+    overlap: int = 256,
+    batch_tokens: int | None = None,
+    precision: Literal["bf16", "fp32"] | None = None,
+    max_characters: int = 1_000_000,
+    on_bad_record: OnBadRecord = "error",
+    shard_model: bool = False,
+) -> None:
+    """Score every record of the data: summed negative log-likelihood, tokens, perplexity, bits per byte.
+
+    The same command goes on where it was interrupted. Under torchrun the ranks share the work.
+
+    Args:
+        model: a model's folder, Hub id, GGUF file or PyPI wheel.
+        data: a path, a Hub id, or a list of sources with options, as data.train of a training.
+        out: the folder that gets the scores, as Parquet.
+        given: what the text follows: nothing (`text`), the template with an empty user turn (`template`), or its
+            prompt (`response`).
+        window: tokens that the model sees at once.
+        overlap: tokens of context that a later window of a long record repeats.
+        batch_tokens: tokens a forward pass; by default 4096 on a CPU and 32768 on a GPU.
+        precision: bf16 where the hardware multiplies in it, else fp32.
+        max_characters: a longer record is a bad one.
+        on_bad_record: stop, or skip and count.
+        shard_model: spread the model over the ranks (FSDP2), where it does not fit one.
+    """
+    rank, ranks = _join_ranks()
+    sources = as_sources(data)
+
+    def read(reports: list[ReadReport]) -> Iterator[Chunk]:
+        return chunks(sources, max_characters, on_bad_record, reports)
+
+    reports = [ReadReport() for _ in sources]
+    sizes = {chunk.place: chunk.characters for chunk in read(reports)}  # what is bad is found before anything is loaded
+    tokenizer = load_tokenizer(model)
+    window = min(window, longest_input(model))
+    scoring = Scoring(given, window, min(overlap, window // 2))
+    scoring.tag(tokenizer)
+    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
+    made_by = {
+        "model": model, "given": given, "window": scoring.window, "overlap": scoring.overlap,
+        "precision": "bf16" if is_bf16 else "fp32", "max_characters": max_characters,
+        "sources": [{"path": s.path, "fingerprint": source_fingerprint(s)} for s in sources],
+    }  # fmt: skip
+    folder = ScoreFolder.create(Path(out), made_by)
+    todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
+    if todo or shard_model:
+        loss = _loss(model, torch.bfloat16 if is_bf16 else torch.float32, shard_model)
+        scorer = Scorer(loss, tokenizer, scoring, batch_tokens or _BATCH_TOKENS[_device().type], shard_model)
+        lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
+        for chunk in read([ReadReport() for _ in sources]):
+            if chunk.place in todo:
+                unusable = partial(bad_record, on_bad_record=on_bad_record, report=reports[chunk.place[0]])
+                scores = scorer.score(chunk.records, unusable)
+                folder.write(*chunk.place, scores)
+                lines.advance(chunk.characters, sum(score.n_tokens for score in scores))
+        scorer.finish()
+    if ranks > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    if rank == 0:
+        _tell(folder, reports)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records of one source.
+
+    Attributes:
+        place: number of the source, and of the chunk in it.
+        characters: of all its texts.
+    """
+
+    place: tuple[int, int]
+    records: list[Record]
+    characters: int
+
+
+def chunks(
+    sources: list[Source], max_characters: int, on_bad_record: OnBadRecord, reports: list[ReadReport]
+) -> Iterator[Chunk]:
+    """The sources in pieces of work, the same at every reading.
+
+    Args:
+        sources: what is read.
+        max_characters: a longer record is a bad one.
+        on_bad_record: stop, or skip and count.
+        reports: filled while the records pass, one a source.
+    """
+    for number, (source, report) in enumerate(zip(sources, reports, strict=True)):
+        place, held, characters = 0, [], 0
+        for record in read_records(source, on_bad_record, report):
+            length = sum(len(turn.text) for turn in record.turns)
+            if length > max_characters:
+                why = f"a record of more than {max_characters:,} characters"
+                bad_record(record.source, why, on_bad_record, report, f"it has {length:,}; see --max_characters")
+                continue
+            held.append(record)
+            characters += length
+            if characters >= _CHUNK_CHARACTERS or len(held) == _CHUNK_RECORDS:
+                yield Chunk((number, place), held, characters)
+                place, held, characters = place + 1, [], 0
+        if held:
+            yield Chunk((number, place), held, characters)
+
+
+def _join_ranks() -> tuple[int, int]:
+    """This process's rank and how many there are; torchrun tells in the environment."""
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return int(os.environ.get("RANK", 0)), ranks
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
+    if not is_sharded:
+        return NextTokenLoss(load_model(spec, dtype).to(_device()))  # type: ignore[arg-type]
+    if not dist.is_initialized():
+        raise UserError("--shard_model", "there is one rank only", "Start it with torchrun --nproc-per-node N.")
+    model = empty_model(spec, torch.float32).eval()
+    loss = NextTokenLoss(model)
+    shard(loss, init_device_mesh(_device().type, (dist.get_world_size(),)), dtype, True, cpu_offload=False)
+    materialise(loss, _device())
+    model.tie_weights()
+    fill(model, spec)
+    return loss
+
+
+def _tell(folder: ScoreFolder, reports: list[ReadReport]) -> None:
+    """Write the report and print it."""
+    rows = {source["path"]: folder.numbers(number) for number, source in enumerate(folder.sources)}
+    every = tuple(np.concatenate(columns) for columns in zip(*rows.values(), strict=True))
+    skipped = {s["path"]: dict(r.skipped) for s, r in zip(folder.sources, reports, strict=True) if r.skipped}
+    report = {name: summary(*columns) for name, columns in [*rows.items(), ("all", every)]}
+    folder.write_report({"sources": report, "skipped": skipped})
+    print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   of records: 5 %, half, 95 %")
+    for name, of in report.items():
+        if of["records"]:
+            spread = "  ".join(f"{of[f'perplexity_p{place}']:,.1f}" for place in (5, 50, 95))
+            print(f"{name[-38:]:<40}{of['records']:>9,}{of['tokens']:>12,}{of['perplexity']:>12,.2f}"
+                  f"{of['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
+    for name, reasons in skipped.items():
+        for why, count in reasons.items():
+            print(f"skipped {count:,} of {name}: {why}")
+    print(f"\nscores     {folder.folder}")

@@ -1,0 +1,163 @@
+"""How surprised a model is by each record: the summed negative log-likelihood of its text.
+
+Records are scored as the training computes its loss: documents lie one behind the other in a row, kept apart by their
+positions, so that nothing is padded; the softmax is fp32 and sums are float64.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from inscp.data.packing import PackedRow
+from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tag
+from inscp.data.tokenization import tokenize
+from inscp.errors import UserError
+from inscp.model.loss import NextTokenLoss
+from inscp.records import IGNORED, PackedBatch, Record, Score, TaggedText, TemplateIds, TextSpan, TokenSequence
+
+Conditioning = Literal["text", "template", "response"]
+_NEVER_SPLIT = 1 << 40
+OnUnusable = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored of a record.
+
+    Args:
+        given: what the text follows. `text`: nothing but the token that stands before a document in pre-training (the
+            paper's formula). `template`: the model's own template with an empty user turn, where InsCP trains it.
+            `response`: its prompt, in the template; only answers are scored.
+        window: tokens that the model sees at once; a longer record is scored in several windows.
+        overlap: tokens that a later window repeats of the one before, as context that is not scored again.
+    """
+
+    given: Conditioning = "text"
+    window: int = 2048
+    overlap: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.overlap < self.window:
+            raise UserError("--overlap", f"{self.overlap} of a window of {self.window}", "Give 1 to window - 1.")
+
+    def tag(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
+        """The record's documents, in which nothing but text is a target."""
+        taggers = {"text": PlainTagger(), "template": InsCPTagger(), "response": ConversationTagger()}
+        tag = taggers[self.given].bind(tokenizer)
+        return lambda record: [_only_text(document) for document in tag(record)]
+
+
+def _only_text(document: TaggedText) -> TaggedText:
+    *parts, end = (TemplateIds(part.ids, False) if isinstance(part, TemplateIds) else part for part in document.parts)
+    # A model without a begin-of-sequence token has met every document behind the end of another one.
+    begins_with_text = isinstance(parts[0], TextSpan) or not parts[0].ids
+    return TaggedText(document.source, (end, *parts) if begins_with_text else tuple(parts))
+
+
+def windows(sequence: TokenSequence, window: int, overlap: int) -> Iterator[TokenSequence]:
+    """The sequence in pieces of at most `window` tokens, each target in exactly one of them."""
+    length, scored = len(sequence.input_ids), 0
+    while True:
+        begin = max(0, scored - overlap)
+        end = min(length, begin + window)
+        labels = sequence.labels[begin:end].copy()
+        labels[: scored - begin] = IGNORED
+        yield TokenSequence(sequence.source, sequence.input_ids[begin:end], labels)
+        if end == length:
+            return
+        scored = end
+
+
+class Scorer:
+    """Scores records under a model.
+
+    Args:
+        loss: the model, in evaluation mode on its device.
+        tokenizer: the model's.
+        scoring: what is scored.
+        batch_tokens: tokens a forward pass; one longer window makes one of its own.
+        is_sharded: the model is spread over the ranks, which must compute together: see `finish`.
+    """
+
+    def __init__(
+        self, loss: NextTokenLoss, tokenizer: PreTrainedTokenizerBase, scoring: Scoring, batch_tokens: int,
+        is_sharded: bool = False,
+    ) -> None:  # fmt: skip
+        self._loss, self._tokenizer, self._scoring, self._is_sharded = loss, tokenizer, scoring, is_sharded
+        self._batch_tokens = batch_tokens
+        self._tag = scoring.tag(tokenizer)
+
+    def score(self, records: Iterable[Record], on_unusable: OnUnusable) -> list[Score]:
+        """The scores of records, in their order; `on_unusable(id, why)` is told of those that have none."""
+        documents = []
+        for record in records:
+            try:
+                documents += self._tag(record)
+            except UserError as error:
+                on_unusable(record.source, error.what)
+        sizes: dict[str, int] = {}
+        for document in documents:
+            size = sum(len(p.text.encode()) for p in document.parts if isinstance(p, TextSpan) and p.is_target)
+            sizes[document.source] = sizes.get(document.source, 0) + size
+        sequences = tokenize(documents, self._tokenizer, _NEVER_SPLIT, on_unusable)
+        pieces = [
+            piece for whole in sequences for piece in windows(whole, self._scoring.window, self._scoring.overlap)
+        ]
+        totals = {source: [0, 0.0] for source in sizes}
+        for batch in _batches(pieces, self._batch_tokens):
+            for piece, nll in zip(batch, self._nlls(batch), strict=True):
+                totals[piece.source][0] += int((piece.labels[1:] != IGNORED).sum())
+                totals[piece.source][1] += float(nll)
+        return [Score(source, int(n), sizes[source], nll) for source, (n, nll) in totals.items()]
+
+    def finish(self) -> None:
+        """Take part in the forward passes of the other ranks until none has any left (sharded models)."""
+        while self._is_sharded and self._any_computes(False):
+            self._loss(_packed([TokenSequence("", *(np.zeros(2, dtype=np.int32),) * 2)], self._device), each=True)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+    @torch.no_grad()
+    def _nlls(self, pieces: Sequence[TokenSequence]) -> np.ndarray:
+        """Summed negative log-likelihood of each piece, float64."""
+        if self._is_sharded:
+            self._any_computes(True)
+        nlls = self._loss(_packed(pieces, self._device), each=True).double().cpu().numpy()
+        ends = np.cumsum([0, *((piece.labels[1:] != IGNORED).sum() for piece in pieces)])
+        totals = np.concatenate([[0.0], np.cumsum(nlls)])
+        return np.asarray(totals[ends[1:]] - totals[ends[:-1]])
+
+    def _any_computes(self, this_one: bool) -> bool:
+        answer = torch.tensor(int(this_one), device=self._device)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return bool(answer)
+
+
+def _batches(pieces: list[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
+    """Pieces of like length together, longest first; those without a target cost nothing."""
+    batch: list[TokenSequence] = []
+    for piece in sorted(pieces, key=lambda piece: -len(piece.input_ids)):
+        if not (piece.labels[1:] != IGNORED).any():
+            continue
+        if batch and sum(len(other.input_ids) for other in batch) + len(piece.input_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
+    """One row without padding."""
+    length = sum(len(piece.input_ids) for piece in pieces)
+    input_ids, targets, lengths = PackedRow(list(pieces)).arrays(length, 0)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    tensors = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
+    return PackedBatch(*tensors, tuple(lengths), step_targets=1, n_tokens=length).to(device)

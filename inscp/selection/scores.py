@@ -1,0 +1,139 @@
+"""Scores on disk: a folder of Parquet parts, each written whole, with what made them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inscp.errors import UserError
+from inscp.records import Score
+
+_MADE_BY, _REPORT = "_scoring.json", "_report.json"  # which readers of Parquet folders leave out
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("n_tokens", pa.int64()),
+        ("n_bytes", pa.int64()),
+        ("nll", pa.float64()),
+        ("perplexity", pa.float64()),
+        ("bits_per_byte", pa.float64()),
+    ]
+)
+
+
+class ScoreFolder:
+    """The scores of some sources under one model.
+
+    Args:
+        folder: made by `create`, or by an earlier run.
+
+    Raises:
+        UserError: there are no scores in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            self.made_by: dict[str, Any] = json.loads((folder / _MADE_BY).read_text("utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(str(folder), "no scores in it", "Give the folder that `score` wrote (--out).") from error
+        self.sources: list[dict[str, Any]] = self.made_by["sources"]
+
+    @classmethod
+    def create(cls, folder: Path, made_by: dict[str, Any]) -> "ScoreFolder":
+        """The folder for these settings, new or begun before.
+
+        Args:
+            folder: where.
+            made_by: everything that decides the scores; `sources` has path and fingerprint of each.
+
+        Raises:
+            UserError: it holds other files, or scores that were made otherwise.
+        """
+        if not (folder / _MADE_BY).exists():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(str(folder), "it is there and holds something else", "Give another --out.")
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(folder / _MADE_BY, json.dumps(made_by, indent=1, ensure_ascii=False))
+        found = cls(folder)
+        for key, value in made_by.items():
+            if found.made_by.get(key) != value:
+                what = f"its scores were made with another {key} ({found.made_by.get(key)!r:.200}, now {value!r:.200})"
+                raise UserError(str(folder), what, "Give another --out, or the same settings to go on.")
+        return found
+
+    def has(self, source: int, chunk: int) -> bool:
+        return self._part(source, chunk).exists()
+
+    def write(self, source: int, chunk: int, scores: list[Score]) -> None:
+        """Keep the scores of one chunk of a source's records."""
+        path = self.sources[source]["path"]
+        rows = [
+            (s.id, path, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores if s.n_tokens
+        ]
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
+        part = self._part(source, chunk)
+        partial = part.with_name(f".{part.name}.partial")
+        pq.write_table(pa.table(arrays, schema=_SCHEMA), partial)
+        partial.rename(part)
+
+    def numbers(self, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every scored record of a source, in order: n_tokens and n_bytes (int64), nll (float64)."""
+        tables = [pq.read_table(part, columns=["n_tokens", "n_bytes", "nll"]) for part in self._parts(source)]
+        whole = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
+        return tuple(whole.column(name).to_numpy() for name in ("n_tokens", "n_bytes", "nll"))  # type: ignore[return-value]
+
+    def read(self, source: int) -> Iterator[Score]:
+        """The scores of a source in the order of its records."""
+        for part in self._parts(source):
+            columns = pq.read_table(part, columns=["id", "n_tokens", "n_bytes", "nll"]).to_pydict()
+            yield from map(Score, *columns.values())
+
+    def index(self, path: str, fingerprint: str) -> int:
+        """Which of the scored sources has these contents.
+
+        Raises:
+            UserError: none has: these are the scores of another data set.
+        """
+        for number, source in enumerate(self.sources):
+            if source["fingerprint"] == fingerprint:
+                return number
+        same = next((source for source in self.sources if source["path"] == path), None)
+        what = f"{path} has changed since it was scored" if same else f"{path} was not scored in it"
+        raise UserError(str(self.folder), what, f"Run score on {path} again, into a new folder.")
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        _write_whole(self.folder / _REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+
+    def _part(self, source: int, chunk: int) -> Path:
+        return self.folder / f"part-{source:03}-{chunk:06}.parquet"
+
+    def _parts(self, source: int) -> list[Path]:
+        return sorted(self.folder.glob(f"part-{source:03}-*.parquet"))
+
+
+def summary(n_tokens: np.ndarray, n_bytes: np.ndarray, nll: np.ndarray) -> dict[str, float]:
+    """The perplexity of all tokens together (the paper's), bits per byte, and how the records' perplexities lie."""
+    if not len(n_tokens):
+        return {"records": 0, "tokens": 0}
+    places = (5, 25, 50, 75, 95)
+    quantiles = np.exp(np.percentile(nll / n_tokens, places))
+    return {
+        "records": len(n_tokens),
+        "tokens": int(n_tokens.sum()),
+        "perplexity": float(np.exp(nll.sum() / n_tokens.sum())),
+        "bits_per_byte": float(nll.sum() / np.log(2) / n_bytes.sum()),
+        **{f"perplexity_p{place}": float(value) for place, value in zip(places, quantiles, strict=True)},
+    }
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.rename(path)
