@@ -15,6 +15,7 @@ COMMANDS = {
     "test": "the same, under the name test",
     "inspect": "show exactly what the model will see",
     "score": "perplexity of every record under a model",
+    "select": "choose records by perplexity, language, quality, duplicates, budget",
     "export": "turn a checkpoint into a Hugging Face folder",
     "chat": "talk to a model",
     "doctor": "what this machine can run, and whether a training fits",

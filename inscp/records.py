@@ -1,7 +1,7 @@
 """The words that every room speaks: one frozen dataclass for each arrow of the data path.
 
 Record -> TaggedText -> TokenSequence -> PackedBatch        (training)
-Record -> Score                                             (selection)
+Record -> Score, Candidate                                  (selection)
 prompt -> Generation -> Share                               (evaluation)
 """
 
@@ -157,6 +157,31 @@ class Score:
     def bits_per_byte(self) -> float:
         """Comparable between tokenizers."""
         return self.nll / math.log(2) / self.n_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A record that may be chosen.
+
+    Attributes:
+        record: as read, or as a filter has changed it.
+        path: of its source.
+        n_tokens: of its texts; 0 where nothing has counted them.
+        nll: their summed negative log-likelihood in nats; None without scores.
+    """
+
+    record: Record
+    path: str
+    n_tokens: int
+    nll: float | None = None
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(turn.text for turn in self.record.turns)
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.nll is None else math.exp(min(self.nll / self.n_tokens, 700.0))
 
 
 @dataclass(frozen=True, slots=True)

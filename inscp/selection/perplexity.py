@@ -23,6 +23,7 @@ from inscp.records import IGNORED, PackedBatch, Record, Score, TaggedText, Templ
 Conditioning = Literal["text", "template", "response"]
 _NEVER_SPLIT = 1 << 40
 OnUnusable = Callable[[str, str], None]
+OnBatch = Callable[[float, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,14 @@ class Scorer:
         self._batch_tokens = batch_tokens
         self._tag = scoring.tag(tokenizer)
 
-    def score(self, records: Iterable[Record], on_unusable: OnUnusable) -> list[Score]:
-        """The scores of records, in their order; `on_unusable(id, why)` is told of those that have none."""
+    def score(self, records: Iterable[Record], on_unusable: OnUnusable, on_batch: OnBatch) -> list[Score]:
+        """The scores of records, in their order.
+
+        Args:
+            records: any number; documents of like length are looked for among them.
+            on_unusable: told of those that have no score, and why.
+            on_batch: told after a forward pass what share of the work it was, and how many tokens it scored.
+        """
         documents = []
         for record in records:
             try:
@@ -105,14 +112,15 @@ class Scorer:
             size = sum(len(p.text.encode()) for p in document.parts if isinstance(p, TextSpan) and p.is_target)
             sizes[document.source] = sizes.get(document.source, 0) + size
         sequences = tokenize(documents, self._tokenizer, _NEVER_SPLIT, on_unusable)
-        pieces = [
-            piece for whole in sequences for piece in windows(whole, self._scoring.window, self._scoring.overlap)
-        ]
+        pieces = [piece for whole in sequences for piece in windows(whole, self._scoring.window, self._scoring.overlap)]
         totals = {source: [0, 0.0] for source in sizes}
+        whole_length = sum(len(piece.input_ids) for piece in pieces)
         for batch in _batches(pieces, self._batch_tokens):
             for piece, nll in zip(batch, self._nlls(batch), strict=True):
                 totals[piece.source][0] += int((piece.labels[1:] != IGNORED).sum())
                 totals[piece.source][1] += float(nll)
+            n_tokens = sum(len(piece.input_ids) for piece in batch)
+            on_batch(n_tokens / whole_length, n_tokens)
         return [Score(source, int(n), sizes[source], nll) for source, (n, nll) in totals.items()]
 
     def finish(self) -> None:
@@ -159,5 +167,5 @@ def _packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatc
     length = sum(len(piece.input_ids) for piece in pieces)
     input_ids, targets, lengths = PackedRow(list(pieces)).arrays(length, 0)
     positions = np.concatenate([np.arange(n) for n in lengths])
-    tensors = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
-    return PackedBatch(*tensors, tuple(lengths), step_targets=1, n_tokens=length).to(device)
+    ids, wanted, places = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
+    return PackedBatch(ids, wanted, places, tuple(lengths), step_targets=1, n_tokens=length).to(device)

@@ -73,9 +73,7 @@ class ScoreFolder:
     def write(self, source: int, chunk: int, scores: list[Score]) -> None:
         """Keep the scores of one chunk of a source's records."""
         path = self.sources[source]["path"]
-        rows = [
-            (s.id, path, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores if s.n_tokens
-        ]
+        rows = [(s.id, path, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores if s.n_tokens]
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
         arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
         part = self._part(source, chunk)

@@ -1,0 +1,121 @@
+"""`select`: the records worth training on, by a declared list of filters and a token budget."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inscp.commands.fit import quiet
+from inscp.commands.parser import call
+from inscp.data.cache import fingerprint
+from inscp.data.pipeline import Sources, as_sources
+from inscp.data.sources import OnBadRecord, ReadReport, Source, read_records, source_fingerprint
+from inscp.errors import UserError
+from inscp.paths import written_whole
+from inscp.pretrained import load_tokenizer
+from inscp.records import Candidate
+from inscp.selection import report as reports
+from inscp.selection.budget import Budget, take
+from inscp.selection.candidates import counted, scored
+from inscp.selection.duplicates import ExactDuplicates, NearDuplicates  # noqa: F401  # configs name the filters
+from inscp.selection.filters import Filter, Length, Perplexity  # noqa: F401
+from inscp.selection.languages import Chinese, Language, Script  # noqa: F401
+from inscp.selection.quality import BrokenText, Contamination, PersonalData, Refusals  # noqa: F401
+from inscp.selection.scores import ScoreFolder
+from inscp.selection.select import Funnel
+from inscp.selection.spool import Spool
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp select --config …`"""
+    quiet()
+    call(command, select, arguments)
+
+
+def select(
+    data: Sources,
+    out: str,
+    filters: list[Filter] | None = None,
+    budget: Budget | None = None,
+    scores: str | None = None,
+    model: str | None = None,
+    on_bad_record: OnBadRecord = "error",
+    examples: int = 20,
+    seed: int = 0,
+) -> None:
+    """Choose records; writes a folder that data.train of a training takes, and a report of what was dropped and why.
+
+    Args:
+        data: a path, a Hub id, or a list of sources with options, as data.train of a training.
+        out: the new folder: Parquet, _report.json and _report.html.
+        filters: class_path and init_args of each, in the order in which they are applied.
+        budget: how many tokens to keep of what the filters leave, and which.
+        scores: the folder that `score` wrote for this data.
+        model: whose tokenizer counts tokens, where there are no scores.
+        on_bad_record: stop, or skip and count (a record without a score is one).
+        examples: shown in the report of what each filter drops, and of what is kept.
+        seed: of which examples are shown.
+    """
+    if scores is None and model is None:
+        raise UserError("select", "nothing tells how many tokens a record has", "Give `scores`, or `model`.")
+    folder = Path(out)
+    if folder.exists():
+        raise UserError(out, "it is there already", "Give another `out`, or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sources = as_sources(data)
+    read = {source.path: ReadReport() for source in sources}
+    score_folder = ScoreFolder(Path(scores)) if scores else None
+    spec = model or (score_folder.made_by["model"] if score_folder else "")
+
+    def candidates(of: Iterable[Source], with_scores: ScoreFolder | None) -> Iterator[Candidate]:
+        tokenizer = None if with_scores else load_tokenizer(spec)
+        for source in of:
+            report = read.setdefault(source.path, ReadReport())
+            if with_scores:
+                yield from scored(source, with_scores, on_bad_record, report)
+            else:
+                yield from counted(source, tokenizer, read_records(source, on_bad_record, report))  # type: ignore[arg-type]
+
+    steps = [*(filters or []), *([budget] if budget else [])]
+    funnel = Funnel(steps, examples, seed)
+    settings: dict[str, Any] = {
+        "fingerprint": fingerprint([source_fingerprint(s) for s in sources], score_folder and score_folder.made_by,
+                                   [repr(step) for step in steps]),
+        "sources": [source.path for source in sources],
+        "scores": scores,
+        "model": spec,
+    }  # fmt: skip
+    with written_whole(folder) as partial:
+        written = funnel.run(candidates(sources, score_folder), partial / "selected.parquet")
+        settings["skipped"] = {path: dict(r.skipped) for path, r in read.items() if r.skipped}
+        if budget and budget.replay is not None and written:
+            [source] = as_sources([budget.replay])
+            settings["replay"] = _write_replay(source, budget, candidates([source], None), partial)
+        report = reports.as_dict(funnel, settings)
+        print("\n".join(reports.lines(report)))
+        for path, reasons in settings["skipped"].items():
+            for why, count in reasons.items():
+                print(f"skipped {count:,} of {path}: {why}")
+        if not written:
+            where = next((step.name for step in funnel.steps if not step.records), out)
+            raise UserError(where, "it leaves no record", "Loosen it; nothing was written.")
+        reports.write(report, partial)
+    print(f"\nselected   {folder}\nreport     {folder / reports.HTML}\n\nnext:\n"
+          f"  python -m inscp fit --config … --data.train {folder}")  # fmt: skip
+
+
+def _write_replay(source: Source, budget: Budget, candidates: Iterator[Candidate], folder: Path) -> dict[str, Any]:
+    """Take the replay's tokens at random; returns what was taken."""
+    spool = Spool(folder / "replay.partial")
+    spool.write(candidates)
+    sizes = np.array([candidate.n_tokens for candidate in spool], dtype=np.int64)
+    if sizes.sum() < budget.replay_tokens and budget.on_shortage == "error":
+        what = f"{budget.replay_tokens:,} tokens of replay are asked for and {source.path} has {int(sizes.sum()):,}"
+        raise UserError("budget.replay_share", what, "Ask for fewer, or set budget.on_shortage all.")
+    order = np.random.default_rng(budget.seed).permutation(len(sizes))
+    chosen = np.zeros(len(sizes), dtype=bool)
+    chosen[order] = take(sizes[order], budget.replay_tokens)
+    Spool(folder / "replay.parquet").write(c for c, keeps in zip(spool, chosen, strict=True) if keeps)
+    (folder / "replay.partial").unlink()
+    return {"path": source.path, "records": int(chosen.sum()), "tokens": int(sizes[chosen].sum())}

@@ -1,0 +1,170 @@
+"""Duplicates: the same text again, and nearly the same text again (MinHash and locality-sensitive hashing).
+
+Signatures are rensa's; near duplicates are looked for band by band in files, by sorting (Broder 1997; Leskovec et al.,
+Mining of Massive Datasets, chapter 3), so that memory is a few dozen bytes a record and not an index of all of them.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inscp.errors import UserError
+from inscp.evaluation.language import UNIT
+from inscp.records import Candidate
+from inscp.selection.filters import Drop, Filter
+
+_SIZE = 128
+"""Hashes a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
+_AT_ONCE = 4096
+
+
+@dataclass
+class ExactDuplicates(Filter):
+    """Leaves out a text that was there before, case, spaces and punctuation aside (about 70 bytes a record)."""
+
+    _seen: set[int] = field(default_factory=set, init=False, repr=False)
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        normal = " ".join(UNIT.findall(candidate.text.lower())) or candidate.text
+        digest = int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
+        if digest in self._seen:
+            return Drop("the same text again")
+        self._seen.add(digest)
+        return candidate
+
+
+@dataclass
+class NearDuplicates(Filter):
+    """Leaves out all but one of the texts that share most of their runs of words.
+
+    Of those it keeps the one with the lowest perplexity where there are scores, else the first.
+
+    Args:
+        similarity: of two texts' sets of runs (Jaccard), from which they count as the same; found with a standard
+            error of about 0.04.
+        n: words (of Chinese, Japanese and Thai: characters) a run.
+    """
+
+    similarity: float = 0.8
+    n: int = 5
+    looks_at_all = True
+
+    def __post_init__(self) -> None:
+        if not 0.3 <= self.similarity < 1:
+            raise UserError("NearDuplicates", f"a similarity of {self.similarity}", "Give 0.3 to 1, without 1.")
+        self._twin = np.empty(0, dtype=np.int64)
+        self._next = 0
+
+    def prepare(self, candidates: Iterable[Candidate]) -> None:
+        with tempfile.TemporaryDirectory(prefix="inscp-") as temporary:
+            path, perplexities = Path(temporary) / "signatures", []
+            with path.open("wb") as file:
+                stream = iter(candidates)
+                while batch := list(islice(stream, _AT_ONCE)):
+                    file.write(self._signatures(batch).tobytes())
+                    perplexities.append(np.array([c.perplexity or 0.0 for c in batch], dtype=np.float32))
+            ranks = np.concatenate(perplexities) if perplexities else np.empty(0, dtype=np.float32)
+            self._twin = _twins(path, ranks, self.similarity)
+
+    def _signatures(self, batch: list[Candidate]) -> np.ndarray:
+        """uint32 [N, _SIZE]"""
+        try:
+            from rensa import RMinHash
+        except ImportError as error:
+            raise UserError("rensa", "it is not installed", 'Run pip install "inscp[select]".') from error
+        runs = [self._runs(candidate.text) for candidate in batch]
+        return np.array(RMinHash.digest_matrix_from_token_sets(runs, _SIZE, 42).to_rows(), dtype=np.uint32)
+
+    def _runs(self, text: str) -> list[str]:
+        words = UNIT.findall(text.lower()) or [text]
+        return [" ".join(words[i : i + self.n]) for i in range(max(1, len(words) - self.n + 1))]
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        place, self._next = self._next, self._next + 1
+        twin = int(self._twin[place])
+        return candidate if twin == place else Drop("nearly the same text", f"as record {twin + 1} that came here")
+
+    def found(self) -> dict[str, Any]:
+        return {"kept of groups": len(np.unique(self._twin[self._twin != np.arange(len(self._twin))]))}
+
+
+def _twins(path: Path, ranks: np.ndarray, similarity: float) -> np.ndarray:
+    """For each signature the one that is kept of its group: itself where it is alone, or the best.
+
+    Args:
+        path: the signatures, uint32 [N, _SIZE].
+        ranks: float [N]; the lowest of a group is kept, the first among equals.
+        similarity: share of equal hashes that makes two texts one.
+
+    Returns:
+        int64 [N].
+    """
+    n = len(ranks)
+    parent = np.arange(n)
+    if n < 2:
+        return parent
+    signatures = np.memmap(path, dtype=np.uint32, mode="r", shape=(n, _SIZE))
+    width = _band_width(similarity)
+    for begin in range(0, _SIZE, width):
+        keys = np.concatenate([_mixed(part[:, begin : begin + width]) for part in _slices(signatures)])
+        order = np.argsort(keys, kind="stable")
+        is_first = np.r_[True, keys[order][1:] != keys[order][:-1]]
+        firsts = order[np.maximum.accumulate(np.where(is_first, np.arange(n), 0))]
+        others, firsts = order[~is_first], firsts[~is_first]
+        is_apart = parent[others] != parent[firsts]
+        for a, b in _alike(signatures, firsts[is_apart], others[is_apart], similarity):
+            _join(parent, a, b)
+    roots = np.array([_root(parent, i) for i in range(n)])
+    best = np.lexsort((np.arange(n), ranks, roots))
+    _, starts = np.unique(roots[best], return_index=True)
+    kept = np.empty(n, dtype=np.int64)
+    kept[roots[best][starts]] = best[starts]
+    return kept[roots]
+
+
+def _band_width(similarity: float) -> int:
+    """Hashes a band: the widest of which pairs of this similarity still share one nine times of ten."""
+    chances = {width: 1 - (1 - similarity**width) ** (_SIZE // width) for width in (1, 2, 4, 8, 16)}
+    return max(width for width, chance in chances.items() if chance >= 0.9 or width == 1)
+
+
+def _slices(signatures: np.ndarray) -> Iterator[np.ndarray]:
+    step = 1 << 18
+    return (signatures[begin : begin + step] for begin in range(0, len(signatures), step))
+
+
+def _mixed(columns: np.ndarray) -> np.ndarray:
+    """One uint64 key of each row (FNV-1a over its words)."""
+    key = np.full(len(columns), 0xCBF29CE484222325, dtype=np.uint64)
+    for column in columns.T:
+        key = (key ^ column.astype(np.uint64)) * np.uint64(0x100000001B3)
+    return key
+
+
+def _alike(
+    signatures: np.ndarray, firsts: np.ndarray, others: np.ndarray, similarity: float
+) -> Iterator[tuple[int, int]]:
+    """The pairs that are as similar as they must be."""
+    for begin in range(0, len(firsts), _AT_ONCE):
+        pair = firsts[begin : begin + _AT_ONCE], others[begin : begin + _AT_ONCE]
+        share = (signatures[pair[0]] == signatures[pair[1]]).mean(axis=1)
+        chosen = share >= similarity
+        yield from zip(pair[0][chosen].tolist(), pair[1][chosen].tolist(), strict=True)
+
+
+def _root(parent: np.ndarray, place: int) -> int:
+    while parent[place] != place:
+        parent[place] = parent[parent[place]]
+        place = int(parent[place])
+    return place
+
+
+def _join(parent: np.ndarray, a: int, b: int) -> None:
+    low, high = sorted((_root(parent, a), _root(parent, b)))
+    parent[high] = low

@@ -1,0 +1,130 @@
+"""Filters of language: which one it is, in which script, and for Chinese in which of its written forms."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import cache
+from typing import Any, Literal
+
+import regex
+
+from inscp.errors import UserError
+from inscp.evaluation.language import identify_surely
+from inscp.records import Candidate
+from inscp.selection.filters import Drop, Filter
+
+
+@dataclass
+class Language(Filter):
+    """Keeps records in some languages, by fastText's identification.
+
+    Args:
+        languages: ISO 639-1 codes, as `[zh]`.
+        confidence: at least so likely, from 0 to 1.
+        shorter: records of fewer characters are kept unseen: of a few words no language can be told.
+    """
+
+    languages: list[str]
+    confidence: float = 0.5
+    shorter: int = 0
+    _found: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        if len(candidate.text) < self.shorter:
+            return candidate
+        language, confidence = identify_surely(candidate.text)
+        self._found[language] += 1
+        if language not in self.languages:
+            return Drop(f"language {language}", f"{confidence:.0%} sure")
+        return Drop("language unsure", f"{language}, {confidence:.0%}") if confidence < self.confidence else candidate
+
+    def found(self) -> dict[str, Any]:
+        return {"languages": dict(self._found.most_common())}
+
+
+@dataclass
+class Script(Filter):
+    """Keeps records whose letters are mostly of some scripts.
+
+    Args:
+        scripts: Unicode's names, as `[Han, Bopomofo]` or `[Latin]`.
+        share: of all letters, at least.
+    """
+
+    scripts: list[str]
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        try:
+            self._pattern = regex.compile("[" + "".join(rf"\p{{Script={name}}}" for name in self.scripts) + "]")
+        except regex.error as error:
+            raise UserError("Script", f"{', '.join(self.scripts)}: {error}", "Give names as Han, Latin.") from error
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        letters = len(_LETTER.findall(candidate.text))
+        if not letters:
+            return Drop("no letters")
+        share = len(self._pattern.findall(candidate.text)) / letters
+        return candidate if share >= self.share else Drop("other scripts", f"{share:.0%} of {', '.join(self.scripts)}")
+
+
+_LETTER = regex.compile(r"\p{L}")
+
+
+@dataclass
+class Chinese(Filter):
+    """Keeps Chinese in Traditional or in Simplified characters, and where it can be told with a region's words.
+
+    OpenCC converts the text; characters that a conversion changes are of the other form. The same is done for words
+    (軟件, mainland; 軟體, Taiwan).
+
+    Args:
+        characters: the form to keep.
+        foreign: at most this share of the characters may be of the other form.
+        words: `any`, or only those texts that do not use more words of the other region than of this one.
+    """
+
+    characters: Literal["traditional", "simplified"] = "traditional"
+    foreign: float = 0.02
+    words: Literal["any", "taiwan", "mainland"] = "any"
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        text = candidate.text
+        convert = "s2t" if self.characters == "traditional" else "t2s"
+        changed = _changes(text, _converted(text, convert))
+        share = changed / max(1, len(_HAN.findall(text)))
+        if share > self.foreign:
+            other = "simplified" if self.characters == "traditional" else "traditional"
+            return Drop(f"{other} characters", f"{share:.0%}")
+        if self.words != "any":
+            plain = _converted(text, "t2s")
+            of_mainland = _changes(_converted(plain, "s2tw"), _converted(plain, "s2twp"))
+            of_taiwan = _changes(_converted(text, "tw2s"), _converted(text, "tw2sp"))
+            mine, others = (of_taiwan, of_mainland) if self.words == "taiwan" else (of_mainland, of_taiwan)
+            if others > mine:
+                return Drop("words of the other region", f"{others} against {mine}")
+        return candidate
+
+
+_HAN = regex.compile(r"\p{Script=Han}")
+
+
+def _converted(text: str, by: str) -> str:
+    return str(_converter(by).convert(text))
+
+
+@cache
+def _converter(name: str) -> Any:
+    try:
+        import opencc
+    except ImportError as error:
+        raise UserError("opencc", "it is not installed", 'Run pip install "inscp[select]".') from error
+    return opencc.OpenCC(name)
+
+
+def _changes(before: str, after: str) -> int:
+    """How many characters, or words where the length differs too, are not the same."""
+    if len(before) == len(after):
+        return sum(a != b for a, b in zip(before, after, strict=True))
+    blocks = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    return sum(kind != "equal" for kind, *_ in blocks)

@@ -1,0 +1,195 @@
+"""Filters of quality: broken text, refusals, personal data, and what evaluations will ask."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
+
+import regex
+
+from inscp.data.rows import BadRow, read_rows
+from inscp.errors import UserError
+from inscp.evaluation.language import UNIT, loops
+from inscp.paths import local_path
+from inscp.records import Candidate, Turn
+from inscp.selection.filters import Drop, Filter
+
+_MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\d+);|\[\[|\]\]|\{\{|\}\}|\{\|")
+
+
+@dataclass
+class BrokenText(Filter):
+    """Leaves out text that is no text: wrongly decoded, full of mark-up, repeating itself, without any word.
+
+    Args:
+        markup: at most this share of the characters may be tags, entities and wiki brackets.
+        repeated_lines: at most this share of the lines may have been there before (Gopher, arXiv 2112.11446).
+    """
+
+    markup: float = 0.1
+    repeated_lines: float = 0.3
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        text = candidate.text
+        if not UNIT.search(text):
+            return Drop("no words")
+        if "\ufffd" in text or _is_mojibake(text):
+            return Drop("wrongly decoded")
+        share = sum(match.end() - match.start() for match in _MARKUP.finditer(text)) / len(text)
+        if share > self.markup:
+            return Drop("mark-up", f"{share:.0%}")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if len(lines) > 3 and 1 - len(set(lines)) / len(lines) > self.repeated_lines:
+            return Drop("repeats lines", f"{len(lines) - len(set(lines))} of {len(lines)}")
+        return Drop("repeats itself") if loops(text) else candidate
+
+
+def _is_mojibake(text: str) -> bool:
+    return bool(_library("ftfy.badness").is_bad(text))
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(name.partition(".")[0], "it is not installed", 'Run pip install "inscp[select]".') from error
+
+
+_REFUSALS = (
+    r"\bas an? (?:ai|artificial intelligence|(?:large )?language)(?: language)? model\b",
+    r"\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language) (?:language )?(?:model|assistant)\b",
+    r"\bi(?:'m| am) sorry,? but i (?:can(?:no|')t|am (?:not able|unable))\b",
+    r"(?:作為|作为|身為|身为)(?:一個|一个|一名)?.{0,6}(?:語言模型|语言模型|人工智慧|人工智能|AI)",
+    r"(?:AI|人工知能|言語モデル).{0,8}として.{0,12}(?:でき(?:ません|ない)|持って(?:いません|いない))",
+    r"(?:AI|言語モデル)(?:アシスタント)?なので",
+    r"\b(?:teko[äa]lyn[äa]|kielimallina|tekoälymallina)\b",
+    r"(?:كنموذج لغوي|بصفتي نموذج|كذكاء اصطناعي|بصفتي ذكاء)",
+)
+
+
+@dataclass
+class Refusals(Filter):
+    """Leaves out what a chat model says about itself ("as an AI language model"), in en, zh, ja, fi and ar.
+
+    Args:
+        phrases: more of them, as regular expressions, case ignored.
+    """
+
+    phrases: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        try:
+            self._pattern = regex.compile("|".join((*_REFUSALS, *self.phrases)), regex.IGNORECASE)
+        except regex.error as error:
+            raise UserError("Refusals", f"no regular expression ({error})", "Mend the phrase.") from error
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        match = self._pattern.search(candidate.text)
+        return Drop("says it is a model", match[0]) if match else candidate
+
+
+_EMAIL = regex.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{2,63}){1,4}")
+_NUMBER = regex.compile(r"(?<![\w-])[A-Z0-9][A-Z0-9 .+-]{5,38}[A-Z0-9](?![\w-])")
+
+
+@dataclass
+class PersonalData(Filter):
+    """Masks e-mail addresses, phone numbers and numbers of persons, cards and accounts; drops nothing.
+
+    Args:
+        phone_regions: ISO 3166 codes of countries whose phone numbers are known without their prefix, as `[FI, TW]`;
+            numbers with a prefix (+358 …) are always known.
+        numbers: kinds by their name in python-stdnum, whose check digits must fit: `luhn` (cards), `iban`, `fi.hetu`.
+    """
+
+    phone_regions: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=lambda: ["luhn", "iban"])
+    _masked: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self._kinds = {name: import_module(f"stdnum.{name}") for name in self.numbers}
+        except ImportError as error:
+            mend = 'Give names as in python-stdnum (luhn, iban, fi.hetu), with pip install "inscp[select]".'
+            raise UserError("PersonalData", f"{error.name} is not there", mend) from error
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        turns = tuple(Turn(turn.role, self._mask(turn.text)) for turn in candidate.record.turns)
+        return replace(candidate, record=replace(candidate.record, turns=turns))
+
+    def _mask(self, text: str) -> str:
+        text = _EMAIL.sub(lambda _: self._as("email"), text)
+        text = _NUMBER.sub(self._number, text)
+        phones = _library("phonenumbers")
+        for region in (None, *self.phone_regions):
+            for match in reversed(list(phones.PhoneNumberMatcher(text, region))):
+                text = text[: match.start] + self._as("phone") + text[match.end :]
+        return text
+
+    def _number(self, match: Any) -> str:
+        for name, kind in self._kinds.items():
+            enough = name != "luhn" or sum(c.isdigit() for c in match[0]) >= 13  # shorter ones fit by chance
+            if enough and (kind.is_valid(match[0]) or kind.is_valid(match[0].replace(" ", "").replace("-", ""))):
+                return self._as(name)
+        return str(match[0])
+
+    def _as(self, kind: str) -> str:
+        self._masked[kind] += 1
+        return f"[{kind}]"
+
+    def found(self) -> dict[str, Any]:
+        return {"masked": dict(self._masked)}
+
+
+@dataclass
+class Contamination(Filter):
+    """Leaves out what shares a long run of words with a benchmark, so that an evaluation measures no memory.
+
+    Args:
+        benchmarks: files in any format that `data` takes; every text in them counts, answers too.
+        n: so many words (of Chinese, Japanese and Thai: characters) in a row (13: GPT-3, arXiv 2005.14165).
+        shortest: a benchmark text of fewer words than n counts as a whole, from so many on.
+    """
+
+    benchmarks: list[str]
+    n: int = 13
+    shortest: int = 8
+
+    def __post_init__(self) -> None:
+        self._known: dict[int, set[int]] = {}
+        for spec in self.benchmarks:
+            path = local_path(spec)
+            if not path.is_file():
+                raise UserError(spec, "no such benchmark", "Check the path (it is relative to the current folder).")
+            for _, row in read_rows(path):
+                for text in () if isinstance(row, BadRow) else _texts(row):
+                    words = _words(text)
+                    if len(words) >= self.shortest:
+                        n = min(self.n, len(words))
+                        self._known.setdefault(n, set()).update(_grams(words, n))
+
+    def judge(self, candidate: Candidate) -> Candidate | Drop:
+        words = _words(candidate.text)
+        for n, known in self._known.items():
+            for place, gram in enumerate(_grams(words, n)):
+                if gram in known:
+                    return Drop("in a benchmark", " ".join(words[place : place + n]))
+        return candidate
+
+
+def _words(text: str) -> list[str]:
+    return UNIT.findall(text.lower())
+
+
+def _grams(words: list[str], n: int) -> Iterator[int]:
+    return (hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside a row, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

@@ -1,0 +1,149 @@
+"""Candidates through the filters, one after the other, each counted; what is left is written, with a report."""
+
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inscp.records import Candidate
+from inscp.selection.filters import Drop, Filter
+from inscp.selection.spool import Spool
+
+_SHOWN = 400  # characters of an example
+
+
+class Histogram:
+    """How many values lie where on a logarithmic scale: sixteen bins from 1 to 10 and so on, in constant memory."""
+
+    PER_DECADE, DECADES = 16, 8
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(self.PER_DECADE * self.DECADES, dtype=np.int64)
+
+    def add(self, value: float) -> None:
+        place = int(np.log10(max(value, 1.0)) * self.PER_DECADE)
+        self.counts[min(place, len(self.counts) - 1)] += 1
+
+    @classmethod
+    def edges(cls) -> np.ndarray:
+        return np.asarray(10 ** (np.arange(cls.PER_DECADE * cls.DECADES + 1) / cls.PER_DECADE))
+
+
+@dataclass
+class Census:
+    """What passes a point of the funnel: records and tokens, and how perplexity and length lie, source by source."""
+
+    records: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    perplexity: dict[str, Histogram] = field(default_factory=dict)
+    length: dict[str, Histogram] = field(default_factory=dict)
+
+    def counting(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        for candidate in candidates:
+            self.add(candidate)
+            yield candidate
+
+    def add(self, candidate: Candidate) -> None:
+        path = candidate.path
+        self.records[path] += 1
+        self.tokens[path] += candidate.n_tokens
+        self.length.setdefault(path, Histogram()).add(candidate.n_tokens)
+        if (value := candidate.perplexity) is not None:
+            self.perplexity.setdefault(path, Histogram()).add(value)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "records": dict(self.records),
+            "tokens": dict(self.tokens),
+            "perplexity": {path: h.counts.tolist() for path, h in self.perplexity.items()},
+            "length": {path: h.counts.tolist() for path, h in self.length.items()},
+        }
+
+
+@dataclass
+class Step:
+    """One filter's line of the funnel.
+
+    Attributes:
+        filter: its name and settings.
+        records, tokens: that are left behind it.
+        dropped: reason -> how many.
+        examples: of what it dropped, a random few.
+        found: what else it saw.
+    """
+
+    name: str
+    settings: str
+    records: int = 0
+    tokens: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+class Funnel:
+    """Runs filters over candidates.
+
+    Args:
+        filters: in the order in which they are applied.
+        n_examples: kept of what each filter drops, and of what is left.
+        seed: of which examples.
+    """
+
+    def __init__(self, filters: list[Filter], n_examples: int, seed: int) -> None:
+        self._filters, self._n_examples = filters, n_examples
+        self._random = random.Random(seed)
+        self.steps = [Step(type(f).__name__, repr(f)) for f in filters]
+        self.before, self.after = Census(), Census()
+        self.kept_examples: list[dict[str, str]] = []
+
+    def run(self, candidates: Iterable[Candidate], into: Path) -> int:
+        """Write what is left to a Parquet file; returns how many records those are."""
+        with tempfile.TemporaryDirectory(dir=into.parent) as temporary:
+            stream: Iterable[Candidate] = self.before.counting(candidates)
+            for number, (one, step) in enumerate(zip(self._filters, self.steps, strict=True)):
+                if one.looks_at_all:
+                    spool = Spool(Path(temporary) / f"{number}.parquet")
+                    spool.write(stream)
+                    one.prepare(spool)
+                    stream = spool
+                stream = self._through(one, step, stream)
+            written = Spool(into).write(self._kept(stream))
+        for one, step in zip(self._filters, self.steps, strict=True):
+            step.found = one.found()
+        return written
+
+    def _through(self, one: Filter, step: Step, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        for candidate in candidates:
+            verdict = one.judge(candidate)
+            if isinstance(verdict, Drop):
+                step.dropped[verdict.why] += 1
+                self._sample(step.examples, sum(step.dropped.values()), candidate, f"{verdict.why} {verdict.detail}")
+            else:
+                step.records += 1
+                step.tokens += verdict.n_tokens
+                yield verdict
+
+    def _kept(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        for number, candidate in enumerate(self.after.counting(candidates), 1):
+            self._sample(self.kept_examples, number, candidate, "")
+            yield candidate
+
+    def _sample(self, examples: list[dict[str, str]], seen: int, candidate: Candidate, why: str) -> None:
+        """A uniform sample of what comes by (Vitter's algorithm R)."""
+        place = len(examples) if len(examples) < self._n_examples else self._random.randrange(seen)
+        if place >= self._n_examples:
+            return
+        value = candidate.perplexity
+        example = {
+            "id": candidate.record.source,
+            "why": why.strip(),
+            "perplexity": "" if value is None else f"{value:.1f}",
+            "text": candidate.text[:_SHOWN],
+        }
+        examples[place : place + 1] = [example]

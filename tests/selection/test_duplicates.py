@@ -1,0 +1,71 @@
+"""Duplicates are found as a comparison of all pairs finds them, and the best of each group stays."""
+
+import random
+from itertools import combinations
+
+import pytest
+
+from inscp.errors import UserError
+from inscp.records import Candidate, Record, Turn
+from inscp.selection.duplicates import ExactDuplicates, NearDuplicates
+from inscp.selection.filters import Drop
+
+WORDS = [f"sana{i}" for i in range(2000)]
+
+
+def candidates(texts: list[str], nlls: list[float] | None = None) -> list[Candidate]:
+    values = nlls or [None] * len(texts)  # type: ignore[list-item]
+    return [
+        Candidate(Record(f"a:{i}", (Turn("document", text),)), "a", 10, nll)
+        for i, (text, nll) in enumerate(zip(texts, values, strict=True))
+    ]
+
+
+def kept(one: ExactDuplicates | NearDuplicates, given: list[Candidate]) -> list[int]:
+    one.prepare(given)
+    return [i for i, candidate in enumerate(given) if not isinstance(one.judge(candidate), Drop)]
+
+
+def test_the_same_text_is_the_same_whatever_its_case_spaces_and_punctuation() -> None:
+    texts = ["Hello, world!", "hello   WORLD", "Hello worlds", "😀", "😀", "你好。", "你好"]
+    assert kept(ExactDuplicates(), candidates(texts)) == [0, 2, 3, 5]
+
+
+def edited(rng: random.Random, words: list[str], n: int) -> list[str]:
+    words = list(words)
+    for _ in range(n):
+        words[rng.randrange(len(words))] = rng.choice(WORDS)
+    return words
+
+
+def test_near_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:
+    rng = random.Random(0)
+    texts: list[list[str]] = []
+    for _ in range(60):
+        original = rng.choices(WORDS, k=rng.randint(60, 120))
+        texts += [original, edited(rng, original, rng.choice((0, 1, 12)))]
+    runs = [{tuple(t[i : i + 5]) for i in range(len(t) - 4)} for t in texts]
+    similar = {(a, b): len(runs[a] & runs[b]) / len(runs[a] | runs[b]) for a, b in combinations(range(len(texts)), 2)}
+    surely = {pair for pair, value in similar.items() if value > 0.9}
+    never = {b for a, b in similar} - {b for (a, b), value in similar.items() if value > 0.7}
+    left = set(kept(NearDuplicates(0.8), candidates([" ".join(t) for t in texts])))
+    assert len(surely) >= 20
+    assert not [pair for pair in surely if set(pair) <= left]
+    assert never <= left
+
+
+def test_of_a_group_the_least_surprising_stays_and_without_scores_the_first() -> None:
+    base = " ".join(WORDS[:100])
+    texts = [base, f"{base} loppu", " ".join(WORDS[200:300]), f"alku {base}"]
+    assert kept(NearDuplicates(), candidates(texts)) == [0, 2]
+    assert kept(NearDuplicates(), candidates(texts, [30.0, 10.0, 50.0, 20.0])) == [1, 2]
+
+
+@pytest.mark.parametrize("texts", [[], ["one text"], ["", "x"]])
+def test_few_and_empty_texts_are_no_trouble(texts: list[str]) -> None:
+    assert kept(NearDuplicates(), candidates(texts)) == list(range(len(texts)))
+
+
+def test_a_similarity_that_finds_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="similarity"):
+        NearDuplicates(1.0)

@@ -1,0 +1,150 @@
+"""Each filter drops what it names, says why, and lets the rest through."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from inscp.errors import UserError
+from inscp.records import Candidate, Record, Turn
+from inscp.selection.filters import Drop, Filter, Length, Perplexity
+from inscp.selection.languages import Chinese, Language, Script
+from inscp.selection.quality import BrokenText, Contamination, PersonalData, Refusals
+
+
+def candidate(text: str, n_tokens: int = 10, nll: float | None = None, path: str = "a", number: int = 1) -> Candidate:
+    return Candidate(Record(f"{path}:{number}", (Turn("document", text),)), path, n_tokens, nll)
+
+
+def why(one: Filter, text: str) -> str | None:
+    verdict = one.judge(candidate(text))
+    return verdict.why if isinstance(verdict, Drop) else None
+
+
+def test_a_band_of_perplexity_keeps_what_lies_in_it() -> None:
+    band = Perplexity(minimum=2, maximum=20)
+    kept = [nll for nll in (0.1, 10.0, 29.0, 40.0) if isinstance(band.judge(candidate("x", 10, nll)), Candidate)]
+    assert kept == [10.0, 29.0]
+
+
+def test_quantiles_are_those_of_each_source() -> None:
+    every = [
+        candidate("x", 1, float(i), path) for path, offset in (("a", 0), ("b", 5)) for i in range(offset, offset + 9)
+    ]
+    thirds = Perplexity(upper=1 / 3)
+    thirds.prepare(every)
+    kept = [(c.path, c.nll) for c in every if isinstance(thirds.judge(c), Candidate)]
+    assert kept == [("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 5.0), ("b", 6.0), ("b", 7.0)]
+
+
+def test_perplexity_without_scores_is_an_error_that_tells_how_to_get_them() -> None:
+    with pytest.raises(UserError, match="Run score"):
+        Perplexity(maximum=15).judge(candidate("x"))
+
+
+def test_length_counts_tokens() -> None:
+    lengths = [n for n in (1, 4, 9, 10) if isinstance(Length(4, 9).judge(candidate("x", n)), Candidate)]
+    assert lengths == [4, 9]
+
+
+def test_language_names_what_it_found() -> None:
+    one = Language(["fi"], shorter=5)
+    assert why(one, "Tämä on suomenkielinen lause, jossa kerrotaan säästä ja järvistä.") is None
+    assert why(one, "This is an English sentence about the weather and the lakes.") == "language en"
+    assert why(one, "😀😀😀😀😀😀") == "language und"
+    assert why(one, "Hi") is None
+    assert one.found()["languages"] == {"fi": 1, "en": 1, "und": 1}
+
+
+def test_script_is_the_share_of_letters() -> None:
+    one = Script(["Han", "Bopomofo"], share=0.5)
+    assert why(one, "今天天氣很好 OK") is None
+    assert why(one, "今天 the weather is fine") == "other scripts"
+    assert why(one, "123 !?") == "no letters"
+    with pytest.raises(UserError, match="Klingon"):
+        Script(["Klingon"])
+
+
+@pytest.mark.parametrize(
+    ("text", "traditional", "simplified"),
+    [
+        ("這個軟體的記憶體不夠用，請重新開機。", None, "traditional characters"),
+        ("这个软件的内存不够用，请重新开机。", "simplified characters", None),
+        ("你好", None, None),  # the same in both
+    ],
+)
+def test_traditional_and_simplified_are_told_apart(text: str, traditional: str | None, simplified: str | None) -> None:
+    assert why(Chinese("traditional"), text) == traditional
+    assert why(Chinese("simplified"), text) == simplified
+
+
+def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
+    taiwan, mainland = "這個軟體的記憶體不夠，印表機也壞了。", "這個軟件的內存不夠，打印機也壞了。"
+    assert why(Chinese(words="taiwan"), taiwan) is None
+    assert why(Chinese(words="taiwan"), mainland) == "words of the other region"
+    assert why(Chinese(words="mainland"), taiwan) == "words of the other region"
+    assert why(Chinese(words="taiwan"), "今天天氣很好") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Une phrase où rien n'est cassé, même l'été.", None),
+        ("HyvÃ¤Ã¤ pÃ¤ivÃ¤Ã¤, mitÃ¤ kuuluu?", "wrongly decoded"),
+        ("lost \ufffd characters", "wrongly decoded"),
+        ("<div><p><b>Hi</b></p></div>", "mark-up"),
+        ("The result: a < b and b > c, as in x<y.", None),
+        ("same\nsame\nsame\nsame\nother", "repeats lines"),
+        ("round and round we go " * 10, "repeats itself"),
+        ("😀😀😀", "no words"),
+    ],
+)
+def test_broken_text_is_told_from_whole(text: str, expected: str | None) -> None:
+    assert why(BrokenText(), text) == expected
+
+
+REFUSALS = (
+    "As an AI language model, I cannot",
+    "I'm sorry, but I can't help",
+    "作為一個AI語言模型，我無法",
+    "AI言語モデルとして、できません",
+    "Tekoälynä en voi",
+    "كنموذج لغوي لا أستطيع",
+    "Jag är en modell",
+)
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_refusals_of_models_are_found_in_every_language_of_the_list_and_the_users(text: str) -> None:
+    assert why(Refusals(["jag är en modell"]), text) == "says it is a model"
+
+
+def test_talk_about_models_is_no_refusal() -> None:
+    assert why(Refusals(), "Language models are trained on text; the model was sorry.") is None
+
+
+def test_personal_data_is_masked_and_nothing_else() -> None:
+    one = PersonalData(phone_regions=["FI"], numbers=["luhn", "iban", "fi.hetu"])
+    text = (
+        "Mail a.b@example.org or call 040 123 4567; card 4111 1111 1111 1111, id 131052-308T, in 2024: 12 345 people."
+    )
+    verdict = one.judge(candidate(text))
+    assert isinstance(verdict, Candidate)
+    assert verdict.text == "Mail [email] or call [phone]; card [luhn], id [fi.hetu], in 2024: 12 345 people."
+    assert one.found()["masked"] == {"email": 1, "luhn": 1, "fi.hetu": 1, "phone": 1}
+    with pytest.raises(UserError, match="python-stdnum"):
+        PersonalData(numbers=["no.such"])
+
+
+def test_a_benchmark_is_found_inside_other_text_in_any_script(tmp_path: Path) -> None:
+    english = "What is the name of the longest river that flows through the capital of the country"
+    path = tmp_path / "benchmark.jsonl"
+    rows = [{"q": {"text": english, "choices": ["short"]}}, {"zh": "請說明台灣最高的山叫什麼名字以及它有多高"}]
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    one = Contamination([str(path)])
+    assert why(one, f"Tell me. {english.upper()}?") == "in a benchmark"
+    assert why(one, "問題：請說明台灣最高的山叫什麼名字以及它有多高？") == "in a benchmark"
+    assert why(one, "What is the name of the longest river?") is None
+    assert why(one, "short") is None
+    with pytest.raises(UserError, match="no such benchmark"):
+        Contamination(["nowhere.jsonl"])
