@@ -22,7 +22,9 @@ from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
 from inscp.model.export import Origin
 from inscp.model.module import InsCPModule
+from inscp.paths import local_path
 from inscp.pretrained import model_name
+from inscp.selection import report as selection
 
 _LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
 
@@ -65,7 +67,12 @@ class Provenance(Callback):
                             sources, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
         tracker.log_text(json.dumps(report, indent=1, ensure_ascii=False), "data_report.json")
         if trainer.is_global_zero:
-            tracker.log_text(tagged_example(data.pipeline()), "tagged_example.txt")
+            pipeline = data.pipeline()
+            tracker.log_text(tagged_example(pipeline), "tagged_example.txt")
+            for number, folder in enumerate((local_path(source.path) for source in pipeline.sources), 1):
+                for name in (selection.JSON, selection.HTML):  # where the source is what `select` wrote
+                    if (folder / name).is_file():
+                        tracker.log_text((folder / name).read_text("utf-8"), f"selection/{number}{name}")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The held-out losses of the original model are the first point of the curves."""

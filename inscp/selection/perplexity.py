@@ -54,10 +54,10 @@ class Scoring:
 
 
 def _only_text(document: TaggedText) -> TaggedText:
-    *parts, end = (TemplateIds(part.ids, False) if isinstance(part, TemplateIds) else part for part in document.parts)
+    parts = [TemplateIds(part.ids, False) if isinstance(part, TemplateIds) else part for part in document.parts]
+    *parts, end = (part for part in parts if isinstance(part, TextSpan) or part.ids)
     # A model without a begin-of-sequence token has met every document behind the end of another one.
-    begins_with_text = isinstance(parts[0], TextSpan) or not parts[0].ids
-    return TaggedText(document.source, (end, *parts) if begins_with_text else tuple(parts))
+    return TaggedText(document.source, (end, *parts) if isinstance(parts[0], TextSpan) else tuple(parts))
 
 
 def windows(sequence: TokenSequence, window: int, overlap: int) -> Iterator[TokenSequence]:

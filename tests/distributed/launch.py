@@ -87,14 +87,22 @@ def fit(folder: Path, log: str, *arguments: Any, status: int = 0) -> subprocess.
 
     Two ranks are started as torchrun starts them, at once; `start` leaves that to Lightning, as a user's shell does.
     """
-    line = command(folder, log, *arguments)
-    others = []
-    own = environment()
-    if "--trainer.devices" in arguments and arguments[arguments.index("--trainer.devices") + 1] == "2":
-        shared = own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2",
-                        "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-        own, other = (shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01")
-        others = [subprocess.Popen(line, cwd=folder, env=other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+    is_spread = "--trainer.devices" in arguments and arguments[arguments.index("--trainer.devices") + 1] == "2"
+    return together(folder, command(folder, log, *arguments), 2 if is_spread else 1, status)
+
+
+def together(folder: Path, line: list[str], ranks: int, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command on so many ranks, all started at once."""
+    shared = environment()
+    if ranks > 1:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
+                   "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+    own, *rest = (shared | ({"RANK": str(n), "LOCAL_RANK": str(n)} if ranks > 1 else {}) for n in range(ranks))
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    others = [subprocess.Popen(line, cwd=folder, env=other, **silent) for other in rest]  # type: ignore[call-overload]
     try:
         done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300, env=own)
         for process in others:
@@ -104,12 +112,6 @@ def fit(folder: Path, log: str, *arguments: Any, status: int = 0) -> subprocess.
             process.kill()
     assert done.returncode == status, done.stderr[-4000:]
     return done
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(folder: Path, log: str, *arguments: Any) -> subprocess.Popen[str]:

@@ -1,0 +1,165 @@
+"""`score` and `select` as a user runs them: resumable, refusing what is wrong, and read by `fit`."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from corpus import write_corpus
+from mlflow.tracking import MlflowClient
+
+PAIRS = [
+    {"instruction": f"Kysymys {i}: mikä on {i} kertaa {i + 1}?", "output": f"Vastaus on {i * (i + 1)}. " * (1 + i % 5)}
+    for i in range(30)
+]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def run(*arguments: object, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "inscp", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment())
+    assert done.returncode == status, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("selection")
+    write_corpus(folder)
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in PAIRS), "utf-8")
+    (folder / "english.jsonl").write_text("\n".join('{"text": "The river runs."}' for _ in range(40)), "utf-8")
+    return folder
+
+
+DATA = "[corpus.jsonl, pairs.jsonl]"
+
+
+@pytest.fixture(scope="module")
+def scores(project: Path, tiny_model_folder: str) -> Path:
+    done = run("score", "--model", tiny_model_folder, "--data", DATA, "--out", "scores", cwd=project)
+    assert re.search(r"pairs\.jsonl +30 ", done.stdout)
+    return project / "scores"
+
+
+def test_every_record_is_scored_and_any_reader_of_parquet_reads_it(scores: Path) -> None:
+    rows = pq.read_table(scores).to_pylist()
+    assert [row["id"] for row in rows[:2]] == ["corpus.jsonl:1", "corpus.jsonl:2"]
+    assert len(rows) == 70
+    assert list(rows[0]) == ["id", "source", "n_tokens", "n_bytes", "nll", "perplexity", "bits_per_byte"]
+    report = json.loads((scores / "_report.json").read_text())
+    assert report["sources"]["all"]["tokens"] == sum(row["n_tokens"] for row in rows)
+
+
+def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(tmp_path: Path, tiny_model_folder: str) -> None:
+    lines = [json.dumps({"text": f"{i} on luku. " * (20 + i % 7)}) for i in range(6000)]
+    (tmp_path / "many.jsonl").write_text("\n".join(lines), "utf-8")
+    command = ["score", "--model", tiny_model_folder, "--data", "many.jsonl", "--out", "scores"]
+    process = subprocess.Popen([sys.executable, "-m", "inscp", *command], cwd=tmp_path, env=environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    end = time.monotonic() + 120
+    while not list((tmp_path / "scores").glob("part-*")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "scores").glob("part-*")}
+    run(*command, cwd=tmp_path)
+    after = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "scores").glob("part-*")}
+    assert len(after) > len(before) >= 1
+    assert before.items() <= after.items()
+    ids = pq.read_table(tmp_path / "scores").column("id").to_pylist()
+    assert ids == [f"many.jsonl:{i}" for i in range(1, 6001)]
+
+
+def test_a_record_that_is_too_long_is_an_error_or_counted(project: Path, tiny_model_folder: str) -> None:
+    (project / "long.jsonl").write_text('{"text": "short"}\n' + json.dumps({"text": "x" * 5000}), "utf-8")
+    command = ["score", "--model", tiny_model_folder, "--data", "long.jsonl", "--max_characters", "1000"]
+    done = run(*command, "--out", "no", cwd=project, status=2)
+    assert "error: long.jsonl:2: a record of more than 1,000 characters" in done.stderr
+    assert not (project / "no").exists()
+    done = run(*command, "--out", "some", "--on_bad_record", "skip", cwd=project)
+    assert "skipped 1 of long.jsonl: a record of more than 1,000 characters" in done.stdout
+
+
+def write_config(project: Path, **changes: Any) -> str:
+    config = {
+        "data": ["corpus.jsonl", "pairs.jsonl"],
+        "scores": "scores",
+        "out": "chosen",
+        "filters": [
+            {"class_path": "Length", "init_args": {"minimum": 8}},
+            {"class_path": "NearDuplicates"},
+            {"class_path": "Perplexity", "init_args": {"upper": 0.9}},
+        ],
+        "budget": {"tokens": 1500, "replay": "english.jsonl", "replay_share": 0.1},
+    }
+    (project / "select.yaml").write_text(json.dumps(config | changes), "utf-8")
+    return "select.yaml"
+
+
+def test_what_is_selected_is_what_the_filters_say_and_fit_trains_on_it(
+    project: Path, scores: Path, tiny_model_folder: str
+) -> None:
+    done = run("select", "--config", write_config(project), cwd=project)
+    chosen = project / "chosen"
+    rows = pq.read_table(chosen / "selected.parquet").to_pylist()
+    by_id = {row["id"]: row["perplexity"] for row in pq.read_table(scores).to_pylist()}
+    assert all(row["perplexity"] == by_id[row["id"]] for row in rows)
+    assert min(row["n_tokens"] for row in rows) >= 8
+    assert 0.95 * 1350 < sum(row["n_tokens"] for row in rows) <= 1350
+    report = json.loads((chosen / "_report.json").read_text("utf-8"))
+    [read, *funnel, replay] = [line for line in done.stdout.splitlines() if line.strip()][1:7]
+    assert read.split()[1] == "70"
+    assert [line.split()[0] for line in funnel] == ["Length", "NearDuplicates", "Perplexity", "Budget"]
+    assert int(funnel[-1].split()[1]) == len(rows) == report["filters"][-1]["records"]
+    assert replay.split()[:2] == ["+", "replay"]
+    for before, after in zip([70, *(f["records"] for f in report["filters"])], report["filters"], strict=False):
+        assert before - sum(after["dropped"].values()) == after["records"]
+    page = (chosen / "_report.html").read_text("utf-8")
+    assert page.count("<svg") == 2
+    assert "http" not in re.sub(
+        r'(xmlns\S*|href|rdf:\w+)="[^"]*"|<dc:.*?/>|http://www\.w3\.org\S*', "", page, flags=re.S
+    )
+
+    (project / "fit.yaml").write_text(
+        f"model: {{pretrained: {tiny_model_folder}}}\n"
+        "data: {train: chosen, language: fi, row_length: 64, batch_size: 4}\n", "utf-8",
+    )  # fmt: skip
+    done = run("fit", "--config", "fit.yaml", cwd=project)
+    assert f"{len(rows) + report['replay']['records']} records (0 skipped)" in done.stderr
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    [run_found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    logged = [artifact.path for artifact in client.list_artifacts(run_found.info.run_id, "selection")]
+    assert logged == ["selection/1_report.html", "selection/1_report.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"filters": [{"class_path": "Perplexity", "init_args": {"maximum": 1.001}}], "budget": None},
+         "error: Perplexity: it leaves no record"),
+        ({"budget": {"tokens": 10**6}}, "error: budget.tokens: 1,000,000 tokens are asked for and"),
+        ({"data": "english.jsonl"}, "error: scores: english.jsonl was not scored in it"),
+        ({"scores": None}, "error: select: nothing tells how many tokens"),
+        ({"scores": "english.jsonl"}, "error: english.jsonl: no scores in it"),
+        ({"filters": [{"class_path": "Perplexety"}]}, "Perplexety"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_and_nothing_is_written(
+    project: Path, scores: Path, changes: dict[str, Any], message: str
+) -> None:
+    done = run("select", "--config", write_config(project, out="nothing", **changes), cwd=project, status=2)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(project.glob("nothing*"))
