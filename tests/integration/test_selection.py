@@ -163,3 +163,20 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(project.glob("nothing*"))
+
+
+@pytest.mark.parametrize("name", ["zh_tw", "shard"])
+def test_a_shipped_configuration_selects_from_the_shipped_sample(
+    name: str, tmp_path: Path, tiny_model_folder: str
+) -> None:
+    config = Path(__file__).parents[2] / "configs" / "select" / f"{name}.yaml"
+    sample = "samples:zh_tw/train_pairs.jsonl"
+    command = ["select", "--config", config, "--data", sample, "--out", "selected"]
+    if name == "zh_tw":
+        run("score", "--model", tiny_model_folder, "--data", sample, "--out", "scores", cwd=tmp_path)
+    else:
+        command += ["--model", tiny_model_folder]
+    done = run(*command, cwd=tmp_path, status=0 if name == "zh_tw" else 2)
+    # The shard's language is Finnish, and its filter says so of Chinese text.
+    expected = (done.stdout, "Budget") if name == "zh_tw" else (done.stderr, "error: Language: it leaves no record")
+    assert expected[1] in expected[0]

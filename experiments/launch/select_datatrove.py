@@ -1,0 +1,67 @@
+"""Filter shard after shard as a job of datatrove: on this machine, or as a SLURM array.
+
+    pip install "datatrove[io]" ".[select]"
+    python experiments/launch/select_datatrove.py 'data/*.jsonl' configs/select/shard.yaml outputs/shards 4
+    python experiments/launch/select_datatrove.py 'data/*.jsonl' configs/select/shard.yaml outputs/shards 400 PARTITION
+
+Every task runs `select` on its files with the filters that judge a record by itself; what was done is not done again.
+What has to see everything comes after it, on one machine: score what is left, and select from the scores (near
+duplicates take a few dozen bytes of memory a record).
+
+    torchrun --nproc-per-node 8 -m inscp score --model MODEL --data outputs/shards --out outputs/scores
+    python -m inscp select --config WHOLE.yaml --data outputs/shards --scores outputs/scores --out outputs/selected
+
+datatrove and not Ray or Spark: the work is a list of files without any exchange between them, which needs no cluster of
+its own beside SLURM, and it is what the makers of FineWeb filter with.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+
+
+class Select(PipelineStep):
+    """`python -m inscp select` on every world-size-th file from the rank-th.
+
+    Args:
+        files: of all tasks.
+        config: of `select`; data and out are this step's.
+        out: a folder that gets one folder a file.
+    """
+
+    name = "inscp select"
+    type = "filter"
+
+    def __init__(self, files: list[str], config: str, out: str) -> None:
+        super().__init__()
+        self.files, self.config, self.out = files, config, Path(out)
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
+        for file in self.files[rank::world_size]:
+            folder = self.out / Path(file).name
+            if not folder.exists():  # which `select` writes whole or not at all
+                command = [sys.executable, "-m", "inscp", "select", "--config", self.config, "--data", file]
+                subprocess.run([*command, "--out", str(folder)], check=True)
+            self.stat_update("files")
+        yield from data or ()
+
+
+def main(pattern: str, config: str, out: str, tasks: str, partition: str | None = None) -> None:
+    """Run the tasks here, two at a time, or put them into SLURM's queue."""
+    files = sorted(map(str, Path().glob(pattern)))
+    if not files:
+        sys.exit(f"error: {pattern}: no such file. Give a pattern in quotes.")
+    pipeline, logs = [Select(files, config, out)], f"{out}.logs"
+    if partition is None:
+        LocalPipelineExecutor(pipeline, tasks=int(tasks), workers=2, logging_dir=logs).run()
+    else:
+        SlurmPipelineExecutor(pipeline, tasks=int(tasks), time="12:00:00", partition=partition, mem_per_cpu_gb=8,
+                              logging_dir=logs, venv_path=sys.prefix).run()  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
