@@ -25,6 +25,7 @@ from inscp.model.precision import multiplies_bf16
 from inscp.model.weights import fill, materialise
 from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input
 from inscp.records import Record
+from inscp.selection.candidates import bounded
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
 from inscp.selection.scores import ScoreFolder, summary
 
@@ -134,14 +135,10 @@ def chunks(
     """
     for number, (source, report) in enumerate(zip(sources, reports, strict=True)):
         place, held, characters = 0, [], 0
-        for record in read_records(source, on_bad_record, report):
-            length = sum(len(turn.text) for turn in record.turns)
-            if length > max_characters:
-                why = f"a record of more than {max_characters:,} characters"
-                bad_record(record.source, why, on_bad_record, report, f"it has {length:,}; see --max_characters")
-                continue
+        records = read_records(source, on_bad_record, report)
+        for record in bounded(records, max_characters, on_bad_record, report):
             held.append(record)
-            characters += length
+            characters += sum(len(turn.text) for turn in record.turns)
             if characters >= _CHUNK_CHARACTERS or len(held) == _CHUNK_RECORDS:
                 yield Chunk((number, place), held, characters)
                 place, held, characters = place + 1, [], 0

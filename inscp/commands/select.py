@@ -17,7 +17,7 @@ from inscp.pretrained import load_tokenizer
 from inscp.records import Candidate
 from inscp.selection import report as reports
 from inscp.selection.budget import Budget, take
-from inscp.selection.candidates import counted, scored
+from inscp.selection.candidates import bounded, counted, scored
 from inscp.selection.duplicates import ExactDuplicates, NearDuplicates  # noqa: F401  # configs name the filters
 from inscp.selection.filters import Filter, Length, Perplexity  # noqa: F401
 from inscp.selection.languages import Chinese, Language, Script  # noqa: F401
@@ -40,6 +40,7 @@ def select(
     budget: Budget | None = None,
     scores: str | None = None,
     model: str | None = None,
+    max_characters: int = 1_000_000,
     on_bad_record: OnBadRecord = "error",
     examples: int = 20,
     seed: int = 0,
@@ -53,6 +54,7 @@ def select(
         budget: how many tokens to keep of what the filters leave, and which.
         scores: the folder that `score` wrote for this data.
         model: whose tokenizer counts tokens, where there are no scores.
+        max_characters: a longer record is a bad one, where there are no scores.
         on_bad_record: stop, or skip and count (a record without a score is one).
         examples: shown in the report of what each filter drops, and of what is kept.
         seed: of which examples are shown.
@@ -75,7 +77,8 @@ def select(
             if with_scores:
                 yield from scored(source, with_scores, on_bad_record, report)
             else:
-                yield from counted(source, tokenizer, read_records(source, on_bad_record, report))  # type: ignore[arg-type]
+                records = read_records(source, on_bad_record, report)
+                yield from counted(source, tokenizer, bounded(records, max_characters, on_bad_record, report))  # type: ignore[arg-type]
 
     steps = [*(filters or []), *([budget] if budget else [])]
     funnel = Funnel(steps, examples, seed)

@@ -13,6 +13,19 @@ from inscp.selection.scores import ScoreFolder
 _AT_ONCE = 1024
 
 
+def bounded(
+    records: Iterable[Record], max_characters: int, on_bad_record: OnBadRecord, report: ReadReport
+) -> Iterator[Record]:
+    """The records that are not too long to be held in memory as tokens; the others are bad ones."""
+    for record in records:
+        length = sum(len(turn.text) for turn in record.turns)
+        if length <= max_characters:
+            yield record
+        else:
+            why = f"a record of more than {max_characters:,} characters"
+            bad_record(record.source, why, on_bad_record, report, f"it has {length:,}; see max_characters")
+
+
 def scored(source: Source, scores: ScoreFolder, on_bad_record: OnBadRecord, report: ReadReport) -> Iterator[Candidate]:
     """The records of a source with their scores, in order.
 
@@ -23,7 +36,8 @@ def scored(source: Source, scores: ScoreFolder, on_bad_record: OnBadRecord, repo
     stream = scores.read(number)
     score = next(stream, None)
     for record in read_records(source, on_bad_record, report):
-        if score is None or score.id != record.source:
+        # Files may be named from another folder than when they were scored; what they hold is the same.
+        if score is None or score.id.rpartition("/")[2] != record.source.rpartition("/")[2]:
             detail = f"{scores.folder} skipped it, or is not complete"
             bad_record(record.source, "it has no score", on_bad_record, report, detail)
             continue
