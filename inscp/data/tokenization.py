@@ -5,6 +5,7 @@ text. A document that is longer than a row is split where a sentence or paragrap
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -37,11 +38,24 @@ def tokenize(
             where, "it is a slow tokenizer without character offsets", "Convert it to a fast one (tokenizer.json)."
         )
     stream = iter(documents)
-    while batch := list(islice(stream, _BATCH)):
-        texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
-        encoded = iter(_encode(texts, tokenizer))
-        for document in batch:
-            yield from _sequences(document, encoded, row_length, on_too_long)
+    with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
+        waiting: tuple[list[TaggedText], Future[Iterable[Any]]] | None = None
+        while batch := list(islice(stream, _BATCH)):
+            texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
+            ahead = batch, worker.submit(_encode, texts, tokenizer)
+            if waiting:
+                yield from _finished(*waiting, row_length, on_too_long)
+            waiting = ahead
+        if waiting:
+            yield from _finished(*waiting, row_length, on_too_long)
+
+
+def _finished(
+    batch: list[TaggedText], encodings: Future[Iterable[Any]], row_length: int, on_too_long: OnTooLong
+) -> Iterator[TokenSequence]:
+    encoded = iter(encodings.result())
+    for document in batch:
+        yield from _sequences(document, encoded, row_length, on_too_long)
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[Any]:

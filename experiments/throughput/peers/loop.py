@@ -51,3 +51,13 @@ def peak_kib() -> int:
 def report(times: list[float], tokens: list[int], peak: int) -> None:
     """When each step ended, how many tokens it trained on, and the peak in KiB."""
     print("RESULT", json.dumps({"times": times, "tokens": tokens, "peak_kib": peak}))
+
+
+def timed_scoring(score: Callable[[list[str]], list[float]], options: dict[str, Any]) -> None:
+    """Score the texts, the first eight of them once before the clock starts, and report."""
+    texts = read_texts(options["texts"])
+    score(texts[:8])
+    start = time.perf_counter()
+    nlls = score(texts)
+    result = {"seconds": time.perf_counter() - start, "nlls": nlls, "peak_kib": peak_kib()}
+    print("RESULT", json.dumps(result))
