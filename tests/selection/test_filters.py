@@ -94,7 +94,9 @@ def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
         ("lost \ufffd characters", "wrongly decoded"),
         ("<div><p><b>Hi</b></p></div>", "mark-up"),
         ("The result: a < b and b > c, as in x<y.", None),
-        ("same\nsame\nsame\nsame\nother", "repeats lines"),
+        ("the same line\n" * 4 + "and another one", "repeats lines"),
+        ("{\n}\n{\n}\n{\n}\nif x: stop", None),
+        ("Mýrdalsjökull ([ˈmirtalsˌjœːkʏtl̥], ˌdrɑːnɡə)", None),
         ("round and round we go " * 10, "repeats itself"),
         ("😀😀😀", "no words"),
     ],
@@ -148,3 +150,9 @@ def test_a_benchmark_is_found_inside_other_text_in_any_script(tmp_path: Path) ->
     assert why(one, "short") is None
     with pytest.raises(UserError, match="no such benchmark"):
         Contamination(["nowhere.jsonl"])
+
+
+def test_an_answer_may_repeat_what_it_was_asked_about() -> None:
+    lines = "one two three\nfour five six\nseven eight nine\nten eleven twelve"
+    turns = Turn("user", lines), Turn("assistant", lines)
+    assert isinstance(BrokenText().judge(Candidate(Record("a:1", turns), "a", 10)), Candidate)
