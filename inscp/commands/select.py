@@ -96,16 +96,21 @@ def select(
             [source] = as_sources([budget.replay])
             settings["replay"] = _write_replay(source, budget, candidates([source], None), partial)
         report = reports.as_dict(funnel, settings)
-        print("\n".join(reports.lines(report)))
-        for path, reasons in settings["skipped"].items():
-            for why, count in reasons.items():
-                print(f"skipped {count:,} of {path}: {why}")
         if not written:
+            _tell(report)
             where = next((step.name for step in funnel.steps if not step.records), out)
             raise UserError(where, "it leaves no record", "Loosen it; nothing was written.")
         reports.write(report, partial)
+    _tell(report)
     print(f"\nselected   {folder}\nreport     {folder / reports.HTML}\n\nnext:\n"
           f"  python -m inscp fit --config … --data.train {folder}")  # fmt: skip
+
+
+def _tell(report: dict[str, Any]) -> None:
+    print("\n".join(reports.lines(report)))
+    for path, reasons in report["skipped"].items():
+        for why, count in reasons.items():
+            print(f"skipped {count:,} of {path}: {why}")
 
 
 def _write_replay(source: Source, budget: Budget, candidates: Iterator[Candidate], folder: Path) -> dict[str, Any]:

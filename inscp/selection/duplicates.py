@@ -17,7 +17,7 @@ import numpy as np
 from inscp.errors import UserError
 from inscp.evaluation.language import UNIT
 from inscp.records import Candidate
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Filter, library
 
 _SIZE = 128
 """Hashes a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
@@ -74,12 +74,10 @@ class NearDuplicates(Filter):
 
     def _signatures(self, batch: list[Candidate]) -> np.ndarray:
         """uint32 [N, _SIZE]"""
-        try:
-            from rensa import RMinHash
-        except ImportError as error:
-            raise UserError("rensa", "it is not installed", 'Run pip install "inscp[select]".') from error
         runs = [self._runs(candidate.text) for candidate in batch]
-        return np.array(RMinHash.digest_matrix_from_token_sets(runs, _SIZE, 42).to_rows(), dtype=np.uint32)
+        return np.array(
+            library("rensa").RMinHash.digest_matrix_from_token_sets(runs, _SIZE, 42).to_rows(), dtype=np.uint32
+        )
 
     def _runs(self, text: str) -> list[str]:
         words = UNIT.findall(text.lower()) or [text]

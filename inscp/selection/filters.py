@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,18 @@ class Filter(ABC):
     def found(self) -> dict[str, Any]:
         """What the filter saw, for the report."""
         return {}
+
+
+def library(name: str) -> Any:
+    """A module that only some filters need.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UserError(name.partition(".")[0], "it is not installed", 'Run pip install "inscp[select]".') from error
 
 
 @dataclass

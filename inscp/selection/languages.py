@@ -11,7 +11,7 @@ import regex
 from inscp.errors import UserError
 from inscp.evaluation.language import likely_languages
 from inscp.records import Candidate
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Filter, library
 
 
 @dataclass
@@ -19,13 +19,13 @@ class Language(Filter):
     """Keeps records in some languages, by fastText's identification.
 
     Args:
-        languages: ISO 639-1 codes, as `[zh]`.
+        languages: fastText's codes, as `[zh]`. Varieties have their own: `arz` is Egyptian Arabic, `yue` Cantonese.
         confidence: so likely they must be together, from 0 to 1. Names, lists and code make it small in any language.
         shorter: records of fewer characters are kept unseen: of a few words no language can be told.
     """
 
     languages: list[str]
-    confidence: float = 0.2
+    confidence: float = 0.1
     shorter: int = 0
     _found: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
@@ -77,13 +77,13 @@ _LETTER = regex.compile(r"\p{L}")
 class Chinese(Filter):
     """Keeps Chinese in Traditional or in Simplified characters, and where it can be told with a region's words.
 
-    OpenCC converts the text; characters that a conversion changes are of the other form. The same is done for words
-    (軟件, mainland; 軟體, Taiwan).
+    Characters are those of CC-CEDICT that stand in words of one form only (吃 and 里 stand in both). Words (軟件,
+    mainland; 軟體, Taiwan) are those that OpenCC would replace.
 
     Args:
         characters: the form to keep.
         foreign: at most this share of the characters may be of the other form.
-        words: `any`, or only those texts that do not use more words of the other region than of this one.
+        words: `any`, or only those texts that do not use clearly more words of the other region than of this one.
     """
 
     characters: Literal["traditional", "simplified"] = "traditional"
@@ -92,23 +92,32 @@ class Chinese(Filter):
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         text = candidate.text
-        convert = "s2t" if self.characters == "traditional" else "t2s"
-        changed = _changes(text, _converted(text, convert))
-        share = changed / max(1, len(_HAN.findall(text)))
-        if share > self.foreign:
-            other = "simplified" if self.characters == "traditional" else "traditional"
+        other = "simplified" if self.characters == "traditional" else "traditional"
+        foreign = sum(character in _only(other) for character in text)
+        share = foreign / max(1, len(_HAN.findall(text)))
+        if share > self.foreign and foreign > 1:  # a single one may be a name, or a gap in the dictionary
             return Drop(f"{other} characters", f"{share:.0%}")
         if self.words != "any":
             plain = _converted(text, "t2s")
             of_mainland = _changes(_converted(plain, "s2tw"), _converted(plain, "s2twp"))
             of_taiwan = _changes(_converted(text, "tw2s"), _converted(text, "tw2sp"))
             mine, others = (of_taiwan, of_mainland) if self.words == "taiwan" else (of_mainland, of_taiwan)
-            if others > mine:
+            if others > mine + _BY_CHANCE:
                 return Drop("words of the other region", f"{others} against {mine}")
         return candidate
 
 
+_BY_CHANCE = 2
+"""So many words that OpenCC would replace (支持 by 支援) are used in both regions all the same."""
 _HAN = regex.compile(r"\p{Script=Han}")
+
+
+@cache
+def _only(form: str) -> frozenset[str]:
+    """Characters that one form has and the other has not."""
+    cedict = library("zhon.cedict")
+    forms = {"traditional": frozenset(cedict.traditional), "simplified": frozenset(cedict.simplified)}
+    return forms.pop(form) - forms.popitem()[1]
 
 
 def _converted(text: str, by: str) -> str:
@@ -117,11 +126,7 @@ def _converted(text: str, by: str) -> str:
 
 @cache
 def _converter(name: str) -> Any:
-    try:
-        import opencc
-    except ImportError as error:
-        raise UserError("opencc", "it is not installed", 'Run pip install "inscp[select]".') from error
-    return opencc.OpenCC(name)
+    return library("opencc").OpenCC(name)
 
 
 def _changes(before: str, after: str) -> int:

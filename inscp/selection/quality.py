@@ -13,7 +13,7 @@ from inscp.errors import UserError
 from inscp.evaluation.language import UNIT, loops
 from inscp.paths import local_path
 from inscp.records import Candidate, Turn
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Filter, library
 
 _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\d+);|\[\[|\]\]|\{\{|\}\}|\{\|")
 
@@ -52,14 +52,7 @@ class BrokenText(Filter):
 
 def _is_mojibake(text: str) -> bool:
     # What looks strange (phonetic script) and cannot be decoded better is right as it is.
-    return bool(_library("ftfy.badness").is_bad(text)) and _library("ftfy").fix_encoding(text) != text
-
-
-def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UserError(name.partition(".")[0], "it is not installed", 'Run pip install "inscp[select]".') from error
+    return bool(library("ftfy.badness").is_bad(text)) and library("ftfy").fix_encoding(text) != text
 
 
 _REFUSALS = (
@@ -127,7 +120,7 @@ class PersonalData(Filter):
     def _mask(self, text: str) -> str:
         text = _EMAIL.sub(lambda _: self._as("email"), text)
         text = _NUMBER.sub(self._number, text)
-        phones = _library("phonenumbers")
+        phones = library("phonenumbers")
         for region in (None, *self.phone_regions):
             for match in reversed(list(phones.PhoneNumberMatcher(text, region))):
                 text = text[: match.start] + self._as("phone") + text[match.end :]

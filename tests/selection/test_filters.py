@@ -79,7 +79,8 @@ def test_traditional_and_simplified_are_told_apart(text: str, traditional: str |
 
 
 def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
-    taiwan, mainland = "這個軟體的記憶體不夠，印表機也壞了。", "這個軟件的內存不夠，打印機也壞了。"
+    taiwan = "這個軟體的記憶體不夠，印表機也壞了，網路和影片都很慢。"
+    mainland = "這個軟件的內存不夠，打印機也壞了，網絡和視頻都很慢。"
     assert why(Chinese(words="taiwan"), taiwan) is None
     assert why(Chinese(words="taiwan"), mainland) == "words of the other region"
     assert why(Chinese(words="mainland"), taiwan) == "words of the other region"
