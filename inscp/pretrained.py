@@ -51,11 +51,11 @@ def resolve(spec: str) -> tuple[str, str | None]:
         UserError: none of these, or a download that does not have its digest.
     """
     if spec.startswith(_REMOTE_CODE):
-        folder, revision = resolve(spec.removeprefix(_REMOTE_CODE))
-        if not Path(folder).is_dir() and not _COMMIT.fullmatch(revision or ""):
-            mend = f"Write {_REMOTE_CODE}{folder}@COMMIT, with the 40 digits of the commit whose code you have read."
+        name, revision = resolve(spec.removeprefix(_REMOTE_CODE))
+        if not Path(name).is_dir() and not _COMMIT.fullmatch(revision or ""):
+            mend = f"Write {_REMOTE_CODE}{name}@COMMIT, with the 40 digits of the commit whose code you have read."
             raise UserError(spec, "its code would be executed, and a branch can change", mend)
-        return folder, revision
+        return name, revision
     if spec.startswith("pypi:"):
         match = _PYPI.fullmatch(spec)
         if match is None:
