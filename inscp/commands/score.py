@@ -89,6 +89,10 @@ def score(
         "precision": "bf16" if is_bf16 else "fp32", "max_characters": max_characters,
         "sources": [{"path": s.path, "fingerprint": source_fingerprint(s)} for s in sources],
     }  # fmt: skip
+    if rank == 0:
+        ScoreFolder.create(Path(out), made_by)
+    if ranks > 1:
+        dist.barrier()
     folder = ScoreFolder.create(Path(out), made_by)
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
     if todo or shard_model:
