@@ -59,9 +59,8 @@ def main() -> None:
     times = [float(when) for _, when in marks]
     work = sum(after - before for before, after in zip(times[::2], times[1::2], strict=True))
     print(f"| first step of the quickstart begins after | {times[0] - start:.1f} s |")
-    print(
-        f"| of the time from the first step to the last, between micro-batches | {1 - work / (times[-1] - times[0]):.2%} |"
-    )
+    between = 1 - work / (times[-1] - times[0])
+    print(f"| from the first micro-batch to the last, the time between them | {between:.2%} |")
 
 
 if __name__ == "__main__":

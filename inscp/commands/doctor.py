@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 import torch
 
-from inscp.commands.allocator import keeps_freed_memory
 from inscp.commands.fit import InsCPCLI, best_precision, quiet
 from inscp.commands.machine import cpu_memory, free_disk, gib, report
 from inscp.errors import UserError
+from inscp.model.allocator import keeps_freed_memory
 from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.strategies import FSDP2, strategy_for

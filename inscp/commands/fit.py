@@ -23,7 +23,6 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
 from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
-from inscp.commands.allocator import keep_freed_memory
 from inscp.commands.parser import TrainingParser
 from inscp.commands.resume import newest_checkpoint
 from inscp.data.datamodule import InsCPDataModule
@@ -47,7 +46,6 @@ TRAINER_DEFAULTS = {
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp fit|validate|test …`"""
     quiet()
-    keep_freed_memory()
     try:
         InsCPCLI()
     except Stopped:

@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from inscp.commands.allocator import keep_freed_memory
 from inscp.commands.fit import quiet
 from inscp.commands.lines import Lines
 from inscp.commands.parser import call
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
+from inscp.model.allocator import keep_freed_memory
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import multiplies_bf16

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from inscp.errors import RunError, UserError
 from inscp.model.adapters import LoRA
+from inscp.model.allocator import keep_freed_memory, return_freed_memory
 from inscp.model.average import WeightAverage
 from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, compile_blocks
 from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
@@ -171,9 +172,13 @@ class InsCPModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        keep_freed_memory()
         for config in self.trainer.lr_scheduler_configs:  # a resumed optimizer has the rate of step 0 until here
             for group, rate in zip(self.optimizers().param_groups, config.scheduler.get_last_lr(), strict=True):  # type: ignore
                 group["lr"] = rate
+
+    def on_train_end(self) -> None:
+        return_freed_memory()
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Let dropout depend on the place in the training alone, so that a resumed training repeats it."""

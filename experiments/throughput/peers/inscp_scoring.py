@@ -3,7 +3,7 @@
 import torch
 from loop import given, timed_scoring
 
-from inscp.commands.allocator import keep_freed_memory
+from inscp.model.allocator import keep_freed_memory
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Record, Turn

@@ -5,7 +5,8 @@ import os
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h, which has these as their defaults:
+_TRIM_THRESHOLD, _MMAP_MAX = 128 << 10, 1 << 16
 
 
 def keeps_freed_memory() -> bool:
@@ -24,3 +25,15 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Return what is free to the system, and from now on what is freed.
+
+    Work whose tensors grow from call to call (generation) would otherwise keep every size that it ever had.
+    """
+    if keeps_freed_memory():
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        library.malloc_trim(0)
