@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from inscp.errors import UserError
 from inscp.paths import cache_folder, made_once
@@ -118,6 +118,16 @@ def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdp
     return model
 
 
+def weights_fingerprint(spec: str) -> str:
+    """A digest by which a model in a folder is told from another one in the same place; empty on the Hub."""
+    folder = Path(resolve(spec)[0])
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")]):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(1 << 20))
+    return digest.hexdigest() if folder.is_dir() else ""
+
+
 def longest_input(spec: str) -> int:
     """So many tokens a model can see at once, by its own configuration; without end where it names no number."""
     return int(getattr(_config(spec).get_text_config(), "max_position_embeddings", None) or sys.maxsize)
@@ -130,9 +140,17 @@ def _config(spec: str) -> "PretrainedConfig":
     return _loaded(spec, lambda: AutoConfig.from_pretrained(path, revision=revision, **_code(spec)))
 
 
-def _code(spec: str) -> dict[str, bool]:
-    """Said either way: left out, transformers would ask on the terminal."""
-    return {"trust_remote_code": spec.startswith(_REMOTE_CODE)}
+def _code(spec: str) -> dict[str, Any]:
+    """Whether a model's own code may run, and of which commit: left out, transformers would ask on the terminal."""
+    from transformers import PretrainedConfig
+
+    if not spec.startswith(_REMOTE_CODE):
+        return {"trust_remote_code": False}
+    path, revision = resolve(spec)
+    settings = _loaded(spec, lambda: PretrainedConfig.get_config_dict(path, revision=revision)[0])
+    if elsewhere := [value for value in settings.get("auto_map", {}).values() if "--" in str(value)]:
+        raise UserError(spec, f"its code lies in another place ({elsewhere[0]})", "Copy it beside the weights.")
+    return {"trust_remote_code": True, "code_revision": revision}
 
 
 def weights_folder(spec: str) -> Path:

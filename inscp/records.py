@@ -42,6 +42,10 @@ class Record:
     source: str
     turns: tuple[Turn, ...]
 
+    @property
+    def n_characters(self) -> int:
+        return sum(len(turn.text) for turn in self.turns)
+
 
 @dataclass(frozen=True, slots=True)
 class TemplateIds:
@@ -133,6 +137,10 @@ class PackedBatch:
         )
 
 
+def _perplexity(nll: float, n_tokens: int) -> float:
+    return math.exp(min(nll / n_tokens, 700.0))  # of which the exponential is still a number
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """How surprised a model is by a record.
@@ -151,7 +159,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.nll / self.n_tokens, 700.0))
+        return _perplexity(self.nll, self.n_tokens)
 
     @property
     def bits_per_byte(self) -> float:
@@ -165,8 +173,8 @@ class Candidate:
 
     Attributes:
         record: as read, or as a filter has changed it.
-        path: of its source.
-        n_tokens: of its texts; 0 where nothing has counted them.
+        path: the name of its source.
+        n_tokens: of its texts; of its answers alone where answers were scored.
         nll: their summed negative log-likelihood in nats; None without scores.
     """
 
@@ -181,7 +189,7 @@ class Candidate:
 
     @property
     def perplexity(self) -> float | None:
-        return None if self.nll is None else math.exp(min(self.nll / self.n_tokens, 700.0))
+        return None if self.nll is None else _perplexity(self.nll, self.n_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,15 @@ def test_asked_for_by_name_it_does(folder: Path, tmp_path: Path) -> None:
     assert model_name(f"remote-code:{folder}") == "own-model"
 
 
+def test_code_that_lies_in_another_place_does_not_run(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["auto_map"]["AutoModelForCausalLM"] = "other/place--own.OwnModel"
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(UserError, match="another place"):
+        load_model(f"remote-code:{folder}", torch.float32)
+    assert not (tmp_path / "proof").exists()
+
+
 def test_code_from_the_hub_is_that_of_one_commit() -> None:
     commit = "0123456789" * 4
     assert resolve(f"remote-code:org/name@{commit}") == ("org/name", commit)

@@ -17,6 +17,7 @@ its own beside SLURM, and it is what the makers of FineWeb filter with.
 
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,21 @@ class Select(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         for file in self.files[rank::world_size]:
-            folder = self.out / Path(file).name
+            folder = self.out / file.strip("/").replace("/", "__")
             if not folder.exists():  # which `select` writes whole or not at all
                 command = [sys.executable, "-m", "inscp", "select", "--config", self.config, "--data", file]
-                subprocess.run([*command, "--out", str(folder)], check=True)
+                done = subprocess.run([*command, "--out", str(folder)], stderr=subprocess.PIPE, text=True)
+                if "leaves no record" in done.stderr:
+                    self.stat_update("files of which nothing is left")
+                elif done.returncode:
+                    raise RuntimeError(done.stderr)
             self.stat_update("files")
         yield from data or ()
 
 
 def main(pattern: str, config: str, out: str, tasks: str, partition: str | None = None) -> None:
     """Run the tasks here, two at a time, or put them into SLURM's queue."""
-    files = sorted(map(str, Path().glob(pattern)))
+    files = sorted(glob(pattern))  # noqa: PTH207  # which takes absolute patterns too
     if not files:
         sys.exit(f"error: {pattern}: no such file. Give a pattern in quotes.")
     pipeline, logs = [Select(files, config, out)], f"{out}.logs"

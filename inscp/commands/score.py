@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,13 +24,12 @@ from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import multiplies_bf16
 from inscp.model.weights import fill, materialise
-from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input
+from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
-from inscp.selection.candidates import bounded
+from inscp.selection.candidates import batches, bounded
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
 from inscp.selection.scores import ScoreFolder, summary
 
-_CHUNK_RECORDS, _CHUNK_CHARACTERS = 1024, 1 << 19
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
@@ -46,7 +46,7 @@ def score(
     out: str,
     given: Conditioning = "text",
     window: int = 2048,
-    overlap: int = 256,
+    overlap: int | None = None,
     batch_tokens: int | None = None,
     precision: Literal["bf16", "fp32"] | None = None,
     max_characters: int = 1_000_000,
@@ -64,7 +64,7 @@ def score(
         given: what the text follows: nothing (`text`), the template with an empty user turn (`template`), or its
             prompt (`response`).
         window: tokens that the model sees at once.
-        overlap: tokens of context that a later window of a long record repeats.
+        overlap: tokens of context that a later window of a long record repeats; by default 256, at most half a window.
         batch_tokens: tokens a forward pass; by default 4096 on a CPU and 32768 on a GPU.
         precision: bf16 where the hardware multiplies in it, else fp32.
         max_characters: a longer record is a bad one.
@@ -81,13 +81,14 @@ def score(
     sizes = {chunk.place: chunk.characters for chunk in read(reports)}  # what is bad is found before anything is loaded
     tokenizer = load_tokenizer(model)
     window = min(window, longest_input(model))
-    scoring = Scoring(given, window, min(overlap, window // 2))
+    scoring = Scoring(given, window, min(256, window // 2) if overlap is None else overlap)
     scoring.tag(tokenizer)
     is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
     made_by = {
-        "model": model, "given": given, "window": scoring.window, "overlap": scoring.overlap,
+        "model": model, "weights": weights_fingerprint(model),
+        "given": given, "window": scoring.window, "overlap": scoring.overlap,
         "precision": "bf16" if is_bf16 else "fp32", "max_characters": max_characters,
-        "sources": [{"path": s.path, "fingerprint": source_fingerprint(s)} for s in sources],
+        "sources": [{"path": s.name, "fingerprint": source_fingerprint(s)} for s in sources],
     }  # fmt: skip
     if rank == 0:
         ScoreFolder.create(Path(out), made_by)
@@ -101,9 +102,10 @@ def score(
         lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
         for chunk in read([ReadReport() for _ in sources]):
             if chunk.place in todo:
-                unusable = partial(bad_record, on_bad_record=on_bad_record, report=reports[chunk.place[0]])
-                tell = partial(lines.advance, chunk.characters)
-                folder.write(*chunk.place, scorer.score(chunk.records, unusable, tell))
+                unscored = ReadReport()
+                unusable = partial(bad_record, on_bad_record=on_bad_record, report=unscored)
+                scores = scorer.score(chunk.records, unusable, partial(lines.advance, chunk.characters))
+                folder.write(*chunk.place, scores, unscored.skipped)
         scorer.finish()
     if ranks > 1:
         dist.barrier()
@@ -138,16 +140,9 @@ def chunks(
         reports: filled while the records pass, one a source.
     """
     for number, (source, report) in enumerate(zip(sources, reports, strict=True)):
-        place, held, characters = 0, [], 0
-        records = read_records(source, on_bad_record, report)
-        for record in bounded(records, max_characters, on_bad_record, report):
-            held.append(record)
-            characters += sum(len(turn.text) for turn in record.turns)
-            if characters >= _CHUNK_CHARACTERS or len(held) == _CHUNK_RECORDS:
-                yield Chunk((number, place), held, characters)
-                place, held, characters = place + 1, [], 0
-        if held:
-            yield Chunk((number, place), held, characters)
+        records = bounded(read_records(source, on_bad_record, report), max_characters, on_bad_record, report)
+        for place, batch in enumerate(batches(records)):
+            yield Chunk((number, place), batch, sum(record.n_characters for record in batch))
 
 
 def _join_ranks() -> tuple[int, int]:
@@ -156,7 +151,8 @@ def _join_ranks() -> tuple[int, int]:
     if ranks > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=30))  # a rank that is done waits for the others
     return int(os.environ.get("RANK", 0)), ranks
 
 
@@ -165,11 +161,13 @@ def _device() -> torch.device:
 
 
 def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
+    # Attention by document has no fp32 kernel on GPUs.
+    attention = "eager" if _device().type == "cuda" and dtype == torch.float32 else "sdpa"
     if not is_sharded:
-        return NextTokenLoss(load_model(spec, dtype).to(_device()))  # type: ignore[arg-type]
+        return NextTokenLoss(load_model(spec, dtype, attention).to(_device()))  # type: ignore[arg-type]
     if not dist.is_initialized():
         raise UserError("--shard_model", "there is one rank only", "Start it with torchrun --nproc-per-node N.")
-    model = empty_model(spec, torch.float32).eval()
+    model = empty_model(spec, torch.float32, attention).eval()
     loss = NextTokenLoss(model)
     shard(loss, init_device_mesh(_device().type, (dist.get_world_size(),)), dtype, True, cpu_offload=False)
     materialise(loss, _device())
@@ -180,10 +178,11 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
 
 def _tell(folder: ScoreFolder, reports: list[ReadReport]) -> None:
     """Write the report and print it."""
-    rows = {source["path"]: folder.numbers(number) for number, source in enumerate(folder.sources)}
-    every = tuple(np.concatenate(columns) for columns in zip(*rows.values(), strict=True))
-    skipped = {s["path"]: dict(r.skipped) for s, r in zip(folder.sources, reports, strict=True) if r.skipped}
-    report = {name: summary(*columns) for name, columns in [*rows.items(), ("all", every)]}
+    rows = [(source["path"], folder.numbers(number)) for number, source in enumerate(folder.sources)]
+    every = tuple(np.concatenate(columns) for columns in zip(*(numbers for _, numbers in rows), strict=True))
+    counts = [report.skipped + folder.unscored(number) for number, report in enumerate(reports)]
+    skipped = {source["path"]: dict(count) for source, count in zip(folder.sources, counts, strict=True) if count}
+    report = {name: summary(*columns) for name, columns in [*rows, ("all", every)]}
     folder.write_report({"sources": report, "skipped": skipped})
     print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   of records: 5 %, half, 95 %")
     for name, of in report.items():

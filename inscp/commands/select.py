@@ -66,14 +66,16 @@ def select(
         raise UserError(out, "it is there already", "Give another `out`, or remove it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     sources = as_sources(data)
-    read = {source.path: ReadReport() for source in sources}
+    read = {source.name: ReadReport() for source in sources}
+    if len(read) < len(sources):
+        raise UserError("data", "one source is named twice", "Name each once.")
     score_folder = ScoreFolder(Path(scores)) if scores else None
     spec = model or (score_folder.made_by["model"] if score_folder else "")
 
     def candidates(of: Iterable[Source], with_scores: ScoreFolder | None) -> Iterator[Candidate]:
         tokenizer = None if with_scores else load_tokenizer(spec)
         for source in of:
-            report = read.setdefault(source.path, ReadReport())
+            report = read.setdefault(source.name, ReadReport())
             if with_scores:
                 yield from scored(source, with_scores, on_bad_record, report)
             else:
@@ -81,20 +83,22 @@ def select(
                 yield from counted(source, tokenizer, bounded(records, max_characters, on_bad_record, report))  # type: ignore[arg-type]
 
     steps = [*(filters or []), *([budget] if budget else [])]
+    replay = as_sources([budget.replay]) if budget and budget.replay is not None else []
     funnel = Funnel(steps, examples, seed)
     settings: dict[str, Any] = {
         "fingerprint": fingerprint([source_fingerprint(s) for s in sources], score_folder and score_folder.made_by,
-                                   [repr(step) for step in steps]),
-        "sources": [source.path for source in sources],
+                                   [repr(step) for step in steps], spec, max_characters, on_bad_record,
+                                   [source_fingerprint(s) for s in replay], [one.contents() for one in steps]),
+        "sources": list(read),
         "scores": scores,
         "model": spec,
     }  # fmt: skip
     with written_whole(folder) as partial:
         written = funnel.run(candidates(sources, score_folder), partial / "selected.parquet")
-        settings["skipped"] = {path: dict(r.skipped) for path, r in read.items() if r.skipped}
-        if budget and budget.replay is not None and written:
-            [source] = as_sources([budget.replay])
+        for source in replay if written else []:
+            assert budget is not None
             settings["replay"] = _write_replay(source, budget, candidates([source], None), partial)
+        settings["skipped"] = {path: dict(r.skipped) for path, r in read.items() if r.skipped}
         report = reports.as_dict(funnel, settings)
         if not written:
             _tell(report)

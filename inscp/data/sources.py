@@ -52,6 +52,12 @@ class Source:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit of {self.path}", f"{self.limit} records are none", "Give a number from 1.")
 
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        parts = [part for part in (self.subset, self.split if self.split != "train" else None) if part]
+        return f"{self.path} ({', '.join(parts)})" if parts else self.path
+
 
 @dataclass
 class ReadReport:
@@ -81,7 +87,7 @@ def bad_record(position: str, why: str, on_bad_record: OnBadRecord, report: Read
     """
     if on_bad_record == "error":
         what = f"{why} ({detail})" if detail else why
-        raise UserError(position, what, "Mend or remove the record, or set data.on_bad_record to skip.")
+        raise UserError(position, what, "Mend or remove the record, or set on_bad_record to skip.")
     report.skip(position, why)
 
 

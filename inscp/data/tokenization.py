@@ -6,6 +6,8 @@ text. A document that is longer than a row is split where a sentence or paragrap
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -38,11 +40,12 @@ def tokenize(
             where, "it is a slow tokenizer without character offsets", "Convert it to a fast one (tokenizer.json)."
         )
     stream = iter(documents)
+    own = _own(tokenizer)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
         waiting: tuple[list[TaggedText], Future[Iterable[Any]]] | None = None
         while batch := list(islice(stream, _BATCH)):
             texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
-            ahead = batch, worker.submit(_encode, texts, tokenizer)
+            ahead = batch, worker.submit(_encode, texts, own)
             if waiting:
                 yield from _finished(*waiting, row_length, on_too_long)
             waiting = ahead
@@ -56,6 +59,12 @@ def _finished(
     encoded = iter(encodings.result())
     for document in batch:
         yield from _sequences(document, encoded, row_length, on_too_long)
+
+
+@lru_cache(maxsize=2)
+def _own(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy for the other thread: a tokenizer keeps the settings of its last call."""
+    return deepcopy(tokenizer)
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[Any]:

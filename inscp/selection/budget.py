@@ -1,5 +1,6 @@
 """Which of the candidates that are left make up the token budget."""
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -59,7 +60,7 @@ class Budget(Filter):
 
     def prepare(self, candidates: Iterable[Candidate]) -> None:
         paths: list[str] = []
-        sizes, surprises, novelties, sources = [], [], [], []
+        sizes, sources, surprises, novelties = array("q"), array("q"), array("d"), array("d")
         counts = np.zeros(_BUCKETS, dtype=np.uint32)
         for candidate in candidates:
             if candidate.path not in paths:
@@ -68,7 +69,7 @@ class Budget(Filter):
             sizes.append(candidate.n_tokens)
             surprises.append(self._perplexity(candidate) if self.ranking in ("perplexity", "mix") else 0.0)
             novelties.append(_novelty(candidate.text, counts) if self.ranking in ("diversity", "mix") else 0.0)
-        places = {"perplexity": surprises, "diversity": [-novelty for novelty in novelties]}
+        places = {"perplexity": np.asarray(surprises), "diversity": -np.asarray(novelties)}
         if self.ranking == "random":
             order = np.random.default_rng(self.seed).permutation(len(sizes))
         elif self.ranking == "mix":

@@ -8,7 +8,6 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import numpy as np
 from inscp.errors import UserError
 from inscp.evaluation.language import UNIT
 from inscp.records import Candidate
+from inscp.selection.candidates import batches
 from inscp.selection.filters import Drop, Filter, library
 
 _SIZE = 128
 """Hashes a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
-_AT_ONCE = 4096
+_PAIRS = 4096
 
 
 @dataclass
@@ -65,8 +65,7 @@ class NearDuplicates(Filter):
         with tempfile.TemporaryDirectory(prefix="inscp-") as temporary:
             path, perplexities = Path(temporary) / "signatures", []
             with path.open("wb") as file:
-                stream = iter(candidates)
-                while batch := list(islice(stream, _AT_ONCE)):
+                for batch in batches(candidates):
                     file.write(self._signatures(batch).tobytes())
                     perplexities.append(np.array([c.perplexity or 0.0 for c in batch], dtype=np.float32))
             ranks = np.concatenate(perplexities) if perplexities else np.empty(0, dtype=np.float32)
@@ -149,8 +148,8 @@ def _alike(
     signatures: np.ndarray, firsts: np.ndarray, others: np.ndarray, similarity: float
 ) -> Iterator[tuple[int, int]]:
     """The pairs that are as similar as they must be."""
-    for begin in range(0, len(firsts), _AT_ONCE):
-        pair = firsts[begin : begin + _AT_ONCE], others[begin : begin + _AT_ONCE]
+    for begin in range(0, len(firsts), _PAIRS):
+        pair = firsts[begin : begin + _PAIRS], others[begin : begin + _PAIRS]
         share = (signatures[pair[0]] == signatures[pair[1]]).mean(axis=1)
         chosen = share >= similarity
         yield from zip(pair[0][chosen].tolist(), pair[1][chosen].tolist(), strict=True)

@@ -1,6 +1,7 @@
 """What a filter is, and the filters that need nothing but numbers: perplexity and length."""
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -45,6 +46,10 @@ class Filter(ABC):
         """What the filter saw, for the report."""
         return {}
 
+    def contents(self) -> str:
+        """A digest of the files that it judges by, beside its settings."""
+        return ""
+
 
 def library(name: str) -> Any:
     """A module that only some filters need.
@@ -84,9 +89,9 @@ class Perplexity(Filter):
         return (self.lower, self.upper) != (0.0, 1.0)
 
     def prepare(self, candidates: Iterable[Candidate]) -> None:
-        values: dict[str, list[float]] = {}
+        values: dict[str, array[float]] = {}
         for candidate in candidates:
-            values.setdefault(candidate.path, []).append(_perplexity(candidate))
+            values.setdefault(candidate.path, array("d")).append(_perplexity(candidate))
         for path, of in values.items():
             low, high = np.quantile(of, [self.lower, self.upper])
             self._bounds[path] = float(low), float(high)
@@ -94,7 +99,8 @@ class Perplexity(Filter):
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         value = _perplexity(candidate)
         low, high = self._bounds.get(candidate.path, (0.0, float("inf")))
-        low, high = max(low, self.minimum or 0.0), min(high, self.maximum or float("inf"))
+        low = max(low, 0.0 if self.minimum is None else self.minimum)
+        high = min(high, float("inf") if self.maximum is None else self.maximum)
         if value < low:
             return Drop("perplexity too low", f"{value:.1f}, less than {low:.1f}")
         return Drop("perplexity too high", f"{value:.1f}, more than {high:.1f}") if value > high else candidate

@@ -107,6 +107,7 @@ class Chinese(Filter):
         return candidate
 
 
+_SENTENCE, _COMPARED = regex.compile(r"[\n。！？；，]"), 500
 _BY_CHANCE = 2
 """So many words that OpenCC would replace (支持 by 支援) are used in both regions all the same."""
 _HAN = regex.compile(r"\p{Script=Han}")
@@ -133,5 +134,11 @@ def _changes(before: str, after: str) -> int:
     """How many characters, or words where the length differs too, are not the same."""
     if len(before) == len(after):
         return sum(a != b for a, b in zip(before, after, strict=True))
-    blocks = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    return sum(kind != "equal" for kind, *_ in blocks)
+    # Sentence by sentence: the comparison takes the square of the length.
+    parts = (_SENTENCE.split(text) for text in (before, after))
+    changed = 0
+    for one, other in zip(*parts, strict=False):
+        if one != other:
+            blocks = SequenceMatcher(None, one[:_COMPARED], other[:_COMPARED], autojunk=False).get_opcodes()
+            changed += sum(kind != "equal" for kind, *_ in blocks)
+    return changed

@@ -104,9 +104,13 @@ class Scorer:
         documents = []
         for record in records:
             try:
-                documents += self._tag(record)
+                found = self._tag(record)
             except UserError as error:
                 on_unusable(record.source, error.what)
+                continue
+            if not found:
+                on_unusable(record.source, "nobody but the system speaks in it")
+            documents += found
         sizes: dict[str, int] = {}
         for document in documents:
             size = sum(len(p.text.encode()) for p in document.parts if isinstance(p, TextSpan) and p.is_target)
@@ -121,7 +125,10 @@ class Scorer:
                 totals[piece.source][1] += float(nll)
             n_tokens = sum(len(piece.input_ids) for piece in batch)
             on_batch(n_tokens / whole_length, n_tokens)
-        return [Score(source, int(n), sizes[source], nll) for source, (n, nll) in totals.items()]
+        for source, (n, _) in totals.items():
+            if not n:
+                on_unusable(source, "no token of it is text")
+        return [Score(source, int(n), sizes[source], nll) for source, (n, nll) in totals.items() if n]
 
     def finish(self) -> None:
         """Take part in the forward passes of the other ranks until none has any left (sharded models)."""
@@ -130,7 +137,7 @@ class Scorer:
 
     @property
     def _device(self) -> torch.device:
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return next(self._loss.parameters()).device
 
     @torch.no_grad()
     def _nlls(self, pieces: Sequence[TokenSequence]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import regex
 
 from inscp.data.rows import BadRow, read_rows
+from inscp.data.sources import Source, source_fingerprint
 from inscp.errors import UserError
 from inscp.evaluation.language import UNIT, loops
 from inscp.paths import local_path
@@ -88,8 +89,10 @@ class Refusals(Filter):
         return Drop("says it is a model", match[0]) if match else candidate
 
 
-_EMAIL = regex.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{2,63}){1,4}")
-_NUMBER = regex.compile(r"(?<![\w-])[A-Z0-9][A-Z0-9 .+-]{5,38}[A-Z0-9](?![\w-])")
+# ASCII classes: between Chinese or Japanese words stands no space that would end an address or a number.
+_EMAIL = regex.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{2,63}){1,4}")
+_NUMBER = regex.compile(r"(?<![A-Za-z0-9-])[A-Z0-9]+(?:[ .+-][A-Z0-9]+)*(?![A-Za-z0-9-])")
+_LONGEST_NUMBER, _SHORTEST_NUMBER = 40, 7
 
 
 @dataclass
@@ -127,11 +130,22 @@ class PersonalData(Filter):
         return text
 
     def _number(self, match: Any) -> str:
-        for name, kind in self._kinds.items():
-            enough = name != "luhn" or sum(c.isdigit() for c in match[0]) >= 13  # shorter ones fit by chance
-            if enough and (kind.is_valid(match[0]) or kind.is_valid(match[0].replace(" ", "").replace("-", ""))):
-                return self._as(name)
+        """The run of groups with the longest valid number in it masked, and what stands beside it looked at too."""
+        groups = list(regex.finditer(r"[A-Z0-9]+", match[0]))
+        spans = [(a.start(), b.end()) for i, a in enumerate(groups) for b in groups[i:]]
+        for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
+            if _SHORTEST_NUMBER <= end - start <= _LONGEST_NUMBER and (kind := self._kind(match[0][start:end])):
+                before, after = (_NUMBER.sub(self._number, rest) for rest in (match[0][:start], match[0][end:]))
+                return f"{before}{self._as(kind)}{after}"
         return str(match[0])
+
+    def _kind(self, number: str) -> str | None:
+        plain = number.replace(" ", "").replace("-", "")
+        for name, kind in self._kinds.items():
+            enough = name != "luhn" or sum(c.isdigit() for c in number) >= 13  # shorter ones fit by chance
+            if enough and (kind.is_valid(number) or kind.is_valid(plain)):
+                return name
+        return None
 
     def _as(self, kind: str) -> str:
         self._masked[kind] += 1
@@ -161,12 +175,20 @@ class Contamination(Filter):
             path = local_path(spec)
             if not path.is_file():
                 raise UserError(spec, "no such benchmark", "Check the path (it is relative to the current folder).")
-            for _, row in read_rows(path):
-                for text in () if isinstance(row, BadRow) else _texts(row):
-                    words = _words(text)
+            before = sum(map(len, self._known.values()))
+            for position, row in read_rows(path):
+                if isinstance(row, BadRow):
+                    raise UserError(position, row.why, "Mend the benchmark: what cannot be read protects nothing.")
+                for words in map(_words, _texts(row)):
                     if len(words) >= self.shortest:
                         n = min(self.n, len(words))
                         self._known.setdefault(n, set()).update(_grams(words, n))
+            if sum(map(len, self._known.values())) == before:
+                what = f"none of its texts has {self.shortest} words that are not known already"
+                raise UserError(spec, what, "Lower `shortest`, or leave the benchmark out.")
+
+    def contents(self) -> str:
+        return " ".join(source_fingerprint(Source(spec)) for spec in self.benchmarks)
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         words = _words(candidate.text)

@@ -67,10 +67,9 @@ def write(report: Mapping[str, Any], folder: Path) -> None:
 
 def _page(report: Mapping[str, Any]) -> str:
     template = files(__package__).joinpath("report.html.jinja").read_text("utf-8")
-    bounds = {step["name"]: step["found"] for step in report["filters"]}
     plots = [
-        ("Perplexity", _plot(report, "perplexity", bounds.get("Perplexity", {}))),
-        ("Tokens a record", _plot(report, "length", bounds.get("Length", {}))),
+        ("Perplexity", _plot(report, "perplexity", "Perplexity")),
+        ("Tokens a record", _plot(report, "length", "Length")),
     ]
     environment = Environment(autoescape=True)
     return environment.from_string(template).render(
@@ -81,8 +80,8 @@ def _page(report: Mapping[str, Any]) -> str:
     )
 
 
-def _plot(report: Mapping[str, Any], what: str, bounds: Mapping[str, Any]) -> str:
-    """Histograms before (grey) and after (blue), one row a source, with the thresholds, as SVG."""
+def _plot(report: Mapping[str, Any], what: str, by: str) -> str:
+    """Histograms before (grey) and after (blue), one row a source, with the thresholds of the filters, as SVG."""
     import matplotlib.figure
 
     before, after = report["before"][what], report["after"][what]
@@ -96,8 +95,9 @@ def _plot(report: Mapping[str, Any], what: str, bounds: Mapping[str, Any]) -> st
         axis.stairs(counts, edges, fill=True, color="#c9ced6", label="read")
         if path in after:
             axis.stairs(after[path], edges, fill=True, color="#2f6db5", label="kept")
-        for bound in [*bounds.get("absolute", []), *bounds.get("bounds", {}).get(path, [])]:
-            axis.axvline(bound, color="#c0392b", linewidth=1)
+        for found in (step["found"] for step in report["filters"] if step["name"] == by):
+            for bound in [*found["absolute"], *found.get("bounds", {}).get(path, [])]:
+                axis.axvline(bound, color="#c0392b", linewidth=1)
         axis.set_xscale("log")
         axis.set_xlim(edges[used[0]], edges[used[-1] + 1])
         axis.set_title(path, loc="left", fontsize=8)

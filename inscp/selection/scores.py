@@ -1,7 +1,8 @@
 """Scores on disk: a folder of Parquet parts, each written whole, with what made them."""
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from inscp.errors import UserError
 from inscp.records import Score
 
 _MADE_BY, _REPORT = "_scoring.json", "_report.json"  # which readers of Parquet folders leave out
+_UNSCORED = b"unscored"
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -70,16 +72,24 @@ class ScoreFolder:
     def has(self, source: int, chunk: int) -> bool:
         return self._part(source, chunk).exists()
 
-    def write(self, source: int, chunk: int, scores: list[Score]) -> None:
-        """Keep the scores of one chunk of a source's records."""
+    def write(self, source: int, chunk: int, scores: list[Score], unscored: Mapping[str, int]) -> None:
+        """Keep the scores of one chunk of a source's records, and how many have none for which reason."""
         path = self.sources[source]["path"]
-        rows = [(s.id, path, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores if s.n_tokens]
+        rows = [(s.id, path, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores]
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
         arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
         part = self._part(source, chunk)
         partial = part.with_name(f".{part.name}.partial")
-        pq.write_table(pa.table(arrays, schema=_SCHEMA), partial)
+        schema = _SCHEMA.with_metadata({_UNSCORED: json.dumps(unscored)})
+        pq.write_table(pa.table(arrays, schema=schema), partial)
         partial.rename(part)
+
+    def unscored(self, source: int) -> Counter[str]:
+        """Reason -> how many records of the source could not be scored."""
+        total: Counter[str] = Counter()
+        for part in self._parts(source):
+            total.update(json.loads(pq.read_schema(part).metadata[_UNSCORED]))
+        return total
 
     def numbers(self, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of every scored record of a source, in order: n_tokens and n_bytes (int64), nll (float64)."""

@@ -1,13 +1,13 @@
 """Candidates on disk, so that they can be looked at as often as a filter needs; and the form that `fit` reads."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inscp.records import Candidate, Record, Turn
+from inscp.selection.candidates import batches
 
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 _SCHEMA = pa.schema(
@@ -21,7 +21,6 @@ _SCHEMA = pa.schema(
         ("perplexity", pa.float64()),
     ]
 )
-_AT_ONCE = 1024
 
 
 class Spool:
@@ -36,11 +35,11 @@ class Spool:
 
     def write(self, candidates: Iterable[Candidate]) -> int:
         """Keep candidates; returns how many."""
-        written, stream = 0, iter(candidates)
+        written = 0
         with pq.ParquetWriter(self._path, _SCHEMA, compression="zstd") as writer:
-            while batch := list(islice(stream, _AT_ONCE)):
+            for batch in batches(candidates):
                 rows = [_row(candidate) for candidate in batch]
-                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA), row_group_size=_AT_ONCE)
+                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
                 written += len(batch)
         return written
 

@@ -25,6 +25,7 @@ def test_a_band_of_perplexity_keeps_what_lies_in_it() -> None:
     band = Perplexity(minimum=2, maximum=20)
     kept = [nll for nll in (0.1, 10.0, 29.0, 40.0) if isinstance(band.judge(candidate("x", 10, nll)), Candidate)]
     assert kept == [10.0, 29.0]
+    assert isinstance(Perplexity(maximum=0).judge(candidate("x", 10, 0.1)), Drop)
 
 
 def test_quantiles_are_those_of_each_source() -> None:
@@ -135,6 +136,15 @@ def test_personal_data_is_masked_and_nothing_else() -> None:
     assert isinstance(verdict, Candidate)
     assert verdict.text == "Mail [email] or call [phone]; card [luhn], id [fi.hetu], in 2024: 12 345 people."
     assert one.found()["masked"] == {"email": 1, "luhn": 1, "fi.hetu": 1, "phone": 1}
+    for text, masked in (
+        ("問題請寄信到我的信箱abc@example.com謝謝您。", "問題請寄信到我的信箱[email]謝謝您。"),
+        ("カード番号4111111111111111です", "カード番号[luhn]です"),
+        ("VISA 4111 1111 1111 1111 2026", "VISA [luhn] 2026"),
+        ("IBAN FI21 1234 5600 0007 85", "IBAN [iban]"),
+    ):
+        verdict = PersonalData(numbers=["luhn", "iban"]).judge(candidate(text))
+        assert isinstance(verdict, Candidate)
+        assert verdict.text == masked
     with pytest.raises(UserError, match="python-stdnum"):
         PersonalData(numbers=["no.such"])
 
@@ -149,6 +159,12 @@ def test_a_benchmark_is_found_inside_other_text_in_any_script(tmp_path: Path) ->
     assert why(one, "問題：請說明台灣最高的山叫什麼名字以及它有多高？") == "in a benchmark"
     assert why(one, "What is the name of the longest river?") is None
     assert why(one, "short") is None
+    (tmp_path / "short.jsonl").write_text('{"q": "too short"}', "utf-8")
+    with pytest.raises(UserError, match="none of its texts"):
+        Contamination([str(tmp_path / "short.jsonl")])
+    (tmp_path / "pretty.jsonl").write_text('{\n "q": "a"\n}', "utf-8")
+    with pytest.raises(UserError, match=r"pretty.jsonl:1.*protects nothing"):
+        Contamination([str(tmp_path / "pretty.jsonl")])
     with pytest.raises(UserError, match="no such benchmark"):
         Contamination(["nowhere.jsonl"])
 

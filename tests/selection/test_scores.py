@@ -19,9 +19,10 @@ MADE_BY = {
 
 def test_scores_come_back_source_by_source_in_the_order_of_the_records(tmp_path: Path) -> None:
     folder = ScoreFolder.create(tmp_path / "s", MADE_BY)
-    folder.write(0, 1, [Score("a:3", 5, 9, 2.5)])
-    folder.write(1, 0, [Score("b:1", 1, 1, 1.0)])
-    folder.write(0, 0, [Score("a:1", 2, 4, 3.0), Score("a:2", 3, 6, 1.0)])
+    folder.write(0, 1, [Score("a:3", 5, 9, 2.5)], {"why": 2})
+    folder.write(1, 0, [Score("b:1", 1, 1, 1.0)], {})
+    folder.write(0, 0, [Score("a:1", 2, 4, 3.0), Score("a:2", 3, 6, 1.0)], {"why": 1})
+    assert folder.unscored(0) == {"why": 3}
     assert [s.id for s in folder.read(0)] == ["a:1", "a:2", "a:3"]
     assert list(folder.read(1)) == [Score("b:1", 1, 1, 1.0)]
     assert folder.has(0, 1)
