@@ -88,7 +88,7 @@ def score(
         "model": model, "weights": weights_fingerprint(model),
         "given": given, "window": scoring.window, "overlap": scoring.overlap,
         "precision": "bf16" if is_bf16 else "fp32", "max_characters": max_characters,
-        "sources": [{"path": s.name, "fingerprint": source_fingerprint(s)} for s in sources],
+        "sources": [{"name": s.name, "path": s.path, "fingerprint": source_fingerprint(s)} for s in sources],
     }  # fmt: skip
     if rank == 0:
         ScoreFolder.create(Path(out), made_by)
@@ -178,10 +178,10 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
 
 def _tell(folder: ScoreFolder, reports: list[ReadReport]) -> None:
     """Write the report and print it."""
-    rows = [(source["path"], folder.numbers(number)) for number, source in enumerate(folder.sources)]
+    rows = [(source["name"], folder.numbers(number)) for number, source in enumerate(folder.sources)]
     every = tuple(np.concatenate(columns) for columns in zip(*(numbers for _, numbers in rows), strict=True))
     counts = [report.skipped + folder.unscored(number) for number, report in enumerate(reports)]
-    skipped = {source["path"]: dict(count) for source, count in zip(folder.sources, counts, strict=True) if count}
+    skipped = {source["name"]: dict(count) for source, count in zip(folder.sources, counts, strict=True) if count}
     report = {name: summary(*columns) for name, columns in [*rows, ("all", every)]}
     folder.write_report({"sources": report, "skipped": skipped})
     print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   of records: 5 %, half, 95 %")

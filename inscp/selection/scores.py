@@ -52,7 +52,7 @@ class ScoreFolder:
 
         Args:
             folder: where.
-            made_by: everything that decides the scores; `sources` has path and fingerprint of each.
+            made_by: everything that decides the scores; `sources` has name, path and fingerprint of each.
 
         Raises:
             UserError: it holds other files, or scores that were made otherwise.
@@ -74,8 +74,8 @@ class ScoreFolder:
 
     def write(self, source: int, chunk: int, scores: list[Score], unscored: Mapping[str, int]) -> None:
         """Keep the scores of one chunk of a source's records, and how many have none for which reason."""
-        path = self.sources[source]["path"]
-        rows = [(s.id, path, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores]
+        name = self.sources[source]["name"]
+        rows = [(s.id, name, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores]
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
         arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
         part = self._part(source, chunk)
@@ -103,7 +103,7 @@ class ScoreFolder:
             columns = pq.read_table(part, columns=["id", "n_tokens", "n_bytes", "nll"]).to_pydict()
             yield from map(Score, *columns.values())
 
-    def index(self, path: str, fingerprint: str) -> int:
+    def index(self, name: str, fingerprint: str) -> int:
         """Which of the scored sources has these contents.
 
         Raises:
@@ -112,9 +112,9 @@ class ScoreFolder:
         for number, source in enumerate(self.sources):
             if source["fingerprint"] == fingerprint:
                 return number
-        same = next((source for source in self.sources if source["path"] == path), None)
-        what = f"{path} has changed since it was scored" if same else f"{path} was not scored in it"
-        raise UserError(str(self.folder), what, f"Run score on {path} again, into a new folder.")
+        same = next((source for source in self.sources if source["name"] == name), None)
+        what = f"{name} has changed since it was scored" if same else f"{name} was not scored in it"
+        raise UserError(str(self.folder), what, f"Run score on {name} again, into a new folder.")
 
     def write_report(self, report: dict[str, Any]) -> None:
         _write_whole(self.folder / _REPORT, json.dumps(report, indent=1, ensure_ascii=False))

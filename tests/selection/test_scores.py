@@ -13,7 +13,7 @@ from inscp.selection.scores import ScoreFolder, summary
 MADE_BY = {
     "model": "m",
     "given": "text",
-    "sources": [{"path": "a", "fingerprint": "1"}, {"path": "b", "fingerprint": "2"}],
+    "sources": [{"name": "a", "path": "a", "fingerprint": "1"}, {"name": "b", "path": "b", "fingerprint": "2"}],
 }
 
 
@@ -38,7 +38,7 @@ def test_the_data_sets_perplexity_is_that_of_all_its_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"model": "other"}, {"given": "template"}, {"sources": [{"path": "a", "fingerprint": "9"}]}]
+    "change", [{"model": "other"}, {"given": "template"}, {"sources": [{"name": "a", "path": "a", "fingerprint": "9"}]}]
 )
 def test_scores_that_were_made_otherwise_are_not_mixed_in(tmp_path: Path, change: dict[str, object]) -> None:
     ScoreFolder.create(tmp_path / "s", MADE_BY)

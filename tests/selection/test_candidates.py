@@ -1,0 +1,67 @@
+"""Each record gets its own score, however its file is named, and groups of records are bounded by characters."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from inscp.data.sources import ReadReport, Source, source_fingerprint
+from inscp.errors import UserError
+from inscp.records import Record, Score, Turn
+from inscp.selection.candidates import batches, bounded, scored
+from inscp.selection.scores import ScoreFolder
+
+
+def test_groups_hold_at_most_a_thousand_records_or_half_a_million_characters() -> None:
+    lengths = [1] * 2000 + [200_000] * 5 + [900_000] + [1] * 3
+    records = [Record(str(i), (Turn("document", "x" * n),)) for i, n in enumerate(lengths)]
+    groups = list(batches(records))
+    assert [record for group in groups for record in group] == records
+    assert [len(group) for group in groups[:2]] == [1024, 979]
+    assert max(sum(record.n_characters for record in group[:-1]) for group in groups) < 1 << 19
+
+
+def test_what_is_too_long_is_counted_or_an_error() -> None:
+    records = [Record("a:1", (Turn("document", "x" * 10),)), Record("a:2", (Turn("document", "x" * 11),))]
+    report = ReadReport()
+    assert list(bounded(records, 10, "skip", report)) == records[:1]
+    assert report.skipped == {"a record of more than 10 characters": 1}
+    with pytest.raises(UserError, match="a:2"):
+        list(bounded(records, 10, "error", report))
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    """Three files of one name; the first was not scored."""
+    for number, name in enumerate("abc", 1):
+        (tmp_path / "docs" / name).mkdir(parents=True)
+        (tmp_path / "docs" / name / "text.jsonl").write_text(json.dumps({"text": "word " * number}), "utf-8")
+    return tmp_path / "docs"
+
+
+def scores_of(docs: Path, named: str) -> ScoreFolder:
+    sources = [{"name": named, "path": named, "fingerprint": source_fingerprint(Source(str(docs)))}]
+    folder = ScoreFolder.create(docs.parent / "scores", {"sources": sources})
+    folder.write(0, 0, [Score(f"{named}/{name}/text.jsonl:1", 1, 1, nll) for name, nll in (("b", 2.0), ("c", 3.0))], {})
+    return folder
+
+
+def test_a_record_without_a_score_leaves_the_others_theirs(docs: Path) -> None:
+    folder, report = scores_of(docs, str(docs)), ReadReport()
+    found = list(scored(Source(str(docs)), folder, "skip", report))
+    assert [(c.text.count("word"), c.nll) for c in found] == [(2, 2.0), (3, 3.0)]
+    assert report.skipped == {"it has no score": 1}
+
+
+def test_the_data_may_be_named_from_another_folder(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = scores_of(docs, "elsewhere/docs")
+    monkeypatch.chdir(docs.parent)
+    assert [c.nll for c in scored(Source("docs"), folder, "skip", ReadReport())] == [2.0, 3.0]
+    assert [c.nll for c in scored(Source("./docs"), folder, "skip", ReadReport())] == [2.0, 3.0]
+
+
+def test_scores_of_records_that_are_gone_are_an_error(docs: Path) -> None:
+    folder = scores_of(docs, str(docs))
+    folder.write(0, 1, [Score(f"{docs}/d/text.jsonl:1", 1, 1, 1.0)], {})
+    with pytest.raises(UserError, match="was scored and is not in"):
+        list(scored(Source(str(docs)), folder, "skip", ReadReport()))
