@@ -2,10 +2,14 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from inscp.callbacks.progress import SECONDS_BETWEEN_LINES, duration
+
+T = TypeVar("T")
 
 
 class Lines:
@@ -44,3 +48,17 @@ class Lines:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def telling(stream: Iterable[T], what: str) -> Iterator[T]:
+    """The same stream, of unknown length, telling how many have passed and how fast."""
+    if sys.stderr.isatty():
+        yield from tqdm(stream, desc=what, unit=" records")
+        return
+    started = told = time.monotonic()
+    for number, one in enumerate(stream, 1):
+        yield one
+        now = time.monotonic()
+        if now - told >= SECONDS_BETWEEN_LINES:
+            told = now
+            print(f"{what} {number:,} records, {number / (now - started):,.0f} a second", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from inscp.commands.fit import quiet
+from inscp.commands.lines import telling
 from inscp.commands.parser import call
 from inscp.data.cache import fingerprint
 from inscp.data.pipeline import Sources, as_sources
@@ -94,7 +95,7 @@ def select(
         "model": spec,
     }  # fmt: skip
     with written_whole(folder) as partial:
-        written = funnel.run(candidates(sources, score_folder), partial / "selected.parquet")
+        written = funnel.run(telling(candidates(sources, score_folder), "reading"), partial / "selected.parquet")
         for source in replay if written else []:
             assert budget is not None
             settings["replay"] = _write_replay(source, budget, candidates([source], None), partial)
