@@ -140,6 +140,7 @@ def test_personal_data_is_masked_and_nothing_else() -> None:
         ("問題請寄信到我的信箱abc@example.com謝謝您。", "問題請寄信到我的信箱[email]謝謝您。"),
         ("カード番号4111111111111111です", "カード番号[luhn]です"),
         ("VISA 4111 1111 1111 1111 2026", "VISA [luhn] 2026"),
+        ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18"),
         ("IBAN FI21 1234 5600 0007 85", "IBAN [iban]"),
     ):
         verdict = PersonalData(numbers=["luhn", "iban"]).judge(candidate(text))
