@@ -47,6 +47,10 @@ def _plain(message: str) -> str:
 class Parser(OneLineErrors, ArgumentParser):
     """Parser of the commands that take no training configuration."""
 
+    def add_function_arguments(self, *args: Any, sub_configs: bool = False, **options: Any) -> list[str]:
+        """Without `sub_configs`, which reads any path as if it were a configuration first: gigabytes of data too."""
+        return super().add_function_arguments(*args, sub_configs=False, **options)
+
 
 class TrainingParser(OneLineErrors, LightningArgumentParser):
     """Parser of the commands that take a training configuration."""
