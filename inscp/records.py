@@ -98,6 +98,11 @@ class TokenSequence:
     part: int = 1
     parts: int = 1
 
+    @property
+    def n_targets(self) -> int:
+        """The first token has nothing before it to be predicted from."""
+        return int((self.labels[1:] != IGNORED).sum())
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -48,6 +48,13 @@ class Lines:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def tell_skipped(skipped: Mapping[str, Mapping[str, int]]) -> None:
+    """Print how many records of each source were left out, reason by reason."""
+    for name, reasons in skipped.items():
+        for why, count in reasons.items():
+            print(f"skipped {count:,} of {name}: {why}")
 
 
 def telling(stream: Iterable[T], what: str) -> Iterator[T]:

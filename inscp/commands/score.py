@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from inscp.commands.fit import quiet
-from inscp.commands.lines import Lines
+from inscp.commands.lines import Lines, tell_skipped
 from inscp.commands.parser import call
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
@@ -23,7 +23,7 @@ from inscp.model.allocator import keep_freed_memory
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import multiplies_bf16
-from inscp.model.weights import fill, materialise
+from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
 from inscp.selection.candidates import batches, bounded
@@ -170,9 +170,7 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
     model = empty_model(spec, torch.float32, attention).eval()
     loss = NextTokenLoss(model)
     shard(loss, init_device_mesh(_device().type, (dist.get_world_size(),)), dtype, True, cpu_offload=False)
-    materialise(loss, _device())
-    model.tie_weights()
-    fill(model, spec)
+    load_sharded(loss, model, spec, _device())
     return loss
 
 
@@ -190,7 +188,5 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport]) -> None:
             spread = "  ".join(f"{of[f'perplexity_p{place}']:,.1f}" for place in (5, 50, 95))
             print(f"{name[-38:]:<40}{of['records']:>9,}{of['tokens']:>12,}{of['perplexity']:>12,.2f}"
                   f"{of['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
-    for name, reasons in skipped.items():
-        for why, count in reasons.items():
-            print(f"skipped {count:,} of {name}: {why}")
+    tell_skipped(skipped)
     print(f"\nscores     {folder.folder}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from inscp.commands.fit import quiet
-from inscp.commands.lines import telling
+from inscp.commands.lines import tell_skipped, telling
 from inscp.commands.parser import call
 from inscp.data.cache import fingerprint
 from inscp.data.pipeline import Sources, as_sources
@@ -70,6 +70,7 @@ def select(
     read = {source.name: ReadReport() for source in sources}
     if len(read) < len(sources):
         raise UserError("data", "one source is named twice", "Name each once.")
+    digests = {source.name: source_fingerprint(source) for source in sources}
     score_folder = ScoreFolder(Path(scores)) if scores else None
     spec = model or (score_folder.made_by["model"] if score_folder else "")
 
@@ -78,7 +79,7 @@ def select(
         for source in of:
             report = read.setdefault(source.name, ReadReport())
             if with_scores:
-                yield from scored(source, with_scores, on_bad_record, report)
+                yield from scored(source, digests[source.name], with_scores, on_bad_record, report)
             else:
                 records = read_records(source, on_bad_record, report)
                 yield from counted(source, tokenizer, bounded(records, max_characters, on_bad_record, report))  # type: ignore[arg-type]
@@ -87,7 +88,7 @@ def select(
     replay = as_sources([budget.replay]) if budget and budget.replay is not None else []
     funnel = Funnel(steps, examples, seed)
     settings: dict[str, Any] = {
-        "fingerprint": fingerprint([source_fingerprint(s) for s in sources], score_folder and score_folder.made_by,
+        "fingerprint": fingerprint(list(digests.values()), score_folder and score_folder.made_by,
                                    [repr(step) for step in steps], spec, max_characters, on_bad_record,
                                    [source_fingerprint(s) for s in replay], [one.contents() for one in steps]),
         "sources": list(read),
@@ -113,9 +114,7 @@ def select(
 
 def _tell(report: dict[str, Any]) -> None:
     print("\n".join(reports.lines(report)))
-    for path, reasons in report["skipped"].items():
-        for why, count in reasons.items():
-            print(f"skipped {count:,} of {path}: {why}")
+    tell_skipped(report["skipped"])
 
 
 def _write_replay(source: Source, budget: Budget, candidates: Iterator[Candidate], folder: Path) -> dict[str, Any]:

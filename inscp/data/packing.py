@@ -104,6 +104,6 @@ def _counted(row: PackedRow, report: PackReport) -> PackedRow:
     report.sequences += len(row.sequences)
     for sequence in row.sequences:
         report.tokens += len(sequence.input_ids)
-        report.targets += int((sequence.labels[1:] != IGNORED).sum())
+        report.targets += sequence.n_targets
         report.split_documents += sequence.part == 1 and sequence.parts > 1
     return row

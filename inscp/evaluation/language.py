@@ -39,19 +39,24 @@ def likely_languages(text: str) -> dict[str, float]:
     return {str(found["lang"]): float(found["score"]) for found in detect(line, model="lite", k=5)}
 
 
+def words(text: str) -> list[str]:
+    """The text in units that carry about one word each, case aside."""
+    return UNIT.findall(text.lower())
+
+
 def loops(text: str) -> bool:
     """Whether at least half of the text's 4-grams of words (or CJK characters) repeat earlier ones.
 
     This is seq-rep-4 of Welleck et al. 2020 (arXiv 1908.04319) with a threshold.
     """
-    units = UNIT.findall(text.lower())
+    units = words(text)
     grams = [tuple(units[i : i + _LOOP_NGRAM]) for i in range(len(units) - _LOOP_NGRAM + 1)]
     return len(grams) >= 2 * _LOOP_NGRAM and 1 - len(set(grams)) / len(grams) >= _LOOP_SHARE
 
 
 def copies(prompt: str, response: str) -> bool:
     """Whether the response begins by saying the prompt again: four fifths of it in one piece."""
-    asked, said = (" ".join(UNIT.findall(text.lower())) for text in (prompt, response))
+    asked, said = (" ".join(words(text)) for text in (prompt, response))
     start = said[: 2 * len(asked)]
     longest = SequenceMatcher(None, asked, start, autojunk=False).find_longest_match().size
     return bool(asked) and longest >= _COPY_SHARE * len(asked)

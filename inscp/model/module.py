@@ -21,7 +21,7 @@ from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
 from inscp.model.precision import ComputeCopies, trained_weights
 from inscp.model.strategies import FSDP2, OneDevice
-from inscp.model.weights import fill, materialise
+from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_model
 from inscp.records import PackedBatch
 
@@ -87,9 +87,7 @@ class InsCPModule(LightningModule):
         self.loss = NextTokenLoss(model.train())
         if isinstance(strategy, FSDP2):
             strategy.shard(self.loss)
-            materialise(self.loss, strategy.weights_device)
-            model.tie_weights()
-            fill(model, self.pretrained)
+            load_sharded(self.loss, model, self.pretrained, strategy.weights_device)
         if self.adapter:
             self.adapter.initialise(model)
         self.weights = trained_weights(model)

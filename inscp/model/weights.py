@@ -14,6 +14,13 @@ def materialise(root: torch.nn.Module, device: torch.device) -> None:
     root._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
 
 
+def load_sharded(root: torch.nn.Module, model: PreTrainedModel, spec: str, device: torch.device) -> None:
+    """Give storage and the weights of `spec` to a model that was built empty and sharded with `root` around it."""
+    materialise(root, device)
+    model.tie_weights()
+    fill(model, spec)
+
+
 @torch.no_grad()
 def fill(model: PreTrainedModel, spec: str) -> None:
     """Read the weights of `spec` into a model that was built empty and sharded.

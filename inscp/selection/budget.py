@@ -11,7 +11,7 @@ import numpy as np
 
 from inscp.data.sources import Source
 from inscp.errors import UserError
-from inscp.evaluation.language import UNIT
+from inscp.evaluation.language import words
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Filter
 
@@ -130,8 +130,8 @@ def take(sizes: np.ndarray, wanted: int) -> np.ndarray:
 
 def _novelty(text: str, counts: np.ndarray) -> float:
     """Mean of 1 / (1 + how often it was met) over the text's pairs of words, which count as met from now on."""
-    words = UNIT.findall(text.lower())
-    pairs = list(pairwise(words)) or [(word, "") for word in words] or [(text, "")]
+    units = words(text)
+    pairs = list(pairwise(units)) or [(unit, "") for unit in units] or [(text, "")]
     places = np.fromiter((crc32(" ".join(pair).encode()) % _BUCKETS for pair in pairs), dtype=np.int64)
     value = float((1.0 / (1.0 + counts[places])).mean())
     np.add.at(counts, places, 1)

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
+from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
 from inscp.errors import UserError
 from inscp.paths import local_path
 from inscp.records import Candidate, Record
@@ -41,13 +41,15 @@ def bounded(
             bad_record(record.source, why, on_bad_record, report, f"{detail}; see max_characters")
 
 
-def scored(source: Source, scores: ScoreFolder, on_bad_record: OnBadRecord, report: ReadReport) -> Iterator[Candidate]:
+def scored(
+    source: Source, fingerprint: str, scores: ScoreFolder, on_bad_record: OnBadRecord, report: ReadReport
+) -> Iterator[Candidate]:
     """The records of a source with their scores, in order.
 
     Raises:
         UserError: the scores are of other data, or (with `error`) a record has none.
     """
-    number = scores.index(source.name, source_fingerprint(source))
+    number = scores.index(source.name, fingerprint)
     stream, scored_as = scores.read(number), scores.sources[number]["path"]
     score = next(stream, None)
     for record in read_records(source, on_bad_record, report):

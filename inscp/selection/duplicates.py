@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from inscp.errors import UserError
-from inscp.evaluation.language import UNIT
+from inscp.evaluation.language import words
 from inscp.records import Candidate
 from inscp.selection.candidates import batches
 from inscp.selection.filters import Drop, Filter, library
@@ -31,7 +31,7 @@ class ExactDuplicates(Filter):
     _seen: set[int] = field(default_factory=set, init=False, repr=False)
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
-        normal = " ".join(UNIT.findall(candidate.text.lower())) or candidate.text
+        normal = " ".join(words(candidate.text)) or candidate.text
         digest = int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
         if digest in self._seen:
             return Drop("the same text again")
@@ -79,8 +79,8 @@ class NearDuplicates(Filter):
         )
 
     def _runs(self, text: str) -> list[str]:
-        words = UNIT.findall(text.lower()) or [text]
-        return [" ".join(words[i : i + self.n]) for i in range(max(1, len(words) - self.n + 1))]
+        units = words(text) or [text]
+        return [" ".join(units[i : i + self.n]) for i in range(max(1, len(units) - self.n + 1))]
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         place, self._next = self._next, self._next + 1

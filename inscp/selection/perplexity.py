@@ -121,7 +121,7 @@ class Scorer:
         whole_length = sum(len(piece.input_ids) for piece in pieces)
         for batch in _batches(pieces, self._batch_tokens):
             for piece, nll in zip(batch, self._nlls(batch), strict=True):
-                totals[piece.source][0] += int((piece.labels[1:] != IGNORED).sum())
+                totals[piece.source][0] += piece.n_targets
                 totals[piece.source][1] += float(nll)
             n_tokens = sum(len(piece.input_ids) for piece in batch)
             on_batch(n_tokens / whole_length, n_tokens)
@@ -145,7 +145,7 @@ class Scorer:
         if self._is_sharded:
             self._any_computes(True)
         nlls = self._loss(_packed(pieces, self._device), each=True).double().cpu().numpy()
-        ends = np.cumsum([0, *((piece.labels[1:] != IGNORED).sum() for piece in pieces)])
+        ends = np.cumsum([0, *(piece.n_targets for piece in pieces)])
         totals = np.concatenate([[0.0], np.cumsum(nlls)])
         return np.asarray(totals[ends[1:]] - totals[ends[:-1]])
 
@@ -158,13 +158,15 @@ class Scorer:
 def _batches(pieces: list[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
     """Pieces of like length together, longest first; those without a target cost nothing."""
     batch: list[TokenSequence] = []
+    held = 0
     for piece in sorted(pieces, key=lambda piece: -len(piece.input_ids)):
-        if not (piece.labels[1:] != IGNORED).any():
+        if not piece.n_targets:
             continue
-        if batch and sum(len(other.input_ids) for other in batch) + len(piece.input_ids) > batch_tokens:
+        if batch and held + len(piece.input_ids) > batch_tokens:
             yield batch
-            batch = []
+            batch, held = [], 0
         batch.append(piece)
+        held += len(piece.input_ids)
     if batch:
         yield batch
 

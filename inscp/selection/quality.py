@@ -11,7 +11,7 @@ import regex
 from inscp.data.rows import BadRow, read_rows
 from inscp.data.sources import Source, source_fingerprint
 from inscp.errors import UserError
-from inscp.evaluation.language import UNIT, loops
+from inscp.evaluation.language import UNIT, loops, words
 from inscp.paths import local_path
 from inscp.records import Candidate, Turn
 from inscp.selection.filters import Drop, Filter, library
@@ -180,10 +180,10 @@ class Contamination(Filter):
             for position, row in read_rows(path):
                 if isinstance(row, BadRow):
                     raise UserError(position, row.why, "Mend the benchmark: what cannot be read protects nothing.")
-                for words in map(_words, _texts(row)):
-                    if len(words) >= self.shortest:
-                        n = min(self.n, len(words))
-                        self._known.setdefault(n, set()).update(_grams(words, n))
+                for units in map(words, _texts(row)):
+                    if len(units) >= self.shortest:
+                        n = min(self.n, len(units))
+                        self._known.setdefault(n, set()).update(_grams(units, n))
             if sum(map(len, self._known.values())) == before:
                 what = f"none of its texts has {self.shortest} words that are not known already"
                 raise UserError(spec, what, "Lower `shortest`, or leave the benchmark out.")
@@ -192,20 +192,16 @@ class Contamination(Filter):
         return " ".join(source_fingerprint(Source(spec)) for spec in self.benchmarks)
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
-        words = _words(candidate.text)
+        units = words(candidate.text)
         for n, known in self._known.items():
-            for place, gram in enumerate(_grams(words, n)):
+            for place, gram in enumerate(_grams(units, n)):
                 if gram in known:
-                    return Drop("in a benchmark", " ".join(words[place : place + n]))
+                    return Drop("in a benchmark", " ".join(units[place : place + n]))
         return candidate
 
 
-def _words(text: str) -> list[str]:
-    return UNIT.findall(text.lower())
-
-
-def _grams(words: list[str], n: int) -> Iterator[int]:
-    return (hash(tuple(words[i : i + n])) for i in range(len(words) - n + 1))
+def _grams(units: list[str], n: int) -> Iterator[int]:
+    return (hash(tuple(units[i : i + n])) for i in range(len(units) - n + 1))
 
 
 def _texts(value: Any) -> Iterator[str]:

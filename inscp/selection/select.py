@@ -70,7 +70,7 @@ class Step:
     """One filter's line of the funnel.
 
     Attributes:
-        filter: its name and settings.
+        name, settings: of the filter.
         records, tokens: that are left behind it.
         dropped: reason -> how many.
         examples: of what it dropped, a random few.
@@ -123,7 +123,7 @@ class Funnel:
             verdict = one.judge(candidate)
             if isinstance(verdict, Drop):
                 step.dropped[verdict.why] += 1
-                self._sample(step.examples, sum(step.dropped.values()), candidate, f"{verdict.why} {verdict.detail}")
+                self._sample(step.examples, step.dropped.total(), candidate, f"{verdict.why} {verdict.detail}")
             else:
                 step.records += 1
                 step.tokens += verdict.n_tokens

@@ -1,13 +1,14 @@
 """Each record gets its own score, however its file is named, and groups of records are bounded by characters."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from inscp.data.sources import ReadReport, Source, source_fingerprint
+from inscp.data.sources import OnBadRecord, ReadReport, Source, source_fingerprint
 from inscp.errors import UserError
-from inscp.records import Record, Score, Turn
+from inscp.records import Candidate, Record, Score, Turn
 from inscp.selection.candidates import batches, bounded, scored
 from inscp.selection.scores import ScoreFolder
 
@@ -46,9 +47,14 @@ def scores_of(docs: Path, named: str) -> ScoreFolder:
     return folder
 
 
+def candidates(path: str, folder: ScoreFolder, on_bad_record: OnBadRecord, report: ReadReport) -> Iterator[Candidate]:
+    source = Source(path)
+    return scored(source, source_fingerprint(source), folder, on_bad_record, report)
+
+
 def test_a_record_without_a_score_leaves_the_others_theirs(docs: Path) -> None:
     folder, report = scores_of(docs, str(docs)), ReadReport()
-    found = list(scored(Source(str(docs)), folder, "skip", report))
+    found = list(candidates(str(docs), folder, "skip", report))
     assert [(c.text.count("word"), c.nll) for c in found] == [(2, 2.0), (3, 3.0)]
     assert report.skipped == {"it has no score": 1}
 
@@ -56,12 +62,12 @@ def test_a_record_without_a_score_leaves_the_others_theirs(docs: Path) -> None:
 def test_the_data_may_be_named_from_another_folder(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = scores_of(docs, "elsewhere/docs")
     monkeypatch.chdir(docs.parent)
-    assert [c.nll for c in scored(Source("docs"), folder, "skip", ReadReport())] == [2.0, 3.0]
-    assert [c.nll for c in scored(Source("./docs"), folder, "skip", ReadReport())] == [2.0, 3.0]
+    assert [c.nll for c in candidates("docs", folder, "skip", ReadReport())] == [2.0, 3.0]
+    assert [c.nll for c in candidates("./docs", folder, "skip", ReadReport())] == [2.0, 3.0]
 
 
 def test_scores_of_records_that_are_gone_are_an_error(docs: Path) -> None:
     folder = scores_of(docs, str(docs))
     folder.write(0, 1, [Score(f"{docs}/d/text.jsonl:1", 1, 1, 1.0)], {})
     with pytest.raises(UserError, match="was scored and is not in"):
-        list(scored(Source(str(docs)), folder, "skip", ReadReport()))
+        list(candidates(str(docs), folder, "skip", ReadReport()))
