@@ -44,15 +44,24 @@ def _plain(message: str) -> str:
     return text.partition(" See ")[0].strip(" :.")[:300]
 
 
-class Parser(OneLineErrors, ArgumentParser):
-    """Parser of the commands that take no training configuration."""
+class NoSubConfigs:
+    """Mixin of a jsonargparse parser: the path that a key has as its value is not read as a configuration.
+
+    jsonargparse would try to, of every key whose type has a dataclass in it: gigabytes of data too.
+    """
 
     def add_function_arguments(self, *args: Any, sub_configs: bool = False, **options: Any) -> list[str]:
-        """Without `sub_configs`, which reads any path as if it were a configuration first: gigabytes of data too."""
-        return super().add_function_arguments(*args, sub_configs=False, **options)
+        return super().add_function_arguments(*args, sub_configs=False, **options)  # type: ignore[misc]
+
+    def add_class_arguments(self, *args: Any, sub_configs: bool = False, **options: Any) -> list[str]:
+        return super().add_class_arguments(*args, sub_configs=False, **options)  # type: ignore[misc]
 
 
-class TrainingParser(OneLineErrors, LightningArgumentParser):
+class Parser(NoSubConfigs, OneLineErrors, ArgumentParser):
+    """Parser of the commands that take no training configuration."""
+
+
+class TrainingParser(NoSubConfigs, OneLineErrors, LightningArgumentParser):
     """Parser of the commands that take a training configuration."""
 
 

@@ -1,0 +1,41 @@
+"""A command line's values are taken as they are: the data that a key names is not read to find out what it is."""
+
+from pathlib import Path
+
+import pytest
+
+from inscp.commands.parser import Parser, TrainingParser
+from inscp.data.datamodule import InsCPDataModule
+from inscp.data.pipeline import Sources
+
+
+@pytest.fixture
+def unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file whose text nobody may ask for."""
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "The river runs."}\n', "utf-8")
+    plain = open
+
+    def guarded(file: object, *args: object, **kwargs: object) -> object:
+        assert str(file) != str(path), "the data was opened"
+        return plain(file, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", guarded)
+    monkeypatch.setattr("io.open", guarded)
+    return str(path)
+
+
+def read(data: Sources) -> None:
+    """What a command takes."""
+
+
+def test_a_command_s_data_is_not_read_as_a_configuration(unread: str) -> None:
+    parser = Parser()
+    parser.add_function_arguments(read)
+    assert parser.parse_args([f"--data={unread}"]).data == unread
+
+
+def test_a_training_s_data_is_not_read_as_a_configuration(unread: str) -> None:
+    parser = TrainingParser()
+    parser.add_lightning_class_args(InsCPDataModule, "data")
+    assert parser.parse_args([f"--data.train={unread}", "--data.pretrained=x", "--data.language=fi"]).data.train == unread
