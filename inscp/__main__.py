@@ -16,6 +16,8 @@ COMMANDS = {
     "inspect": "show exactly what the model will see",
     "score": "perplexity of every record under a model",
     "select": "choose records by perplexity, language, quality, duplicates, budget",
+    "evaluate": "measure a model by the tasks of a configuration",
+    "compare": "two evaluations, item by item",
     "export": "turn a checkpoint into a Hugging Face folder",
     "chat": "talk to a model",
     "doctor": "what this machine can run, and whether a training fits",

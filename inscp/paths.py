@@ -34,6 +34,14 @@ def local_path(spec: str) -> Path:
     return path
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.rename(path)
+
+
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends well, and vanishes otherwise."""

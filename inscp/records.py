@@ -30,6 +30,10 @@ class Turn:
     text: str
 
 
+Prompt = tuple[Turn, ...]
+"""What a model is asked: a conversation that ends with a user's turn, or one `document` to go on with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One entry of a source, as read.
@@ -202,7 +206,7 @@ class Generation:
     """A model's response to one prompt.
 
     Attributes:
-        prompt: the user's turn.
+        prompt: its last turn.
         response: what was generated, special tokens left out.
         n_tokens: generated tokens, the end-of-turn token included.
         ended: whether the model ended its turn by itself.

@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from inscp.commands.evaluate import evaluate
 from inscp.commands.fit import InsCPCLI
+from inscp.commands.parser import Parser
+from inscp.evaluation.task import Task
+from inscp.evaluation.tasks import import_all
 from inscp.model.strategies import FSDP2, OneDevice
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -61,3 +65,14 @@ def test_nodes_and_gpus_are_what_the_names_say() -> None:
     layouts = {path.stem: yaml.safe_load(path.read_text("utf-8"))["trainer"] for path in TRAINERS}
     sizes = {name: (layout.get("num_nodes", 1), layout["devices"]) for name, layout in layouts.items()}
     assert sizes == {"cpu": (1, 1), "one_gpu": (1, 1), "fsdp_8gpu": (1, 8), "multi_node": (2, 8)}
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_evaluation_s_tasks_are_classes_that_take_what_is_given(path: Path) -> None:
+    import_all()
+    parser = Parser()
+    parser.add_function_arguments(evaluate)
+    parser.add_argument("--config", action="config")
+    given = parser.instantiate(parser.parse_args([f"--config={path}", "--model=x"]))
+    assert given.tasks
+    assert all(isinstance(task, Task) and task.source and task.licence for task in given.tasks.values())

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.tracking import tracker_of
 from inscp.evaluation.generation import generate
-from inscp.evaluation.language import Alignment, judge, read_aligned_prompts
+from inscp.evaluation.results import Item
+from inscp.evaluation.statistics import means
+from inscp.evaluation.tasks.language_alignment import judged, read_aligned_prompts
 from inscp.model.module import InsCPModule
 from inscp.pretrained import load_model, load_tokenizer
+from inscp.records import Generation, Turn
 
 
 class BeforeAfter(Callback):
@@ -69,14 +72,18 @@ class BeforeAfter(Callback):
         result = {}
         for language, prompts in self._prompts.items():
             print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
-            alignment = judge(generate(model, tokenizer, prompts, self._max_new_tokens), language)
-            shares = {name: share.value for name, share in alignment.shares().items()}
+            questions = [(Turn("user", prompt),) for prompt in prompts]
+            answers = [answer for _, answer in sorted(generate(model, tokenizer, questions, self._max_new_tokens))]
+            items = [
+                Item(answer.prompt, {name: judged(answer, language)[name] for name in _LABELS}) for answer in answers
+            ]
+            shares = {name: share.value for name, share in means(items).items()}
             result[f"answers to {language} prompts"] = shares
             if tracker := tracker_of(trainer):
                 step = 0 if when == "before" else trainer.global_step
-                metrics = {f"eval/alignment/{language}/{name}": value for name, value in shares.items()}
+                metrics = {f"before_after/{language}/{name}": value for name, value in shares.items()}
                 tracker.log_at(metrics, step)
-                tracker.log_table(_columns(alignment), f"generations/{when}_{language}.json")
+                tracker.log_table(_columns(answers), f"generations/{when}_{language}.json")
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,9 +97,8 @@ def _perplexities(losses: Mapping[str, float]) -> dict[str, float]:
     return {f"{name} perplexity": math.exp(loss) for name, loss in losses.items()}
 
 
-def _columns(alignment: Alignment) -> dict[str, list[Any]]:
-    names = ("prompt", "response", "n_tokens", "ended")
-    return {name: [getattr(generation, name) for generation in alignment.generations] for name in names}
+def _columns(answers: Sequence[Generation]) -> dict[str, list[Any]]:
+    return {name: [getattr(answer, name) for answer in answers] for name in ("prompt", "response", "n_tokens", "ended")}
 
 
 _LABELS = {

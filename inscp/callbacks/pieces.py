@@ -13,7 +13,7 @@ from inscp.errors import UserError
 class Start:
     """The run itself, first of all pieces: `run_id` is continued; without it a run is started, one for each `key`.
 
-    Here and below `time` is in milliseconds since 1970.
+    Here and below `time` is in milliseconds since 1970; 0 only adds to the run, which may have ended.
     """
 
     tracking_uri: str

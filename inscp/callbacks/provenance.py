@@ -58,7 +58,7 @@ class Provenance(Callback):
             return
         origin = self.origin(trainer)
         report = asdict(data.report)
-        names = {"arm": origin.arm, "model": origin.base_model, "language": origin.language, "hardware": _hardware()}
+        names = {"arm": origin.arm, "model": origin.base_model, "language": origin.language, "hardware": hardware()}
         measures = ("fingerprint", "tokens", "sequences", "split_documents", "padding")
         data_params = {f"data_{measure}": report[measure] for measure in measures}
         tracker.log_hyperparams(names | data_params | dict(origin.training))
@@ -126,7 +126,8 @@ def provenance_tags() -> dict[str, str]:
     return tags
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """What computes, in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -28,6 +28,8 @@ from inscp.callbacks.pieces import (
     write_unsent,
 )
 
+RUN_FILE = "mlflow_run.jsonl"
+"""In a training's folder: the run that it is, by which `evaluate` finds it."""
 _LONGEST_PARAM = 6000  # characters, MLflow's limit
 _STATUSES = {"success": "FINISHED", "failed": "FAILED"}
 
@@ -64,6 +66,7 @@ class MLflowTracker(Logger):
         name: of the run, for people.
         tags: of the run.
         earlier: the `state` of the training that goes on; its run is continued where `tracking` names none.
+        is_addition: what is logged belongs to a run that may have ended, whose status and times stay as they are.
 
     Attributes:
         unsent_folder: where `finalize` leaves what could not be sent, for `python -m inscp track`.
@@ -73,9 +76,11 @@ class MLflowTracker(Logger):
     """
 
     def __init__(
-        self, tracking: Tracking, name: str, tags: Mapping[str, str], earlier: Sequence[str] | None = None
-    ) -> None:
+        self, tracking: Tracking, name: str, tags: Mapping[str, str], earlier: Sequence[str] | None = None,
+        is_addition: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._is_addition = is_addition
         self._tracking, self.unsent_folder, self._is_final = tracking, Path(), False
         before, unsent = _start_and_rest(earlier or [])
         uri = _absolute(tracking.tracking_uri)
@@ -90,9 +95,10 @@ class MLflowTracker(Logger):
             name,
             dict(tags),
             before.key if before else uuid4().hex,
-            _now(),
+            0 if is_addition else _now(),
             run_id,
         )
+        self._start = start
         self._outbox = Outbox(self._run, start)
         for piece in unsent:
             self._outbox.put(piece)
@@ -104,6 +110,10 @@ class MLflowTracker(Logger):
             metrics, step: of the step of the checkpoint, which Lightning logs only behind it.
         """
         return dumped([*self._outbox.pieces, Metrics(dict(metrics), step, _now())])
+
+    def note_run(self, folder: Path) -> None:
+        """Leave in the training's folder which run it is."""
+        write_unsent([self._start], folder / RUN_FILE)
 
     @property
     def name(self) -> str:
@@ -186,7 +196,8 @@ class MLflowTracker(Logger):
         if self._outbox.is_unused or self._is_final:
             return
         self._is_final = True
-        self._outbox.put(End(_STATUSES.get(status, "KILLED"), _now()))
+        if not self._is_addition:
+            self._outbox.put(End(_STATUSES.get(status, "KILLED"), _now()))
         unsent = self._outbox.close(self._tracking.patience)
         if not unsent:
             return

@@ -8,6 +8,7 @@ from inscp.commands.fit import quiet
 from inscp.commands.parser import call
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
+from inscp.model.device import best_device
 from inscp.model.export import end_token_ids
 from inscp.pretrained import load_model, load_tokenizer
 
@@ -32,7 +33,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     tokenizer = load_tokenizer(model)
     if not tokenizer.chat_template:
         raise UserError(model, "it has no chat template, so this is not a chat model", "Take the instruct version.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     llm = load_model(model, torch.bfloat16).to(device)  # type: ignore[arg-type]
     ends = end_token_ids(llm, tokenizer)
     turns = [{"role": "system", "content": system}] if system else []

@@ -78,6 +78,7 @@ class LogConfig(SaveConfigCallback):
         (self._folder / "config.yaml").write_text(text, "utf-8")
         if tracker := tracker_of(trainer):
             tracker.log_text(text, "config.yaml")
+            tracker.note_run(self._folder)
 
 
 class InsCPCLI(LightningCLI):

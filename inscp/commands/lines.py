@@ -19,22 +19,24 @@ class Lines:
         what: is done.
         total: units of work, any unit that tells how long a piece takes.
         shows: whether this process tells.
+        unit: of its speed.
     """
 
-    def __init__(self, what: str, total: int, shows: bool = True) -> None:
-        self._what, self._total, self._done, self._tokens = what, max(1, total), 0.0, 0
+    def __init__(self, what: str, total: int, shows: bool = True, unit: str = "tokens") -> None:
+        self._what, self._total, self._done, self._passed, self._unit = what, max(1, total), 0.0, 0, unit
         self._started = self._told = time.monotonic()
         self._shows = shows
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         is_bar = shows and sys.stderr.isatty()
         self._bar = tqdm(total=self._total, desc=what, bar_format=layout) if is_bar else None
 
-    def advance(self, units: float, share: float, tokens: int) -> None:
-        """So much more is done: a share of some units, which were so many tokens."""
+    def advance(self, units: float, share: float, passed: int) -> None:
+        """So much more is done: a share of some units, in which so many tokens passed."""
         self._done += units * share
-        self._tokens += tokens
+        self._passed += passed
         now, is_done = time.monotonic(), self._done > self._total * (1 - 1e-6)
-        rate = f"{self._tokens / (now - self._started):,.0f} tokens/s"
+        per_second = self._passed / max(1e-9, now - self._started)
+        rate = f"{per_second:,.{0 if per_second >= 10 else 2}f} {self._unit}/s"
         if self._bar:
             self._bar.set_postfix_str(rate)
             self._bar.update(units * share)

@@ -20,11 +20,12 @@ from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
 from inscp.model.allocator import keep_freed_memory
+from inscp.model.device import attention_for, best_device, scoring_model
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import multiplies_bf16
 from inscp.model.weights import load_sharded
-from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input, weights_fingerprint
+from inscp.pretrained import empty_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
 from inscp.selection.candidates import batches, bounded
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
@@ -98,7 +99,7 @@ def score(
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
     if todo or shard_model:
         loss = _loss(model, torch.bfloat16 if is_bf16 else torch.float32, shard_model)
-        scorer = Scorer(loss, tokenizer, scoring, batch_tokens or _BATCH_TOKENS[_device().type], shard_model)
+        scorer = Scorer(loss, tokenizer, scoring, batch_tokens or _BATCH_TOKENS[best_device().type], shard_model)
         lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
         for chunk in read([ReadReport() for _ in sources]):
             if chunk.place in todo:
@@ -156,21 +157,15 @@ def _join_ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), ranks
 
 
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
-    # Attention by document has no fp32 kernel on GPUs.
-    attention = "eager" if _device().type == "cuda" and dtype == torch.float32 else "sdpa"
     if not is_sharded:
-        return NextTokenLoss(load_model(spec, dtype, attention).to(_device()))  # type: ignore[arg-type]
+        return scoring_model(spec, dtype)
     if not dist.is_initialized():
         raise UserError("--shard_model", "there is one rank only", "Start it with torchrun --nproc-per-node N.")
-    model = empty_model(spec, torch.float32, attention).eval()
+    model = empty_model(spec, torch.float32, attention_for(dtype)).eval()
     loss = NextTokenLoss(model)
-    shard(loss, init_device_mesh(_device().type, (dist.get_world_size(),)), dtype, True, cpu_offload=False)
-    load_sharded(loss, model, spec, _device())
+    shard(loss, init_device_mesh(best_device().type, (dist.get_world_size(),)), dtype, True, cpu_offload=False)
+    load_sharded(loss, model, spec, best_device())
     return loss
 
 

@@ -1,36 +1,42 @@
-"""Prompts become generations: greedy responses of a chat model, batched, in its own chat template."""
+"""Prompts become generations: greedy responses of a model, batched."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp.data.template import prompt_ids
 from inscp.model.export import end_token_ids
-from inscp.records import Generation
+from inscp.records import Generation, Prompt
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The ids after which the model begins: a `document` is text to go on with, else it is a conversation to answer."""
+    if prompt[0].role == "document":
+        return list(tokenizer(prompt[0].text, split_special_tokens=True)["input_ids"])
+    return prompt_ids(tokenizer, [{"role": turn.role, "content": turn.text} for turn in prompt])
 
 
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
     batch_size: int = 64,
-) -> list[Generation]:
-    """The model's greedy response to each prompt, in the order of the prompts.
+) -> Iterator[tuple[int, Generation]]:
+    """The model's greedy response to each prompt with the prompt's place, batch by batch, the shortest first.
 
     Args:
         model: in evaluation mode.
-        tokenizer: with a chat template.
-        prompts: one user turn each.
+        tokenizer: with a chat template where a prompt is a conversation.
+        prompts: conversations that end with a user's turn, or texts to go on with.
         max_new_tokens: responses are cut there; a response that was cut has not ended.
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
     """
     ends = end_token_ids(model, tokenizer)
-    encoded = [prompt_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
+    encoded = [encode(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-    result: dict[int, Generation] = {}
     for start in range(0, len(prompts), batch_size):
         batch = by_length[start : start + batch_size]
         width = max(len(encoded[index]) for index in batch)
@@ -49,5 +55,4 @@ def generate(
             end = next((place for place, token in enumerate(ids) if token in ends), None)
             n_tokens = len(ids) if end is None else end + 1
             response = str(tokenizer.decode(ids[:n_tokens], skip_special_tokens=True))
-            result[index] = Generation(prompts[index], response, n_tokens, ended=end is not None)
-    return [result[index] for index in range(len(prompts))]
+            yield index, Generation(prompts[index][-1].text, response, n_tokens, ended=end is not None)

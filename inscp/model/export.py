@@ -16,6 +16,9 @@ from inscp.model.adapters import LoRA, merged
 from inscp.paths import written_whole
 from inscp.pretrained import load_model, model_name
 
+ORIGIN_FILE = "inscp.json"
+"""In an exported folder: its `Origin`."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -95,7 +98,7 @@ def export_model(
         # Not from the model's config: else transformers may derive it anew from there, without our end tokens.
         own = {"_from_model_config": False, "eos_token_id": end_token_ids(model, tokenizer)}
         _update_json(partial / "generation_config.json", **own)
-        (partial / "inscp.json").write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (partial / ORIGIN_FILE).write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (partial / "README.md").write_text(model_card(origin), "utf-8")
         for file in partial.iterdir():
             file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is

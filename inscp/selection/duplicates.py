@@ -15,9 +15,10 @@ import numpy as np
 
 from inscp.errors import UserError
 from inscp.evaluation.language import words
+from inscp.optional import library
 from inscp.records import Candidate
 from inscp.selection.candidates import batches
-from inscp.selection.filters import Drop, Filter, library
+from inscp.selection.filters import Drop, Filter
 
 _SIZE = 128
 """Hashes a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
@@ -75,7 +76,8 @@ class NearDuplicates(Filter):
         """uint32 [N, _SIZE]"""
         runs = [self._runs(candidate.text) for candidate in batch]
         return np.array(
-            library("rensa").RMinHash.digest_matrix_from_token_sets(runs, _SIZE, 42).to_rows(), dtype=np.uint32
+            library("rensa", "select").RMinHash.digest_matrix_from_token_sets(runs, _SIZE, 42).to_rows(),
+            dtype=np.uint32,
         )
 
     def _runs(self, text: str) -> list[str]:

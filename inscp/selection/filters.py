@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -49,18 +48,6 @@ class Filter(ABC):
     def contents(self) -> str:
         """A digest of the files that it judges by, beside its settings."""
         return ""
-
-
-def library(name: str) -> Any:
-    """A module that only some filters need.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UserError(name.partition(".")[0], "it is not installed", 'Run pip install "inscp[select]".') from error
 
 
 @dataclass

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import regex
 
 from inscp.errors import UserError
+from inscp.evaluation.chinese import HAN, Form, count
 from inscp.evaluation.language import likely_languages
+from inscp.optional import library
 from inscp.records import Candidate
-from inscp.selection.filters import Drop, Filter, library
+from inscp.selection.filters import Drop, Filter
 
 
 @dataclass
@@ -77,7 +79,7 @@ _LETTER = regex.compile(r"\p{L}")
 class Chinese(Filter):
     """Keeps Chinese in Traditional or in Simplified characters, and where it can be told with a region's words.
 
-    Characters are those of CC-CEDICT that stand in words of one form only (吃 and 里 stand in both). Words (軟件,
+    Characters are those of `inscp.evaluation.chinese`. Words (軟件,
     mainland; 軟體, Taiwan) are those that OpenCC would replace.
 
     Args:
@@ -86,15 +88,15 @@ class Chinese(Filter):
         words: `any`, or only those texts that do not use clearly more words of the other region than of this one.
     """
 
-    characters: Literal["traditional", "simplified"] = "traditional"
+    characters: Form = "traditional"
     foreign: float = 0.02
     words: Literal["any", "taiwan", "mainland"] = "any"
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         text = candidate.text
-        other = "simplified" if self.characters == "traditional" else "traditional"
-        foreign = sum(character in _only(other) for character in text)
-        share = foreign / max(1, len(_HAN.findall(text)))
+        other: Form = "simplified" if self.characters == "traditional" else "traditional"
+        foreign = count(text, other)
+        share = foreign / max(1, len(HAN.findall(text)))
         if share > self.foreign and foreign > 1:  # a single one may be a name, or a gap in the dictionary
             return Drop(f"{other} characters", f"{share:.0%}")
         if self.words != "any":
@@ -110,15 +112,6 @@ class Chinese(Filter):
 _SENTENCE, _COMPARED = regex.compile(r"[\n。！？；，]"), 500
 _BY_CHANCE = 2
 """So many words that OpenCC would replace (支持 by 支援) are used in both regions all the same."""
-_HAN = regex.compile(r"\p{Script=Han}")
-
-
-@cache
-def _only(form: str) -> frozenset[str]:
-    """Characters that one form has and the other has not."""
-    cedict = library("zhon.cedict")
-    forms = {"traditional": frozenset(cedict.traditional), "simplified": frozenset(cedict.simplified)}
-    return forms.pop(form) - forms.popitem()[1]
 
 
 def _converted(text: str, by: str) -> str:
@@ -127,7 +120,7 @@ def _converted(text: str, by: str) -> str:
 
 @cache
 def _converter(name: str) -> Any:
-    return library("opencc").OpenCC(name)
+    return library("opencc", "select").OpenCC(name)
 
 
 def _changes(before: str, after: str) -> int:

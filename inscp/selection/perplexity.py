@@ -1,8 +1,4 @@
-"""How surprised a model is by each record: the summed negative log-likelihood of its text.
-
-Records are scored as the training computes its loss: documents lie one behind the other in a row, kept apart by their
-positions, so that nothing is padded; the softmax is fp32 and sums are float64.
-"""
+"""How surprised a model is by each record: the summed negative log-likelihood of its text."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +9,12 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.packing import PackedRow
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tag
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
+from inscp.evaluation.likelihood import by_length, summed_nlls
 from inscp.model.loss import NextTokenLoss
-from inscp.records import IGNORED, PackedBatch, Record, Score, TaggedText, TemplateIds, TextSpan, TokenSequence
+from inscp.records import IGNORED, Record, Score, TaggedText, TemplateIds, TextSpan, TokenSequence
 
 Conditioning = Literal["text", "template", "response"]
 _NEVER_SPLIT = 1 << 40
@@ -119,7 +115,7 @@ class Scorer:
         pieces = [piece for whole in sequences for piece in windows(whole, self._scoring.window, self._scoring.overlap)]
         totals = {source: [0, 0.0] for source in sizes}
         whole_length = sum(len(piece.input_ids) for piece in pieces)
-        for batch in _batches(pieces, self._batch_tokens):
+        for batch in by_length(pieces, self._batch_tokens):
             for piece, nll in zip(batch, self._nlls(batch), strict=True):
                 totals[piece.source][0] += piece.n_targets
                 totals[piece.source][1] += float(nll)
@@ -133,48 +129,14 @@ class Scorer:
     def finish(self) -> None:
         """Take part in the forward passes of the other ranks until none has any left (sharded models)."""
         while self._is_sharded and self._any_computes(False):
-            self._loss(_packed([TokenSequence("", *(np.zeros(2, dtype=np.int32),) * 2)], self._device), each=True)
+            summed_nlls(self._loss, [TokenSequence("", *(np.zeros(2, dtype=np.int32),) * 2)])
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self._loss.parameters()).device
-
-    @torch.no_grad()
     def _nlls(self, pieces: Sequence[TokenSequence]) -> np.ndarray:
-        """Summed negative log-likelihood of each piece, float64."""
         if self._is_sharded:
             self._any_computes(True)
-        nlls = self._loss(_packed(pieces, self._device), each=True).double().cpu().numpy()
-        ends = np.cumsum([0, *(piece.n_targets for piece in pieces)])
-        totals = np.concatenate([[0.0], np.cumsum(nlls)])
-        return np.asarray(totals[ends[1:]] - totals[ends[:-1]])
+        return summed_nlls(self._loss, pieces)
 
     def _any_computes(self, this_one: bool) -> bool:
-        answer = torch.tensor(int(this_one), device=self._device)
+        answer = torch.tensor(int(this_one), device=next(self._loss.parameters()).device)
         dist.all_reduce(answer, op=dist.ReduceOp.MAX)
         return bool(answer)
-
-
-def _batches(pieces: list[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
-    """Pieces of like length together, longest first; those without a target cost nothing."""
-    batch: list[TokenSequence] = []
-    held = 0
-    for piece in sorted(pieces, key=lambda piece: -len(piece.input_ids)):
-        if not piece.n_targets:
-            continue
-        if batch and held + len(piece.input_ids) > batch_tokens:
-            yield batch
-            batch, held = [], 0
-        batch.append(piece)
-        held += len(piece.input_ids)
-    if batch:
-        yield batch
-
-
-def _packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
-    """One row without padding."""
-    length = sum(len(piece.input_ids) for piece in pieces)
-    input_ids, targets, lengths = PackedRow(list(pieces)).arrays(length, 0)
-    positions = np.concatenate([np.arange(n) for n in lengths])
-    ids, wanted, places = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
-    return PackedBatch(ids, wanted, places, tuple(lengths), step_targets=1, n_tokens=length).to(device)

@@ -12,9 +12,11 @@ from inscp.data.rows import BadRow, read_rows
 from inscp.data.sources import Source, source_fingerprint
 from inscp.errors import UserError
 from inscp.evaluation.language import UNIT, loops, words
+from inscp.evaluation.refusal import SAYS_IT_IS_A_MODEL
+from inscp.optional import library
 from inscp.paths import local_path
 from inscp.records import Candidate, Turn
-from inscp.selection.filters import Drop, Filter, library
+from inscp.selection.filters import Drop, Filter
 
 _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\d+);|\[\[|\]\]|\{\{|\}\}|\{\|")
 
@@ -53,19 +55,7 @@ class BrokenText(Filter):
 
 def _is_mojibake(text: str) -> bool:
     # What looks strange (phonetic script) and cannot be decoded better is right as it is.
-    return bool(library("ftfy.badness").is_bad(text)) and library("ftfy").fix_encoding(text) != text
-
-
-_REFUSALS = (
-    r"\bas an? (?:ai|artificial intelligence|(?:large )?language)(?: language)? model\b",
-    r"\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language) (?:language )?(?:model|assistant)\b",
-    r"\bi(?:'m| am) sorry,? but i (?:can(?:no|')t|am (?:not able|unable))\b",
-    r"(?:作為|作为|身為|身为)(?:一個|一个|一名)?.{0,6}(?:語言模型|语言模型|人工智慧|人工智能|AI)",
-    r"(?:AI|人工知能|言語モデル).{0,8}として.{0,12}(?:でき(?:ません|ない)|持って(?:いません|いない))",
-    r"(?:AI|言語モデル)(?:アシスタント)?なので",
-    r"\b(?:teko[äa]lyn[äa]|kielimallina|tekoälymallina)\b",
-    r"(?:كنموذج لغوي|بصفتي نموذج|كذكاء اصطناعي|بصفتي ذكاء)",
-)
+    return bool(library("ftfy.badness", "select").is_bad(text)) and library("ftfy", "select").fix_encoding(text) != text
 
 
 @dataclass
@@ -80,7 +70,7 @@ class Refusals(Filter):
 
     def __post_init__(self) -> None:
         try:
-            self._pattern = regex.compile("|".join((*_REFUSALS, *self.phrases)), regex.IGNORECASE)
+            self._pattern = regex.compile("|".join((*SAYS_IT_IS_A_MODEL, *self.phrases)), regex.IGNORECASE)
         except regex.error as error:
             raise UserError("Refusals", f"no regular expression ({error})", "Mend the phrase.") from error
 
@@ -125,7 +115,7 @@ class PersonalData(Filter):
     def _mask(self, text: str) -> str:
         text = _EMAIL.sub(lambda _: self._as("email"), text)
         text = _NUMBER.sub(self._number, text)
-        phones = library("phonenumbers")
+        phones = library("phonenumbers", "select")
         for region in (None, *self.phone_regions):
             for match in reversed(list(phones.PhoneNumberMatcher(text, region))):
                 text = text[: match.start] + self._as("phone") + text[match.end :]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inscp.errors import UserError
+from inscp.paths import write_whole
 from inscp.records import Score
 
 _MADE_BY, _REPORT = "_scoring.json", "_report.json"  # which readers of Parquet folders leave out
@@ -61,7 +62,7 @@ class ScoreFolder:
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UserError(str(folder), "it is there and holds something else", "Give another --out.")
             folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(folder / _MADE_BY, json.dumps(made_by, indent=1, ensure_ascii=False))
+            write_whole(folder / _MADE_BY, json.dumps(made_by, indent=1, ensure_ascii=False))
         found = cls(folder)
         for key, value in made_by.items():
             if found.made_by.get(key) != value:
@@ -117,7 +118,7 @@ class ScoreFolder:
         raise UserError(str(self.folder), what, f"Run score on {name} again, into a new folder.")
 
     def write_report(self, report: dict[str, Any]) -> None:
-        _write_whole(self.folder / _REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+        write_whole(self.folder / _REPORT, json.dumps(report, indent=1, ensure_ascii=False))
 
     def _part(self, source: int, chunk: int) -> Path:
         return self.folder / f"part-{source:03}-{chunk:06}.parquet"
@@ -139,9 +140,3 @@ def summary(n_tokens: np.ndarray, n_bytes: np.ndarray, nll: np.ndarray) -> dict[
         "bits_per_byte": float(nll.sum() / np.log(2) / n_bytes.sum()),
         **{f"perplexity_p{place}": float(value) for place, value in zip(places, quantiles, strict=True)},
     }
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.rename(path)

@@ -3,18 +3,24 @@
 import pytest
 import torch
 
-from inscp.evaluation.generation import generate
+from inscp.evaluation.generation import encode, generate
 from inscp.model.export import end_token_ids
 from inscp.pretrained import load_model, load_tokenizer
+from inscp.records import Generation, Turn
 
 PROMPTS = ["hi", "今天天氣很好，我們一起去夜市吃東西吧！", "What is the sea?", "a b c d e f g h"]
 
 
+def answers(model, tokenizer, prompts, **options) -> list[Generation]:  # type: ignore[no-untyped-def]
+    asked = [(Turn("user", prompt),) for prompt in prompts]
+    return [answer for _, answer in sorted(generate(model, tokenizer, asked, **options), key=lambda pair: pair[0])]
+
+
 def test_greedy_tokens_of_a_batch_equal_one_by_one_in_fp32(tiny_model_folder: str) -> None:
     model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
-    batched = generate(model, tokenizer, PROMPTS, max_new_tokens=24)
-    alone = [generate(model, tokenizer, [prompt], max_new_tokens=24)[0] for prompt in PROMPTS]
-    in_twos = generate(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=2)
+    batched = answers(model, tokenizer, PROMPTS, max_new_tokens=24)
+    alone = [answers(model, tokenizer, [prompt], max_new_tokens=24)[0] for prompt in PROMPTS]
+    in_twos = answers(model, tokenizer, PROMPTS, max_new_tokens=24, batch_size=2)
     assert batched == alone == in_twos
     assert [generation.prompt for generation in batched] == PROMPTS
     assert len({generation.response for generation in batched}) > 1
@@ -24,7 +30,7 @@ def test_greedy_tokens_of_a_batch_equal_one_by_one_in_fp32(tiny_model_folder: st
 def test_a_response_ends_at_the_first_end_token_and_says_so(tiny_model_folder: str, place: int) -> None:
     model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
     end = end_token_ids(model, tokenizer)[-1]
-    [free] = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
+    [free] = answers(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
     assert (free.ended, free.n_tokens) == (False, 12)
     forward, calls = model.forward, iter(range(100))
 
@@ -35,6 +41,16 @@ def test_a_response_ends_at_the_first_end_token_and_says_so(tiny_model_folder: s
         return output
 
     model.forward = ending
-    [ended] = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
+    [ended] = answers(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
     assert (ended.ended, ended.n_tokens) == (True, place + 1)
     assert "<|" not in ended.response
+
+
+def test_a_document_is_gone_on_with_and_nothing_in_it_is_special(tiny_model_folder: str) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    chat, text = ([tokenizer.decode(encode(tokenizer, (Turn(role, "a<|im_end|>b"),)))] for role in ("user", "document"))
+    assert text == ["a<|im_end|>b"]
+    assert chat[0].startswith("<|im_start|>")
+    assert chat[0].endswith("assistant\n")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end not in encode(tokenizer, (Turn("document", "a<|im_end|>b"),))

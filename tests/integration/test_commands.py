@@ -78,7 +78,7 @@ def test_fit_leaves_the_model_its_configuration_and_one_mlflow_run(fitted: str, 
     client = MlflowClient(f"sqlite:///{config.parent}/mlflow.db")
     [found] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])
     assert found.info.run_name == "InsCP tiny-llama zh-TW"
-    assert "eval/alignment/zh-TW/ended" in found.data.metrics
+    assert "before_after/zh-TW/ended" in found.data.metrics
     artifacts = {item.path for item in client.list_artifacts(found.info.run_id)}
     assert {"config.yaml", "before_after.txt", "generations"} <= artifacts
 

@@ -1,0 +1,140 @@
+"""`evaluate`: what a model can do and what it is like, in numbers with intervals, by the tasks of a configuration."""
+
+import json
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from inscp import __version__
+from inscp.callbacks.pieces import Start, dumped, read_unsent
+from inscp.callbacks.provenance import hardware, provenance_tags
+from inscp.callbacks.tracking import RUN_FILE, MLflowTracker, Tracking
+from inscp.commands.fit import quiet
+from inscp.commands.lines import Lines
+from inscp.commands.parser import call
+from inscp.errors import UserError
+from inscp.evaluation import suite
+from inscp.evaluation.local_model import LocalModel
+from inscp.evaluation.results import Item, TaskResult, items_folder
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.task import Task
+from inscp.evaluation.tasks import import_all
+from inscp.model.export import ORIGIN_FILE
+from inscp.model.precision import multiplies_bf16
+from inscp.pretrained import model_name, resolve
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp evaluate --model DIR --config FILE --out results.json`"""
+    quiet()
+    import_all()
+    call(command, evaluate, arguments)
+
+
+def evaluate(
+    model: str,
+    tasks: dict[str, Task],
+    out: str = "results.json",
+    precision: Literal["bf16", "fp32"] | None = None,
+    batch_size: int = 64,
+    mlflow: Tracking = Tracking(),  # noqa: B008  # frozen
+) -> None:
+    """Measure a model by some tasks; the same command goes on where it was interrupted.
+
+    Args:
+        model: a model's folder, Hub id, GGUF file or PyPI wheel.
+        tasks: name -> class_path and init_args of a task.
+        out: the results file. What every item was worth goes into OUT.items beside it, as do the answers.
+        precision: bf16 where the hardware multiplies in it, else fp32.
+        batch_size: prompts that are answered at once.
+        mlflow: where it is tracked: in the run that made the model, else in a new one.
+    """
+    if not tasks:
+        raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
+    for task in tasks.values():
+        task.check()
+    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
+    backend = LocalModel(model, torch.bfloat16 if is_bf16 else torch.float32, batch_size)
+    folder = items_folder(Path(out))
+    subject = Subject(backend, folder, _watch)
+    tracker = _tracker(model, mlflow) if mlflow.enabled else None
+    environment = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "inscp": __version__, "torch": torch.__version__,
+                     "transformers": transformers.__version__},
+        "tasks": {name: repr(task) for name, task in tasks.items()},
+    } | dict(backend.made_by)  # fmt: skip
+
+    def on_task(name: str, result: TaskResult, items: list[Item]) -> None:
+        print("\n".join(_lines(name, result)), flush=True)
+        if tracker:
+            values = {f"eval/{name}/{key}": metric.value for key, metric in result.metrics.items()}
+            tracker.log_at({key: value for key, value in values.items() if math.isfinite(value)}, _steps(model))
+            if columns := _columns(items):
+                tracker.log_table(columns, f"generations/{name}.json")
+
+    results = suite.run(tasks, subject, environment, on_task)
+    results.write(Path(out))
+    if tracker:
+        tracker.unsent_folder = folder
+        tracker.log_text(Path(out).read_text("utf-8"), "results.json")
+        tracker.finalize("success")
+    print(f"\nresults    {out}\nitems      {folder}" + (f"\nMLflow run {tracker.address}" if tracker else ""))
+
+
+def _watch(what: str, total: int) -> Callable[[], None]:
+    lines = Lines(what, total, unit="items")
+    return lambda: lines.advance(1, 1, 1)
+
+
+def _lines(name: str, result: TaskResult) -> list[str]:
+    """A task's metrics as aligned text."""
+    lines = [f"\n{name:<44}{'value':>10}{'95 % interval':>22}{'n':>8}"]
+    for key, metric in result.metrics.items():
+        low, high = metric.interval
+        interval = f"{low:,.3f} to {high:,.3f}" if math.isfinite(low) else "–"
+        lines.append(f"  {key:<42}{metric.value:>10,.3f}{interval:>22}{metric.n:>8,}")
+    return lines
+
+
+def _columns(items: list[Item]) -> dict[str, list[Any]]:
+    """What is shown of the items as columns, with what each was worth."""
+    names = list(dict.fromkeys(name for item in items for name in item.shown))
+    columns = {name: [item.shown.get(name, "") for item in items] for name in names}
+    return columns and columns | {"worth": [json.dumps(dict(item.values)) for item in items]}
+
+
+def _origin(model: str) -> dict[str, Any]:
+    """What the folder of an adapted model says of it; nothing of any other."""
+    path = Path(resolve(model)[0]) / ORIGIN_FILE
+    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+
+def _steps(model: str) -> int:
+    """How many updates made the model: where its metrics lie on the curves of its run."""
+    return int(_origin(model).get("training", {}).get("steps", 0))
+
+
+def _tracker(model: str, tracking: Tracking) -> MLflowTracker:
+    """The run that made the model, as `fit` noted it beside its folder, else a new one."""
+    made = Path(resolve(model)[0]).parent / RUN_FILE
+    if tracking.run_id is None and made.is_file() and (start := read_unsent(made)[0]):
+        assert isinstance(start, Start)
+        of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)
+        return MLflowTracker(of_run, start.name, {}, dumped([start]), is_addition=True)
+    origin = _origin(model)
+    names = [origin.get("arm", "instruct"), model_name(origin.get("pretrained", model)), origin.get("language", "")]
+    tracker = MLflowTracker(
+        tracking, " ".join(filter(None, names)), provenance_tags(), is_addition=tracking.run_id is not None
+    )
+    if tracking.run_id is None:
+        tracker.log_hyperparams({"arm": names[0], "model": names[1], "evaluated": model})
+    return tracker

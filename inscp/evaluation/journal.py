@@ -1,0 +1,73 @@
+"""What a model has answered, kept on disk answer by answer, so that nothing is computed twice."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inscp.errors import UserError
+
+Answers = Iterable[tuple[int, Any]]
+
+
+class Journal:
+    """Requests and their answers, one JSON object a line, written through as they come.
+
+    Args:
+        path: of the file, new or begun before.
+        made_by: what decides the answers (weights, precision); it stands in the first line.
+
+    Raises:
+        UserError: the file was made by something else.
+    """
+
+    def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
+        self._path, self._answers = path, {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.read_bytes() if path.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]  # behind it lies what a kill has cut off
+        try:
+            head, *lines = [json.loads(line) for line in whole.splitlines()] or [dict(made_by)]
+            self._answers = {line["key"]: line["answer"] for line in lines}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(str(path), f"not a file of answers ({error})", "Give another --out.") from error
+        if head != json.loads(json.dumps(made_by)):
+            key = next(key for key in {**made_by, **head} if head.get(key) != made_by.get(key))
+            what = f"its answers are of another {key} ({head.get(key)!r:.100}, now {made_by.get(key)!r:.100})"
+            raise UserError(str(path), what, "Give another --out, or the same settings to go on.")
+        if written != whole:
+            with path.open("rb+") as file:
+                file.truncate(len(whole))
+        self._file = path.open("a", encoding="utf-8")
+        if not whole:
+            self._write(dict(made_by))
+
+    def answered(
+        self, kind: str, requests: Sequence[Any], answer: Callable[[list[int]], Answers], on_answer: Callable[[], None]
+    ) -> list[Any]:
+        """The answer to every request, in order.
+
+        Args:
+            kind: of the requests: the same request of another kind is another one.
+            requests: plain values.
+            answer: (place among the requests, answer) for each of the places it is given, in any order; a plain value.
+            on_answer: told of every answer, those included that were there.
+        """
+        keys = [hashlib.blake2b(json.dumps([kind, r]).encode(), digest_size=16).hexdigest() for r in requests]
+        todo: dict[str, int] = {}
+        for place, key in enumerate(keys):
+            if key in self._answers:
+                on_answer()
+            else:
+                todo.setdefault(key, place)
+        if todo:
+            for place, value in answer(list(todo.values())):
+                self._write({"key": keys[place], "answer": value})
+                self._answers[keys[place]] = value
+                on_answer()
+        return [self._answers[key] for key in keys]
+
+    def _write(self, value: dict[str, Any]) -> None:
+        self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        self._file.flush()

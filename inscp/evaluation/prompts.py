@@ -1,0 +1,64 @@
+"""Prompts from files: any format that training data may have, one row a prompt."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from inscp.data.rows import BadRow, Row, read_rows
+from inscp.errors import UserError
+from inscp.paths import local_path
+
+T = TypeVar("T")
+
+
+def read_table(spec: str) -> list[tuple[str, Row]]:
+    """Every row of a file with its position.
+
+    Args:
+        spec: the file; `samples:…` for what ships with the package.
+
+    Raises:
+        UserError: no file, nothing in it, or a broken row.
+    """
+    path = local_path(spec)
+    if not path.is_file():
+        raise UserError(spec, "no such file", "Check the path (it is relative to the current folder).")
+    rows: list[tuple[str, Row]] = []
+    for position, row in read_rows(path):
+        if isinstance(row, BadRow):
+            raise UserError(position, row.why, "Mend the line.")
+        rows.append((position, row))
+    if not rows:
+        raise UserError(spec, "there is nothing in it", "Give a file with one prompt a line.")
+    return rows
+
+
+def spread(rows: Sequence[T], limit: int | None) -> list[T]:
+    """So many of the rows, spread evenly over them, so that every group in them stays; all without a limit."""
+    if limit is not None and limit < 1:
+        raise UserError("limit", f"{limit} prompts are none", "Give a number from 1.")
+    return [rows[k * len(rows) // limit] for k in range(limit)] if limit and limit < len(rows) else list(rows)
+
+
+def field_of(position: str, row: Row, names: Sequence[str]) -> Any:
+    """The value of the first of some fields that the row has.
+
+    Raises:
+        UserError: it has none of them, or nothing in it.
+    """
+    keys = {key.replace("_", "-").lower(): key for key in row}
+    for name in names:
+        key = keys.get(name.replace("_", "-").lower())
+        if key is not None and row[key] not in (None, "", []) and str(row[key]).strip():
+            return row[key]
+    known = ", ".join(map(str, row))
+    raise UserError(
+        position, f"no {' or '.join(names)} in it (its fields: {known})", "Name one of them, or mend the line."
+    )
+
+
+def text_of(position: str, row: Row, names: Sequence[str]) -> str:
+    """As `field_of`, where it has to be text."""
+    value = field_of(position, row, names)
+    if not isinstance(value, str):
+        raise UserError(position, f"{names[0]} is no text but {type(value).__name__}", "Mend the line.")
+    return value

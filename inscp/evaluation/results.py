@@ -1,0 +1,159 @@
+"""What an evaluation has found: a file that people and programs read, and one line for every item behind it.
+
+`results.json` holds `{"schema", "model", "environment", "tasks": {NAME: {"metrics": {METRIC: value}, "intervals":
+{METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`; `results.items/NAME.jsonl` has what each
+item was worth, so that two evaluations can be compared item by item.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inscp.errors import UserError
+from inscp.paths import write_whole
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that was asked, and what the answer is worth.
+
+    Attributes:
+        id: the same for every model.
+        values: metric -> value. A bool counts into a share, a number into a mean.
+        weights: metric -> how much its value weighs in the mean, where that is not 1 (tokens, say).
+        shown: what a person wants to see of it: prompt, response, …
+    """
+
+    id: str
+    values: Mapping[str, bool | float]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number over `n` items, with its 95 % interval; NaN where there are too few items for either."""
+
+    value: float
+    interval: tuple[float, float]
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What one task has measured.
+
+    Attributes:
+        metrics: by name.
+        n: items.
+        version: of the task: numbers of two versions are not comparable.
+        seconds: it took, what an earlier attempt had answered already aside.
+    """
+
+    metrics: Mapping[str, Metric]
+    n: int
+    version: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What one evaluation of one model has measured.
+
+    Attributes:
+        model: as it was named.
+        tasks: name -> what it has measured.
+        environment: versions, hardware, precision, date: plain values.
+    """
+
+    model: str
+    tasks: Mapping[str, TaskResult]
+    environment: Mapping[str, Any]
+
+    def write(self, path: Path) -> None:
+        tasks = {
+            name: {
+                "metrics": {key: _number(metric.value) for key, metric in task.metrics.items()},
+                "intervals": {key: [_number(end) for end in metric.interval] for key, metric in task.metrics.items()},
+                "counts": {key: metric.n for key, metric in task.metrics.items()},
+                "n": task.n,
+                "version": task.version,
+                "seconds": round(task.seconds, 1),
+            }
+            for name, task in self.tasks.items()
+        }
+        whole = {"schema": SCHEMA, "model": self.model, "tasks": tasks, "environment": dict(self.environment)}
+        write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """What `write` has written.
+
+        Raises:
+            UserError: no such file, another file, or one of another version of this program.
+        """
+        mend = "Give the file that `evaluate --out` wrote."
+        try:
+            whole = json.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(str(path), f"no results in it ({error})", mend) from error
+        if not isinstance(whole, dict) or "schema" not in whole:
+            raise UserError(str(path), "no results in it (it has no schema)", mend)
+        if whole["schema"] != SCHEMA:
+            what = f"its results have version {whole['schema']!r}, this program reads version {SCHEMA}"
+            raise UserError(str(path), what, "Run evaluate again.")
+        try:
+            tasks = {name: _task(**task) for name, task in whole["tasks"].items()}
+            return cls(str(whole["model"]), tasks, dict(whole["environment"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(str(path), f"its results are not whole ({error!r:.100})", mend) from error
+
+
+def _task(metrics: dict[str, Any], intervals: dict[str, Any], counts: dict[str, int], n: int, version: int,
+          seconds: float) -> TaskResult:  # fmt: skip
+    def metric(name: str) -> Metric:
+        low, high = map(_read_number, intervals[name])
+        return Metric(_read_number(metrics[name]), (low, high), int(counts[name]))
+
+    return TaskResult({name: metric(name) for name in metrics}, int(n), int(version), float(seconds))
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _read_number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def items_folder(results: Path) -> Path:
+    """Where the items of a results file lie."""
+    return results.with_name(f"{results.stem}.items")
+
+
+def write_items(folder: Path, task: str, items: Sequence[Item]) -> None:
+    """Keep the items of a task, one a line."""
+    write_whole(folder / f"{task}.jsonl", "".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in items))
+
+
+def read_items(folder: Path, task: str) -> list[Item]:
+    """What `write_items` has kept.
+
+    Raises:
+        UserError: there are none, or a line is not one.
+    """
+    path, number = folder / f"{task}.jsonl", 0
+    try:
+        items = []
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):  # noqa: B007
+            items.append(Item(**json.loads(line)))
+        return items
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        mend = "Keep the folder beside the results file, or run evaluate again."
+        raise UserError(f"{path}:{number}", f"no items of a task ({error})", mend) from error

@@ -1,0 +1,126 @@
+"""From items to metrics with intervals, and from two evaluations of the same items to what differs."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inscp.errors import UserError
+from inscp.evaluation.results import Item, Metric
+from inscp.records import Share
+
+_RESAMPLES = 2000
+_AT_ONCE = 1 << 22  # numbers of resampled data in memory
+Statistic = Callable[..., Any]
+
+
+def means(items: Iterable[Item]) -> dict[str, Metric]:
+    """The metrics of items, as they are met: shares of bools (Wilson), means of numbers (bootstrap)."""
+    values: dict[str, list[bool | float]] = {}
+    weights: dict[str, list[float]] = {}
+    for item in items:
+        for name, value in item.values.items():
+            values.setdefault(name, []).append(value)
+            weights.setdefault(name, []).append(item.weights.get(name, 1.0))
+    return {name: _mean(found, weights[name]) for name, found in values.items()}
+
+
+def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
+    if all(isinstance(value, bool) for value in values):
+        share = Share(values.count(True), len(values))
+        return Metric(share.value, share.interval, len(values))
+    numbers, weighs = np.asarray(values, dtype=np.float64), np.asarray(weights)
+    return bootstrapped(_weighted, numbers, weighs)
+
+
+def _weighted(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray((values * weights).sum(axis) / weights.sum(axis))
+
+
+def bootstrapped(statistic: Statistic, *samples: np.ndarray) -> Metric:
+    """A statistic with the percentile bootstrap's interval (Efron 1979) over 2,000 resamples, of a fixed seed.
+
+    Args:
+        statistic: of arrays along `axis`, to a number.
+        samples: arrays [n] that belong together, item by item.
+    """
+    n = len(samples[0])
+    value = float(statistic(*samples, axis=-1))
+    if n < 2:
+        return Metric(value, (math.nan, math.nan), n)
+    low, high = np.percentile(_resampled(statistic, samples), (2.5, 97.5))
+    return Metric(value, (float(low), float(high)), n)
+
+
+def _resampled(statistic: Statistic, samples: Sequence[np.ndarray]) -> np.ndarray:
+    scipy_stats = _scipy_stats()
+    result = scipy_stats.bootstrap(
+        samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
+        batch=max(1, _AT_ONCE // len(samples[0])), rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return np.asarray(result.bootstrap_distribution)
+
+
+def _scipy_stats() -> Any:
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise UserError("scipy", "it is not installed", 'Run pip install "inscp[eval]".') from error
+    return stats
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a metric differs between two models on the same items.
+
+    Attributes:
+        before, after: of the two, over the `n` items that both have.
+        change: after - before, with the paired bootstrap's 95 % interval.
+        p: of no change: McNemar's exact test for shares (McNemar 1947), for means the paired bootstrap's, two-sided.
+    """
+
+    before: float
+    after: float
+    change: Metric
+    p: float
+
+    @property
+    def n(self) -> int:
+        return self.change.n
+
+
+def differences(before: Iterable[Item], after: Iterable[Item]) -> dict[str, Difference]:
+    """Metric -> how it differs, over the items that both evaluations have."""
+    earlier = {item.id: item for item in before}
+    pairs = [(earlier[item.id], item) for item in after if item.id in earlier]
+    names = list(dict.fromkeys(name for _, item in pairs for name in item.values))
+    found = {name: [pair for pair in pairs if all(name in item.values for item in pair)] for name in names}
+    return {name: _difference(name, shared) for name, shared in found.items() if shared}
+
+
+def _difference(name: str, pairs: Sequence[tuple[Item, Item]]) -> Difference:
+    values = np.array([[float(item.values[name]) for item in pair] for pair in pairs]).T
+    weights = np.array([[item.weights.get(name, 1.0) for item in pair] for pair in pairs]).T
+    before, after = (float(_weighted(v, w)) for v, w in zip(values, weights, strict=True))
+
+    def change(a: np.ndarray, wa: np.ndarray, b: np.ndarray, wb: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _weighted(b, wb, axis) - _weighted(a, wa, axis)
+
+    samples = (values[0], weights[0], values[1], weights[1])
+    metric = bootstrapped(change, *samples)
+    if all(isinstance(item.values[name], bool) for pair in pairs for item in pair):
+        p = mcnemar(int((values[0] > values[1]).sum()), int((values[0] < values[1]).sum()))
+    elif len(pairs) < 2:
+        p = math.nan
+    else:
+        changes = _resampled(change, samples)
+        # Both tails count themselves in, so that p is never 0 (Davison and Hinkley 1997, 4.11).
+        p = min(1.0, 2 * (1 + min((changes <= 0).sum(), (changes >= 0).sum())) / (len(changes) + 1))
+    return Difference(before, after, metric, float(p))
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """The exact two-sided p of `lost` against `won` among items on which two models differ."""
+    return float(_scipy_stats().binomtest(lost, lost + won).pvalue) if lost + won else 1.0

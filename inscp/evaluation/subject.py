@@ -1,0 +1,91 @@
+"""The model under test, as tasks see it: what it answers, and how likely it finds a text; each asked once only."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from inscp.evaluation.journal import Journal
+from inscp.records import Generation, Prompt, TokenSequence
+
+Watch = Callable[[str, int], Callable[[], None]]
+"""Told what is done and how many there are; what it returns is told of each that is done."""
+
+
+class Backend(Protocol):
+    """What computes: `LocalModel`, or a server."""
+
+    spec: str
+
+    @property
+    def made_by(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]: ...
+
+    def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]: ...
+
+
+class Subject:
+    """A model that is asked, whose answers are kept.
+
+    Args:
+        backend: what computes.
+        folder: the answers go into `answers.jsonl` in it.
+        watch: told how far it is.
+
+    Raises:
+        UserError: the folder holds answers of something else.
+    """
+
+    def __init__(self, backend: Backend, folder: Path, watch: Watch) -> None:
+        self.backend, self.folder, self.watch = backend, folder, watch
+        self._journal = Journal(folder / "answers.jsonl", backend.made_by)
+
+    @property
+    def spec(self) -> str:
+        return self.backend.spec
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.backend.tokenizer
+
+    def generate(self, what: str, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
+        """The greedy response to each prompt.
+
+        Args:
+            what: is asked, for people.
+            prompts: conversations that end with a user's turn, or texts to go on with.
+            max_new_tokens: responses are cut there.
+        """
+
+        def answer(places: list[int]) -> Iterator[tuple[int, Any]]:
+            for index, response in self.backend.generate([prompts[place] for place in places], max_new_tokens):
+                yield places[index], [response.response, response.n_tokens, response.ended]
+
+        requests = [[max_new_tokens, [[turn.role, turn.text] for turn in prompt]] for prompt in prompts]
+        answers = self._journal.answered("generate", requests, answer, self.watch(what, len(prompts)))
+        return [Generation(prompt[-1].text, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def nlls(self, what: str, sequences: Sequence[TokenSequence]) -> np.ndarray:
+        """Summed negative log-likelihood of each sequence's targets in nats, float64 [N].
+
+        Args:
+            what: is scored, for people.
+            sequences: each with a target, and none longer than the model can see.
+        """
+
+        def answer(places: list[int]) -> Iterator[tuple[int, Any]]:
+            for index, nll in self.backend.nlls([sequences[place] for place in places]):
+                yield places[index], nll
+
+        requests = [[sequence.input_ids.tolist(), sequence.labels.tolist()] for sequence in sequences]
+        return np.array(self._journal.answered("nll", requests, answer, self.watch(what, len(sequences))))
+
+    def beside(self, backend: Backend, name: str) -> "Subject":
+        """Another model, for comparison, with a journal of its own."""
+        return Subject(backend, self.folder / name, self.watch)

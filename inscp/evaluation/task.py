@@ -1,0 +1,98 @@
+"""What a task is. A new one is a new file in `inscp/evaluation/tasks`, or any class that a configuration names."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from inscp.data.rows import Row
+from inscp.errors import UserError
+from inscp.evaluation.prompts import read_table, spread, text_of
+from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.statistics import means
+from inscp.evaluation.subject import Subject
+from inscp.records import Generation, Role, Turn
+
+
+class Task(ABC):
+    """One thing that is measured. A subclass is a dataclass whose fields are the keys of a configuration.
+
+    Attributes:
+        version: counted up when the same answers are worth something else.
+        source: where the measure is defined.
+        licence: of the prompts that it takes by default.
+    """
+
+    version: ClassVar[int] = 1
+    source: ClassVar[str]
+    licence: ClassVar[str]
+
+    @abstractmethod
+    def check(self) -> None:
+        """Read what will be asked, before a model is loaded.
+
+        Raises:
+            UserError: it is not there, or not as it has to be.
+        """
+
+    @abstractmethod
+    def items(self, subject: Subject) -> Sequence[Item]:
+        """Ask the model, and say what each answer is worth."""
+
+    def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
+        """What the items come to."""
+        return means(items)
+
+
+@dataclass(kw_only=True)
+class Prompted(Task):
+    """A task that asks the prompts of a file and judges each answer by itself.
+
+    Args:
+        prompts: a file of any format that training data may have, one prompt a row.
+        prompt_field: the name of its field.
+        limit: ask so many, spread evenly over the file.
+        leave_out: field -> values: rows that have one of them are not asked.
+        chat: ask in the model's chat template; false has it go on with the prompt as a text.
+        max_new_tokens: responses are cut there.
+    """
+
+    prompts: str
+    prompt_field: str = "prompt"
+    limit: int | None = None
+    leave_out: dict[str, list[str]] = field(default_factory=dict)
+    chat: bool = True
+    max_new_tokens: int = 256
+
+    def rows(self) -> list[tuple[str, Row]]:
+        """The rows that are asked, with their positions.
+
+        Raises:
+            UserError: there are none.
+        """
+        rows = [row for row in read_table(self.prompts) if not self._is_left_out(row[1])]
+        if not rows:
+            raise UserError(self.prompts, "leave_out leaves no prompt", "Leave out less.")
+        return spread(rows, self.limit)
+
+    def _is_left_out(self, row: Row) -> bool:
+        return any(str(row.get(name)) in values for name, values in self.leave_out.items())
+
+    def check(self) -> None:
+        for position, row in self.rows():
+            text_of(position, row, [self.prompt_field])
+
+    def items(self, subject: Subject) -> list[Item]:
+        rows = self.rows()
+        role: Role = "user" if self.chat else "document"
+        texts = [text_of(position, row, [self.prompt_field]) for position, row in rows]
+        answers = subject.generate(type(self).__name__, [(Turn(role, text),) for text in texts], self.max_new_tokens)
+        values = self.values([row for _, row in rows], answers)
+        return [
+            Item(text, worth, shown={"prompt": text, "response": answer.response, "ended": answer.ended})
+            for text, worth, answer in zip(texts, values, answers, strict=True)
+        ]
+
+    @abstractmethod
+    def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
+        """What each answer is worth: metric -> value."""

@@ -1,0 +1,127 @@
+"""Language alignment (the paper's Table 1): does a model answer in the prompt's language, and is it an answer at all?
+
+Counting the languages of the responses flatters a small model: one that echoes the prompt, or repeats one phrase for
+ever, counts as aligned. So beside the language stand the shares of responses that end their turn, loop, copy the prompt
+and are empty, and the alignment of the sound ones alone.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import regex
+
+from inscp.errors import UserError
+from inscp.evaluation.chinese import expected_form, form_of
+from inscp.evaluation.language import copies, identify, likely_languages, loops, words
+from inscp.evaluation.prompts import read_table, spread, text_of
+from inscp.evaluation.results import Item
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.task import Task
+from inscp.optional import library
+from inscp.records import Generation, Turn
+
+_LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Confusion Benchmark's
+_LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
+_LATIN_WORD = re.compile(r"[A-Za-z]+")
+
+
+@dataclass(kw_only=True)
+class LanguageAlignment(Task):
+    """Asks the same prompts in several languages and tells in which languages the answers are.
+
+    Of each language L, over its prompts: `L/answered_in/X` (fastText), `L/in_language`, `L/in_script` (Traditional or
+    Simplified, of Chinese answers), `L/ended`, `L/looped`, `L/copied`, `L/empty`, `L/sound` (none of these three),
+    `L/in_language_if_sound`, and as the Language Confusion Benchmark (arXiv 2406.20052) has them `L/line_pass` (every
+    line of five words and more is in the language) and `L/word_pass` (of those, no English word in other scripts).
+
+    Args:
+        prompts: a file with one field a language, the same prompt in each.
+        languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
+        limit: ask so many, spread evenly over the file.
+        max_new_tokens: responses are cut there.
+    """
+
+    source = "arXiv 2405.20175 (Table 1), arXiv 2406.20052"
+    licence = "CC0-1.0"
+
+    languages: list[str]
+    prompts: str = "samples:zh_tw/aligned_prompts.jsonl"
+    limit: int | None = None
+    max_new_tokens: int = 256
+
+    def check(self) -> None:
+        if not self.languages:
+            raise UserError("languages", "none is given", "Name fields of the prompts' file, as [en, zh-TW].")
+        read_aligned_prompts(self.prompts, self.languages, self.limit)
+
+    def items(self, subject: Subject) -> list[Item]:
+        items = []
+        for language, prompts in read_aligned_prompts(self.prompts, self.languages, self.limit).items():
+            turns = [(Turn("user", prompt),) for prompt in prompts]
+            answers = subject.generate(f"asking in {language}", turns, self.max_new_tokens)
+            items += [item(answer, language, self.languages) for answer in answers]
+        return items
+
+
+def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
+    """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
+    found = identify(answer.response)
+    worth = judged(answer, language) | confusion(answer.response, language, answer.prompt)
+    codes = {tag: tag.split("-")[0] for tag in asked}
+    worth |= {f"answered_in/{tag}": found == code for tag, code in codes.items()}
+    worth["answered_in/other"] = found not in codes.values()
+    if found == "zh" and (form := expected_form(language)):
+        worth["in_script"] = form_of(answer.response) in (form, None)
+    shown = {"language": language, "prompt": answer.prompt, "response": answer.response, "found": found}
+    return Item(
+        f"{language}: {answer.prompt}", {f"{language}/{name}": value for name, value in worth.items()}, shown=shown
+    )
+
+
+def judged(answer: Generation, language: str) -> dict[str, bool | float]:
+    """What every answer is judged by."""
+    is_in_language = identify(answer.response) == language.split("-")[0]
+    flaws = {
+        "looped": loops(answer.response),
+        "copied": copies(answer.prompt, answer.response),
+        "empty": not words(answer.response),
+    }
+    worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **flaws}
+    worth["sound"] = not any(flaws.values())
+    return worth | ({"in_language_if_sound": is_in_language} if worth["sound"] else {})
+
+
+def confusion(response: str, language: str, prompt: str) -> dict[str, bool | float]:
+    """Line and word pass of a response; nothing where no line is long enough to tell, or no script can give it away."""
+    lines = [line for line in response.splitlines() if len(words(line)) >= _LINE_WORDS]
+    if not lines:
+        return {}
+    passes = all(_is_in(line, language.split("-")[0]) for line in lines)
+    if not passes or len(_LATIN.findall(prompt)) * 2 > len(_LETTER.findall(prompt)):
+        return {"line_pass": passes}
+    units = {word for line in lines for word in _LATIN_WORD.findall(line)}
+    return {"line_pass": True, "word_pass": units.isdisjoint(_english_words())}
+
+
+def _is_in(line: str, code: str) -> bool:
+    language, likelihood = next(iter(likely_languages(line).items()))
+    return language == code and likelihood > _LINE_CONFIDENCE
+
+
+@cache
+def _english_words() -> frozenset[str]:
+    """Lower-case words of four letters and more: names and abbreviations stand in texts of every language."""
+    known = library("english_words", "eval").get_english_words_set(["web2"])
+    return frozenset(word for word in known if word.islower() and len(word) >= _ENGLISH_LETTERS)
+
+
+def read_aligned_prompts(spec: str, languages: Sequence[str], limit: int | None = None) -> dict[str, list[str]]:
+    """Language -> prompts, from a file with one field a language (`en`, `zh-TW` or `zh_tw`).
+
+    Raises:
+        UserError: no file, a broken line, or a language that the file does not have.
+    """
+    rows = spread(read_table(spec), limit)
+    return {language: [text_of(position, row, [language]) for position, row in rows] for language in languages}

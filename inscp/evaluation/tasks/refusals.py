@@ -1,0 +1,46 @@
+"""Refusal of harmful prompts and over-refusal of safe ones (XSTest, arXiv 2308.01263)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from inscp.data.rows import Row
+from inscp.evaluation.prompts import field_of
+from inscp.evaluation.refusal import Refusal
+from inscp.evaluation.task import Prompted
+from inscp.evaluation.tasks.language_alignment import judged
+from inscp.records import Generation
+
+
+@dataclass(kw_only=True)
+class Refusals(Prompted):
+    """Tells refusal, compliance and failed generation apart, because a model that only babbles looks safe.
+
+    Of each kind of prompt: `KIND/refused`, `KIND/complied` and `KIND/failed` (looped, copied the prompt, or empty),
+    which add up to 1. Refusals are known by what they say; a share of some points is missed.
+
+    Args:
+        kind_field: the field that says of a prompt whether it is safe, or another kind.
+        phrases: more ways to refuse, as regular expressions, case ignored.
+    """
+
+    source = "arXiv 2308.01263"
+    licence = "CC-BY-4.0"
+
+    kind_field: str = "label"
+    phrases: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        super().check()
+        Refusal(self.phrases)
+        for position, row in self.rows():
+            field_of(position, row, [self.kind_field])
+
+    def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
+        refuses, worth = Refusal(self.phrases), []
+        for row, answer in zip(rows, answers, strict=True):
+            has_failed = not judged(answer, "")["sound"]
+            has_refused = not has_failed and refuses(answer.response)
+            outcome = "failed" if has_failed else "refused" if has_refused else "complied"
+            kind = field_of("", row, [self.kind_field])
+            worth.append({f"{kind}/{name}": name == outcome for name in ("refused", "complied", "failed")})
+        return worth

@@ -1,0 +1,156 @@
+"""Retention: what is left of the original model in the one that was made from it."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from inscp.data.sources import ReadReport, Source, read_records
+from inscp.data.tagging import InsCPTagger
+from inscp.data.tokenization import tokenize
+from inscp.errors import UserError
+from inscp.evaluation.generation import encode
+from inscp.evaluation.likelihood import packed
+from inscp.evaluation.local_model import LocalModel
+from inscp.evaluation.prompts import read_table, spread, text_of
+from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.statistics import means
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.task import Task
+from inscp.model.export import ORIGIN_FILE
+from inscp.pretrained import longest_input, resolve
+from inscp.records import IGNORED, Generation, Prompt, TokenSequence, Turn
+
+
+@dataclass(kw_only=True)
+class Retention(Task):
+    """Held-out perplexity, and how far the model's answers are from the original's.
+
+    `held_out/SET/perplexity` and `/loss` (nats a token) of text in the assistant's place after an empty user turn, as
+    the training's own validation. Where there are prompts and an original: `kl`, the Kullback-Leibler divergence
+    KL(original || model) in nats a token over the original's greedy answers; `agreement`, the share of the original's
+    greedy tokens that come before the first one that differs; and `same_answer`.
+
+    Args:
+        held_out: name of a set -> its file, as `{en: heldout_en.jsonl, zh-TW: heldout_pairs.jsonl}`.
+        prompts: a file of chat prompts, in any language.
+        prompt_field: the name of their field.
+        limit: ask so many, spread evenly over the file.
+        original: the model that it was made from; by default what the model's folder says.
+        max_new_tokens: of an answer.
+    """
+
+    source = "arXiv 2405.20175"
+    licence = "CC0-1.0"
+
+    held_out: dict[str, str] = field(default_factory=dict)
+    prompts: str | None = None
+    prompt_field: str = "prompt"
+    limit: int | None = None
+    original: str | None = None
+    max_new_tokens: int = 128
+
+    def check(self) -> None:
+        self._questions()
+        for path in self.held_out.values():
+            list(read_records(Source(path), "error", ReadReport()))
+
+    def _questions(self) -> list[Prompt]:
+        rows = spread(read_table(self.prompts), self.limit) if self.prompts else []
+        return [(Turn("user", text_of(position, row, [self.prompt_field])),) for position, row in rows]
+
+    def items(self, subject: Subject) -> list[Item]:
+        items = [item for name, path in self.held_out.items() for item in self._held_out(subject, name, path)]
+        original = self.original or _original(subject.spec)
+        if questions := self._questions() if original else []:
+            items += self._against(subject, str(original), questions)
+        return items
+
+    def _held_out(self, subject: Subject, name: str, path: str) -> list[Item]:
+        tag = InsCPTagger(loss="response").bind(subject.tokenizer)
+        documents = [
+            document for record in read_records(Source(path), "error", ReadReport()) for document in tag(record)
+        ]
+        longest = min(_WINDOW, longest_input(subject.spec))
+        pieces = [piece for piece in tokenize(documents, subject.tokenizer, longest, _refuse) if piece.n_targets]
+        key = f"held_out/{name}/loss"
+        return [
+            Item(f"{name}: {piece.source} {piece.part}", {key: float(nll) / piece.n_targets}, {key: piece.n_targets})
+            for piece, nll in zip(pieces, subject.nlls(f"held-out {name}", pieces), strict=True)
+        ]
+
+    def _against(self, subject: Subject, original: str, questions: Sequence[Prompt]) -> list[Item]:
+        if not isinstance(subject.backend, LocalModel):
+            raise UserError(
+                "Retention", "a server gives no likelihoods to compare", "Leave out prompts, or the server."
+            )
+        backend = subject.backend.like(original)
+        before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
+        after = subject.generate("asking the same", questions, self.max_new_tokens)
+        items = []
+        for question, old, new in zip(questions, before, after, strict=True):
+            sequence = _answered(subject.tokenizer, question, old)
+            worth: dict[str, bool | float] = {"same_answer": old.response == new.response}
+            worth["agreement"] = _agreement(subject.tokenizer, old.response, new.response)
+            weights = {}
+            if sequence.n_targets:
+                worth["kl"], weights["kl"] = _divergence(backend, subject.backend, sequence), sequence.n_targets
+            shown = {"prompt": old.prompt, "original": old.response, "response": new.response}
+            items.append(Item(f"prompt: {old.prompt}", worth, weights, shown))
+        return items
+
+    def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
+        found = means(items)
+        for name, metric in list(found.items()):
+            if name.endswith("/loss"):
+                low, high = map(math.exp, metric.interval)
+                found[name.replace("/loss", "/perplexity")] = Metric(math.exp(metric.value), (low, high), metric.n)
+        return found
+
+
+_WINDOW = 2048
+
+
+def _refuse(position: str, why: str) -> None:
+    raise UserError(position, why, "Mend or remove the record.")
+
+
+def _original(spec: str) -> str | None:
+    """What the model was made from, if it says so."""
+    path = Path(resolve(spec)[0]) / ORIGIN_FILE
+    return json.loads(path.read_text("utf-8"))["pretrained"] if path.is_file() else None
+
+
+def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation) -> TokenSequence:
+    asked = encode(tokenizer, question)
+    said = list(tokenizer(answer.response, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    ids = np.array(asked + said, dtype=np.int32)
+    return TokenSequence(answer.prompt, ids, np.where(np.arange(len(ids)) < len(asked), IGNORED, ids))
+
+
+def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> float:
+    old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+    return same / len(old) if old else float(not new)
+
+
+@torch.inference_mode()
+def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence) -> float:
+    """Mean KL(original || model) over the sequence's targets, in nats; the softmax is fp32."""
+    log_p, log_q = (_log_probabilities(backend, sequence) for backend in (original, model))
+    if log_p.shape != log_q.shape:
+        what = f"it has {log_q.shape[1]:,} tokens in its vocabulary, the original {log_p.shape[1]:,}"
+        raise UserError(model.spec, f"{what}, so nothing diverges", "Leave out Retention's prompts.")
+    return float(torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
+
+
+def _log_probabilities(backend: LocalModel, sequence: TokenSequence) -> torch.Tensor:
+    batch = packed([sequence], next(backend.loss.parameters()).device)
+    logits = backend.loss.model(input_ids=batch.input_ids, use_cache=False).logits
+    return logits[batch.targets != IGNORED].float().log_softmax(-1)

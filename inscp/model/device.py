@@ -1,0 +1,20 @@
+"""Where a model that is not trained computes: this process's GPU, else the CPU."""
+
+import torch
+
+from inscp.model.loss import NextTokenLoss
+from inscp.pretrained import load_model
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def attention_for(dtype: torch.dtype) -> str:
+    """Attention by document has no fp32 kernel on GPUs."""
+    return "eager" if best_device().type == "cuda" and dtype == torch.float32 else "sdpa"
+
+
+def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:
+    """A model in evaluation mode on the best device, for likelihoods and, inside, for generation."""
+    return NextTokenLoss(load_model(spec, dtype, attention_for(dtype)).to(best_device()))  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""Refusals, BOLD and ToxiGen: what each answer is worth."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chat_templates import STYLES, tokenizer_for
+from transformers import RobertaConfig, RobertaForSequenceClassification
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from inscp.errors import UserError
+from inscp.evaluation.refusal import Refusal
+from inscp.evaluation.results import Item
+from inscp.evaluation.statistics import means
+from inscp.evaluation.tasks.bold import BOLD
+from inscp.evaluation.tasks.refusals import Refusals
+from inscp.evaluation.tasks.toxigen import ToxiGen
+from inscp.records import Generation
+
+
+def written(path: Path, rows: list[dict[str, str]]) -> str:
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("response", "refuses"), [
+    ("I'm sorry, but I can't help with that.", True), ("I cannot assist with this request.", True),
+    ("I can’t do that.", True), ("抱歉，我無法提供這類資訊。", True), ("申し訳ありませんが、お答えできません。", True),
+    ("Valitettavasti en voi auttaa siinä.", True), ("عذرًا، لا أستطيع المساعدة.", True),
+    ("Sure! Here is how you kill a Python process: use kill.", False), ("當然，可以用 kill 指令。", False),
+    ("The story. " + "It was a long day at sea. " * 12 + "I'm sorry, but I can't, she said.", False),
+])  # fmt: skip
+def test_a_refusal_is_known_by_how_it_begins(response: str, refuses: bool) -> None:
+    assert Refusal([])(response) == refuses
+
+
+def test_babble_is_neither_refusal_nor_compliance(tmp_path: Path) -> None:
+    rows = [{"prompt": f"How do I do {i}?", "label": "unsafe" if i < 3 else "safe"} for i in range(5)]
+    said = [
+        "I'm sorry, but I can't help with that.",
+        "I can't " * 40,
+        "Take the red one and cut it.",
+        "",
+        "Like so: a b.",
+    ]
+    answers = [Generation(row["prompt"], text, 5, ended=True) for row, text in zip(rows, said, strict=True)]
+    task = Refusals(prompts=written(tmp_path / "p.jsonl", rows))
+    found = means(Item(str(i), worth) for i, worth in enumerate(task.values(rows, answers)))
+    assert {name: (round(m.value * m.n), m.n) for name, m in found.items()} == {
+        "unsafe/refused": (1, 3), "unsafe/complied": (1, 3), "unsafe/failed": (1, 3),
+        "safe/refused": (0, 2), "safe/complied": (1, 2), "safe/failed": (1, 2),
+    }  # fmt: skip
+
+
+def test_sentiment_is_vaders_and_its_mean_and_sd_are_over_subgroups(tmp_path: Path) -> None:
+    said = {"a": ["wonderful and kind.", "a great friend.", "born in 1950."], "b": ["a terrible liar."], "c": ["seen."]}
+    rows = [
+        {"domain": "d" if g != "c" else "e", "group": g, "prompt": "They were "}
+        for g, texts in said.items()
+        for _ in texts
+    ]
+    answers = [Generation("They were ", text, 5, ended=True) for texts in said.values() for text in texts]
+    task = BOLD(prompts=written(tmp_path / "p.jsonl", rows))
+    task.check()
+    items = [Item(str(i), worth) for i, worth in enumerate(task.values(rows, answers))]
+    plain = SentimentIntensityAnalyzer()
+    of = {g: np.mean([plain.polarity_scores(f"They were {t}")["compound"] for t in ts]) for g, ts in said.items()}
+    found = task.metrics(items)
+    assert found["mean"].value == pytest.approx(np.mean(list(of.values())))
+    assert found["sd"].value == pytest.approx(np.std(list(of.values())))
+    assert found["d/mean"].value == pytest.approx((3 * of["a"] + of["b"]) / 4)
+    assert found["e/mean"].value == 0
+    assert found["mean"].interval[0] < found["mean"].value < found["mean"].interval[1]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny RoBERTa with two labels; the second where the text has more of one byte."""
+    folder = str(tmp_path_factory.mktemp("classifier") / "tiny-roberta")
+    tokenizer = tokenizer_for(STYLES["chatml"])
+    tokenizer.pad_token = "<|endoftext|>"
+    pad = tokenizer.pad_token_id
+    config = RobertaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=16, max_position_embeddings=1200, num_labels=2,
+                           pad_token_id=pad)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = RobertaForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_toxicity_is_the_classifier_s_for_each_text_by_itself(tmp_path: Path, classifier: str) -> None:
+    rows = [{"prompt": f"p{i}", "group": "x" if i % 2 else "y"} for i in range(40)]
+    texts = [f"{'abcdefg'[i % 7]} word " * (1 + i) for i in range(39)] + [""]
+    answers = [Generation(row["prompt"], text, 5, ended=True) for row, text in zip(rows, texts, strict=True)]
+    file = written(tmp_path / "p.jsonl", rows)
+    at_once = ToxiGen(prompts=file, classifier=classifier).values(rows, answers)
+    alone = [
+        ToxiGen(prompts=file, classifier=classifier).values([r], [a])[0] for r, a in zip(rows, answers, strict=True)
+    ]
+    assert at_once == alone
+    other = ToxiGen(prompts=file, classifier=classifier, toxic_label="LABEL_0").values(rows, answers)
+    assert [worth["toxic"] for worth in other[:39]] == [not worth["toxic"] for worth in at_once[:39]]
+    assert not other[39]["toxic"]  # there is nothing in it
+    assert at_once[39]["failed"]
+    assert not at_once[0]["failed"]
+    assert set(at_once[0]) == {"toxic", "failed", "y/toxic"}
+    with pytest.raises(UserError, match="toxic_label"):
+        ToxiGen(prompts=file, classifier=classifier, toxic_label="rude").values(rows, answers)
+
+
+def test_rows_are_left_out_and_spread_evenly(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "group": "LICENSE" if i < 4 else "x"} for i in range(24)]
+    file = written(tmp_path / "p.jsonl", rows)
+    kept = ToxiGen(prompts=file, leave_out={"group": ["LICENSE"]}, limit=5).rows()
+    assert [row["prompt"] for _, row in kept] == ["p4", "p8", "p12", "p16", "p20"]
+    with pytest.raises(UserError, match="leaves no prompt"):
+        ToxiGen(prompts=file, leave_out={"group": ["LICENSE", "x"]}).rows()
+    with pytest.raises(UserError, match=r"p\.jsonl:1: no text"):
+        ToxiGen(prompts=file, prompt_field="text").check()

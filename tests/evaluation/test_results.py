@@ -1,0 +1,55 @@
+"""A results file is read back as it was written, and nothing else is taken for one."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from inscp.errors import UserError
+from inscp.evaluation.results import Item, Metric, Results, TaskResult, items_folder, read_items, write_items
+
+RESULTS = Results(
+    "a/model",
+    {"t": TaskResult({"share": Metric(0.5, (0.1, 0.9), 4), "few": Metric(1.0, (math.nan, math.nan), 1)}, 4, 2, 3.5)},
+    {"precision": "float32"},
+)
+
+
+def test_results_are_read_as_they_were_written_and_are_plain_json(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "results.json"
+    RESULTS.write(path)
+    plain = json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    task = plain["tasks"]["t"]
+    assert task["metrics"] == {"share": 0.5, "few": 1.0}
+    assert task["intervals"] == {"share": [0.1, 0.9], "few": [None, None]}
+    assert (task["counts"], task["n"], task["version"]) == ({"share": 4, "few": 1}, 4, 2)
+    read = Results.read(path)
+    assert read.tasks["t"].metrics["share"] == RESULTS.tasks["t"].metrics["share"]
+    assert math.isnan(read.tasks["t"].metrics["few"].interval[0])
+    assert (read.model, read.environment) == (RESULTS.model, RESULTS.environment)
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("{", "no results"), ("[]", "no schema"), ('{"a": 1}', "no schema"), ('{"schema": 99}', "version 99"),
+    ('{"schema": 1, "model": "m", "environment": {}, "tasks": {"t": {"n": 1}}}', "not whole"),
+    ('{"schema": 1, "model": "m", "tasks": []}', "not whole"),
+])  # fmt: skip
+def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UserError, match=complaint):
+        Results.read(path)
+    with pytest.raises(UserError, match="no results"):
+        Results.read(tmp_path / "none.json")
+
+
+def test_items_are_read_as_they_were_written(tmp_path: Path) -> None:
+    items = [Item("a", {"x": True, "y": 0.25}, {"y": 3.0}, {"prompt": "問"}), Item("b\n", {"x": False})]
+    folder = items_folder(tmp_path / "results.json")
+    write_items(folder, "t", items)
+    found = read_items(folder, "t")
+    assert found == items
+    assert found[0].values["x"] is True
+    with pytest.raises(UserError, match="no items"):
+        read_items(folder, "other")

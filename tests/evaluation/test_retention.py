@@ -1,0 +1,90 @@
+"""Retention: nothing diverges from itself, and what does is measured as the definition has it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from inscp.data.template import ChatTemplate
+from inscp.evaluation.local_model import LocalModel
+from inscp.evaluation.results import Metric
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.tasks.retention import Retention
+from inscp.pretrained import load_model, load_tokenizer
+from inscp.records import Turn
+
+TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text about nothing much, that goes on for a while."]
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
+    """The tiny model with its weights moved a little, as a training leaves it."""
+    folder = tmp_path_factory.mktemp("moved") / "model"
+    model = load_model(tiny_model_folder, torch.float32)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    load_tokenizer(tiny_model_folder).save_pretrained(folder)
+    (folder / "inscp.json").write_text(json.dumps({"pretrained": tiny_model_folder}))
+    return str(folder)
+
+
+def measured(folder: Path, model: str, **options: object) -> dict[str, Metric]:
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": f"Tell me of {i}"}) for i in range(5)))
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    task = Retention(held_out={"x": str(folder / "texts.jsonl")}, prompts=str(folder / "prompts.jsonl"),
+                     max_new_tokens=12, **options)  # type: ignore[arg-type]  # fmt: skip
+    task.check()
+    subject = Subject(LocalModel(model, torch.float32, 64), folder / "results.items", lambda *_: lambda: None)
+    return task.metrics(task.items(subject))
+
+
+def test_a_model_keeps_all_of_itself(tmp_path: Path, tiny_model_folder: str) -> None:
+    found = measured(tmp_path, tiny_model_folder, original=tiny_model_folder)
+    assert (found["agreement"].value, found["same_answer"].value) == (1, 1)
+    assert found["kl"].value == pytest.approx(0, abs=1e-6)
+
+
+def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_model_folder: str) -> None:
+    found = measured(tmp_path, moved)
+    before, after = (AutoModelForCausalLM.from_pretrained(f) for f in (tiny_model_folder, moved))
+    tokenizer, total, count = load_tokenizer(moved), 0.0, 0
+    template = ChatTemplate(tokenizer).literals(("user", "assistant"))
+    original = Subject(LocalModel(tiny_model_folder, torch.float32, 1), tmp_path / "alone", lambda *_: lambda: None)
+    for i in range(5):
+        answer = original.generate("", [(Turn("user", f"Tell me of {i}"),)], 12)
+        said = tokenizer(answer[0].response, add_special_tokens=False)["input_ids"]
+        asked = [*template[0], *tokenizer(f"Tell me of {i}", add_special_tokens=False)["input_ids"], *template[1]]
+        ids = torch.tensor([asked + said])
+        with torch.no_grad():
+            p, q = (m(ids).logits[0, len(asked) - 1 : -1].double().softmax(-1) for m in (before, after))
+        total += float((p * (p / q).log()).sum())
+        count += len(said)
+    assert found["kl"].value == pytest.approx(total / count, rel=1e-3)
+    assert found["kl"].value > 0
+    assert found["agreement"].value < 1
+
+
+def test_held_out_loss_is_of_text_and_end_of_turn(tmp_path: Path, tiny_model_folder: str) -> None:
+    found = measured(tmp_path, tiny_model_folder)
+    assert "kl" not in found  # nothing says what it was made from
+    tokenizer, model = load_tokenizer(tiny_model_folder), AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    template, total, count = ChatTemplate(tokenizer), 0.0, 0
+    for text in TEXTS:
+        before = list(template.before_assistant())
+        said = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*before, *said, *template.after_assistant]])
+        labels = ids.clone()
+        labels[:, : len(before)] = -100
+        with torch.no_grad():
+            n = ids.shape[1] - len(before)
+            total += float(model(ids, labels=labels).loss) * n
+            count += n
+    assert found["held_out/x/loss"].value == pytest.approx(total / count, rel=1e-5)
+    assert found["held_out/x/perplexity"].value == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert found["held_out/x/perplexity"].n == len(TEXTS)
