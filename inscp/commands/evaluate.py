@@ -26,9 +26,9 @@ from inscp.evaluation.results import Item, TaskResult, items_folder
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
-from inscp.model.export import ORIGIN_FILE
+from inscp.model.export import Origin, read_origin
 from inscp.model.precision import multiplies_bf16
-from inscp.pretrained import model_name, resolve
+from inscp.pretrained import resolve
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -112,15 +112,10 @@ def _columns(items: list[Item]) -> dict[str, list[Any]]:
     return columns and columns | {"worth": [json.dumps(dict(item.values)) for item in items]}
 
 
-def _origin(model: str) -> dict[str, Any]:
-    """What the folder of an adapted model says of it; nothing of any other."""
-    path = Path(resolve(model)[0]) / ORIGIN_FILE
-    return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
-
-
 def _steps(model: str) -> int:
     """How many updates made the model: where its metrics lie on the curves of its run."""
-    return int(_origin(model).get("training", {}).get("steps", 0))
+    origin = read_origin(model)
+    return int(origin.training["steps"]) if origin else 0
 
 
 def _tracker(model: str, tracking: Tracking) -> MLflowTracker:
@@ -130,11 +125,10 @@ def _tracker(model: str, tracking: Tracking) -> MLflowTracker:
         assert isinstance(start, Start)
         of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)
         return MLflowTracker(of_run, start.name, {}, dumped([start]), is_addition=True)
-    origin = _origin(model)
-    names = [origin.get("arm", "instruct"), model_name(origin.get("pretrained", model)), origin.get("language", "")]
-    tracker = MLflowTracker(
-        tracking, " ".join(filter(None, names)), provenance_tags(), is_addition=tracking.run_id is not None
-    )
-    if tracking.run_id is None:
-        tracker.log_hyperparams({"arm": names[0], "model": names[1], "evaluated": model})
+    origin = read_origin(model) or Origin(model, "instruct", "")
+    is_addition = tracking.run_id is not None
+    name = f"{origin.arm} {origin.base_model} {origin.language}".strip()
+    tracker = MLflowTracker(tracking, name, provenance_tags(), is_addition=is_addition)
+    if not is_addition:
+        tracker.log_hyperparams({"arm": origin.arm, "model": origin.base_model, "evaluated": model})
     return tracker

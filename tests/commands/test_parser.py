@@ -38,4 +38,5 @@ def test_a_command_s_data_is_not_read_as_a_configuration(unread: str) -> None:
 def test_a_training_s_data_is_not_read_as_a_configuration(unread: str) -> None:
     parser = TrainingParser()
     parser.add_lightning_class_args(InsCPDataModule, "data")
-    assert parser.parse_args([f"--data.train={unread}", "--data.pretrained=x", "--data.language=fi"]).data.train == unread
+    given = parser.parse_args([f"--data.train={unread}", "--data.pretrained=x", "--data.language=fi"])
+    assert given.data.train == unread

@@ -30,7 +30,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> s
             weight += 0.02 * torch.randn_like(weight)
     model.save_pretrained(folder)
     load_tokenizer(tiny_model_folder).save_pretrained(folder)
-    (folder / "inscp.json").write_text(json.dumps({"pretrained": tiny_model_folder}))
+    (folder / "inscp.json").write_text(json.dumps({"pretrained": tiny_model_folder, "arm": "InsCP", "language": "fi"}))
     return str(folder)
 
 

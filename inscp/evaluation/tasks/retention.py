@@ -1,11 +1,9 @@
 """Retention: what is left of the original model in the one that was made from it."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +21,8 @@ from inscp.evaluation.results import Item, Metric
 from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
-from inscp.model.export import ORIGIN_FILE
-from inscp.pretrained import longest_input, resolve
+from inscp.model.export import read_origin
+from inscp.pretrained import longest_input
 from inscp.records import IGNORED, Generation, Prompt, TokenSequence, Turn
 
 
@@ -67,10 +65,13 @@ class Retention(Task):
 
     def items(self, subject: Subject) -> list[Item]:
         items = [item for name, path in self.held_out.items() for item in self._held_out(subject, name, path)]
-        original = self.original or _original(subject.spec)
-        if questions := self._questions() if original else []:
-            items += self._against(subject, str(original), questions)
+        if (questions := self._questions()) and (original := self._original(subject.spec)):
+            items += self._against(subject, original, questions)
         return items
+
+    def _original(self, spec: str) -> str | None:
+        origin = None if self.original else read_origin(spec)
+        return origin.pretrained if origin else self.original
 
     def _held_out(self, subject: Subject, name: str, path: str) -> list[Item]:
         tag = InsCPTagger(loss="response").bind(subject.tokenizer)
@@ -119,12 +120,6 @@ _WINDOW = 2048
 
 def _refuse(position: str, why: str) -> None:
     raise UserError(position, why, "Mend or remove the record.")
-
-
-def _original(spec: str) -> str | None:
-    """What the model was made from, if it says so."""
-    path = Path(resolve(spec)[0]) / ORIGIN_FILE
-    return json.loads(path.read_text("utf-8"))["pretrained"] if path.is_file() else None
 
 
 def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation) -> TokenSequence:
