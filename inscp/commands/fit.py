@@ -23,7 +23,7 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
 from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
-from inscp.commands.parser import TrainingParser
+from inscp.commands.parser import NoSubConfigs, OneLineErrors
 from inscp.commands.resume import newest_checkpoint
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError
@@ -59,6 +59,10 @@ def _leave_together() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+class TrainingParser(NoSubConfigs, OneLineErrors, LightningArgumentParser):
+    """Parser of the commands that take a training configuration."""
 
 
 class LogConfig(SaveConfigCallback):

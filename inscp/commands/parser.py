@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli
-from lightning.pytorch.cli import LightningArgumentParser
 
 from inscp.errors import UserError
 
@@ -59,10 +58,6 @@ class NoSubConfigs:
 
 class Parser(NoSubConfigs, OneLineErrors, ArgumentParser):
     """Parser of the commands that take no training configuration."""
-
-
-class TrainingParser(NoSubConfigs, OneLineErrors, LightningArgumentParser):
-    """Parser of the commands that take a training configuration."""
 
 
 def call(command: str, function: Callable[..., Any], arguments: list[str], as_positional: bool = False) -> None:

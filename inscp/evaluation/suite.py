@@ -1,7 +1,9 @@
 """Runs tasks on a model, one behind the other."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from inscp.evaluation.results import Item, Results, TaskResult, write_items
@@ -23,8 +25,18 @@ def run(tasks: Mapping[str, Task], subject: Subject, environment: Mapping[str, A
     results = {}
     for name, task in tasks.items():
         started = time.monotonic()
-        items = list(task.items(subject))
+        items = told_apart(task.items(subject))
         results[name] = TaskResult(task.metrics(items), len(items), task.version, time.monotonic() - started)
         write_items(subject.folder, name, items)
         on_task(name, results[name], items)
     return Results(subject.spec, results, environment)
+
+
+def told_apart(items: Iterable[Item]) -> list[Item]:
+    """The same items, where one id comes again with its number behind it: two evaluations are compared by id."""
+    seen: Counter[str] = Counter()
+    result = []
+    for item in items:
+        seen[item.id] += 1
+        result.append(item if seen[item.id] == 1 else replace(item, id=f"{item.id} ({seen[item.id]})"))
+    return result

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from inscp.commands.parser import Parser, TrainingParser
+from inscp.commands.fit import TrainingParser
+from inscp.commands.parser import Parser
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Sources
 

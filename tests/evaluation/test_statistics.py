@@ -7,6 +7,7 @@ import pytest
 
 from inscp.evaluation.results import Item
 from inscp.evaluation.statistics import differences, mcnemar, means
+from inscp.evaluation.suite import told_apart
 
 
 def test_bools_make_a_share_with_wilsons_interval_and_numbers_a_weighted_mean() -> None:
@@ -53,3 +54,10 @@ def test_the_same_items_are_compared_wherever_they_stand() -> None:
     assert found.change.interval[0] > 0.1
     assert found.p < 0.01
     assert differences(before, before)["x"].p == 1.0
+
+
+def test_items_of_one_id_are_told_apart_before_they_are_compared() -> None:
+    items = told_apart([Item("a", {"x": 1.0}), Item("b", {"x": 2.0}), Item("a", {"x": 3.0}), Item("a", {"x": 4.0})])
+    assert [item.id for item in items] == ["a", "b", "a (2)", "a (3)"]
+    found = differences(items, items)["x"]
+    assert (found.before, found.after, found.change.interval) == (2.5, 2.5, (0.0, 0.0))
