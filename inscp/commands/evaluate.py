@@ -23,6 +23,7 @@ from inscp.errors import UserError
 from inscp.evaluation import suite
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Item, TaskResult, items_folder
+from inscp.evaluation.server import ServedModel, Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
@@ -44,6 +45,7 @@ def evaluate(
     out: str = "results.json",
     precision: Literal["bf16", "fp32"] | None = None,
     batch_size: int = 64,
+    server: Server | None = None,
     mlflow: Tracking = Tracking(),  # noqa: B008  # frozen
 ) -> None:
     """Measure a model by some tasks; the same command goes on where it was interrupted.
@@ -54,14 +56,15 @@ def evaluate(
         out: the results file. What every item was worth goes into OUT.items beside it, as do the answers.
         precision: bf16 where the hardware multiplies in it, else fp32.
         batch_size: prompts that are answered at once.
+        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; likelihoods, which
+            it does not give, are an error then. `model` is what is served there, by which its run is found.
         mlflow: where it is tracked: in the run that made the model, else in a new one.
     """
     if not tasks:
         raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
     for task in tasks.values():
         task.check()
-    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
-    backend = LocalModel(model, torch.bfloat16 if is_bf16 else torch.float32, batch_size)
+    backend = _served(server) if server else LocalModel(model, _dtype(precision), batch_size)
     folder = items_folder(Path(out))
     subject = Subject(backend, folder, _watch)
     tracker = _tracker(model, mlflow) if mlflow.enabled else None
@@ -88,6 +91,17 @@ def evaluate(
         tracker.log_text(Path(out).read_text("utf-8"), "results.json")
         tracker.finalize("success")
     print(f"\nresults    {out}\nitems      {folder}" + (f"\nMLflow run {tracker.address}" if tracker else ""))
+
+
+def _dtype(precision: str | None) -> torch.dtype:
+    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
+    return torch.bfloat16 if is_bf16 else torch.float32
+
+
+def _served(server: Server) -> ServedModel:
+    served = ServedModel(server)
+    served.connect()
+    return served
 
 
 def _watch(what: str, total: int) -> Callable[[], None]:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
+from openai_server import serving
+
+from inscp.__main__ import main
 
 CONFIG = """
 tasks:
@@ -123,14 +126,28 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
     (["--config", "tasks.yaml", "--model", "nowhere/"], "no such model"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line(
-    project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str
-) -> None:
+    project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     (project / "empty.jsonl").write_text("")
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("sys.argv", ["inscp"])
     given = ["--model", tiny_model_folder, "--out", "wrong.json", "--mlflow.enabled", "false", *arguments]
-    done = run("evaluate", *given, cwd=project, status=2)
-    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert main(["evaluate", *given]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert complaint in line
-    assert "Traceback" not in done.stderr
+
+
+def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained: str) -> None:
+    tasks = ["--tasks.t", "LanguageAlignment", "--tasks.t.languages", "[en]", "--tasks.t.prompts", "prompts.jsonl"]
+    given = ["--model", trained, "--mlflow.enabled", "false", *tasks, "--server.model", "served"]
+    with serving(lambda body: f"It is {body['messages'][-1]['content']}") as server:
+        run("evaluate", *given, "--out", "served.json", "--server.address", server.address, cwd=project)
+        assert sorted(server.prompts()) == sorted(f"What is {i}?" for i in range(6))
+    rows = [json.loads(line) for line in (project / "served.items/t.jsonl").read_text().splitlines()]
+    assert [row["shown"]["response"] for row in rows] == [f"It is What is {i}?" for i in range(6)]
+    gone = run("evaluate", *given, "--out", "gone.json", "--server.address", server.address, cwd=project, status=2)
+    assert "no server answers there" in gone.stderr
 
 
 def test_results_of_other_tasks_or_versions_are_not_compared(project: Path, evaluated: str) -> None:

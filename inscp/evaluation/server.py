@@ -1,0 +1,300 @@
+"""A model behind an OpenAI-compatible address: OpenAI itself, vLLM, `transformers serve`.
+
+The key is known by the name of an environment variable alone: it goes to the server, and to no file and no message.
+"""
+
+import os
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from inscp.errors import RunError, UserError
+from inscp.evaluation.spending import Spending, Usage, about_tokens, most_tokens
+from inscp.optional import library
+from inscp.records import Generation, Prompt, TokenSequence
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
+    from transformers import PreTrainedTokenizerBase
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 120.0  # seconds between two tries; doubled from try to try
+_PATIENCE = 30.0  # seconds for the first contact, whatever the time that answers may take
+_ASK_AGAIN = (408, 409, 429)  # and 5xx: the request is right, the moment is not
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a model is served, and how much may be asked of it.
+
+    Args:
+        address: of the API, most often with `/v1` at its end.
+        model: as the server calls it.
+        key_env: the environment variable that holds the key; where it is empty, the server gets none.
+        concurrency: calls at once.
+        retries: of a call that failed, each after twice the time.
+        timeout: seconds without a word from the server.
+        prompt_price, completion_price: of a million tokens, in any currency.
+        budget_calls, budget_money: what one task may take of it, retries included; it stops before it takes more.
+        options: more keys of the request (`seed`, `max_completion_tokens`); null leaves one out (`temperature`).
+    """
+
+    address: str
+    model: str
+    key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    retries: int = 5
+    timeout: float = 300.0
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+    budget_calls: int | None = None
+    budget_money: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What decides its answers, as far as one can tell from here."""
+        return {"server": self.address, "model": self.model, "options": self.options}
+
+    @property
+    def key(self) -> str:
+        return os.environ.get(self.key_env, "").strip()
+
+    def check(self) -> None:
+        """See that the configuration can be meant.
+
+        Raises:
+            UserError: it cannot.
+        """
+        parts = urlsplit(self.address)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise UserError(self.address, "no address of a server", "Give one like https://api.openai.com/v1.")
+        if parts.username is not None:  # it would stand in files
+            mend = "Give it in an environment variable, and the variable's name as key_env."
+            raise UserError(parts.hostname or "address", "the address has a password in it", mend)
+        if self.concurrency < 1 or self.retries < 0:
+            raise UserError(self.address, "concurrency is below 1, or retries below 0", "Give more.")
+        if not self.key.isascii() or any(character.isspace() for character in self.key):
+            raise UserError(f"${self.key_env}", "what it holds is no key", "Set it to the key alone.")
+
+    def most(self, prompt: Prompt, max_new_tokens: int) -> Usage:
+        """What a call can use at most."""
+        allowed = [self.options.get(name) or 0 for name in ("max_tokens", "max_completion_tokens")]
+        return Usage(most_tokens(prompt), max(max_new_tokens, *allowed))
+
+    def money(self, usage: Usage) -> float:
+        return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
+
+    def estimate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> str:
+        """What asking these will take, for people."""
+        written = sum(self.most(prompt, max_new_tokens).completion_tokens for prompt in prompts)
+        usage = Usage(about_tokens(prompts), written)
+        return (
+            f"{len(prompts):,} calls of {self.model} at {self.address}, about {usage.prompt_tokens:,} tokens to read "
+            f"and at most {written:,} to write, about {self.money(usage):,.2f} in all"
+        )
+
+
+class _Unanswered(Exception):  # noqa: N818  # nobody sees it
+    """Why a call has no answer, which another one may get, and for how many seconds the server asks before it."""
+
+    def __init__(self, why: str, pause: float = 0.0) -> None:
+        super().__init__(why)
+        self.pause = pause
+
+
+class Chat:
+    """Asks a server, several things at once, within its budget.
+
+    Args:
+        server: which.
+
+    Raises:
+        UserError: its configuration cannot be meant.
+    """
+
+    def __init__(self, server: Server) -> None:
+        server.check()
+        self.server, self.spending = server, Spending(server.money, server.budget_calls, server.budget_money)
+
+    def ask(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
+        """The answer to each prompt with the prompt's place, as they arrive, at temperature 0.
+
+        Where one fails for good, those on their way are waited for: they are paid.
+
+        Raises:
+            UserError: no server, no access, a request that it does not take, or the budget is spent.
+            RunError: it gives no answer, however often it is asked.
+        """
+        self.connect()
+        stop, failure = threading.Event(), None
+
+        def answer(prompt: Prompt) -> Generation | None:
+            try:
+                return self._answer(prompt, max_new_tokens, stop)
+            except BaseException:
+                stop.set()
+                raise
+
+        with ThreadPoolExecutor(self.server.concurrency, "chat") as pool:
+            try:
+                places = {pool.submit(answer, prompt): place for place, prompt in enumerate(prompts)}
+                for future in as_completed(places):
+                    if error := future.exception():
+                        failure = failure or error
+                    elif found := future.result():
+                        yield places[future], found
+            finally:
+                stop.set()
+        if failure:
+            raise failure
+
+    def connect(self) -> None:
+        """See that the server is there and takes the key.
+
+        Raises:
+            UserError: it is not, or does not.
+        """
+        _ = self._client
+
+    @cached_property
+    def _client(self) -> "OpenAI":
+        openai, server = library("openai", "eval"), self.server
+        key = server.key or "none"  # the client wants one; a server that wants none ignores it
+        client = openai.OpenAI(base_url=server.address, api_key=key, timeout=server.timeout, max_retries=0)
+        try:
+            client.with_options(timeout=_PATIENCE).models.with_raw_response.list()
+        except openai.APIConnectionError as error:
+            what = f"no server answers there ({self._reason(error)})"
+            raise UserError(server.address, what, "Start it, or check the address.") from None
+        except openai.AuthenticationError:
+            raise self._no_access() from None
+        except openai.APIStatusError:  # it is there, and need not list its models
+            pass
+        return client
+
+    def _answer(self, prompt: Prompt, max_new_tokens: int, stop: threading.Event) -> Generation | None:
+        """The answer, or None where it is to stop."""
+        tries, problem, pause = 1 + self.server.retries, _Unanswered(""), 0.0
+        for attempt in range(tries):
+            if stop.wait(pause):
+                return None
+            try:
+                return self._call(prompt, max_new_tokens)
+            except _Unanswered as error:
+                problem = error
+            backoff = _FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1)  # apart from the others' next tries
+            pause = min(max(problem.pause, backoff), _LONGEST_PAUSE)
+        raise RunError(
+            f"{self.server.address}: {self.server.model} gives no answer, asked {tries} times ({problem}). "
+            "Start the same command again when it does; what it has answered is kept."
+        )
+
+    def _call(self, prompt: Prompt, max_new_tokens: int) -> Generation:
+        openai = library("openai", "eval")
+        most = self.server.most(prompt, max_new_tokens)
+        with self.spending.call(most) as used:
+            try:
+                generation, usage = _read(self._send(prompt, max_new_tokens), prompt)
+            except openai.APIStatusError as error:
+                used.append(Usage(0, 0))  # what is refused costs nothing
+                raise self._refused(error) from None
+            except (openai.APIConnectionError, ValueError) as error:
+                raise _Unanswered(self._reason(error)) from None
+            used.append(usage or most)
+            return generation
+
+    def _send(self, prompt: Prompt, max_new_tokens: int) -> Any:
+        body = {"max_tokens": max_new_tokens, "temperature": 0, **self.server.options}
+        extra_body = {key: value for key, value in body.items() if value is not None}
+        if prompt[0].role == "document":
+            text, model = prompt[0].text, self.server.model
+            return self._client.completions.create(model=model, prompt=text, extra_body=extra_body)
+        messages: Any = [{"role": turn.role, "content": turn.text} for turn in prompt]
+        return self._client.chat.completions.create(model=self.server.model, messages=messages, extra_body=extra_body)
+
+    def _refused(self, error: "APIStatusError") -> Exception:
+        """What a status that is no success comes to."""
+        if error.status_code in (401, 403):
+            return self._no_access()
+        reason, where = self._reason(error), self.server.address
+        if error.code == "insufficient_quota":
+            return UserError(where, f"the account has run out ({reason})", "Top it up, or take another server.")
+        if error.status_code in _ASK_AGAIN or error.status_code >= 500:
+            return _Unanswered(reason, _seconds(error.response.headers.get("retry-after")))
+        if error.status_code == 404:
+            what = f"it does not have {self.server.model}, or nothing is at this address ({reason})"
+            return UserError(where, what, "Check model, and whether the address needs /v1 at its end.")
+        return UserError(where, f"it does not take the request ({reason})", "Change options, or take another server.")
+
+    def _no_access(self) -> UserError:
+        """Without the server's words, which may have a part of the key in them."""
+        variable = f"${self.server.key_env}"
+        state = f"the key in {variable} is refused" if self.server.key else f"it wants a key, and {variable} is empty"
+        return UserError(self.server.address, state, f"Put the right key into {variable}, or name another key_env.")
+
+    def _reason(self, error: Exception) -> str:
+        """What went wrong in one line, without the key, should the server have said it again."""
+        text = " ".join(f"{error} {error.__cause__ or ''}".split())
+        return (text.replace(self.server.key, "…") if self.server.key else text)[:300]
+
+
+def _seconds(header: str | None) -> float:
+    try:
+        return float(header or 0)
+    except ValueError:  # a date
+        return 0.0
+
+
+def _read(reply: Any, prompt: Prompt) -> tuple[Generation, Usage | None]:
+    """The answer in a reply, and what it has used where it says so.
+
+    Raises:
+        ValueError: there is none in it.
+    """
+    try:
+        choice, usage = reply.choices[0], reply.usage
+        text = choice.text if prompt[0].role == "document" else choice.message.content
+        used = Usage(int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else None
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError("the reply is broken") from error
+    response = str(text or "").encode("utf-8", "replace").decode()  # JSON may have half a surrogate pair in it
+    n_tokens = used.completion_tokens if used else 0
+    return Generation(prompt[-1].text, response, n_tokens, ended=choice.finish_reason == "stop"), used
+
+
+class ServedModel:
+    """A model under test that another program serves.
+
+    Args:
+        server: where.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._chat = Chat(server)
+        self.spec = server.model
+
+    @property
+    def made_by(self) -> Mapping[str, Any]:
+        return self._chat.server.made_by
+
+    def connect(self) -> None:
+        """As `Chat.connect`."""
+        self._chat.connect()
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        raise UserError(self._chat.server.address, "a server gives no tokenizer", "Give the model's folder or Hub id.")
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
+        """As `Chat.ask`; a `document` is gone on with, through the completions endpoint."""
+        return self._chat.ask(prompts, max_new_tokens)
+
+    def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
+        """No server gives any: always a `UserError`."""
+        what = "a server gives no likelihoods, which this task measures"
+        raise UserError(self._chat.server.address, what, "Leave the task out, or give the model's folder or Hub id.")

@@ -1,0 +1,89 @@
+"""What is asked of a server that wants money: counted, and stopped before it is too much."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from inscp.errors import UserError
+from inscp.records import Prompt
+
+_BYTES_A_TOKEN = 3.0  # about, over languages and tokenizers
+_TURN_TOKENS = 16  # around every turn in a chat template, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call has used, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def most_tokens(prompt: Prompt) -> int:
+    """How many a prompt can have in a chat template: no tokenizer makes more tokens of a text than it has bytes."""
+    return _n_bytes(prompt) + _TURN_TOKENS * (1 + len(prompt))
+
+
+def about_tokens(prompts: Sequence[Prompt]) -> int:
+    """How many some prompts have, guessed from their bytes."""
+    return round(sum(map(_n_bytes, prompts)) / _BYTES_A_TOKEN)
+
+
+def _n_bytes(prompt: Prompt) -> int:
+    return sum(len(turn.text.encode()) for turn in prompt)
+
+
+class Spending:
+    """Calls, tokens and money so far, and what calls on their way may still cost. Safe between threads.
+
+    Args:
+        money: what a usage costs.
+        budget_calls, budget_money: never exceeded; None is no limit.
+    """
+
+    def __init__(self, money: Callable[[Usage], float], budget_calls: int | None, budget_money: float | None) -> None:
+        self._price, self._budget_calls, self._budget_money = money, budget_calls, budget_money
+        self.calls, self.tokens, self.money = 0, 0, 0.0
+        self._under_way, self._reserved = 0, 0.0
+        self._changed = threading.Condition()
+
+    def __str__(self) -> str:
+        return f"{self.calls:,} calls, {self.tokens:,} tokens, {self.money:,.2f} in all"
+
+    @contextmanager
+    def call(self, most: Usage) -> Iterator[list[Usage]]:
+        """A call that may use `most`; it begins when even that fits, and whoever calls puts into the list what it used.
+
+        Nothing in the list counts as `most`: a reply that got lost may have been paid.
+
+        Raises:
+            UserError: it does not fit, and nothing is under way that may turn out cheaper than feared.
+        """
+        reserved, used = self._price(most), list[Usage]()
+        with self._changed:
+            self._changed.wait_for(lambda: self._fits(reserved) or not self._under_way)
+            if not self._fits(reserved):
+                mend = "Raise budget_calls or budget_money and start the same command again; the answers are kept."
+                raise UserError("budget", f"the next call may exceed it, after {self}", mend)
+            self.calls += 1
+            self._under_way += 1
+            self._reserved += reserved
+        try:
+            yield used
+        finally:
+            self._end(reserved, used[0] if used else most)
+
+    def _fits(self, money: float) -> bool:
+        is_call_left = self._budget_calls is None or self.calls < self._budget_calls
+        return is_call_left and (
+            self._budget_money is None or self.money + self._reserved + money <= self._budget_money
+        )
+
+    def _end(self, reserved: float, used: Usage) -> None:
+        with self._changed:
+            self._under_way -= 1
+            self._reserved -= reserved
+            self.tokens += used.prompt_tokens + used.completion_tokens
+            self.money += self._price(used)
+            self._changed.notify_all()

@@ -1,0 +1,201 @@
+"""MT-Bench (arXiv 2306.05685): questions in two turns, in any language, whose answers another model judges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from inscp.data.rows import Row
+from inscp.errors import UserError
+from inscp.evaluation.judge import Case, Exchange, Judge, Verdict, compare, grade
+from inscp.evaluation.prompts import field_of, read_table, spread, text_of
+from inscp.evaluation.results import Item, items_folder, read_items
+from inscp.evaluation.server import Chat, Server
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.task import Task
+from inscp.records import Prompt, Turn
+
+_TURNS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        id: in the file.
+        category: what it is about.
+        turns: the two texts.
+        references: the right answers to them, or None.
+    """
+
+    id: str
+    category: str
+    turns: Sequence[str]
+    references: Sequence[str | None]
+
+    def exchanges(self, *answers: Sequence[str]) -> list[Exchange]:
+        """Its turns with each assistant's answers, one assistant an argument."""
+        return [Exchange(*turn) for turn in zip(self.turns, zip(*answers, strict=True), self.references, strict=True)]
+
+
+@dataclass(kw_only=True)
+class MTBench(Task):
+    """Has a judge grade the answers to questions in two turns from 1 to 10, or compare them with another model's too.
+
+    `score` is the mean of both turns; beside it stand `score/turn_1`, `score/turn_2` and `score/CATEGORY`. The language
+    of an answer does not change it: `in_language` is the share of questions that are answered in theirs in both turns.
+    Questions of which a judgement cannot be read count into `unparsed`, and lack what would follow from it. Against an
+    opponent: `pairwise/win`, `pairwise/tie`, `pairwise/loss` and `pairwise/consistent`; a win and a loss hold whichever
+    of the two stands first, all else is a tie. Answers are greedy, in every category.
+
+    Args:
+        questions: a file with question_id, category and turns (two texts), as FastChat has it.
+        language: of the questions, a BCP 47 tag.
+        judge: who judges.
+        references: right answers, a file with question_id and choices[0].turns, as FastChat has it.
+        reference_categories: in which the judge sees them.
+        limit: ask so many, spread evenly over the file.
+        max_new_tokens: answers are cut there.
+        opponent: another evaluation's results file, beside which its answers to the same questions lie.
+        opponent_task: what this task is called in it.
+    """
+
+    source = "arXiv 2306.05685"
+    licence = "Apache-2.0"
+
+    questions: str
+    language: str
+    judge: Server
+    references: str | None = None
+    reference_categories: list[str] = field(default_factory=lambda: ["math", "reasoning", "coding"])
+    limit: int | None = None
+    max_new_tokens: int = 1024
+    opponent: str | None = None
+    opponent_task: str = "mt_bench"
+
+    def check(self) -> None:
+        self._opponents_answers(self._asked())
+        Chat(self.judge).connect()
+
+    def items(self, subject: Subject) -> list[Item]:
+        asked = self._asked()
+        others = self._opponents_answers(asked)
+        answers = _answers(subject, asked, self.max_new_tokens)
+        cases = [self._cases(question, answers[question.id], others.get(question.id)) for question in asked]
+        judge = Judge(self.judge, subject.folder, subject.watch)
+        verdicts = iter(judge.verdicts(list(chain.from_iterable(cases))))
+        return [
+            _item(question, answers[question.id], [next(verdicts) for _ in of], self.language)
+            for question, of in zip(asked, cases, strict=True)
+        ]
+
+    def _cases(self, question: Question, answers: Sequence[str], others: Sequence[str] | None) -> list[Case]:
+        """A grade for each turn and, against an opponent, a comparison in each order."""
+        said = question.exchanges(answers)
+        grades = [grade(said[:turn], self.language) for turn in range(1, _TURNS + 1)]
+        orders = [(answers, others), (others, answers)] if others is not None else []
+        return grades + [compare(question.exchanges(*order), self.language) for order in orders]
+
+    def _asked(self) -> list[Question]:
+        """The questions.
+
+        Raises:
+            UserError: there are none, or one is not as it has to be.
+        """
+        references = _references(self.references) if self.references else {}
+        found: dict[str, Question] = {}
+        for position, row in spread(read_table(self.questions), self.limit):
+            key, category = str(field_of(position, row, ["question_id"])), text_of(position, row, ["category"])
+            if key in found:
+                raise UserError(position, f"there is another question {key}", "Give each its own question_id.")
+            known = references.get(key) if category in self.reference_categories else None
+            turns = _texts(position, field_of(position, row, ["turns"]))
+            found[key] = Question(key, category, turns, known or [None] * _TURNS)
+        return list(found.values())
+
+    def _opponents_answers(self, asked: Sequence[Question]) -> dict[str, Sequence[str]]:
+        """Question id -> answers; nothing without an opponent.
+
+        Raises:
+            UserError: it was not asked the same.
+        """
+        if self.opponent is None:
+            return {}
+        items = {item.id: item.shown for item in read_items(items_folder(Path(self.opponent)), self.opponent_task)}
+        for question in asked:
+            if items.get(question.id, {}).get("questions") != list(question.turns):
+                what = f"the opponent was not asked question {question.id} as it stands in {self.questions}"
+                raise UserError(self.opponent, what, "Evaluate both models on the same questions.")
+        return {question.id: items[question.id]["answers"] for question in asked}
+
+
+def _references(spec: str) -> dict[str, Sequence[str]]:
+    return {
+        str(field_of(position, row, ["question_id"])): _texts(position, _first_choice(position, row))
+        for position, row in read_table(spec)
+    }
+
+
+def _first_choice(position: str, row: Row) -> Any:
+    try:
+        return field_of(position, row, ["choices"])[0]["turns"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(position, "no choices[0].turns in it", "Mend the line.") from error
+
+
+def _texts(position: str, turns: Any) -> list[str]:
+    """Two texts, such as JSON has them."""
+    if isinstance(turns, list) and len(turns) == _TURNS and all(isinstance(turn, str) and turn for turn in turns):
+        return turns
+    raise UserError(position, f"turns is not a list of {_TURNS} texts", "Mend the line.")
+
+
+def _answers(subject: Subject, asked: Sequence[Question], max_new_tokens: int) -> dict[str, list[str]]:
+    """Question id -> answers; the second question comes behind the first answer."""
+    prompts: list[Prompt] = [()] * len(asked)
+    said: list[list[str]] = [[] for _ in asked]
+    for turn in range(_TURNS):
+        prompts = [(*p, Turn("user", question.turns[turn])) for p, question in zip(prompts, asked, strict=True)]
+        generations = subject.generate(f"asking, turn {turn + 1}", prompts, max_new_tokens)
+        prompts = [(*p, Turn("assistant", g.response)) for p, g in zip(prompts, generations, strict=True)]
+        for texts, generation in zip(said, generations, strict=True):
+            texts.append(generation.response)
+    return {question.id: texts for question, texts in zip(asked, said, strict=True)}
+
+
+def _item(question: Question, answers: Sequence[str], verdicts: Sequence[Verdict], language: str) -> Item:
+    grades, comparisons = verdicts[:_TURNS], verdicts[_TURNS:]
+    values: dict[str, bool | float] = {"unparsed": any("unparsed" in verdict for verdict in verdicts)}
+    values |= _graded(grades, question.category, language) | _compared(comparisons)
+    shown = {"category": question.category, "questions": question.turns, "answers": answers, "verdicts": verdicts}
+    return Item(question.id, values, shown=shown)
+
+
+def _graded(grades: Sequence[Verdict], category: str, language: str) -> dict[str, bool | float]:
+    values: dict[str, bool | float] = {
+        f"score/turn_{turn}": float(verdict["rating"])
+        for turn, verdict in enumerate(grades, 1)
+        if "unparsed" not in verdict
+    }
+    if len(values) == len(grades):
+        score = sum(values.values()) / len(grades)
+        told = {_primary(verdict["language"]) for verdict in grades}
+        values |= {"score": score, f"score/{category}": score, "in_language": told == {_primary(language)}}
+    return values
+
+
+def _primary(tag: str) -> str:
+    """`zh-TW` -> `zh`"""
+    return tag.replace("_", "-").split("-")[0].lower()
+
+
+def _compared(orders: Sequence[Verdict]) -> dict[str, bool | float]:
+    """What the two orders come to; in the first the model under test is A, in the second B."""
+    if not orders or any("unparsed" in verdict for verdict in orders):
+        return {}
+    found = tuple(verdict["better"] for verdict in orders)
+    outcome = {("A", "B"): "win", ("B", "A"): "loss"}.get(found, "tie")
+    values: dict[str, bool | float] = {f"pairwise/{name}": name == outcome for name in ("win", "tie", "loss")}
+    return values | {"pairwise/consistent": outcome != "tie" or found == ("tie", "tie")}
