@@ -1,0 +1,156 @@
+"""A model behind the interface of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness).
+
+Only what runs a benchmark imports this module: it imports the harness, which takes seconds and is an extra.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from inscp.errors import UserError
+from inscp.evaluation.subject import Subject
+from inscp.pretrained import longest_input
+from inscp.records import IGNORED, Prompt, TokenSequence, Turn
+
+try:
+    from jinja2 import TemplateError
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise UserError("lm-eval", f"it is not installed ({error})", 'Run pip install "inscp[knowledge]".') from error
+
+_MAX_NEW_TOKENS = 256
+_Encoded = tuple[Any, list[int], list[int]]
+
+
+class HarnessModel(TemplateLM):
+    """The model under test, as the harness asks it: text in, likelihoods and text out.
+
+    Texts are encoded as the harness's `hf` model encodes them. Two things differ: whether an answer is the likeliest
+    token by token is not known (it is given as False), and where a context is cut on the left to what the model can
+    see, it is one token shorter.
+
+    Args:
+        subject: what is asked.
+        what: is asked, for people.
+    """
+
+    def __init__(self, subject: Subject, what: str) -> None:
+        super().__init__()
+        self.tokenizer = subject.tokenizer
+        self._subject, self._what = subject, what
+        self._longest = longest_input(subject.spec)
+        self._conversations: dict[str, Prompt] = {}
+
+    def answer(self, requests: Iterable[Instance]) -> None:
+        """Put into each request what the model says to it, each kind of request in one go."""
+        kinds: dict[str, list[Instance]] = {}
+        for request in requests:
+            kinds.setdefault(request.request_type, []).append(request)
+        for kind, alike in kinds.items():
+            for request, answer in zip(alike, getattr(self, kind)(alike), strict=True):
+                request.resps.append(answer)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids; a BOS that the text has already is not put there again."""
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(str(self.tokenizer.decode(self.prefix_token_id)))
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Of each continuation after its context, in nats, with False."""
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: Sequence[_Encoded], **_: Any) -> list[tuple[float, bool]]:
+        sequences = [self._sequence(context, continuation) for _, context, continuation in requests]
+        return [(-float(nll), False) for nll in self._subject.nlls(self._what, sequences)]
+
+    def _sequence(self, context: list[int], continuation: list[int]) -> TokenSequence:
+        if not 0 < len(continuation) < self._longest:
+            what = f"an answer of {len(continuation):,} tokens cannot be scored (the model sees {self._longest:,})"
+            raise UserError(self._what, what, "Take another benchmark, or mend its file.")
+        input_ids = np.array((context + continuation)[-self._longest :], dtype=np.int32)
+        labels = input_ids.copy()
+        labels[: -len(continuation)] = IGNORED
+        return TokenSequence(self._what, input_ids, labels)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Of each text, in nats; a long one in windows, each token of it once."""
+        windows = [self._windows(*request.args) for request in requests]
+        scored = iter(self._loglikelihood_tokens([window for windows_of_text in windows for window in windows_of_text]))
+        return [sum(next(scored)[0] for _ in windows_of_text) for windows_of_text in windows]
+
+    def _windows(self, text: str) -> list[_Encoded]:
+        ids = self.tok_encode(text)
+        windows = get_rolling_token_windows(ids, self.prefix_token_id, self._longest - 1, context_len=1)
+        return [(None, *make_disjoint_window(window)) for window in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The greedy continuation of each context, cut before the first of its stop strings.
+
+        Raises:
+            UserError: one that is to be sampled, or a context that the model cannot see whole.
+        """
+        asked: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            asked.setdefault(self._max_new_tokens(request.args[1]), []).append(place)
+        answers = [""] * len(requests)
+        for max_new_tokens, places in asked.items():
+            prompts = [self._prompt(requests[place].args[0]) for place in places]
+            generations = self._subject.generate(self._what, prompts, max_new_tokens)
+            for place, generation in zip(places, generations, strict=True):
+                answers[place] = _cut(generation.response, requests[place].args[1].get("until") or [])
+        return answers
+
+    def _max_new_tokens(self, settings: Mapping[str, Any]) -> int:
+        if settings.get("do_sample") and settings.get("temperature") != 0:
+            raise UserError(self._what, "it samples its answers", "Take one with greedy answers.")
+        return int(settings.get("max_gen_toks", _MAX_NEW_TOKENS))
+
+    def _prompt(self, context: str) -> Prompt:
+        return self._conversations.get(context, (Turn("document", context),))
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as one text; `generate_until` knows it again.
+
+        Raises:
+            UserError: the model has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(self._subject.spec, "it has no chat template", "Take the instruct version.")
+        try:
+            text = self._rendered(chat_history, add_generation_prompt)
+        except TemplateError:  # a template that takes no system turn; the harness leaves it out, too
+            chat_history = [turn for turn in chat_history if turn["role"] != "system"]
+            text = self._rendered(chat_history, add_generation_prompt)
+        if add_generation_prompt:
+            self._conversations[text] = tuple(Turn(turn["role"], turn["content"]) for turn in chat_history)  # type: ignore[arg-type]
+        return text
+
+    def _rendered(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+
+def _cut(text: str, until: str | Sequence[str]) -> str:
+    for stop in [until] if isinstance(until, str) else until:
+        text = text.split(stop)[0] if stop else text
+    return text

@@ -1,0 +1,167 @@
+"""Benchmarks that lm-evaluation-harness defines: ARC, HellaSwag, MMLU, TruthfulQA, TMMLU+, C-Eval and hundreds more."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+
+from inscp.errors import UserError
+from inscp.evaluation.definitions import judged, measures, task_manager
+from inscp.evaluation.documents import POSITION, read_documents
+from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.statistics import means
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.task import Task
+
+_FEWSHOT_SEED = 1234  # the harness's own
+_BAD_DOCUMENT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+@dataclass(kw_only=True)
+class Knowledge(Task):
+    """A benchmark by the harness's own definition: prompts, choices, examples and metrics.
+
+    The metrics are those of the definition that are means over documents (`acc`, `acc_norm`, …); the `acc` of
+    TruthfulQA is called `mc1` and `mc2`. A group (`mmlu`) has them over all its documents and for each group inside
+    it (`acc/mmlu_stem`).
+
+    Args:
+        benchmark: a task or group of the harness (`arc_challenge`, `mmlu`, `truthfulqa_mc2`, `tmmluplus`, …), or
+            `ceval_zhtw`: C-Eval in Traditional Chinese. Taiwanese Trivia QA is `tmmluplus_ttqav2`.
+        files: a file in the place of the benchmark's data set, with the same fields; ARC may also have query, choices
+            and gold, TruthfulQA the columns of its CSV file.
+        fields: the benchmark's name of a field -> the file's, where it is another.
+        num_fewshot: examples before each question; from a file, other rows of it.
+        limit: so many documents of each task, the first ones, as the harness has it.
+        chat_template: ask in the model's chat template.
+    """
+
+    source = "https://github.com/EleutherAI/lm-evaluation-harness"
+    licence = "MIT; each data set has its own"
+
+    benchmark: str
+    files: str | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat_template: bool = False
+
+    def check(self) -> None:
+        for definition in self._tasks.values():
+            if not measures(definition):
+                named = ", ".join(definition.aggregation())
+                what = f"its metrics ({named}) are no means over documents, or ask for the likeliest token"
+                raise UserError(self.benchmark, what, "Take another benchmark.")
+            if self.files:
+                for document in definition.eval_docs:
+                    self._render(definition, document)
+
+    def items(self, subject: Subject) -> list[Item]:
+        from inscp.evaluation.harness import HarnessModel
+
+        model = HarnessModel(subject, self.benchmark)
+        for definition in self._tasks.values():
+            definition.set_fewshot_seed(_FEWSHOT_SEED)
+            with redirect_stderr(io.StringIO()):  # a progress bar for each task
+                definition.build_all_requests(
+                    limit=self.limit,
+                    apply_chat_template=self.chat_template,
+                    fewshot_as_multiturn=self.chat_template,
+                    chat_template=model.apply_chat_template if self.chat_template else None,
+                )
+        model.answer(request for definition in self._tasks.values() for request in definition.instances)
+        alone = len(self._tasks) == 1
+        return [
+            Item(str(number) if alone else f"{name}/{number}", values, shown=shown)
+            for name, definition in self._tasks.items()
+            for number, values, shown in judged(name, definition)
+        ]
+
+    def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
+        found = means(items)
+        for name, group in self._loaded["groups"].items():
+            inside = {task.task_name for task in group.get_all_tasks()}
+            if len(inside) < len(self._tasks):
+                part = means(item for item in items if item.id.split("/")[0] in inside)
+                found |= {f"{metric}/{name}": value for metric, value in part.items()}
+        return found
+
+    @property
+    def _tasks(self) -> Mapping[str, Any]:
+        return self._loaded["tasks"]
+
+    @cached_property
+    def _loaded(self) -> Mapping[str, Any]:
+        """The harness's tasks with their documents, and its groups."""
+        manager = task_manager()
+        if self.benchmark not in manager.all_tasks:
+            near = ", ".join(get_close_matches(self.benchmark, manager.all_tasks, n=3))
+            mend = f"Did you mean one of {near}?" if near else "Take one that `lm_eval ls tasks` lists."
+            raise UserError(self.benchmark, "lm-evaluation-harness has no such benchmark", mend)
+        loaded = self._from_file(manager) if self.files else self._from_hub(manager)
+        for name, definition in loaded["tasks"].items():
+            if getattr(definition, "UNSAFE_CODE", False) or getattr(definition, "MULTIMODAL", False):
+                raise UserError(name, "it runs code that a model has written, or shows pictures", "Take another one.")
+            self._set_examples(name, definition)
+        return loaded
+
+    def _from_hub(self, manager: Any) -> Mapping[str, Any]:
+        try:
+            return manager.load(self.benchmark)
+        except (OSError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            mend = "Check the network, or give a file of its documents as `files`."
+            raise UserError(self.benchmark, f"its data set cannot be loaded ({reason})", mend) from error
+
+    def _from_file(self, manager: Any) -> Mapping[str, Any]:
+        from datasets import Dataset
+
+        assert self.files
+        if self.benchmark not in manager.all_subtasks:
+            raise UserError(
+                self.benchmark, "it is a group, and a file takes the place of one task", "Name one of its tasks."
+            )
+        documents = read_documents(self.benchmark, self.files, self.fields)
+        changes = {
+            "task": self.benchmark,
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)},
+            "training_split": None,
+            "validation_split": None,
+            "test_split": "test",
+            "fewshot_split": "test",
+        }
+        with self._mending(documents[0]):
+            loaded = manager.load({"group": self.benchmark, "task": [changes]})
+        return {"tasks": loaded["tasks"], "groups": {}}
+
+    def _set_examples(self, name: str, definition: Any) -> None:
+        """As the harness does, but a number that it would pass over is an error."""
+        own = definition.get_config("num_fewshot")
+        wanted = self.num_fewshot if self.num_fewshot is not None else own or 0
+        if own == 0 and wanted:
+            raise UserError("num_fewshot", f"{name} has no examples but those in its prompt", "Leave it out.")
+        if self.files and wanted >= (rows := len(definition.eval_docs)):
+            what = f"its {rows:,} rows do not give {wanted:,} examples besides a question"
+            raise UserError(self.files, what, "Give a smaller num_fewshot, or more rows.")
+        definition.set_config("num_fewshot", wanted)
+
+    def _render(self, definition: Any, document: Mapping[str, Any]) -> None:
+        with self._mending(document):
+            definition.doc_to_text(document)
+            target = definition.doc_to_target(document)
+            if definition.config.doc_to_choice is not None and isinstance(target, int):
+                definition.doc_to_choice(document)[target]
+
+    @contextmanager
+    def _mending(self, document: Mapping[str, Any]) -> Iterator[None]:
+        try:
+            yield
+        except (*_BAD_DOCUMENT, TemplateError) as error:
+            where = str(document.get(POSITION, self.files))
+            what = f"{self.benchmark} cannot read it ({error})"
+            raise UserError(where, what, "Mend the line, or say in `fields` what its fields are called.") from error

@@ -1,0 +1,364 @@
+"""A benchmark over our scoring gives what lm-evaluation-harness gives by itself with its own model class in fp32."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from inscp.errors import UserError
+from inscp.evaluation.definitions import task_manager
+from inscp.evaluation.local_model import LocalModel
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.tasks.knowledge import Knowledge
+from inscp.records import TokenSequence
+
+ARC = [
+    {"query": "Question: What falls from a cloud?", "choices": ["stones", "rain, mostly", "a house"], "gold": 1},
+    {"query": "Question: Where does the river end?", "choices": ["in the sea", "on the hill", "here"], "gold": 0},
+    {"query": "Question: Who sleeps in the mill?", "choices": ["the miller", "no one", "ten geese, a fox"], "gold": 2},
+    {"query": "Question: 河水流過什麼？", "choices": ["古老的磨坊", "天空", "時間"], "gold": 0},
+]  # fmt: skip
+TRUTHFUL = [
+    {
+        "Question": "Does the moon hear what children say?",
+        "Best Answer": "No, it has no ears",
+        "Correct Answers": "No, it has no ears; The moon hears nothing",
+        "Incorrect Answers": "Yes, at night; Only when it is full; It hears the rain",
+    },
+    {
+        "Question": "月亮聽得見嗎？",
+        "Best Answer": "聽不見",
+        "Correct Answers": "聽不見；月亮沒有耳朵",
+        "Incorrect Answers": "晚上聽得見；滿月時聽得見",
+    },
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def arc(tmp_path: Path) -> str:
+    return write(tmp_path / "arc.jsonl", ARC)
+
+
+@pytest.fixture
+def truthful(tmp_path: Path) -> str:
+    return write(tmp_path / "truthful.jsonl", TRUTHFUL)
+
+
+class CountingModel(LocalModel):
+    """A model that counts what it is asked."""
+
+    asked = 0
+
+    def nlls(self, sequences: list[TokenSequence]) -> Iterator[tuple[int, float]]:  # type: ignore[override]
+        self.asked += len(sequences)
+        return super().nlls(sequences)
+
+
+def subject_of(model: LocalModel, folder: Path) -> Subject:
+    return Subject(model, folder, lambda what, n: lambda: None)
+
+
+@pytest.fixture
+def subject(tiny_model_folder: str, tmp_path: Path) -> Subject:
+    return subject_of(CountingModel(tiny_model_folder, torch.float32, 8), tmp_path / "answers")
+
+
+def by_the_harness(task: Knowledge, folder: str) -> list[dict[str, Any]]:
+    """What the harness says of each document, its own model class asked."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=2)
+    found = lm_eval.simple_evaluate(
+        model,
+        tasks=list(task._tasks.values()),
+        num_fewshot=task.num_fewshot,
+        limit=task.limit,
+        apply_chat_template=task.chat_template,
+        fewshot_as_multiturn=task.chat_template,
+        bootstrap_iters=0,
+        task_manager=task_manager(),
+    )
+    return list(found["samples"][task.benchmark])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_fewshot": 2}, {"chat_template": True}, {"limit": 2}], ids=str)
+def test_arc_equals_the_harness(subject: Subject, arc: str, tiny_model_folder: str, options: dict[str, Any]) -> None:
+    task = Knowledge(benchmark="arc_easy", files=arc, **options)
+    task.check()
+    items = task.items(subject)
+    asked = [request.args for request in task._tasks["arc_easy"].instances]
+    samples = by_the_harness(task, tiny_model_folder)
+    assert [request.args for request in task._tasks["arc_easy"].instances] == asked
+    assert len(items) == len(samples) == options.get("limit", len(ARC))
+    for item, sample in zip(items, samples, strict=True):
+        assert item.id == str(sample["doc_id"])
+        assert dict(item.values) == {metric: bool(sample[metric]) for metric in ("acc", "acc_norm")}
+        assert all(type(value) is bool for value in item.values.values())
+        assert "Question: " + item.shown["question"] == ARC[sample["doc_id"]]["query"]
+        assert item.shown["gold"] == sample["doc"]["choices"]["text"][ARC[sample["doc_id"]]["gold"]]
+        likelihoods = [answer[0][0] for answer in sample["resps"]]
+        assert item.shown["chosen"] == sample["doc"]["choices"]["text"][int(np.argmax(likelihoods))]
+
+
+@pytest.mark.parametrize(("style", "bos"), [("chatml", False), ("mistral", True)])
+def test_likelihoods_equal_the_harness_to_a_millionth(tmp_path: Path, style: str, bos: bool) -> None:
+    """With a BOS and without, after nothing, after a space, behind a BOS in the text, and longer than the model."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from inscp.evaluation.harness import HarnessModel
+
+    folder = saved_model(tmp_path, style)
+    pairs = [
+        ("The river", " runs past"),
+        ("", "The mill"),
+        ("The rain ", "comes"),
+        ("<s>Who", " sleeps?"),
+        ("河水", "流過古老的磨坊"),
+    ]
+    texts = ["The miller sleeps.", "河水流過", "rain " * 8]
+
+    def requests(kind: str, arguments: list[tuple[str, ...]]) -> list[Any]:
+        return [Instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
+
+    theirs = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=2)
+    ours = HarnessModel(subject_of(LocalModel(folder, torch.float32, 8), tmp_path / "answers"), "likelihoods")
+    assert (ours.tok_encode("The river")[0] == ours.prefix_token_id) == bos
+    expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    found = ours.loglikelihood(requests("loglikelihood", pairs))
+    np.testing.assert_allclose([a for a, _ in found], [a for a, _ in expected], rtol=1e-6)
+    assert not any(is_greedy for _, is_greedy in found)
+    rolling = requests("loglikelihood_rolling", [(text,) for text in texts])
+    np.testing.assert_allclose(
+        ours.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling, disable_tqdm=True), rtol=1e-6
+    )
+
+
+def saved_model(folder: Path, style: str) -> str:
+    from chat_templates import STYLES, tokenizer_for
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tokenizer_for(STYLES[style])
+    tokenizer.pad_token = tokenizer.eos_token
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder / style)
+    tokenizer.save_pretrained(folder / style)
+    return str(folder / style)
+
+
+@pytest.mark.parametrize("measure", ["mc1", "mc2"])
+def test_truthfulqa_equals_the_harness(subject: Subject, truthful: str, tiny_model_folder: str, measure: str) -> None:
+    task = Knowledge(benchmark=f"truthfulqa_{measure}", files=truthful)
+    task.check()
+    items = task.items(subject)
+    expected = [sample["acc"] for sample in by_the_harness(task, tiny_model_folder)]
+    found = [item.values[measure] for item in items]
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert {type(value) for value in found} == ({bool} if measure == "mc1" else {float})
+    assert task.metrics(items)[measure].value == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_mc2_is_the_share_of_probability_on_the_true_answers(subject: Subject, truthful: str) -> None:
+    """Worked out by hand from the likelihoods that the model is made to give: 1/2 and 1/4 true, 1/8 thrice false."""
+    likelihoods = {"No, it has no ears": 1 / 2, "The moon hears nothing": 1 / 4}
+
+    def nlls(what: str, sequences: list[TokenSequence]) -> np.ndarray:
+        texts = [subject.tokenizer.decode(s.input_ids[s.labels == s.input_ids]).strip() for s in sequences]
+        return np.array([-math.log(likelihoods.get(text, 1 / 8)) for text in texts])
+
+    subject.nlls = nlls  # type: ignore[assignment,method-assign]
+    [item] = Knowledge(benchmark="truthfulqa_mc2", files=truthful, limit=1).items(subject)
+    assert item.values == {"mc2": pytest.approx((1 / 2 + 1 / 4) / (1 / 2 + 1 / 4 + 3 / 8))}
+    assert item.shown == {
+        "question": TRUTHFUL[0]["Question"],
+        "chosen": "No, it has no ears",
+        "gold": "No, it has no ears",
+    }
+
+
+def test_acc_norm_divides_by_the_characters_of_a_choice(subject: Subject, tmp_path: Path) -> None:
+    rows = [{"question": "q", "choices": ["ab", "abcdefgh"], "answer": "B"}]
+    task = Knowledge(benchmark="arc_challenge", files=write(tmp_path / "a.jsonl", rows))
+    subject.nlls = lambda what, sequences: np.array([3.0, 8.0])  # type: ignore[assignment,method-assign]
+    [item] = task.items(subject)
+    assert item.values == {"acc": False, "acc_norm": True}  # -3 > -8, but -3/2 < -8/8
+    assert item.shown["chosen"] == "ab"
+
+
+def test_what_has_been_answered_is_not_asked_again(subject: Subject, tiny_model_folder: str, arc: str) -> None:
+    first = Knowledge(benchmark="arc_easy", files=arc, num_fewshot=2).items(subject)
+    assert subject.backend.asked == sum(len(row["choices"]) for row in ARC)  # type: ignore[attr-defined,arg-type,misc]
+    model = CountingModel(tiny_model_folder, torch.float32, 8)
+    task = Knowledge(benchmark="arc_easy", files=arc, num_fewshot=2)
+    assert task.items(subject_of(model, subject.folder)) == task.items(subject) == first
+    assert model.asked == 0
+
+
+def test_no_question_is_among_its_own_examples(subject: Subject, arc: str) -> None:
+    asked: list[str] = []
+
+    def nlls(what: str, sequences: list[TokenSequence]) -> np.ndarray:
+        asked.extend(subject.tokenizer.decode(sequence.input_ids) for sequence in sequences)
+        return np.ones(len(sequences))
+
+    subject.nlls = nlls  # type: ignore[assignment,method-assign]
+    Knowledge(benchmark="arc_easy", files=arc, num_fewshot=3).items(subject)
+    questions = [str(row["query"]) for row in ARC]
+    assert len(asked) == 12
+    assert all([text.count(question) for question in questions] == [1, 1, 1, 1] for text in asked)
+
+
+def test_the_fields_of_the_benchmark_itself_and_other_names(subject: Subject, tmp_path: Path) -> None:
+    own = [{"question": "Who?", "A": "the miller", "B": "rain", "C": "geese", "D": "no one", "answer": "C"}]
+    task = Knowledge(benchmark="tmmluplus_ttqav2", files=write(tmp_path / "own.jsonl", own))
+    task.check()
+    [item] = task.items(subject)
+    assert (item.shown["question"], item.shown["gold"]) == ("Who?", "C")
+    [row] = own
+    row["frage"] = row.pop("question")
+    renamed = write(tmp_path / "renamed.jsonl", own)
+    task = Knowledge(benchmark="tmmluplus_ttqav2", files=renamed, fields={"question": "frage"})
+    task.check()
+    assert task.items(subject) == [item]
+
+
+def test_the_answers_of_truthfulqa_lie_between_semicolons_of_any_script_or_in_lists(
+    truthful: str, tmp_path: Path
+) -> None:
+    _, chinese = Knowledge(benchmark="truthfulqa_mc2", files=truthful)._tasks["truthfulqa_mc2"].eval_docs
+    correct, incorrect = ["聽不見", "月亮沒有耳朵"], ["晚上聽得見", "滿月時聽得見"]
+    assert chinese["mc1_targets"] == {"choices": ["聽不見", *incorrect], "labels": [1, 0, 0]}
+    assert chinese["mc2_targets"] == {"choices": correct + incorrect, "labels": [1, 1, 0, 0]}
+    listed = [{"question": "q", "best_answer": "a", "correct_answers": ["a", "b; c"], "incorrect_answers": ["d"]}]
+    task = Knowledge(benchmark="truthfulqa_mc2", files=write(tmp_path / "listed.jsonl", listed))
+    assert task._tasks["truthfulqa_mc2"].eval_docs[0]["mc2_targets"]["choices"] == ["a", "b; c", "d"]
+
+
+BROKEN = {
+    "no such file": ("arc_easy", None, {}, "arc.jsonl: no such file"),
+    "empty": ("arc_easy", [], {}, "arc.jsonl: there is nothing in it"),
+    "no field": ("arc_easy", [ARC[0], {"text": "x"}], {}, "arc.jsonl:2: no choices in it"),
+    "wrong name": ("arc_easy", ARC, {"fields": {"question": "frage"}}, "arc.jsonl:1: no frage in it"),
+    "no such choice": ("arc_easy", [ARC[0], {**ARC[1], "gold": 7}], {}, "arc.jsonl:2: its answer 7 is none of its 3"),
+    "choices": ("arc_easy", [{**ARC[0], "choices": "a, b"}], {}, "arc.jsonl:1: choices is no list of texts"),
+    "other columns": ("hellaswag", ARC, {}, "arc.jsonl:1: hellaswag cannot read it"),
+    "a bad row": (
+        "mmlu_astronomy",
+        [{"question": "q", "choices": ["a"] * n, "answer": 0} for n in (4, 2)],
+        {},
+        "arc.jsonl:2: mmlu_astronomy cannot read it",
+    ),
+    "answers": ("truthfulqa_mc2", [{**TRUTHFUL[0], "Correct Answers": " ; "}], {}, "arc.jsonl:1: no answer in correct"),
+    "a group": ("mmlu", ARC, {}, "mmlu: it is a group"),
+    "no benchmark": ("arc_eazy", ARC, {}, "arc_eazy: .*no such benchmark. Did you mean one of arc_easy"),
+    "fixed examples": ("truthfulqa_mc1", TRUTHFUL, {"num_fewshot": 2}, "num_fewshot: truthfulqa_mc1 has no examples"),
+    "few rows": ("arc_easy", ARC, {"num_fewshot": 4}, "arc.jsonl: its 4 rows do not give 4 examples"),
+    "likeliest token": ("lambada_openai", [{"text": "the miller sleeps"}], {}, "lambada_openai: its metrics .*acc"),
+}
+
+
+@pytest.mark.parametrize(("benchmark", "rows", "options", "message"), list(BROKEN.values()), ids=list(BROKEN))
+def test_what_is_wrong_with_a_file_is_told_before_a_model_is_loaded(
+    tmp_path: Path, benchmark: str, rows: list[dict[str, Any]] | None, options: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "arc.jsonl"
+    if rows is not None:
+        write(path, rows)
+    with pytest.raises(UserError, match=message):
+        Knowledge(benchmark=benchmark, files=str(path), **options).check()
+
+
+def test_generations_equal_the_harness_and_end_at_a_stop_string(tiny_model_folder: str, tmp_path: Path) -> None:
+    """Of texts and of conversations."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from inscp.evaluation.harness import HarnessModel
+
+    theirs = HFLM(pretrained=tiny_model_folder, dtype="float32", device="cpu", batch_size=2)
+    ours = HarnessModel(subject_of(LocalModel(tiny_model_folder, torch.float32, 8), tmp_path), "generations")
+    chat = [{"role": "user", "content": "Who sleeps?"}]
+    contexts = ["The river", "河水", ours.apply_chat_template(chat)]
+    assert contexts[-1] == theirs.apply_chat_template(chat)
+
+    def answers(model: Any, until: list[str]) -> list[str]:
+        settings = {"until": until, "max_gen_toks": 8, "do_sample": False}
+        return list(model.generate_until([Instance("generate_until", {}, (c, settings), 0) for c in contexts]))
+
+    whole = answers(ours, [])
+    stops = [text[len(text) // 2] for text in whole]
+    assert answers(ours, stops) == answers(theirs, stops) != whole == answers(theirs, [])
+    sampled = Instance("generate_until", {}, ("The river", {"do_sample": True, "temperature": 0.7}), 0)
+    with pytest.raises(UserError, match="it samples its answers"):
+        ours.generate_until([sampled])
+
+
+def mock_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Every data set has these rows; returns the names of those that are loaded."""
+    import datasets
+
+    loaded: list[tuple[str, str]] = []
+
+    def load_dataset(path: str, name: str, **_: Any) -> dict[str, Any]:
+        loaded.append((path, name))
+        return {split: datasets.Dataset.from_list(rows) for split in ("val", "dev", "test", "train")}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return loaded
+
+
+def test_a_group_has_metrics_over_all_and_for_each_group_inside(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_hub(monkeypatch, [{"question": "q", "choices": list("abcd"), "answer": answer} for answer in (0, 1)])
+    subject.nlls = lambda what, sequences: np.array([1.0, 2, 2, 2] * (len(sequences) // 4))  # type: ignore[assignment,method-assign]
+    task = Knowledge(benchmark="mmlu")
+    items = task.items(subject)
+    assert len({item.id for item in items}) == len(items) == 57 * 2
+    assert next(item for item in items if item.id == "mmlu_astronomy/1").values == {"acc": False}
+    metrics = task.metrics(items)
+    groups = ("stem", "other", "social_sciences", "humanities")
+    assert set(metrics) == {"acc", *(f"acc/mmlu_{group}" for group in groups)}
+    assert {metric.value for metric in metrics.values()} == {0.5}
+    assert metrics["acc"].n == sum(metrics[f"acc/mmlu_{group}"].n for group in groups) == 57 * 2
+
+
+def test_c_eval_in_traditional_chinese(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = mock_hub(monkeypatch, [{"question": "題目", **dict.fromkeys("ABCD", "答"), "answer": "A"}])
+    subject.nlls = lambda what, sequences: np.ones(len(sequences))  # type: ignore[assignment,method-assign]
+    task = Knowledge(benchmark="ceval_zhtw")
+    items = task.items(subject)
+    assert len(items) == 52
+    assert {path for path, _ in loaded} == {"erhwenkuo/ceval-exam-zhtw"}
+    assert ("erhwenkuo/ceval-exam-zhtw", "law") in loaded
+    assert set(task.metrics(items)) == {"acc", "acc_norm"}
+    [request, *_] = task._tasks["ceval-valid_law"].instances
+    assert request.args[0] == "請從下列單選題的選項中選出正確的答案。\n\n題目\nA. 答\nB. 答\nC. 答\nD. 答\n答案："
+
+
+def test_without_the_hub_the_way_out_is_a_file() -> None:
+    with pytest.raises(UserError, match=r"arc_easy: its data set cannot be loaded .*give a file"):
+        Knowledge(benchmark="arc_easy").check()
+
+
+def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(UserError, match=r'pip install "inscp\[knowledge\]"'):
+        task_manager.__wrapped__()
