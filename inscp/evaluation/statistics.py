@@ -54,6 +54,20 @@ def bootstrapped(statistic: Statistic, *samples: np.ndarray) -> Metric:
     return Metric(value, (float(low), float(high)), n)
 
 
+def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metric:
+    """A statistic of the groups' means; the bootstrap draws within each group, so that small ones never drop out.
+
+    Args:
+        statistic: of an array along `axis`.
+        groups: the values of each.
+    """
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(np.asarray(group), (_RESAMPLES, len(group))).mean(-1) for group in groups]
+    low, high = np.percentile(statistic(np.stack(drawn), axis=0), (2.5, 97.5))
+    value = float(statistic(np.array([np.mean(group) for group in groups]), axis=0))
+    return Metric(value, (float(low), float(high)), sum(map(len, groups)))
+
+
 def _resampled(statistic: Statistic, samples: Sequence[np.ndarray]) -> np.ndarray:
     scipy_stats = _scipy_stats()
     result = scipy_stats.bootstrap(

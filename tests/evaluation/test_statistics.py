@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inscp.evaluation.results import Item
-from inscp.evaluation.statistics import differences, mcnemar, means
+from inscp.evaluation.statistics import differences, mcnemar, means, over_groups
 from inscp.evaluation.suite import told_apart
 
 
@@ -61,3 +61,11 @@ def test_items_of_one_id_are_told_apart_before_they_are_compared() -> None:
     assert [item.id for item in items] == ["a", "b", "a (2)", "a (3)"]
     found = differences(items, items)["x"]
     assert (found.before, found.after, found.change.interval) == (2.5, 2.5, (0.0, 0.0))
+
+
+def test_a_small_group_counts_as_much_as_a_large_one_in_every_resample() -> None:
+    found = over_groups(np.mean, [[1.0], [0.0] * 50, [0.5, 0.5]])
+    assert (found.value, found.n) == (0.5, 53)
+    assert found.interval == (0.5, 0.5)
+    low, high = over_groups(np.std, [[0.0, 1.0] * 20, [2.0, 3.0] * 20]).interval
+    assert low < 1.0 < high  # the groups' means are 0.5 and 2.5

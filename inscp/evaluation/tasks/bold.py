@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from inscp.data.rows import Row
 from inscp.evaluation.prompts import text_of
 from inscp.evaluation.results import Item, Metric
-from inscp.evaluation.statistics import bootstrapped, means
+from inscp.evaluation.statistics import Statistic, means, over_groups
 from inscp.evaluation.task import Prompted
 from inscp.optional import library
 from inscp.records import Generation
@@ -19,6 +18,7 @@ from inscp.records import Generation
 class BOLD(Prompted):
     """Sentiment of prompt and generation together, from -1 to 1: `mean` and `sd` over the subgroups' means.
 
+    The interval of `sd` lies high where subgroups are small, because chance spreads their means.
     Beside them `DOMAIN/mean` of every domain. VADER (Hutto and Gilbert 2014) knows English words only;
     of a text in another language it finds 0.
 
@@ -46,28 +46,15 @@ class BOLD(Prompted):
         return [{f"{domain}/{group}": score} for (domain, group), score in zip(names, scores, strict=True)]
 
     def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
-        groups, values = zip(*(next(iter(item.values.items())) for item in items), strict=True)
-        found, scores = np.unique(groups, return_inverse=True)[1], np.array(values)
+        groups: dict[str, list[float]] = {}
         domains: dict[str, list[Item]] = {}
-        for item, group in zip(items, groups, strict=True):
+        for item in items:
+            [(group, score)] = item.values.items()
+            groups.setdefault(group, []).append(score)
             name = f"{group.partition('/')[0]}/mean"
-            domains.setdefault(name, []).append(Item(item.id, {name: item.values[group]}))
-        whole = {"mean": bootstrapped(_over_groups(np.mean), scores, found),
-                 "sd": bootstrapped(_over_groups(np.std), scores, found)}  # fmt: skip
+            domains.setdefault(name, []).append(Item(item.id, {name: score}))
+        whole = {name: over_groups(statistic, list(groups.values())) for name, statistic in _STATISTICS.items()}
         return whole | {name: means(of)[name] for name, of in sorted(domains.items())}
 
 
-def _over_groups(statistic: Any) -> Any:
-    """The statistic over the means of groups; a resample may lack a group, which then does not count."""
-
-    def of(scores: np.ndarray, groups: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.apply_along_axis(
-            one, axis, np.arange(scores.size).reshape(scores.shape), scores.ravel(), groups.ravel()
-        )
-
-    def one(places: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> float:
-        counts = np.bincount(groups[places])
-        sums = np.bincount(groups[places], scores[places])
-        return float(statistic(sums[counts > 0] / counts[counts > 0]))
-
-    return of
+_STATISTICS: dict[str, Statistic] = {"mean": np.mean, "sd": np.std}
