@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.likelihood import by_length, summed_nlls
+from inscp.evaluation.shared_context import find_trees, tree_nlls
 from inscp.model.device import best_device, scoring_model
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
@@ -78,7 +79,12 @@ class LocalModel:
             if (length := len(sequence.input_ids)) > longest:
                 what = f"{sequence.source} has {length:,} tokens, and the model sees {longest:,} at most"
                 raise UserError(self.spec, what, "Shorten it.")
-        places = {id(sequence): place for place, sequence in enumerate(sequences)}
-        for batch in by_length(sequences, _BATCH_TOKENS[best_device().type]):
+        batch_tokens = _BATCH_TOKENS[best_device().type]
+        trees = find_trees(self.loss, sequences)
+        yield from tree_nlls(self.loss, trees, batch_tokens)
+        in_trees = {place for tree in trees for place in tree.places}
+        places = {id(sequence): place for place, sequence in enumerate(sequences) if place not in in_trees}
+        alone = [sequence for place, sequence in enumerate(sequences) if place not in in_trees]
+        for batch in by_length(alone, batch_tokens):
             for piece, nll in zip(batch, summed_nlls(self.loss, batch), strict=True):
                 yield places[id(piece)], float(nll)
