@@ -37,6 +37,13 @@ def doctor(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return run
 
 
+@pytest.fixture
+def small_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process itself holds can be given to the training; of the tests' process that may be anything."""
+    monkeypatch.setattr("inscp.commands.doctor.psutil.Process",
+                        lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))  # fmt: skip
+
+
 def llama(folder: Path, **sizes: int) -> Path:
     """A config.json without weights or tokenizer."""
     LlamaConfig(architectures=["LlamaForCausalLM"], **sizes).save_pretrained(folder)
@@ -97,6 +104,7 @@ def test_eight_shards_of_8b_on_gpus_that_are_not_here(doctor, llama_8b: Path) ->
     assert "no such device here" in printed
 
 
+@pytest.mark.usefixtures("small_process")
 def test_shards_that_do_not_fit_are_not_mended_by_smaller_batches(doctor, llama_8b: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("inscp.commands.doctor.cpu_memory", lambda: (2**34, 2**34))
     status, _, complaint = doctor(llama_8b, "--trainer.accelerator", "cpu", "--data.batch_size", "8")
@@ -110,11 +118,10 @@ def test_shards_that_do_not_fit_are_not_mended_by_smaller_batches(doctor, llama_
     ([], "model.activation_checkpointing"),
     (["--model.activation_checkpointing", "block"], "data.row_length"),
 ])  # fmt: skip
+@pytest.mark.usefixtures("small_process")
 def test_what_does_not_fit_is_told_with_the_key_to_change(  # type: ignore[no-untyped-def]
     doctor, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch, changes: list[str], key: str
 ) -> None:
-    monkeypatch.setattr("inscp.commands.doctor.psutil.Process",
-                        lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))  # fmt: skip
     monkeypatch.setattr("inscp.commands.doctor.cpu_memory", lambda: (2**21, 2**21))
     status, _, complaint = doctor(tiny_model_folder, "--trainer.accelerator", "cpu", *changes)
     assert status == 2
