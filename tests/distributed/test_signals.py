@@ -74,10 +74,11 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
 
 
 class LongStep(Callback):
-    """Makes the steps behind the third longer than any test waits."""
+    """Makes the steps behind the third longer than any test waits, and leaves a file when that begins."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 3:
+            Path(trainer.default_root_dir, f"long_{trainer.global_rank}").touch()
             time.sleep(60)
 
 
@@ -85,6 +86,9 @@ class LongStep(Callback):
 def test_a_second_ctrl_c_ends_at_once(folder: Path, spread: list[Any]) -> None:
     log = f"twice_{len(spread)}"
     process = begun(folder, log, *spread, "--trainer.callbacks+", "test_signals.LongStep")
+    while len(list((folder / f"{log}_runs").glob("long_*"))) < (2 if spread else 1):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
     errors = ""
     while "Ctrl-C again ends at once" not in errors:
