@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.tracking import tracker_of
@@ -16,6 +15,7 @@ from inscp.evaluation.results import Item
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.language_alignment import judged, read_aligned_prompts
 from inscp.model.module import InsCPModule
+from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation, Turn
 
@@ -68,7 +68,7 @@ class BeforeAfter(Callback):
 
     def _measure(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
         device = trainer.strategy.root_device
-        model, tokenizer = load_model(spec, torch.bfloat16).to(device), load_tokenizer(spec)  # type: ignore[arg-type]
+        model, tokenizer = load_model(spec, inference_dtype()).to(device), load_tokenizer(spec)  # type: ignore[arg-type]
         result = {}
         for language, prompts in self._prompts.items():
             print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)

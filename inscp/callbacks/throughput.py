@@ -21,7 +21,8 @@ class Throughput(Callback):
 
     Tokens are those that are not padding, of all ranks. Time is that of training steps; validation and saving are
     left out. Utilisation is 6 FLOPs a parameter and token (forward and backward; the attention of short, isolated
-    documents is left out) over the rate that a 2048-cubed bf16 product reaches on this device, measured at the start.
+    documents is left out) over the rate that a 2048-cubed product of the training's precision reaches on this device,
+    measured at the start.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,8 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._flops_per_token = 6.0 * sum(p.numel() for p in pl_module.parameters())
-        self._peak = matrix_rate(pl_module.device) * trainer.world_size
+        dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
+        self._peak = matrix_rate(pl_module.device, dtype) * trainer.world_size
         _log_memory(trainer, "loaded_gib")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,9 +68,9 @@ class Throughput(Callback):
         self.tokens = state_dict["tokens"]
 
 
-def matrix_rate(device: torch.device, size: int = 2048) -> float:
-    """FLOPs a second of a square bf16 matrix product: the best of several."""
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOPs a second of a square matrix product: the best of several."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(5):
         _synchronize(device)

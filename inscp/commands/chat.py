@@ -10,6 +10,7 @@ from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.model.device import best_device
 from inscp.model.export import end_token_ids
+from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
 
 
@@ -34,7 +35,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     if not tokenizer.chat_template:
         raise UserError(model, "it has no chat template, so this is not a chat model", "Take the instruct version.")
     device = best_device()
-    llm = load_model(model, torch.bfloat16).to(device)  # type: ignore[arg-type]
+    llm = load_model(model, inference_dtype()).to(device)  # type: ignore[arg-type]
     ends = end_token_ids(llm, tokenizer)
     turns = [{"role": "system", "content": system}] if system else []
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}

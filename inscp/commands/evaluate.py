@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -28,7 +28,7 @@ from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.model.export import Origin, read_origin
-from inscp.model.precision import multiplies_bf16
+from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.pretrained import resolve
 
 
@@ -43,7 +43,7 @@ def evaluate(
     model: str,
     tasks: dict[str, Task],
     out: str = "results.json",
-    precision: Literal["bf16", "fp32"] | None = None,
+    precision: InferencePrecision | None = None,
     batch_size: int = 64,
     server: Server | None = None,
     mlflow: Tracking = Tracking(),  # noqa: B008  # frozen
@@ -64,7 +64,7 @@ def evaluate(
         raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
     for task in tasks.values():
         task.check()
-    backend = _served(server) if server else LocalModel(model, _dtype(precision), batch_size)
+    backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size)
     folder = items_folder(Path(out))
     subject = Subject(backend, folder, _watch)
     tracker = _tracker(model, mlflow) if mlflow.enabled else None
@@ -91,11 +91,6 @@ def evaluate(
         tracker.log_text(Path(out).read_text("utf-8"), "results.json")
         tracker.finalize("success")
     print(f"\nresults    {out}\nitems      {folder}" + (f"\nMLflow run {tracker.address}" if tracker else ""))
-
-
-def _dtype(precision: str | None) -> torch.dtype:
-    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
-    return torch.bfloat16 if is_bf16 else torch.float32
 
 
 def _served(server: Server) -> ServedModel:

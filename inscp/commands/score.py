@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from inscp.model.allocator import keep_freed_memory
 from inscp.model.device import attention_for, best_device, scoring_model
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
-from inscp.model.precision import multiplies_bf16
+from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
@@ -49,7 +48,7 @@ def score(
     window: int = 2048,
     overlap: int | None = None,
     batch_tokens: int | None = None,
-    precision: Literal["bf16", "fp32"] | None = None,
+    precision: InferencePrecision | None = None,
     max_characters: int = 1_000_000,
     on_bad_record: OnBadRecord = "error",
     shard_model: bool = False,
@@ -84,11 +83,11 @@ def score(
     window = min(window, longest_input(model))
     scoring = Scoring(given, window, min(256, window // 2) if overlap is None else overlap)
     scoring.tag(tokenizer)
-    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
+    dtype = inference_dtype(precision)
     made_by = {
         "model": model, "weights": weights_fingerprint(model),
         "given": given, "window": scoring.window, "overlap": scoring.overlap,
-        "precision": "bf16" if is_bf16 else "fp32", "max_characters": max_characters,
+        "precision": "bf16" if dtype == torch.bfloat16 else "fp32", "max_characters": max_characters,
         "sources": [{"name": s.name, "path": s.path, "fingerprint": source_fingerprint(s)} for s in sources],
     }  # fmt: skip
     if rank == 0:
@@ -98,7 +97,7 @@ def score(
     folder = ScoreFolder.create(Path(out), made_by)
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
     if todo or shard_model:
-        loss = _loss(model, torch.bfloat16 if is_bf16 else torch.float32, shard_model)
+        loss = _loss(model, dtype, shard_model)
         scorer = Scorer(loss, tokenizer, scoring, batch_tokens or _BATCH_TOKENS[best_device().type], shard_model)
         lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
         for chunk in read([ReadReport() for _ in sources]):

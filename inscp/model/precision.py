@@ -5,8 +5,12 @@ pass and keeps activations in the low precision; the updates are as exact, becau
 checkpoints see the fp32 weights and fp32 sums of gradients only.
 """
 
+from typing import Literal
+
 import torch
 from torch import nn
+
+InferencePrecision = Literal["bf16", "fp32"]
 
 
 def multiplies_bf16() -> bool:
@@ -14,6 +18,12 @@ def multiplies_bf16() -> bool:
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
+    """What a model that is not trained computes in: bf16 where the hardware multiplies in it, else fp32."""
+    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
+    return torch.bfloat16 if is_bf16 else torch.float32
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
