@@ -3,7 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -46,6 +46,8 @@ class Tracking:
     Args:
         tracking_uri: `sqlite:///FILE` or the address of a tracking server.
         experiment: name of the experiment.
+        name: of the run; by default method, model and language.
+        tags: more tags of the run.
         run_id: continue this run instead of starting one.
         enabled: false tracks nothing.
         patience: how many seconds the end of a training waits for a server that is slow or down.
@@ -53,6 +55,8 @@ class Tracking:
 
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "inscp"
+    name: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
     enabled: bool = True
     patience: float = 60.0
@@ -63,8 +67,8 @@ class MLflowTracker(Logger):
 
     Args:
         tracking: which store, experiment and run.
-        name: of the run, for people.
-        tags: of the run.
+        name: of the run, for people, where `tracking` has none.
+        tags: of the run, beside those of `tracking`.
         earlier: the `state` of the training that goes on; its run is continued where `tracking` names none.
         is_addition: what is logged belongs to a run that may have ended, whose status and times stay as they are.
 
@@ -92,8 +96,8 @@ class MLflowTracker(Logger):
         start = Start(
             uri,
             tracking.experiment,
-            name,
-            dict(tags),
+            tracking.name or name,
+            {**tags, **tracking.tags},
             before.key if before else uuid4().hex,
             0 if is_addition else _now(),
             run_id,

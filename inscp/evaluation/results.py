@@ -1,6 +1,6 @@
 """What an evaluation has found: a file that people and programs read, and one line for every item behind it.
 
-`results.json` holds `{"schema", "model", "environment", "tasks": {NAME: {"metrics": {METRIC: value}, "intervals":
+`results.json` holds `{"schema", "model", "environment", "tasks": {NAME: {"kind", "metrics": {METRIC: value}, "intervals":
 {METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`; `results.items/NAME.jsonl` has what each
 item was worth, so that two evaluations can be compared item by item.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from inscp.errors import UserError
 from inscp.paths import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,14 @@ class TaskResult:
     """What one task has measured.
 
     Attributes:
+        kind: the task's class.
         metrics: by name.
         n: items.
         version: of the task: numbers of two versions are not comparable.
         seconds: it took, what an earlier attempt had answered already aside.
     """
 
+    kind: str
     metrics: Mapping[str, Metric]
     n: int
     version: int
@@ -78,6 +80,7 @@ class Results:
     def write(self, path: Path) -> None:
         tasks = {
             name: {
+                "kind": task.kind,
                 "metrics": {key: _number(metric.value) for key, metric in task.metrics.items()},
                 "intervals": {key: [_number(end) for end in metric.interval] for key, metric in task.metrics.items()},
                 "counts": {key: metric.n for key, metric in task.metrics.items()},
@@ -114,13 +117,13 @@ class Results:
             raise UserError(str(path), f"its results are not whole ({error!r:.100})", mend) from error
 
 
-def _task(metrics: dict[str, Any], intervals: dict[str, Any], counts: dict[str, int], n: int, version: int,
-          seconds: float) -> TaskResult:  # fmt: skip
+def _task(kind: str, metrics: dict[str, Any], intervals: dict[str, Any], counts: dict[str, int], n: int,
+          version: int, seconds: float) -> TaskResult:  # fmt: skip
     def metric(name: str) -> Metric:
         low, high = map(_read_number, intervals[name])
         return Metric(_read_number(metrics[name]), (low, high), int(counts[name]))
 
-    return TaskResult({name: metric(name) for name in metrics}, int(n), int(version), float(seconds))
+    return TaskResult(str(kind), {name: metric(name) for name in metrics}, int(n), int(version), float(seconds))
 
 
 def _number(value: float) -> float | None:

@@ -26,7 +26,8 @@ def run(tasks: Mapping[str, Task], subject: Subject, environment: Mapping[str, A
     for name, task in tasks.items():
         started = time.monotonic()
         items = told_apart(task.items(subject))
-        results[name] = TaskResult(task.metrics(items), len(items), task.version, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        results[name] = TaskResult(type(task).__name__, task.metrics(items), len(items), task.version, seconds)
         write_items(subject.folder, name, items)
         on_task(name, results[name], items)
     return Results(subject.spec, results, environment)

@@ -311,3 +311,12 @@ def test_track_takes_only_the_file_of_a_training(
         file.write_text(content)
     assert main(["track", str(file)]) == 2
     assert "Give the mlflow_unsent.jsonl of a training" in capsys.readouterr().err
+
+
+def test_a_run_has_the_name_and_tags_that_the_configuration_gives(store: str) -> None:
+    tracker = tracker_for(store, name="InsCP, seed 1", tags={"study": "paper"})
+    tracker.log_at({"x": 1.0}, 1)
+    tracker.finalize("success")
+    run = run_in(store)
+    assert run.info.run_name == "InsCP, seed 1"
+    assert run.data.tags.items() >= ({"study": "paper"} | provenance_tags()).items()

@@ -11,7 +11,11 @@ from inscp.evaluation.results import Item, Metric, Results, TaskResult, items_fo
 
 RESULTS = Results(
     "a/model",
-    {"t": TaskResult({"share": Metric(0.5, (0.1, 0.9), 4), "few": Metric(1.0, (math.nan, math.nan), 1)}, 4, 2, 3.5)},
+    {
+        "t": TaskResult(
+            "Kind", {"share": Metric(0.5, (0.1, 0.9), 4), "few": Metric(1.0, (math.nan, math.nan), 1)}, 4, 2, 3.5
+        )
+    },
     {"precision": "float32"},
 )
 
@@ -32,8 +36,8 @@ def test_results_are_read_as_they_were_written_and_are_plain_json(tmp_path: Path
 
 @pytest.mark.parametrize(("text", "complaint"), [
     ("{", "no results"), ("[]", "no schema"), ('{"a": 1}', "no schema"), ('{"schema": 99}', "version 99"),
-    ('{"schema": 1, "model": "m", "environment": {}, "tasks": {"t": {"n": 1}}}', "not whole"),
-    ('{"schema": 1, "model": "m", "tasks": []}', "not whole"),
+    ('{"schema": 2, "model": "m", "environment": {}, "tasks": {"t": {"n": 1}}}', "not whole"),
+    ('{"schema": 2, "model": "m", "tasks": []}', "not whole"),
 ])  # fmt: skip
 def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "results.json"
