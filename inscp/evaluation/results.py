@@ -1,8 +1,8 @@
 """What an evaluation has found: a file that people and programs read, and one line for every item behind it.
 
-`results.json` holds `{"schema", "model", "environment", "tasks": {NAME: {"kind", "metrics": {METRIC: value}, "intervals":
-{METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`; `results.items/NAME.jsonl` has what each
-item was worth, so that two evaluations can be compared item by item.
+`results.json` holds `{"schema", "model", "environment", "tasks": {NAME: {"kind", "metrics": {METRIC: value},
+"intervals": {METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`; `results.items/NAME.jsonl` has
+what each item was worth, so that two evaluations can be compared item by item.
 """
 
 import json
