@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from inscp.callbacks.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
 from inscp.errors import RunError, UserError
 
-_KEY_TAG = "inscp.run"
+KEY_TAG = "inscp.run"
+"""The tag by which a run is found again."""
 _NO_NAME = re.compile(r"[^\w.\-/: ]")
 _TABLES_TAG = "mlflow.loggedArtifacts"  # by which the MLflow page knows which artifacts are tables
 # Answers that another try would get again. Everything else, a wrong password say, can be mended from outside.
@@ -93,6 +94,10 @@ class MLflowRun:
             self._refused.add(kind)
             rank_zero_warn(f"MLflow refused {kind}, which is left out ({why}); the rest goes on.")
 
+    def keep_files(self, folder: Path, artifact: str) -> None:
+        """Keep the files of a folder as artifacts of the run, which has been started."""
+        self._client.log_artifacts(self.run_id, str(folder), artifact)
+
     def _perform(self, batch: Sequence[Piece]) -> None:
         match batch[0]:
             case Start() as start:
@@ -120,7 +125,7 @@ class MLflowRun:
             return
         self.experiment_id = self._experiment(start.experiment)
         # An earlier try may have started it without our getting the answer.
-        found = self._client.search_runs([self.experiment_id], f"tags.`{_KEY_TAG}` = '{start.key}'")
+        found = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{start.key}'")
         self.run_id = (found[0] if found else self._create(start)).info.run_id
 
     def _experiment(self, name: str) -> str:
@@ -134,7 +139,7 @@ class MLflowRun:
     def _create(self, start: Start) -> Any:
         from mlflow.tracking.context.registry import resolve_tags
 
-        tags = resolve_tags(start.tags | {_KEY_TAG: start.key})
+        tags = resolve_tags(start.tags | {KEY_TAG: start.key})
         return self._client.create_run(self.experiment_id, start.time, tags, start.name)
 
     def _last_end(self) -> int:

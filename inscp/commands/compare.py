@@ -1,41 +1,93 @@
-"""`compare`: how two evaluations of the same items differ, with intervals and tests."""
+"""`compare`: how evaluations of the same items differ, with intervals and tests."""
 
 import math
+import re
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from inscp.commands.parser import call
+from inscp.commands.fit import quiet
+from inscp.commands.parser import Parser
 from inscp.errors import UserError
-from inscp.evaluation.results import Results, items_folder, read_items
+from inscp.evaluation.results import ITEMS, RESULTS, Results, items_folder, read_items
 from inscp.evaluation.statistics import Difference, differences
+from inscp.model.export import read_origin
+from inscp.pretrained import model_name
+
+_RUN = re.compile(r"[0-9a-f]{32}")
+_MLFLOW = "sqlite:///mlflow.db"
+_WHAT = "Print how each metric differs from the first evaluation's on the items that both have."
+_RUNS = "results files of `evaluate`, or ids of MLflow runs that were evaluated; the first is compared with"
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """`python -m inscp compare BEFORE.json AFTER.json`"""
-    call(command, compare, arguments, as_positional=True)
+    """`python -m inscp compare RUN RUN… [--out FOLDER]`"""
+    quiet()
+    parser = Parser(prog=f"python -m inscp {command}", description=_WHAT)
+    parser.add_argument("runs", nargs="+", help=_RUNS)
+    parser.add_function_arguments(compare, skip={"runs"})
+    given = parser.parse_args(arguments)
+    compare(given.runs, given.out, given.tracking_uri)
 
 
-def compare(before: str, after: str) -> None:
-    """Print how each metric differs on the items that both evaluations have.
+def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str = _MLFLOW) -> None:
+    """Print how each metric differs from the first evaluation's on the items that both have.
 
     Args:
-        before: a results file of `evaluate`.
-        after: another one.
+        runs: results files of `evaluate`, or ids of MLflow runs that were evaluated.
+        out: a new folder for a report of all of them: tables and plots as Markdown, PNG and one HTML page.
+        tracking_uri: where the MLflow runs are.
     """
-    files = Path(before), Path(after)
-    results = [Results.read(file) for file in files]
-    shared = [name for name in results[0].tasks if name in results[1].tasks]
-    if not shared:
-        raise UserError(after, f"it shares no task with {before}", "Evaluate both by the same configuration.")
+    with tempfile.TemporaryDirectory() as temporary:
+        files = [_results_file(given, tracking_uri, Path(temporary)) for given in runs]
+        if len(files) < 2:
+            raise UserError(runs[0], "there is nothing to compare it with", "Name two evaluations or more.")
+        for given, file in zip(runs[1:], files[1:], strict=True):
+            _print(runs[0], files[0], given, file)
+        if out is not None:
+            _report(files, Path(out))
+
+
+def _results_file(given: str, tracking_uri: str, temporary: Path) -> Path:
+    """The results file, downloaded where an MLflow run is named."""
+    if Path(given).exists() or not _RUN.fullmatch(given):
+        return Path(given)
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    folder = temporary / given
+    folder.mkdir()
+    try:
+        client = MlflowClient(tracking_uri)
+        file = Path(client.download_artifacts(given, RESULTS, str(folder)))
+        client.download_artifacts(given, ITEMS, str(folder))
+    except MlflowException as error:
+        what = f"{tracking_uri} has no results of this run ({str(error).splitlines()[0]:.200})"
+        raise UserError(given, what, "Evaluate its model, or give --tracking_uri.") from error
+    return file
+
+
+def _print(before: str, old: Path, after: str, new: Path) -> None:
+    results = [Results.read(file) for file in (old, new)]
+    shared = _shared_tasks(before, results[0], after, results[1])
     print(f"before  {results[0].model}\nafter   {results[1].model}")
     for name in shared:
-        versions = [result.tasks[name].version for result in results]
-        if versions[0] != versions[1]:
-            what = f"{name} has version {versions[1]}, in {before} it has {versions[0]}"
-            raise UserError(after, what, "Evaluate both by the same version of this program.")
         print(f"\n{name:<40}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
-        found = differences(*(read_items(items_folder(file), name) for file in files))
+        found = differences(*(read_items(items_folder(file), name) for file in (old, new)))
         for metric, difference in found.items():
             print(_line(metric, difference))
+    print()
+
+
+def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequence[str]:
+    shared = [name for name in old.tasks if name in new.tasks]
+    if not shared:
+        raise UserError(after, f"it shares no task with {before}", "Evaluate both by the same configuration.")
+    for name in shared:
+        if new.tasks[name].version != old.tasks[name].version:
+            what = f"{name} has version {new.tasks[name].version}, in {before} it has {old.tasks[name].version}"
+            raise UserError(after, what, "Evaluate both by the same version of this program.")
+    return shared
 
 
 def _line(name: str, found: Difference) -> str:
@@ -43,3 +95,24 @@ def _line(name: str, found: Difference) -> str:
     interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "–"
     numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{found.change.value:>+9,.3f}{interval:>20}"
     return f"  {name:<38}{numbers}{found.p:>8.3f}{found.n:>7,}"
+
+
+def _label(model: str) -> str:
+    """A short name: of a model that was made here its arm and the folder of its training."""
+    is_folder = Path(model).is_dir()
+    origin = read_origin(model) if is_folder else None
+    return f"{origin.arm} {Path(model).resolve().parent.name}" if origin else model_name(model)
+
+
+def _report(files: Sequence[Path], folder: Path) -> None:
+    from inscp.experiment.page import HTML
+    from inscp.experiment.report import comparison_page
+    from inscp.experiment.tables import Comparison, Evaluated
+
+    names = [_label(Results.read(file).model) for file in files]
+    are_told_apart = len(set(names)) == len(names)
+    rows = names if are_told_apart else [f"{name} ({file})" for name, file in zip(names, files, strict=True)]
+    evaluated = [Evaluated.read(file, row) for file, row in zip(files, rows, strict=True)]
+    question = f"How do {len(rows) - 1} evaluations differ from that of {rows[0]}?"
+    comparison_page(Comparison(evaluated, rows[0]), "Comparison", question, folder).write(folder)
+    print(f"report     {folder / HTML}")

@@ -22,7 +22,7 @@ from inscp.commands.parser import call
 from inscp.errors import UserError
 from inscp.evaluation import suite
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.results import Item, TaskResult, items_folder
+from inscp.evaluation.results import ITEMS, RESULTS, Item, TaskResult, items_file, items_folder
 from inscp.evaluation.server import ServedModel, Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
@@ -83,12 +83,14 @@ def evaluate(
             tracker.log_at({key: value for key, value in values.items() if math.isfinite(value)}, _steps(model))
             if columns := _columns(items):
                 tracker.log_table(columns, f"generations/{name}.json")
+            kept = items_file(folder, name)
+            tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
 
     results = suite.run(tasks, subject, environment, on_task)
     results.write(Path(out))
     if tracker:
         tracker.unsent_folder = folder
-        tracker.log_text(Path(out).read_text("utf-8"), "results.json")
+        tracker.log_text(Path(out).read_text("utf-8"), RESULTS)
         tracker.finalize("success")
     print(f"\nresults    {out}\nitems      {folder}" + (f"\nMLflow run {tracker.address}" if tracker else ""))
 

@@ -11,10 +11,14 @@ from inscp.errors import UserError
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments?: *(?:--)?(?P<a>[\w.+]+)|key ['\"]?(?P<b>[\w.]+)['\"]? is not expected"
-    r"|does not accept (?:option|key|nested key) ['\"](?P<c>[\w.]+)",
+    r"|does not accept (?:option|key|nested key) ['\"](?P<c>[\w.]+)"
+    r"|(?:option|key) ['\"](?P<d>[\w.]+)['\"] is not accepted",
     re.IGNORECASE,
 )
 _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
+
+Components = Callable[..., Any] | dict[str, Callable[..., Any]]
+"""A function, or one for each subcommand."""
 
 
 class OneLineErrors:
@@ -60,10 +64,10 @@ class Parser(NoSubConfigs, OneLineErrors, ArgumentParser):
     """Parser of the commands that take no training configuration."""
 
 
-def call(command: str, function: Callable[..., Any], arguments: list[str], as_positional: bool = False) -> None:
-    """Call `function` with what the command line says; its signature and docstring are the `--help`."""
+def call(command: str, function: Components, arguments: list[str], as_positional: bool = False) -> None:
+    """Call a function, or that of a subcommand, with what the command line says; its docstring is the `--help`."""
     prog = f"python -m inscp {command}"
-    auto_cli(function, args=arguments, parser_class=Parser, as_positional=as_positional, prog=prog)
+    auto_cli(function, args=arguments, parser_class=Parser, as_positional=as_positional, prog=prog)  # type: ignore[arg-type]
 
 
 def _keys(parser: ArgumentParser) -> Iterator[str]:

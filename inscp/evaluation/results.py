@@ -17,6 +17,9 @@ from inscp.paths import write_whole
 
 SCHEMA = 2
 
+RESULTS, ITEMS = "results.json", "results.items"
+"""What a results file and the folder of its items are called among the artifacts of an MLflow run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -140,9 +143,14 @@ def items_folder(results: Path) -> Path:
     return results.with_name(f"{results.stem}.items")
 
 
+def items_file(folder: Path, task: str) -> Path:
+    """Where the items of one task lie."""
+    return folder / f"{task}.jsonl"
+
+
 def write_items(folder: Path, task: str, items: Sequence[Item]) -> None:
     """Keep the items of a task, one a line."""
-    write_whole(folder / f"{task}.jsonl", "".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in items))
+    write_whole(items_file(folder, task), "".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in items))
 
 
 def read_items(folder: Path, task: str) -> list[Item]:
@@ -151,7 +159,7 @@ def read_items(folder: Path, task: str) -> list[Item]:
     Raises:
         UserError: there are none, or a line is not one.
     """
-    path, number = folder / f"{task}.jsonl", 0
+    path, number = items_file(folder, task), 0
     try:
         items = []
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):  # noqa: B007

@@ -1,0 +1,102 @@
+"""`experiment`: a whole study, run and reported by its folder."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from inscp.commands.fit import quiet
+from inscp.commands.parser import Parser, call
+from inscp.errors import UserError
+from inscp.evaluation.tasks import import_all
+from inscp.experiment.jobs import Scheduler, write_jobs
+from inscp.experiment.page import HTML, MARKDOWN
+from inscp.experiment.report import study_page
+from inscp.experiment.runner import Runner, parent_run, place
+from inscp.experiment.study import FILE, Run, Study, study_name
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp experiment run|report FOLDER`"""
+    quiet()
+    import_all()
+    arguments = ["--dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
+    call(command, {"run": run_study, "report": report_study}, arguments, as_positional=True)
+
+
+def run_study(
+    folder: str,
+    out: str = "outputs/experiments",
+    only: str | None = None,
+    dry_run: bool = False,
+    jobs: Scheduler | None = None,
+    gpus: int = 1,
+) -> None:
+    """Run what is not done of a study; the same command goes on where it was interrupted.
+
+    Args:
+        folder: that holds experiment.yaml.
+        out: models and results go into a folder of the study's name in it.
+        only: run those whose name is like this (`InsCP, fi*`), and what they start from.
+        dry_run: list the runs, and run nothing.
+        jobs: write a job file for each run that is not done, for a scheduler to run them side by side, and run nothing.
+        gpus: of a job.
+    """
+    study, name = read_study(Path(folder)), study_name(Path(folder))
+    runs, outputs = _chosen(study.runs(), only), Path(out) / name
+    if jobs:
+        todo = [run for run in runs if not place(run, outputs).is_done]
+        print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, outputs / 'jobs')}")
+        return
+    if dry_run:
+        _list(runs, outputs)
+        return
+    Runner(study, name, outputs).run(runs)
+    _list(runs, outputs)
+    print(f"\nnext:\n  python -m inscp experiment report {folder}")
+
+
+def report_study(folder: str, out: str = "outputs/experiments") -> None:
+    """What the runs that are done come to: Markdown, PNG and one HTML page, kept in the study's MLflow run.
+
+    Args:
+        folder: that holds experiment.yaml.
+        out: as it was given to `experiment run`.
+    """
+    study, name = read_study(Path(folder)), study_name(Path(folder))
+    into = Path(out) / name / "report"
+    study_page(study, name, Path(out) / name, into).write(into)
+    if study.mlflow.enabled:
+        parent_run(study.mlflow, name, study.question).keep_files(into, "report")
+    print(f"report     {into / HTML}\n           {into / MARKDOWN}")
+
+
+def read_study(folder: Path) -> Study:
+    """What a study's file says.
+
+    Raises:
+        UserError: no such file, or a study that cannot be.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
+    parser = Parser(prog="python -m inscp experiment run")
+    parser.add_class_arguments(Study)
+    study = Study(**parser.instantiate(parser.parse_path(str(file))))
+    study.check()
+    return study
+
+
+def _chosen(runs: list[Run], only: str | None) -> list[Run]:
+    if only is None:
+        return runs
+    chosen = [run for run in runs if fnmatch(run.title, only) or fnmatch(run.name, only)]
+    if not chosen:
+        raise UserError("--only", f"no run is like {only}", f"There are: {'; '.join(run.title for run in runs)}.")
+    return list({one.name: one for run in chosen for one in run.lineage}.values())
+
+
+def _list(runs: list[Run], out: Path) -> None:
+    """Print the runs, with what is done of each."""
+    for run in runs:
+        at = place(run, out)
+        state = "done" if at.is_done else "to be measured" if at.model and run.evaluate else "to be run"
+        print(f"{run.title:<56}{state:<16}{at.results if at.is_done and run.evaluate else ''}".rstrip())

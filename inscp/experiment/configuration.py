@@ -1,0 +1,100 @@
+"""Configurations as plain values: what differs from a base, and a digest of all that decides what comes out."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inscp.errors import UserError
+from inscp.paths import local_path
+from inscp.pretrained import weights_fingerprint
+
+Config = dict[str, Any]
+
+
+def read_configs(paths: Sequence[str]) -> Config:
+    """Configuration files, the later over the earlier.
+
+    Raises:
+        UserError: one is not there, or no YAML mapping.
+    """
+    whole: Config = {}
+    for path in paths:
+        try:
+            config = yaml.safe_load(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(path, f"no configuration in it ({error})", "Name a YAML file.") from error
+        if not isinstance(config, dict):
+            raise UserError(path, "it holds no keys", "Name a configuration of fit or evaluate.")
+        whole = changed(whole, config)
+    return whole
+
+
+def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+    """`base` with other values; sections are merged key by key, but of another class the whole section is new.
+
+    Args:
+        base: is left as it is.
+        changes: keys may be dotted (`data.tagger`).
+    """
+    result = dict(base)
+    for dotted, value in changes.items():
+        *sections, key = dotted.split(".")
+        change = {key: value}
+        for section in reversed(sections):
+            change = {section: change}
+        result = _merged(result, change)
+    return result
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+    result = dict(base)
+    for key, new in changes.items():
+        old = result.get(key)
+        is_section = isinstance(old, Mapping) and isinstance(new, Mapping) and not _is_another_class(old, new)
+        result[key] = _merged(old, new) if is_section else new  # type: ignore[arg-type]
+    return result
+
+
+def _is_another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "class_path" in new and old.get("class_path") != new["class_path"]
+
+
+def digest(*parts: Any) -> str:
+    """Of plain values, and of the contents of every file and folder that a text in them names."""
+    found = [json.dumps(parts, sort_keys=True, default=str)]
+    found += [_contents(text) for text in dict.fromkeys(_texts(parts))]
+    return hashlib.blake2b("\n".join(found).encode(), digest_size=16).hexdigest()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+@cache
+def _contents(text: str) -> str:
+    """A digest of what a path holds; empty for any other text."""
+    if not text or len(text) > 4096 or "\n" in text:
+        return ""
+    path = local_path(text)
+    if (path / "config.json").is_file():
+        return weights_fingerprint(text)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    whole = hashlib.blake2b(digest_size=16)
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                inner = hashlib.file_digest(opened, "blake2b").digest()
+            whole.update(str(file.relative_to(path)).encode() + inner)
+    return whole.hexdigest() if path.exists() else ""

@@ -1,0 +1,45 @@
+"""The curves of a training, as its MLflow run has kept them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from inscp.callbacks.mlflow_run import KEY_TAG
+from inscp.callbacks.pieces import Start, read_unsent
+from inscp.callbacks.tracking import RUN_FILE
+
+_SHOWN = ("train/loss", "val/", "alignment/")
+_TOKENS = "train/tokens"
+Curve = Sequence[tuple[float, float]]
+
+
+def curves(model: Path) -> Mapping[str, Curve]:
+    """Measure -> (tokens, value) in order, of the training that made a model; empty where no store has it.
+
+    Args:
+        model: the exported folder.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    file = model.parent / RUN_FILE
+    if not file.is_file():
+        return {}
+    start = read_unsent(file)[0]
+    assert isinstance(start, Start)
+    try:
+        client = MlflowClient(start.tracking_uri)
+        experiment = client.get_experiment_by_name(start.experiment)
+        ids = [experiment.experiment_id] if experiment else []
+        runs = client.search_runs(ids, f"tags.`{KEY_TAG}` = '{start.key}'") if ids else []
+        if not runs:
+            return {}
+        run = runs[0]
+        tokens = {0: 0.0} | {p.step: p.value for p in client.get_metric_history(run.info.run_id, _TOKENS)}
+        names = [name for name in run.data.metrics if name.startswith(_SHOWN) and not name.endswith("/perplexity")]
+        return {
+            name: [(tokens[p.step], p.value) for p in sorted(client.get_metric_history(run.info.run_id, name),
+                                                             key=lambda p: p.step) if p.step in tokens]
+            for name in sorted(names)
+        }  # fmt: skip
+    except MlflowException:  # the store is gone, or a server is down: the report does without
+        return {}

@@ -1,0 +1,139 @@
+"""A report: the same tables and plots as Markdown with PNG files, and as one HTML page that needs nothing else."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from inscp.evaluation.results import Metric
+from inscp.evaluation.statistics import Difference
+from inscp.experiment.tables import Cell, Table
+from inscp.paths import write_whole
+
+MARKDOWN, HTML = "report.md", "report.html"
+_WIDE = 6  # columns; a table with more and fewer rows than columns is turned round
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text: what both forms show."""
+
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is said of one language.
+
+    Attributes:
+        title: of the section.
+        grids: its tables.
+        plots: caption -> file.
+    """
+
+    title: str
+    grids: Sequence[Grid]
+    plots: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole report.
+
+    Attributes:
+        title: of the page.
+        question: what it answers.
+        sections: in order.
+        facts: what was measured where and when: name -> value.
+    """
+
+    title: str
+    question: str
+    sections: Sequence[Section]
+    facts: Mapping[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Both forms, into the folder of the plots."""
+        write_whole(folder / MARKDOWN, self._markdown())
+        template = files(__package__).joinpath("page.html.jinja").read_text("utf-8")
+        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["embedded"] = _embedded
+        write_whole(folder / HTML, environment.from_string(template).render(page=self))
+
+    def _markdown(self) -> str:
+        lines = [f"# {self.title}", "", self.question, ""]
+        for section in self.sections:
+            lines += [f"## {section.title}", ""] if section.title else []
+            for grid in section.grids:
+                lines += [f"### {grid.title}", ""]
+                lines += [_row(grid.head), _row(["---"] * len(grid.head)), *map(_row, grid.rows), ""]
+                lines += [grid.note, ""] if grid.note else []
+            for caption, file in section.plots.items():
+                lines += [f"![{caption}]({file.name})", ""]
+        lines += [f"- {name}: {value}" for name, value in self.facts.items()]
+        return "\n".join(lines) + "\n"
+
+
+def grids(table: Table, reference: str) -> list[Grid]:
+    """A table, and beside it how its rows differ from the reference."""
+    seeds = max((len(cell.seeds) for cells in table.rows.values() for cell in cells if cell), default=1)
+    over = f"Means over {seeds} seeds; " if seeds > 1 else ""
+    note = f"{over}95 % intervals in brackets" + (", over seeds and items." if seeds > 1 else ".")
+    labels = [column.label for column in table.columns]
+    found = [_grid(table.title, note, labels, {row: list(map(shown, cells)) for row, cells in table.rows.items()})]
+    columns = zip(*table.rows.values(), strict=True)
+    shares = [any(cell is not None and cell.is_share for cell in cells) for cells in columns]
+    changes = {row: list(map(_changed, of, shares)) for row, of in table.changes.items() if any(of)}
+    if changes:
+        what = f"{table.title}: change against {reference}"
+        note = "Paired by item, shares in points; 95 % intervals in brackets, * where it does not hold 0."
+        found.append(_grid(what, note, labels, changes))
+    return found
+
+
+def _grid(title: str, note: str, labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Grid:
+    if len(labels) > max(_WIDE, len(rows)):
+        columns = zip(*rows.values(), strict=True)
+        return Grid(title, note, ["", *rows], [[label, *cells] for label, cells in zip(labels, columns, strict=True)])
+    return Grid(title, note, ["", *labels], [[row, *cells] for row, cells in rows.items()])
+
+
+def shown(cell: Cell | None) -> str:
+    """A cell as people read it: shares in per cent."""
+    if cell is None or not math.isfinite(cell.metric.value):
+        return "–"
+    return _number(cell.metric, cell.is_share, signed=False)
+
+
+def _changed(found: Difference | None, is_share: bool) -> str:
+    if found is None or not math.isfinite(found.change.value):
+        return "–"
+    low, high = found.change.interval
+    mark = "*" if low > 0 or high < 0 else ""
+    return _number(found.change, is_share, signed=True) + mark
+
+
+def _number(metric: Metric, is_share: bool, signed: bool) -> str:
+    scale, unit = (100, "" if signed else " %") if is_share else (1, "")
+    digits = 0 if is_share else 3 if abs(metric.value) < 1 else 2
+    number = f"{'+' if signed else ''},.{digits}f"
+    value, low, high = (scale * one for one in (metric.value, *metric.interval))
+    between = " to " if signed else "–"
+    interval = f" ({low:{number}}{between}{high:{number}})" if math.isfinite(low) else ""
+    return f"{value:{number}}{unit}{interval}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _embedded(file: Path) -> Any:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()

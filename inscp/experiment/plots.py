@@ -1,0 +1,161 @@
+"""Plots of a comparison, as PNG files that can be read on a light and on a dark page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from inscp.experiment.tables import Cell, Column, Comparison
+
+_INK = "#7d8794"  # as far from white as from black
+_COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
+_MEASURES = {
+    "in_language_if_sound": "answered in the prompt's language (sound answers)",
+    "ended": "ends its turn",
+    "looped": "repeats itself",
+}
+
+
+def language_columns(comparison: Comparison, language: str, measures: Sequence[str]) -> list[Column]:
+    """The columns of one prompt language in the first task that asks in it."""
+    for one in comparison.evaluated:
+        for task, result in one.results.tasks.items():
+            names = [f"{language}/{measure}" for measure in measures]
+            if result.kind == "LanguageAlignment" and all(name in result.metrics for name in names):
+                return [Column(task, name, measure) for name, measure in zip(names, measures, strict=True)]
+    return []
+
+
+def bars(comparison: Comparison, language: str, file: Path) -> bool:
+    """What the answers to one language's prompts are like, arm by arm; False where none were asked."""
+    columns = language_columns(comparison, language, list(_MEASURES))
+    if not columns:
+        return False
+    rows = list(comparison.by_row)
+    figure = _figure(7.5, 1.2 + 0.28 * len(rows))
+    for axis, column in zip(figure.subplots(1, len(columns), sharey=True), columns, strict=True):
+        for place, row in enumerate(rows):
+            if cell := comparison.cell(row, column):
+                axis.barh(place, cell.metric.value, xerr=_error(cell), color=_colour(place), ecolor=_INK, height=0.7)
+        axis.set_xlim(0, 1)
+        axis.set_title(_MEASURES[column.label].replace(" (", "\n("), fontsize=8, color=_INK)
+        _plain(axis)
+    figure.axes[0].set_yticks(range(len(rows)), rows)
+    figure.axes[0].invert_yaxis()
+    _save(figure, file)
+    return True
+
+
+def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) -> bool:
+    """English that was kept against target language that was gained; False where either was not asked."""
+    gained, retained = (language_columns(comparison, name, ["in_language_if_sound"]) for name in (target, kept))
+    if target == kept or not gained or not retained:
+        return False
+    figure = _figure(5, 4)
+    axis = figure.subplots()
+    for place, row in enumerate(comparison.by_row):
+        x, y = comparison.cell(row, gained[0]), comparison.cell(row, retained[0])
+        if x and y:
+            axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt="o", label=row,
+                          color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
+    axis.set_xlabel(f"{target} prompts answered in {target}, sound answers", fontsize=8)
+    axis.set_ylabel(f"{kept} prompts answered in {kept}, sound answers", fontsize=8)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    _plain(axis)
+    _legend(axis)
+    _save(figure, file)
+    return True
+
+
+def against_tokens(
+    comparison: Comparison, budgets: Mapping[str, tuple[str, int | None]], language: str, file: Path
+) -> bool:
+    """What the answers are like against the tokens that were trained on; False with fewer than two budgets.
+
+    Args:
+        comparison: of the rows.
+        budgets: row -> arm and tokens; None stands at 0.
+        language: whose prompts.
+        file: to write.
+    """
+    columns = language_columns(comparison, language, ["in_language_if_sound", "ended"])
+    known = {tokens for _, tokens in budgets.values() if tokens}
+    if not columns or len(known) < 2:
+        return False
+    start = [(0, row) for row, (_, tokens) in budgets.items() if tokens is None and row in comparison.by_row][:1]
+    arms = dict.fromkeys(arm for arm, tokens in budgets.values() if tokens)
+    figure = _figure(7.5, 3)
+    for axis, column in zip(figure.subplots(1, 2, sharey=True), columns, strict=True):
+        for place, arm in enumerate(arms):
+            points = start + sorted((tokens, row) for row, (of, tokens) in budgets.items() if of == arm and tokens)
+            found = [(tokens, cell) for tokens, row in points if (cell := comparison.cell(row, column))]
+            axis.errorbar([tokens for tokens, _ in found], [cell.metric.value for _, cell in found],
+                          yerr=[[_error(cell)[end][0] for _, cell in found] for end in (0, 1)], label=arm, marker="o",
+                          markersize=4, color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
+        axis.set_title(_MEASURES[column.label], fontsize=8, color=_INK)
+        axis.set_xlabel("tokens", fontsize=8)
+        axis.set_ylim(-0.02, 1.02)
+        _plain(axis)
+    _legend(figure.axes[0])
+    _save(figure, file)
+    return True
+
+
+def curves(histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], file: Path) -> bool:
+    """Training curves; False where there are none.
+
+    Args:
+        histories: measure (`train/loss`, …) -> row -> (tokens, value) in order.
+        file: to write.
+    """
+    shown = {measure: rows for measure, rows in histories.items() if any(len(of) > 1 for of in rows.values())}
+    if not shown:
+        return False
+    figure = _figure(3.8 * min(2, len(shown)), 2.8 * -(-len(shown) // 2))
+    panels = figure.subplots(-(-len(shown) // 2), min(2, len(shown)), squeeze=False).ravel()
+    for axis, (measure, rows) in zip(panels, shown.items(), strict=False):
+        for place, (row, points) in enumerate(rows.items()):
+            axis.plot(*zip(*points, strict=True), label=row, color=_colour(place), linewidth=1.2)
+        axis.set_title(measure, fontsize=8, color=_INK)
+        axis.set_xlabel("tokens", fontsize=8)
+        _plain(axis)
+    for axis in panels[len(shown) :]:
+        axis.set_visible(False)
+    _legend(panels[0])
+    _save(figure, file)
+    return True
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _colour(place: int) -> str:
+    return _COLOURS[place % len(_COLOURS)]
+
+
+def _error(cell: Cell) -> list[list[float]]:
+    low, high = cell.metric.interval
+    value = cell.metric.value
+    return [[max(0.0, value - low) if low == low else 0.0], [max(0.0, high - value) if high == high else 0.0]]
+
+
+def _plain(axis: Any) -> None:
+    axis.tick_params(labelsize=7, colors=_INK)
+    axis.xaxis.label.set_color(_INK)
+    axis.yaxis.label.set_color(_INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(_INK)
+    axis.grid(color=_INK, alpha=0.2, linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(fontsize=7, frameon=False, labelcolor=_INK)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=160, transparent=True)

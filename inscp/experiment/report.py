@@ -1,0 +1,104 @@
+"""The report of a study: one section a language, the arms side by side, and what they cost."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from inscp.errors import UserError
+from inscp.experiment import plots
+from inscp.experiment.histories import Curve, curves
+from inscp.experiment.page import Page, Section, grids
+from inscp.experiment.runner import Place, place
+from inscp.experiment.study import Run, Study
+from inscp.experiment.tables import Comparison, Evaluated
+
+_KEPT = "en"
+"""The language that must not be lost."""
+
+
+def study_page(study: Study, name: str, out: Path, folder: Path) -> Page:
+    """What the runs that are done come to; the plots are written into `folder`.
+
+    Raises:
+        UserError: none has been measured yet.
+    """
+    runs = study.runs()
+    places = [at for run in runs if run.evaluate and (at := place(run, out)).results.is_file()]
+    if not places:
+        raise UserError(name, "nothing has been measured yet", f"Run `python -m inscp experiment run` on {name} first.")
+    has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
+    rows = {id(at): _row(at.run, has_budgets) for at in places}
+    sections = []
+    for language in study.languages:
+        found = [at for at in places if at.run.language == language]
+        comparison = Comparison([Evaluated.read(at.results, rows[id(at)], language, at.run.seed) for at in found],
+                                _row_of(study.baseline, found, rows))  # fmt: skip
+        budgets = {rows[id(at)]: (at.run.arm, at.run.budget) for at in found}
+        sections.append(_section(comparison, language, budgets, _histories(found, rows), folder))
+    environment = Evaluated.read(places[0].results, "").results.environment
+    facts = {
+        "command": f"python -m inscp experiment run {name}",
+        "runs": f"{len(places)} of {len([run for run in runs if run.evaluate])} measured",
+        "hardware": str(environment.get("hardware", "")),
+        "date": str(environment.get("date", ""))[:10],
+        "versions": json.dumps(environment.get("versions", {})).strip("{}").replace('"', ""),
+    }
+    return Page(name, study.question, sections, facts)
+
+
+def comparison_page(comparison: Comparison, title: str, question: str, folder: Path) -> Page:
+    """Any evaluations side by side."""
+    return Page(title, question, [_section(comparison, "", {}, {}, folder)], {})
+
+
+def _section(
+    comparison: Comparison,
+    language: str,
+    budgets: Mapping[str, tuple[str, int | None]],
+    histories: Mapping[str, Mapping[str, Curve]],
+    folder: Path,
+) -> Section:
+    target = language or next(_asked(comparison), "")
+    wanted: dict[str, tuple[str, Callable[[Path], bool]]] = {
+        "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
+        "kept": (f"{_KEPT} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, _KEPT)),
+        "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
+        "training": ("Training", partial(plots.curves, histories)),
+    }
+    files = {name: folder / f"{target}_{name}.png" for name in wanted}
+    shown = {caption: files[name] for name, (caption, draw) in wanted.items() if draw(files[name])}
+    tables = [grid for table in comparison.tables() for grid in grids(table, comparison.reference)]
+    return Section(language, tables, shown)
+
+
+def _asked(comparison: Comparison) -> Iterator[str]:
+    """Languages of prompts but English, then English."""
+    asked = {
+        metric.partition("/")[0]
+        for one in comparison.evaluated
+        for result in one.results.tasks.values()
+        if result.kind == "LanguageAlignment"
+        for metric in result.metrics
+    }
+    yield from sorted(asked, key=lambda name: (name == _KEPT, name))
+
+
+def _histories(places: Sequence[Place], rows: Mapping[int, str]) -> dict[str, dict[str, Curve]]:
+    """Measure -> row -> its curve, of the first seed of each."""
+    found: dict[str, dict[str, Curve]] = {}
+    for at in places:
+        if at.run.fit is not None and at.model:
+            for measure, curve in curves(Path(at.model)).items():
+                found.setdefault(measure, {}).setdefault(rows[id(at)], curve)
+    return found
+
+
+def _row(run: Run, has_budgets: bool) -> str:
+    return f"{run.arm}, {run.budget:,} tokens" if has_budgets and run.budget else run.arm
+
+
+def _row_of(arm: str, places: Sequence[Place], rows: Mapping[int, str]) -> str:
+    """The reference's row: of several budgets the largest."""
+    found = sorted((at for at in places if at.run.arm == arm), key=lambda at: at.run.budget or 0)
+    return rows[id(found[-1])] if found else arm

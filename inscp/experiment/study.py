@@ -1,0 +1,202 @@
+"""A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from inscp.callbacks.tracking import Tracking
+from inscp.errors import UserError
+from inscp.experiment.configuration import Config, changed, digest, read_configs
+
+FILE = "experiment.yaml"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method: a training, a merge, or (with neither) the original model as it is.
+
+    Args:
+        fit: keys of the training that differ from the base (`data.tagger: PlainTagger`); {} where none does.
+        merge: keys of `merge` (`method: {class_path: Average, init_args: {weight: 0.5}}`).
+        after: the arm whose model is the start, in the place of the original.
+    """
+
+    fit: dict[str, Any] | None = None
+    merge: dict[str, Any] | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Language:
+    """What a language changes.
+
+    Args:
+        fit: keys of the training that differ from the base (`data.train`, `data.language`, …).
+        evaluate: keys of the evaluation that differ from the base.
+    """
+
+    fit: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `experiment.yaml` holds. Paths in it are relative to the current folder.
+
+    Args:
+        question: that the study answers.
+        fit: complete configuration files of `fit`, the later over the earlier.
+        evaluate: configuration files of `evaluate`; none measures nothing.
+        arms: by name.
+        languages: by BCP 47 tag.
+        seeds: of the order of rows and of whatever else is drawn; an arm that trains nothing has none.
+        budgets: tokens to train on; without any, what the configuration has.
+        reference: the arm that the others are compared with; by default the first.
+        mlflow: where all of it is tracked, under one parent run.
+    """
+
+    question: str
+    fit: list[str]
+    arms: dict[str, Arm]
+    languages: dict[str, Language]
+    evaluate: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    budgets: list[int] = field(default_factory=list)
+    reference: str | None = None
+    mlflow: Tracking = field(default_factory=Tracking)
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: an arm that is there twice over or follows itself, or nothing to run.
+        """
+        for name, values in {"arms": self.arms, "languages": self.languages, "seeds": self.seeds}.items():
+            if not values:
+                raise UserError(name, "there is none", "Name one at least.")
+        for name, arm in self.arms.items():
+            if arm.fit is not None and arm.merge is not None:
+                raise UserError(f"arms.{name}", "it trains and merges", "Make two arms, the second `after` the first.")
+            if arm.after and arm.fit is None and arm.merge is None:
+                raise UserError(f"arms.{name}", f"nothing happens after {arm.after}", "Give `fit` or `merge`.")
+            seen = [name]
+            while (before := self.arms[seen[-1]].after) is not None:
+                if before not in self.arms:
+                    known = ", ".join(self.arms)
+                    raise UserError(f"arms.{seen[-1]}.after", f"there is no arm {before}", f"Name one of: {known}.")
+                if before in seen:
+                    raise UserError(f"arms.{name}.after", "the arm follows itself", "Begin with the original.")
+                seen.append(before)
+        if self.reference is not None and self.reference not in self.arms:
+            raise UserError("reference", f"there is no arm {self.reference}", f"Name one of: {', '.join(self.arms)}.")
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with."""
+        return self.reference or next(iter(self.arms))
+
+    def runs(self) -> list["Run"]:
+        """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once."""
+        fit, evaluate = read_configs(self.fit), read_configs(self.evaluate)
+        found: dict[str, Run] = {}
+        for tag, language in self.languages.items():
+            base = changed(fit, {"data.language": tag} | language.fit)
+            measures = changed(evaluate, language.evaluate)
+            budgets: list[int | None] = [*self.budgets] or [None]
+            for name, budget, seed in product(self.arms, budgets, self.seeds):
+                run = self._run(name, tag, budget, seed, base, measures)
+                for one in run.lineage:
+                    found.setdefault(one.name, one)
+        return list(found.values())
+
+    def _run(
+        self, name: str, language: str, budget: int | None, seed: int, base: Config, evaluate: Config
+    ) -> "Run":  # fmt: skip
+        arm = self.arms[name]
+        before = self._run(arm.after, language, budget, seed, base, evaluate) if arm.after else None
+        original = str(base.get("model", {}).get("pretrained", ""))
+        if arm.fit is not None:
+            drawn = {"data.seed": seed, "seed_everything": seed}
+            limited = {} if budget is None else {"data.token_budget": budget}
+            config = changed(changed(base, drawn | limited), arm.fit)
+            return Run(name, language, config["data"].get("token_budget"), seed, original, before, evaluate, fit=config)
+        has_trained = before is not None and before.seed is not None
+        budget, drawn_by = (budget, seed) if has_trained else (None, None)
+        return Run(name, language, budget, drawn_by, original, before, evaluate, merge=arm.merge)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm in one language with one budget and one seed.
+
+    Attributes:
+        arm, language: by their names in the study.
+        budget: tokens that it trains on; None where it trains nothing, or on all there is.
+        seed: None where nothing is trained.
+        original: the model that all begins with.
+        before: the run whose model is the start, in the place of the original.
+        evaluate: the evaluation's configuration; empty measures nothing.
+        fit: the training's configuration, where it trains.
+        merge: the merge's, where it merges.
+    """
+
+    arm: str
+    language: str
+    budget: int | None
+    seed: int | None
+    original: str
+    before: "Run | None"
+    evaluate: Config
+    fit: Config | None = None
+    merge: Config | None = None
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        parts = [self.arm, self.language]
+        parts += [f"{self.budget:,} tokens"] if self.budget else []
+        parts += [f"seed {self.seed}"] if self.seed is not None else []
+        return ", ".join(parts)
+
+    @property
+    def lineage(self) -> list["Run"]:
+        """What it starts from, the first at the front, and itself."""
+        return [*(self.before.lineage if self.before else []), self]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the model."""
+        before = self.before.fingerprint if self.before else self.original
+        return digest(self.fit, self.merge, before)
+
+    @cached_property
+    def measure(self) -> str:
+        """A digest of everything that decides what is measured of the model."""
+        return digest(self.evaluate)
+
+    @property
+    def name(self) -> str:
+        """Of its folder: readable, and another one when anything that decides the model changes."""
+        return f"{_slug(self.title)}-{self.fingerprint[:8]}"
+
+    @property
+    def trains(self) -> Iterator["Run"]:
+        """The trainings behind its model."""
+        return (run for run in self.lineage if run.fit is not None)
+
+    def axes(self) -> Mapping[str, str]:
+        """What tells it from the other runs of the study, as tags."""
+        every = {"arm": self.arm, "language": self.language, "budget": self.budget, "seed": self.seed}
+        return {name: str(value) for name, value in every.items() if value is not None}
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", title.replace(",", "").lower()).strip("-")
+
+
+def study_name(folder: Path) -> str:
+    """What a study is called: its folder."""
+    return folder.resolve().name

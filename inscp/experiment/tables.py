@@ -1,0 +1,191 @@
+"""What was measured, as tables: the paper's five, what it left out, and how each arm differs from the reference."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from inscp.evaluation.results import Item, Metric, Results, items_folder, read_items
+from inscp.evaluation.statistics import Difference
+from inscp.experiment.estimates import Sample, difference, mean, samples
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation.
+
+    Attributes:
+        row: the arm (and budget) that it belongs to; several seeds share a row.
+        language: it belongs to; empty outside a study.
+        seed: None where there is one only.
+        results: what was measured.
+        items: task -> its items.
+    """
+
+    row: str
+    language: str
+    seed: int | None
+    results: Results
+    items: Mapping[str, Sequence[Item]]
+
+    @classmethod
+    def read(cls, file: Path, row: str, language: str = "", seed: int | None = None) -> "Evaluated":
+        """A results file and the items beside it."""
+        results = Results.read(file)
+        return cls(row, language, seed, results, {name: read_items(items_folder(file), name) for name in results.tasks})
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one task."""
+
+    task: str
+    metric: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a row: its value over seeds and items, and each seed's."""
+
+    metric: Metric
+    seeds: tuple[float, ...]
+    is_share: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of arms, columns of metrics.
+
+    Attributes:
+        title: of the table.
+        columns: in order.
+        rows: arm -> a cell for each column, None where it was not measured.
+        changes: arm -> how each column differs from the reference; empty where there is nothing to compare.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Mapping[str, Sequence[Cell | None]]
+    changes: Mapping[str, Sequence[Difference | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A table: which metrics of which kinds of task it takes. The first that takes a metric has it."""
+
+    title: str
+    kind: str
+    pattern: str
+    label: str
+
+
+_LAYOUTS = (
+    _Layout("Language alignment (Table 1)", "LanguageAlignment", r"(?P<p>[^/]+)/answered_in/(?P<a>.+)",
+            "{p} prompt: {a}"),
+    _Layout("What the answers are like", "LanguageAlignment", r"(?P<p>[^/]+)/(?P<m>.+)", "{p}: {m}"),
+    _Layout("Reliability (Table 2)", "Knowledge", r"(?P<m>mc[12])", "{task} {m}"),
+    _Layout("Reliability (Table 2)", "ToxiGen", r"(?P<m>toxic|failed)", "{task}: {m}"),
+    _Layout("Reliability (Table 2)", "BOLD", r"(?P<m>mean|sd)", "{task}: sentiment, {m}"),
+    _Layout("Refusals", "Refusals", r"(?P<p>[^/]+)/(?P<m>.+)", "{p}: {m}"),
+    _Layout("Knowledge (Table 3)", "Knowledge", r"(?P<m>acc|acc_norm|exact_match\S*)", "{task} {m}"),
+    _Layout("MT-Bench (Tables 4 and 5)", "MTBench",
+            r"(?P<m>score|score/turn_[12]|in_language|pairwise/.+|unparsed)", "{task}: {m}"),
+    _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>perplexity)", "{p}: {m}"),
+    _Layout("Retention", "Retention", r"(?P<m>kl|agreement|same_answer)", "{m}"),
+    _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>loss)", "{p}: {m}"),
+    _Layout("By part", "", r"(?P<m>.+)", "{task}: {m}"),
+)  # fmt: skip
+
+
+_PERPLEXITY = "/perplexity"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations of one language (or of no study at all), side by side.
+
+    Attributes:
+        evaluated: all of them.
+        reference: the row that the others are compared with.
+    """
+
+    evaluated: Sequence[Evaluated]
+    reference: str
+
+    @cached_property
+    def by_row(self) -> dict[str, list[Evaluated]]:
+        """Row -> its seeds."""
+        found: dict[str, list[Evaluated]] = {}
+        for one in self.evaluated:
+            found.setdefault(one.row, []).append(one)
+        return found
+
+    def tables(self) -> list[Table]:
+        """Every metric, in the paper's tables where it belongs to one."""
+        columns: dict[str, list[Column]] = {layout.title: [] for layout in _LAYOUTS}
+        for task, kind, metric in self._metrics():
+            title, label = _placed(task, kind, metric)
+            columns[title].append(Column(task, metric, label))
+        return [self._table(title, found) for title, found in columns.items() if found]
+
+    def _metrics(self) -> Iterator[tuple[str, str, str]]:
+        seen = dict.fromkeys(
+            (task, result.kind, metric)
+            for one in self.evaluated
+            for task, result in one.results.tasks.items()
+            for metric in result.metrics
+        )
+        yield from seen
+
+    def _table(self, title: str, columns: Sequence[Column]) -> Table:
+        rows = {row: [self.cell(row, column) for column in columns] for row in self.by_row}
+        others = [row for row in self.by_row if row != self.reference and self.reference in self.by_row]
+        return Table(title, columns, rows, {row: [self.change(row, column) for column in columns] for row in others})
+
+    def cell(self, row: str, column: Column) -> Cell | None:
+        """What the seeds of a row come to; None where it was not measured."""
+        found = [m for one in self.by_row[row] if (m := _metric(one, column)) is not None]
+        if not found:
+            return None
+        seeds = tuple(metric.value for metric in found)
+        of_items = self._samples([row], column)
+        is_share = bool(of_items) and of_items[0].is_share
+        if len(found) == 1:
+            return Cell(found[0], seeds, is_share)
+        if of_items:
+            return Cell(mean(of_items[0]), seeds, is_share)
+        if column.metric.endswith(_PERPLEXITY):
+            loss = self.cell(row, replace(column, metric=column.metric.replace(_PERPLEXITY, "/loss")))
+            assert loss is not None
+            low, high = map(math.exp, loss.metric.interval)
+            return Cell(Metric(math.exp(loss.metric.value), (low, high), loss.metric.n), seeds, False)
+        # A metric that is no mean over items has no interval over seeds.
+        return Cell(Metric(sum(seeds) / len(seeds), (math.nan, math.nan), found[0].n), seeds, False)
+
+    def change(self, row: str, column: Column) -> Difference | None:
+        """How a row differs from the reference; None where the metric is no mean over items that both have."""
+        found = self._samples([self.reference, row], column)
+        return difference(*found) if found else None
+
+    def _samples(self, rows: Sequence[str], column: Column) -> list[Sample]:
+        items = [[one.items.get(column.task, ()) for one in self.by_row[row]] for row in rows]
+        if any(not any(column.metric in item.values for item in of) for row in items for of in row):
+            return []
+        return samples(items, column.metric)
+
+
+def _metric(one: Evaluated, column: Column) -> Metric | None:
+    task = one.results.tasks.get(column.task)
+    return task.metrics.get(column.metric) if task else None
+
+
+def _placed(task: str, kind: str, metric: str) -> tuple[str, str]:
+    """In which table a metric stands, and under which head."""
+    for layout in _LAYOUTS:
+        found = re.fullmatch(layout.pattern, metric)
+        if found and layout.kind in ("", kind):
+            return layout.title, layout.label.format(task=task, **found.groupdict())
+    raise AssertionError(metric)  # the last layout takes everything

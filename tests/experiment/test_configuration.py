@@ -1,0 +1,52 @@
+"""A configuration is its base and what differs, and its digest knows the files that it names."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from inscp.errors import UserError
+from inscp.experiment import configuration
+from inscp.experiment.configuration import changed, digest, read_configs
+
+
+def test_changes_go_key_by_key_and_leave_the_base_alone() -> None:
+    base = {"data": {"train": "a", "seed": 0}, "trainer": {"devices": 1}}
+    assert changed(base, {"data": {"seed": 1}, "trainer.precision": "32-true"}) == {
+        "data": {"train": "a", "seed": 1},
+        "trainer": {"devices": 1, "precision": "32-true"},
+    }
+    assert base == {"data": {"train": "a", "seed": 0}, "trainer": {"devices": 1}}
+
+
+def test_of_another_class_nothing_is_kept() -> None:
+    base = {"data": {"tagger": {"class_path": "InsCPTagger", "init_args": {"loss": "response"}}}}
+    other = {"class_path": "PlainTagger", "init_args": {"pairs": "join"}}
+    assert changed(base, {"data.tagger": other})["data"]["tagger"] == other
+    same = changed(base, {"data.tagger": {"class_path": "InsCPTagger", "init_args": {"pairs": "join"}}})
+    assert same["data"]["tagger"]["init_args"] == {"loss": "response", "pairs": "join"}
+
+
+def test_only_the_names_of_changes_may_be_dotted() -> None:
+    assert changed({}, {"mlflow.tags": {"mlflow.parentRunId": "x"}}) == {
+        "mlflow": {"tags": {"mlflow.parentRunId": "x"}}
+    }
+
+
+def test_the_digest_is_of_what_a_named_file_holds(tmp_path: Path) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "a"}')
+    before = digest({"data": {"train": [{"path": str(file)}]}})
+    assert digest({"data": {"train": [{"path": str(file)}]}}) == before
+    file.write_text('{"text": "b"}')
+    os.utime(file, (0, 0))
+    configuration._contents.cache_clear()
+    assert digest({"data": {"train": [{"path": str(file)}]}}) != before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "a: ["])
+def test_what_is_no_configuration_is_told(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"broken\.yaml"):
+        read_configs([str(file)])

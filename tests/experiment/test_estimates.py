@@ -1,0 +1,75 @@
+"""Means over seeds and items, and paired differences: what they are and how sure they are."""
+
+import math
+import random
+
+import pytest
+
+from inscp.evaluation.results import Item
+from inscp.evaluation.statistics import means
+from inscp.experiment.estimates import difference, mean, samples
+
+
+def items(values: list[float | bool | None], weights: list[float] | None = None) -> list[Item]:
+    found = []
+    for number, value in enumerate(values):
+        has = {} if value is None else {"m": value}
+        found.append(Item(str(number), has, {"m": weights[number]} if weights else {}))
+    return found
+
+
+def noisy(seed: int, shift: float, n: int = 200) -> list[Item]:
+    """Items of very different values, which all arms share, and a little noise of the seed's own."""
+    own = random.Random(seed)
+    shared = random.Random(99)
+    return items([shared.gauss(0, 5) + shift + own.gauss(0, 0.1) for _ in range(n)])
+
+
+def test_one_seed_is_the_mean_of_its_items() -> None:
+    weighed = items([1.0, 2.0, 4.0], [1.0, 1.0, 2.0])
+    [sample] = samples([[weighed]], "m")
+    assert mean(sample).value == means(weighed)["m"].value == pytest.approx(11 / 4)
+
+
+def test_seeds_weigh_the_same_and_a_share_is_known() -> None:
+    [sample] = samples([[items([True, True, False, None]), items([False, False, False, False])]], "m")
+    assert sample.is_share
+    assert mean(sample).value == pytest.approx((2 / 3 + 0) / 2)
+    assert mean(sample).n == 4
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    def width(*shifts: float) -> float:
+        [sample] = samples([[noisy(seed, shift) for seed, shift in enumerate(shifts)]], "m")
+        low, high = mean(sample).interval
+        return high - low
+
+    assert width(0.0, 4.0) > 1.5 * width(2.0, 2.0)
+
+
+def test_a_difference_is_paired_by_item() -> None:
+    arms = [[noisy(0, 0.0), noisy(1, 0.0)], [noisy(2, 0.3), noisy(3, 0.3)]]
+    found = difference(*samples(arms, "m"))
+    low, high = found.change.interval
+    assert found.change.value == pytest.approx(0.3, abs=0.05)
+    assert 0 < low < 0.3 < high < 0.4  # of unpaired items, whose spread is 5, it would be wider than 1
+    assert found.p < 0.01
+    assert found.n == 200
+
+
+def test_arms_without_and_with_seeds_are_compared_and_the_same_arm_does_not_differ() -> None:
+    alone, several = [noisy(0, 0.0)], [noisy(1, 1.0), noisy(2, 1.2)]
+    assert difference(*samples([alone, several], "m")).change.value == pytest.approx(1.1, abs=0.05)
+    same = difference(*samples([several, several], "m"))
+    assert same.change.interval == (0.0, 0.0)
+    assert same.p == 1.0
+
+
+def test_only_items_that_all_were_asked_count() -> None:
+    found = difference(*samples([[items([1.0, 2.0, 9.0])], [items([2.0, 3.0])]], "m"))
+    assert (found.before, found.after, found.n) == (1.5, 2.5, 2)
+
+
+def test_one_item_has_no_interval() -> None:
+    [sample] = samples([[items([1.0])]], "m")
+    assert math.isnan(mean(sample).interval[0])
