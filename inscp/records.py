@@ -231,10 +231,12 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's score interval (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
-        if not self.n:
-            return float("nan"), float("nan")
-        z2 = 1.959964**2
-        centre = (self.value + z2 / (2 * self.n)) / (1 + z2 / self.n)
-        half = (z2 * (self.value * (1 - self.value) / self.n + z2 / (4 * self.n**2))) ** 0.5 / (1 + z2 / self.n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return wilson(self.value, self.n) if self.n else (float("nan"), float("nan"))
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of n (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
+    z2 = 1.959964**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = (z2 * (share * (1 - share) / n + z2 / (4 * n**2))) ** 0.5 / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -12,6 +12,7 @@ import numpy as np
 
 from inscp.evaluation.results import Item, Metric
 from inscp.evaluation.statistics import Difference
+from inscp.records import wilson
 
 _RESAMPLES = 2000
 
@@ -51,10 +52,16 @@ def _sample(seeds: Sequence[Mapping[str, Item]], ids: Sequence[str], metric: str
 
 
 def mean(sample: Sample) -> Metric:
-    """Over items and seeds, with a 95 % interval."""
-    value = _means(sample, np.ones((1, sample.values.shape[1])), None)[0]
+    """Over items and seeds, with a 95 % interval; of a share never narrower than one seed's items would give."""
+    value = float(_means(sample, np.ones((1, sample.values.shape[1])), None)[0])
     n = int((sample.weights > 0).any(0).sum())
-    return Metric(float(value), _interval(_resampled([sample])[0]) if n > 1 else (math.nan, math.nan), n)
+    if n < 2:
+        return Metric(value, (math.nan, math.nan), n)
+    low, high = _interval(_resampled([sample])[0])
+    if sample.is_share:  # of which all or none are drawn alike, as if that were certain
+        least, most = wilson(value, n)
+        low, high = min(low, least), max(high, most)
+    return Metric(value, (low, high), n)
 
 
 def difference(before: Sample, after: Sample) -> Difference:

@@ -73,3 +73,8 @@ def test_only_items_that_all_were_asked_count() -> None:
 def test_one_item_has_no_interval() -> None:
     [sample] = samples([[items([1.0])]], "m")
     assert math.isnan(mean(sample).interval[0])
+
+
+def test_seeds_that_all_say_none_are_not_certain() -> None:
+    [sample] = samples([[items([False] * 12), items([False] * 12)]], "m")
+    assert mean(sample).interval == pytest.approx((0.0, 0.242), abs=1e-3)

@@ -1,0 +1,58 @@
+"""A job file for each run, in the order in which they can run, that ends as the run does."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inscp.experiment.jobs import Scheduler, write_jobs
+from inscp.experiment.study import Arm, Language, Run, Study
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    (tmp_path / "base.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x}\n")
+    arms = {"orgCP": Arm(fit={}), "CP then SFT": Arm(fit={"data.epochs": 2}, after="orgCP")}
+    return Study("?", [str(tmp_path / "base.yaml")], arms, {"fi": Language()}).runs()
+
+
+def test_slurm_holds_a_run_back_until_what_it_starts_from_is_there(runs: list[Run], tmp_path: Path) -> None:
+    script = write_jobs("slurm", runs, "experiments/my study", "out", 8, tmp_path)
+    first, second = (tmp_path / f"{run.name}.sbatch" for run in runs)
+    assert script.read_text().splitlines()[2:] == [
+        f"job0=$(sbatch --parsable {first})",
+        f'job1=$(sbatch --parsable --dependency=afterok:"$job0" {second})',
+    ]
+    assert "#SBATCH --gpus-per-node=8\n" in first.read_text()
+    assert f"experiment run 'experiments/my study' --out out --only {runs[0].name} &\n" in first.read_text()
+
+
+@pytest.mark.parametrize("scheduler", ["kubernetes", "skypilot"])
+def test_what_others_take_is_yaml_that_runs_the_run(scheduler: Scheduler, runs: list[Run], tmp_path: Path) -> None:
+    write_jobs(scheduler, runs, "study", "/outputs", 4, tmp_path)
+    job = yaml.safe_load((tmp_path / f"{runs[1].name}.yaml").read_text())
+    if scheduler == "kubernetes":
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        assert container["args"] == ["experiment", "run", "study", "--out", "/outputs", "--only", runs[1].name]
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
+        assert len(job["metadata"]["name"]) <= 63
+    else:
+        assert f"--only {runs[1].name}" in job["run"]
+        assert job["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (75, True)])
+def test_the_slurm_job_ends_as_the_run_does_and_is_queued_again_at_75(
+    status: int, requeued: bool, runs: list[Run], tmp_path: Path
+) -> None:
+    write_jobs("slurm", runs, "study", "out", 1, tmp_path)
+    told = "trap 'sleep 0.2; exit 75' USR1; kill -USR1 $PPID; sleep 5 & wait" if status == 75 else f"exit {status}"
+    for name, body in {"python": told, "scontrol": 'echo "$@" > queued'}.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", f"{runs[0].name}.sbatch"], cwd=tmp_path, env=environment, timeout=30)
+    assert done.returncode == status
+    assert (tmp_path / "queued").exists() == requeued

@@ -1,0 +1,77 @@
+"""Every metric has its place in a table, and a report holds what was measured and needs nothing else."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from inscp.evaluation.results import Item, Results, TaskResult
+from inscp.evaluation.statistics import means
+from inscp.evaluation.tasks.retention import Retention
+from inscp.experiment.report import comparison_page
+from inscp.experiment.tables import Column, Comparison, Evaluated
+
+
+def evaluated(row: str, seed: int | None, ended: list[bool], losses: list[float]) -> Evaluated:
+    answers = [Item(f"en: {n}", {"en/ended": one, "en/answered_in/en": True, "en/in_language_if_sound": one,
+                                 "en/looped": not one}) for n, one in enumerate(ended)]  # fmt: skip
+    texts = [Item(f"x: {n}", {"held_out/x/loss": loss}, {"held_out/x/loss": 1.0 + n}) for n, loss in enumerate(losses)]
+    items: Mapping[str, list[Item]] = {"language": answers, "retention": texts}
+    tasks = {
+        "language": TaskResult("LanguageAlignment", means(answers), len(answers), 1, 0.0),
+        "retention": TaskResult("Retention", Retention().metrics(texts), len(texts), 1, 0.0),
+    }
+    return Evaluated(row, "", seed, Results(row, tasks, {}), items)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    return Comparison(
+        [
+            evaluated("instruct", None, [False, False, True, False], [3.0, 4.0]),
+            evaluated("InsCP | ours", 0, [True, True, True, False], [2.0, 3.0]),
+            evaluated("InsCP | ours", 1, [True, False, True, True], [2.2, 3.2]),
+        ],
+        "instruct",
+    )
+
+
+def test_metrics_stand_in_the_papers_tables_and_none_is_lost(comparison: Comparison) -> None:
+    tables = {table.title: [column.metric for column in table.columns] for table in comparison.tables()}
+    assert tables["Language alignment (Table 1)"] == ["en/answered_in/en"]
+    assert set(tables["What the answers are like"]) == {"en/ended", "en/in_language_if_sound", "en/looped"}
+    assert set(tables["Retention"]) == {"held_out/x/perplexity", "held_out/x/loss"}
+
+
+def test_a_row_of_several_seeds_is_their_mean_paired_with_the_reference(comparison: Comparison) -> None:
+    column = Column("language", "en/ended", "")
+    cell, change = comparison.cell("InsCP | ours", column), comparison.change("InsCP | ours", column)
+    assert cell is not None
+    assert change is not None
+    assert (cell.metric.value, cell.seeds, cell.is_share) == (0.75, (0.75, 0.75), True)
+    assert (change.before, change.after, change.n) == (0.25, 0.75, 4)
+
+
+def test_perplexity_over_seeds_is_that_of_the_mean_loss(comparison: Comparison) -> None:
+    cell = comparison.cell("InsCP | ours", Column("retention", "held_out/x/perplexity", ""))
+    assert cell is not None
+    mean_loss = ((2.0 + 2 * 3.0) / 3 + (2.2 + 2 * 3.2) / 3) / 2
+    assert cell.metric.value == pytest.approx(2.718281828**mean_loss, rel=1e-6)
+    assert cell.metric.interval[0] < cell.metric.value < cell.metric.interval[1]
+
+
+def test_the_page_needs_nothing_else_and_the_markdown_has_every_table(comparison: Comparison, tmp_path: Path) -> None:
+    page = comparison_page(comparison, "A < B", "Which?", tmp_path)
+    page.write(tmp_path)
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert "A &lt; B" in html
+    assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]+)"', html))
+    assert "http" not in re.sub(r'src="data:[^"]+"', "", html)
+    markdown = (tmp_path / "report.md").read_text("utf-8")
+    for table in comparison.tables():
+        assert table.title in html
+        assert f"### {table.title}\n" in markdown
+    assert "InsCP \\| ours" in markdown
+    for picture in re.findall(r"!\[.*?\]\((.+?)\)", markdown):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
