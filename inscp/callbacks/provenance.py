@@ -67,9 +67,10 @@ class Provenance(Callback):
                             sources, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
         tracker.log_text(json.dumps(report, indent=1, ensure_ascii=False), "data_report.json")
         if trainer.is_global_zero:
-            pipeline = data.pipeline()
-            tracker.log_text(tagged_example(pipeline), "tagged_example.txt")
-            for number, folder in enumerate((local_path(source.path) for source in pipeline.sources), 1):
+            pipelines = data.pipelines()
+            tracker.log_text("\n\n".join(map(tagged_example, pipelines)), "tagged_example.txt")
+            paths = [source.path for pipeline in pipelines for source in pipeline.sources]
+            for number, folder in enumerate(map(local_path, paths), 1):
                 for name in (selection.JSON, selection.HTML):  # where the source is what `select` wrote
                     if (folder / name).is_file():
                         tracker.log_text((folder / name).read_text("utf-8"), f"selection/{number}{name}")
@@ -93,12 +94,14 @@ class Provenance(Callback):
             "row_length": data.row_length,
             "rows_per_step": data.rows_per_step,
             "steps": data.total_steps,
-            "token_budget": data.token_budget or round(data.epochs * data.report.tokens),
+            "token_budget": data.token_budget or round(data.total_rows * data.mixture.tokens_per_row),
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
             "seed": data.seed,
             "tagger": repr(data.tagger),
         }
+        if data.replay:
+            training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"
         held_out = {
             name: {"before": loss, "after": module.held_out.get(name, math.nan)}
             for name, loss in module.held_out_before.items()
