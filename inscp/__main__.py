@@ -18,6 +18,7 @@ COMMANDS = {
     "select": "choose records by perplexity, language, quality, duplicates, budget",
     "evaluate": "measure a model by the tasks of a configuration",
     "compare": "two evaluations, item by item",
+    "merge": "a model out of several, by arithmetic with their weights",
     "export": "turn a checkpoint into a Hugging Face folder",
     "chat": "talk to a model",
     "doctor": "what this machine can run, and whether a training fits",

@@ -20,10 +20,9 @@ from inscp.callbacks.tracking import MLflowTracker, tracker_of
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
-from inscp.model.export import Origin
+from inscp.model.export import Origin, read_origin
 from inscp.model.module import InsCPModule
 from inscp.paths import local_path
-from inscp.pretrained import model_name
 from inscp.selection import report as selection
 
 _LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
@@ -31,7 +30,7 @@ _LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
     """What a person calls the run: method, model and language."""
-    return f"{data.tagger.arm} {model_name(module.pretrained)} {data.language}"
+    return Origin(module.pretrained, data.tagger.arm, data.language, before=read_origin(module.pretrained)).name
 
 
 def tagged_example(pipeline: Pipeline) -> str:
@@ -49,16 +48,19 @@ class Provenance(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._before: Origin | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data, tracker = _parts(trainer)
+        assert isinstance(pl_module, InsCPModule)
+        self._before = read_origin(pl_module.pretrained)
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
         if tracker is None:
             return
         origin = self.origin(trainer)
         report = asdict(data.report)
-        names = {"arm": origin.arm, "model": origin.base_model, "language": origin.language, "hardware": hardware()}
+        names = {"arm": origin.arms, "model": origin.base_model, "language": origin.language, "hardware": hardware()}
         measures = ("fingerprint", "tokens", "sequences", "split_documents", "padding")
         data_params = {f"data_{measure}": report[measure] for measure in measures}
         tracker.log_hyperparams(names | data_params | dict(origin.training))
@@ -107,9 +109,8 @@ class Provenance(Callback):
             for name, loss in module.held_out_before.items()
         }
         adapter = asdict(module.adapter) if module.adapter else None
-        return Origin(
-            module.pretrained, data.tagger.arm, data.language, training, asdict(data.report), held_out, adapter
-        )
+        report, arm = asdict(data.report), data.tagger.arm
+        return Origin(module.pretrained, arm, data.language, training, report, held_out, adapter, self._before)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         _, tracker = _parts(trainer)
