@@ -102,6 +102,8 @@ class Provenance(Callback):
             "seed": data.seed,
             "tagger": repr(data.tagger),
         }
+        if module.shield:
+            training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
         if data.replay:
             training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"
         held_out = {

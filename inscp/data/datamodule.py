@@ -92,12 +92,13 @@ class InsCPDataModule(LightningDataModule):
 
     def pipelines(self) -> list[Pipeline]:
         """The path of the training's own data and, where there is some, that of the replayed."""
-        own = self._pipeline(self.train_sources, self.tagger)
+        own = self.pipeline(self.train_sources, self.tagger)
         if self.replay is None:
             return [own]
-        return [own, self._pipeline(as_sources(self.replay.sources), self.replay.tagger or self.tagger)]
+        return [own, self.pipeline(as_sources(self.replay.sources), self.replay.tagger or self.tagger)]
 
-    def _pipeline(self, sources: list[Source], tagger: Tagger) -> Pipeline:
+    def pipeline(self, sources: list[Source], tagger: Tagger) -> Pipeline:
+        """The path of any text, under the keys of this section."""
         return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record)
 
     @property
@@ -168,7 +169,7 @@ class InsCPDataModule(LightningDataModule):
                 self._mixture = mixed(own, replayed[0], self.replay.share)
         for name, sources in self.validation.items():
             if name not in self._validation_rows:
-                self._validation_rows[name] = self._pipeline(sources, self.validation_tagger).rows()
+                self._validation_rows[name] = self.pipeline(sources, self.validation_tagger).rows()
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Micro-batches of this rank from the first row that was not seen."""

@@ -180,7 +180,7 @@ def test_held_out_perplexity_equals_that_of_each_document_alone(
     data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)}, batch_size=4)
     learner = module(tiny_model_folder)
     [metrics] = trainer(tmp_path).validate(learner, datamodule=data, verbose=False)
-    pipeline = data._pipeline(data.validation["held"], data.validation_tagger)
+    pipeline = data.pipeline(data.validation["held"], data.validation_tagger)
     total, n_targets = 0.0, 0
     for sequence in pipeline.sequences():
         ids = torch.tensor(sequence.input_ids[None], dtype=torch.long)
