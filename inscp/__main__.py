@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure a model by the tasks of a configuration",
     "compare": "two evaluations, item by item",
     "experiment": "run or report a whole study",
+    "merge": "a model out of several, by arithmetic with their weights",
     "export": "turn a checkpoint into a Hugging Face folder",
     "chat": "talk to a model",
     "doctor": "what this machine can run, and whether a training fits",

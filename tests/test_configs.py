@@ -16,6 +16,7 @@ from inscp.model.strategies import FSDP2, OneDevice
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 TRAINERS = sorted((FOLDER / "trainer").glob("*.yaml"))
+PARTS = sorted(path for part in ("model", "data") for path in (FOLDER / part).glob("*.yaml"))
 
 
 def made(path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> InsCPCLI:
@@ -59,6 +60,23 @@ def test_a_trainer_part_goes_with_every_training(
         assert type(strategy) is (FSDP2 if options else OneDevice)
         for name, value in options.items():
             assert getattr(strategy, name) == value
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
+def test_a_part_of_model_or_data_makes_what_it_names(
+    path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(section, keys)] = yaml.safe_load(path.read_text("utf-8")).items()
+    [(name, values)] = keys.items()
+    share = ["--model.pretrained", tiny_model_folder, f"--{section}.{name}.share", "0.4"]
+    monkeypatch.setattr(
+        "sys.argv", ["inscp", "--config", str(FOLDER / "quickstart.yaml"), "--config", str(path), *share]
+    )
+    cli = InsCPCLI(run=False)
+    made = getattr({"model": cli.model, "data": cli.datamodule}[section], name)
+    assert made.share == 0.4
+    assert made.sources == values["sources"]
+    assert type(made.tagger).__name__ == values["tagger"]["class_path"].rpartition(".")[2]
 
 
 def test_nodes_and_gpus_are_what_the_names_say() -> None:

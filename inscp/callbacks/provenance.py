@@ -20,10 +20,9 @@ from inscp.callbacks.tracking import MLflowTracker, tracker_of
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
-from inscp.model.export import Origin
+from inscp.model.export import Origin, read_origin
 from inscp.model.module import InsCPModule
 from inscp.paths import local_path
-from inscp.pretrained import model_name
 from inscp.selection import report as selection
 
 _LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
@@ -31,7 +30,7 @@ _LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
     """What a person calls the run: method, model and language."""
-    return f"{data.tagger.arm} {model_name(module.pretrained)} {data.language}"
+    return Origin(module.pretrained, data.tagger.arm, data.language, before=read_origin(module.pretrained)).name
 
 
 def tagged_example(pipeline: Pipeline) -> str:
@@ -49,16 +48,19 @@ class Provenance(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._before: Origin | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data, tracker = _parts(trainer)
+        assert isinstance(pl_module, InsCPModule)
+        self._before = read_origin(pl_module.pretrained)
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
         if tracker is None:
             return
         origin = self.origin(trainer)
         report = asdict(data.report)
-        names = {"arm": origin.arm, "model": origin.base_model, "language": origin.language, "hardware": hardware()}
+        names = {"arm": origin.arms, "model": origin.base_model, "language": origin.language, "hardware": hardware()}
         measures = ("fingerprint", "tokens", "sequences", "split_documents", "padding")
         data_params = {f"data_{measure}": report[measure] for measure in measures}
         tracker.log_hyperparams(names | data_params | dict(origin.training))
@@ -67,9 +69,10 @@ class Provenance(Callback):
                             sources, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
         tracker.log_text(json.dumps(report, indent=1, ensure_ascii=False), "data_report.json")
         if trainer.is_global_zero:
-            pipeline = data.pipeline()
-            tracker.log_text(tagged_example(pipeline), "tagged_example.txt")
-            for number, folder in enumerate((local_path(source.path) for source in pipeline.sources), 1):
+            pipelines = data.pipelines()
+            tracker.log_text("\n\n".join(map(tagged_example, pipelines)), "tagged_example.txt")
+            paths = [source.path for pipeline in pipelines for source in pipeline.sources]
+            for number, folder in enumerate(map(local_path, paths), 1):
                 for name in (selection.JSON, selection.HTML):  # where the source is what `select` wrote
                     if (folder / name).is_file():
                         tracker.log_text((folder / name).read_text("utf-8"), f"selection/{number}{name}")
@@ -93,20 +96,23 @@ class Provenance(Callback):
             "row_length": data.row_length,
             "rows_per_step": data.rows_per_step,
             "steps": data.total_steps,
-            "token_budget": data.token_budget or round(data.epochs * data.report.tokens),
+            "token_budget": data.token_budget or round(data.total_rows * data.mixture.tokens_per_row),
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
             "seed": data.seed,
             "tagger": repr(data.tagger),
         }
+        if module.shield:
+            training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
+        if data.replay:
+            training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"
         held_out = {
             name: {"before": loss, "after": module.held_out.get(name, math.nan)}
             for name, loss in module.held_out_before.items()
         }
         adapter = asdict(module.adapter) if module.adapter else None
-        return Origin(
-            module.pretrained, data.tagger.arm, data.language, training, asdict(data.report), held_out, adapter
-        )
+        report, arm = asdict(data.report), data.tagger.arm
+        return Origin(module.pretrained, arm, data.language, training, report, held_out, adapter, self._before)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         _, tracker = _parts(trainer)

@@ -126,20 +126,20 @@ def _columns(items: list[Item]) -> dict[str, list[Any]]:
 def _steps(model: str) -> int:
     """How many updates made the model: where its metrics lie on the curves of its run."""
     origin = read_origin(model)
-    return int(origin.training["steps"]) if origin else 0
+    return int(origin.training.get("steps", 0)) if origin else 0
 
 
 def _tracker(model: str, tracking: Tracking) -> MLflowTracker:
     """The run that made the model, as `fit` noted it beside its folder, else a new one."""
-    made = Path(resolve(model)[0]).parent / RUN_FILE
-    if tracking.run_id is None and made.is_file() and (start := read_unsent(made)[0]):
+    made, origin = Path(resolve(model)[0]).parent / RUN_FILE, read_origin(model)
+    is_trained = origin is not None and "steps" in origin.training  # and not a merge that lies beside its model
+    if tracking.run_id is None and is_trained and made.is_file() and (start := read_unsent(made)[0]):
         assert isinstance(start, Start)
         of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)
         return MLflowTracker(of_run, start.name, {}, dumped([start]), is_addition=True)
-    origin = read_origin(model) or Origin(model, "instruct", "")
+    origin = origin or Origin(model, "instruct", "")
     is_addition = tracking.run_id is not None
-    name = f"{origin.arm} {origin.base_model} {origin.language}".strip()
-    tracker = MLflowTracker(tracking, name, provenance_tags(), is_addition=is_addition)
+    tracker = MLflowTracker(tracking, origin.name, provenance_tags(), is_addition=is_addition)
     if not is_addition:
-        tracker.log_hyperparams({"arm": origin.arm, "model": origin.base_model, "evaluated": model})
+        tracker.log_hyperparams({"arm": origin.arms, "model": origin.base_model, "evaluated": model})
     return tracker

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from transformers import PreTrainedTokenizerBase
 
 from inscp.commands.fit import InsCPCLI, quiet
-from inscp.data.datamodule import InsCPDataModule
+from inscp.data.pipeline import Pipeline
 from inscp.records import IGNORED
 
 
@@ -19,8 +19,9 @@ def run(command: str, arguments: list[str]) -> None:
     quiet()
     sys.argv = [sys.argv[0], *arguments]  # without subcommands LightningCLI takes all of it
     cli = InspectCLI(run=False)
-    for shown in islice(documents(cli.datamodule), cli.config["n"]):
-        print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, cli.datamodule.tokenizer))
+    for pipeline in cli.datamodule.pipelines():
+        for shown in islice(documents(pipeline), cli.config["n"]):
+            print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, pipeline.tokenizer))
 
 
 class InspectCLI(InsCPCLI):
@@ -28,17 +29,16 @@ class InspectCLI(InsCPCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--n", type=int, default=3, help="How many documents to show.")
+        parser.add_argument("--n", type=int, default=3, help="How many documents to show, and as many replayed ones.")
         parser.add_argument("--json", action="store_true", help="One JSON object a line.")
 
     def instantiate_classes(self) -> None:
         self.datamodule = self.parser.instantiate_classes(self.config)["data"]
 
 
-def documents(data: InsCPDataModule) -> Iterator[dict[str, Any]]:
+def documents(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
     """For each token sequence of the training data, in order: `source`, `text` (as read), `rendered` (what the ids
     decode to), `input_ids`, `labels` (-100 where no loss) and `split` (part k of n)."""
-    pipeline = data.pipeline()
     for tagged in pipeline.tagged():
         for sequence in pipeline.sequences(iter([tagged])):
             yield {

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.cache import CachedRows, DataReport
+from inscp.data.mixture import Mixture, Replay, mixed
 from inscp.data.pipeline import PackedRows, Pipeline, as_sources
-from inscp.data.sampling import PackedRowSampler
+from inscp.data.sampling import PackedRowSampler, Shuffled
 from inscp.data.sources import OnBadRecord, Source
 from inscp.data.tagging import InsCPTagger, Tagger
 from inscp.errors import UserError
@@ -26,13 +27,15 @@ class InsCPDataModule(LightningDataModule):
         train: training sources: a path, a Hub id, or a list of them, each by itself or with options.
         language: BCP 47 tag of the target language (`zh-TW`, `fi`), for names and reports.
         tagger: the method: InsCPTagger, PlainTagger or ConversationTagger.
+        replay: text from other sources that is mixed in, so that what the model knew is not forgotten.
         validation: held-out sets by name, each a source.
         validation_tagger: how held-out text is presented. The same for every arm, so that their losses compare; by
             default in the assistant's place with the loss on the text, which is how the model will be used.
         row_length: tokens a packed row.
         batch_size: rows a micro-batch.
-        token_budget: train on about so many tokens (whole steps), over again where the data has fewer.
-        epochs: passes over the data where there is no token budget.
+        token_budget: train on about so many tokens (whole steps), over again where the data has fewer; replayed
+            ones count.
+        epochs: passes over the training's own data where there is no token budget.
         on_bad_record: `error` stops at a record that does not fit, `skip` leaves it out and counts it.
         seed: of the order of rows.
         num_workers: processes that load batches beside the training.
@@ -45,6 +48,7 @@ class InsCPDataModule(LightningDataModule):
         train: str | list[str | Source],
         language: str = "und",
         tagger: Tagger | None = None,
+        replay: Replay | None = None,
         validation: dict[str, str | Source] | None = None,
         validation_tagger: Tagger | None = None,
         row_length: int = 1024,
@@ -66,6 +70,7 @@ class InsCPDataModule(LightningDataModule):
         self.train_sources = as_sources(train)
         self.language = language
         self.tagger = tagger or InsCPTagger()
+        self.replay = replay
         self.validation = {name: as_sources(source) for name, source in (validation or {}).items()}
         self.validation_tagger = validation_tagger or InsCPTagger(loss="response")
         self.row_length, self.batch_size, self.num_workers, self.seed = row_length, batch_size, num_workers, seed
@@ -73,7 +78,7 @@ class InsCPDataModule(LightningDataModule):
         self.on_bad_record = on_bad_record
         self.pretrained = pretrained
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._train_rows: CachedRows | None = None
+        self._mixture: Mixture | None = None
         self._validation_rows: dict[str, CachedRows] = {}
         self._rows_before = 0
         self._step_before = 0
@@ -85,18 +90,27 @@ class InsCPDataModule(LightningDataModule):
             self._tokenizer = load_tokenizer(self.pretrained)
         return self._tokenizer
 
-    def pipeline(self) -> Pipeline:
-        """The path of the training data."""
-        return self._pipeline(self.train_sources, self.tagger)
+    def pipelines(self) -> list[Pipeline]:
+        """The path of the training's own data and, where there is some, that of the replayed."""
+        own = self.pipeline(self.train_sources, self.tagger)
+        if self.replay is None:
+            return [own]
+        return [own, self.pipeline(as_sources(self.replay.sources), self.replay.tagger or self.tagger)]
 
-    def _pipeline(self, sources: list[Source], tagger: Tagger) -> Pipeline:
+    def pipeline(self, sources: list[Source], tagger: Tagger) -> Pipeline:
+        """The path of any text, under the keys of this section."""
         return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record)
 
     @property
+    def mixture(self) -> Mixture:
+        """The training's rows (after `setup`)."""
+        assert self._mixture is not None
+        return self._mixture
+
+    @property
     def report(self) -> DataReport:
-        """What became of the training sources (after `setup`)."""
-        assert self._train_rows is not None
-        return self._train_rows.report
+        """What became of the training sources, replayed ones too (after `setup`)."""
+        return self.mixture.rows.report
 
     @property
     def validation_names(self) -> list[str]:
@@ -106,12 +120,10 @@ class InsCPDataModule(LightningDataModule):
     @property
     def total_rows(self) -> int:
         """Rows that the training takes: the token budget (rounded up to rows) or `epochs` passes; max_steps at most."""
-        assert self._train_rows is not None
-        rows = len(self._train_rows.n_tokens)
         if self.token_budget is None:
-            wanted = math.ceil(rows * self.epochs)
+            wanted = self.mixture.n_rows(math.ceil(self.mixture.n_own * self.epochs))
         else:
-            wanted = math.ceil(self.token_budget / self._train_rows.n_tokens.mean())
+            wanted = math.ceil(self.token_budget / self.mixture.tokens_per_row)
         max_steps = self.trainer.max_steps if self.trainer else -1
         return wanted if max_steps < 0 else min(wanted, self._rows_after(max_steps))
 
@@ -150,29 +162,31 @@ class InsCPDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the packed rows."""
-        if stage in ("fit", None) and self._train_rows is None:
-            self._train_rows = self.pipeline().rows()
+        if stage in ("fit", None) and self._mixture is None:
+            own, *replayed = (pipeline.rows() for pipeline in self.pipelines())
+            self._mixture = Mixture(own, len(own.n_tokens))
+            if self.replay:
+                self._mixture = mixed(own, replayed[0], self.replay.share)
         for name, sources in self.validation.items():
             if name not in self._validation_rows:
-                self._validation_rows[name] = self._pipeline(sources, self.validation_tagger).rows()
+                self._validation_rows[name] = self.pipeline(sources, self.validation_tagger).rows()
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Micro-batches of this rank from the first row that was not seen."""
-        assert self._train_rows is not None
         assert self.trainer is not None
         ranks, rank = self.ranks
         sampler = PackedRowSampler(
-            self._train_rows.n_targets,
+            self.mixture.rows.n_targets,
+            self.mixture.order(self.seed),
             self.total_rows,
             self.batch_size,
             accumulate=self.trainer.accumulate_grad_batches,
             ranks=ranks,
             rank=rank,
-            seed=self.seed,
             start=self._rows_before,
             steps_before=self._step_before,
         )
-        return self._loader(self._train_rows, sampler)
+        return self._loader(self.mixture.rows, sampler)
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
         """One loader a held-out set."""
@@ -180,9 +194,9 @@ class InsCPDataModule(LightningDataModule):
         loaders = []
         for rows in self._validation_rows.values():
             ranks, rank = self.ranks
-            sampler = PackedRowSampler(
-                rows.n_targets, len(rows.n_targets), self.batch_size, ranks=ranks, rank=rank, seed=None
-            )
+            n_rows = len(rows.n_targets)
+            order = Shuffled(n_rows, seed=None)
+            sampler = PackedRowSampler(rows.n_targets, order, n_rows, self.batch_size, ranks=ranks, rank=rank)
             loaders.append(self._loader(rows, sampler))
         return loaders
 

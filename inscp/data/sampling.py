@@ -1,10 +1,10 @@
 """The order of rows: seeded, the same on any number of ranks, resumable at any optimizer step.
 
-The rows form one endless stream: a fresh seeded permutation of the data for each pass. A step takes the next
-`batch_size x accumulate x ranks` rows of the stream, so what a step sees does not depend on how it is divided, and a
-training that is resumed, on whatever number of ranks, goes on at the first row that has not been seen. Where the
-training ends inside a step, the missing rows are empty ones, which have no targets and so no weight: nothing is
-dropped or repeated.
+The rows form one endless stream: a fresh seeded permutation of the data for each pass, or two such streams
+interleaved. A step takes the next `batch_size x accumulate x ranks` rows of the stream, so what a step sees does not
+depend on how it is divided, and a training that is resumed, on whatever number of ranks, goes on at the first row that
+has not been seen. Where the training ends inside a step, the missing rows are empty ones, which have no targets and so
+no weight: nothing is dropped or repeated.
 This short sampler over pre-packed rows was chosen over `grain`, `streaming` and `litdata`, which solve the same for
 data that has no length; packed rows have one.
 """
@@ -12,6 +12,7 @@ data that has no length; packed rows have one.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -32,36 +33,91 @@ class MicroBatch:
     step_targets: int
 
 
+class RowOrder(Protocol):
+    """An endless stream of rows."""
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        """Which rows stand at the positions `begin` to `end` - 1: int64 [end - begin]."""
+
+
+class Shuffled:
+    """Every row once in each pass, each pass in an order of its own.
+
+    Args:
+        n_rows: rows 0 to n_rows - 1.
+        seed: of the permutations; None keeps the rows in their order.
+        part: gives streams of one seed orders of their own.
+    """
+
+    def __init__(self, n_rows: int, seed: int | None, part: int = 0) -> None:
+        self._n_rows, self._seed, self._part = n_rows, seed, part
+        self._permutation = lru_cache(maxsize=1)(self._permuted)  # of millions of rows, needed at every step
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        passes = range(begin // self._n_rows, -(-end // self._n_rows))
+        order = np.concatenate([np.empty(0, dtype=np.int64), *map(self._permutation, passes)])
+        return order[begin - passes.start * self._n_rows : end - passes.start * self._n_rows]
+
+    def _permuted(self, number: int) -> np.ndarray:
+        if self._seed is None:
+            return np.arange(self._n_rows)
+        return np.random.default_rng((self._seed, number, self._part)).permutation(self._n_rows)
+
+
+class Interleaved:
+    """A stream into which another one is mixed, as evenly as can be.
+
+    Of the first p positions floor(p x share) belong to the other stream, so each position knows its row by itself.
+
+    Args:
+        own: the stream that has the remaining positions.
+        other: the stream that is mixed in.
+        share: of the positions, in [0, 1).
+        offset: the other stream's row r becomes row `offset` + r.
+    """
+
+    def __init__(self, own: RowOrder, other: RowOrder, share: float, offset: int) -> None:
+        self._own, self._other, self._share, self._offset = own, other, share, offset
+
+    def rows(self, begin: int, end: int) -> np.ndarray:
+        positions = np.arange(begin, end + 1)
+        before = np.floor(positions * self._share).astype(np.int64)
+        is_other = np.diff(before) > 0
+        rows = np.empty(end - begin, dtype=np.int64)
+        rows[is_other] = self._other.rows(before[0], before[-1]) + self._offset
+        rows[~is_other] = self._own.rows(begin - before[0], end - before[-1])
+        return rows
+
+
 class PackedRowSampler(Sampler[MicroBatch]):
     """Micro-batches of one rank.
 
     Args:
         n_targets: int64 [rows]; targets of each row.
+        order: the endless stream of rows.
         total_rows: how many rows of the endless stream the training takes.
         batch_size: rows a micro-batch.
         accumulate: micro-batches a step.
         ranks, rank: of the data-parallel group.
-        seed: of the permutations; None keeps the rows in their order.
         start, steps_before: rows of the stream that were taken before, and in how many steps.
     """
 
     def __init__(
         self,
         n_targets: np.ndarray,
+        order: RowOrder,
         total_rows: int,
         batch_size: int,
         accumulate: int = 1,
         ranks: int = 1,
         rank: int = 0,
-        seed: int | None = 0,
         start: int = 0,
         steps_before: int = 0,
     ) -> None:
         self._n_targets = np.append(n_targets, 0)  # so that EMPTY_ROW has none
-        self._total_rows = total_rows
+        self._order, self._total_rows = order, total_rows
         self._batch_size, self._accumulate, self._ranks, self._rank = batch_size, accumulate, ranks, rank
-        self._seed, self._start, self._steps_before = seed, start, steps_before
-        self._permutation = lru_cache(maxsize=1)(self._permuted)  # of millions of rows, needed at every step
+        self._start, self._steps_before = start, steps_before
 
     @property
     def rows_per_step(self) -> int:
@@ -75,20 +131,8 @@ class PackedRowSampler(Sampler[MicroBatch]):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for begin in range(self._start, self._total_rows, self.rows_per_step):
-            rows = self._stream(begin, min(begin + self.rows_per_step, self._total_rows))
+            rows = self._order.rows(begin, min(begin + self.rows_per_step, self._total_rows))
             rows = np.pad(rows, (0, self.rows_per_step - len(rows)), constant_values=EMPTY_ROW)
             step_targets = int(self._n_targets[rows].sum())
             for micro in rows.reshape(self._accumulate, self._ranks, self._batch_size)[:, self._rank]:
                 yield MicroBatch(tuple(micro.tolist()), step_targets)
-
-    def _stream(self, begin: int, end: int) -> np.ndarray:
-        n_rows = len(self._n_targets) - 1
-        passes = range(begin // n_rows, (end - 1) // n_rows + 1)
-        order = np.concatenate([self._permutation(number) for number in passes])
-        return order[begin - passes[0] * n_rows : end - passes[0] * n_rows]
-
-    def _permuted(self, number: int) -> np.ndarray:
-        n_rows = len(self._n_targets) - 1
-        if self._seed is None:
-            return np.arange(n_rows)
-        return np.random.default_rng((self._seed, number)).permutation(n_rows)

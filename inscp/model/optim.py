@@ -35,11 +35,14 @@ class Optimizer:
     warmup: float = 0.05
     final: float = 0.1
 
-    def build(self, parameters: Collection[nn.Parameter]) -> torch.optim.Optimizer:
-        """AdamW, fused."""
+    def build(
+        self, parameters: Collection[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
+    ) -> torch.optim.Optimizer:
+        """AdamW, fused; without weight decay of vectors and of what is `undecayed`."""
+        without = {p for p in parameters if p.ndim < 2}.union(undecayed)
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in parameters if p not in without], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p in without], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
@@ -94,9 +97,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
     norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     total = torch.linalg.vector_norm(torch.stack(norms))
     if max_norm < math.inf:
-        torch._foreach_mul_([_local(g) for g in gradients], (max_norm / (total + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([local_part(g) for g in gradients], (max_norm / (total + 1e-6)).clamp(max=1.0))
     return total
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a tensor, whole or sharded; the same storage."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

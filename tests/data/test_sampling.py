@@ -5,17 +5,22 @@ from itertools import zip_longest
 import numpy as np
 import pytest
 
-from inscp.data.sampling import EMPTY_ROW, MicroBatch, PackedRowSampler
+from inscp.data.sampling import EMPTY_ROW, Interleaved, MicroBatch, PackedRowSampler, RowOrder, Shuffled
 
 N_ROWS = 37
 N_TARGETS = np.random.default_rng(1).integers(1, 100, N_ROWS)
 DIVISIONS = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)]
 
 
-def steps(division: tuple[int, int, int], total: int = N_ROWS, **options) -> list[list[MicroBatch]]:
+ORDER = Shuffled(N_ROWS, seed=0)
+
+
+def steps(division: tuple[int, int, int], total: int = N_ROWS, order: RowOrder = ORDER, **options):
     """The micro-batches of every optimizer step, over all ranks."""
     batch, accumulate, ranks = division
-    samplers = [PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks, rank, **options) for rank in range(ranks)]
+    samplers = [
+        PackedRowSampler(N_TARGETS, order, total, batch, accumulate, ranks, rank, **options) for rank in range(ranks)
+    ]
     micros = list(zip(*samplers, strict=True))
     return [
         [micro for moment in micros[at : at + accumulate] for micro in moment]
@@ -89,20 +94,20 @@ def test_a_step_may_be_longer_than_the_data():
 @pytest.mark.parametrize("total", [1, 8, 37, 100])
 def test_len_counts_the_micro_batches_of_one_rank(division, total):
     batch, accumulate, ranks = division
-    sampler = PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks)
+    sampler = PackedRowSampler(N_TARGETS, ORDER, total, batch, accumulate, ranks)
     assert len(sampler) == len(list(sampler))
-    resumed = PackedRowSampler(N_TARGETS, total, batch, accumulate, ranks, start=8, steps_before=1)
+    resumed = PackedRowSampler(N_TARGETS, ORDER, total, batch, accumulate, ranks, start=8, steps_before=1)
     assert len(resumed) == len(sampler)  # those that were taken before are counted
 
 
 def test_len_after_steps_of_another_size_counts_those_steps_and_what_is_left():
-    sampler = PackedRowSampler(N_TARGETS, 40, 4, 2, 2, start=8, steps_before=4)
+    sampler = PackedRowSampler(N_TARGETS, ORDER, 40, 4, 2, 2, start=8, steps_before=4)
     assert len(sampler) == (4 + 2) * 2
     assert len(list(sampler)) == 2 * 2
 
 
 def test_the_seed_decides_the_order():
-    zero, again, one, plain = (stream(steps((8, 1, 1), seed=seed)) for seed in (0, 0, 1, None))
+    zero, again, one, plain = (stream(steps((8, 1, 1), order=Shuffled(N_ROWS, seed))) for seed in (0, 0, 1, None))
     assert zero == again
     assert zero != one
     assert plain == list(range(N_ROWS)) not in (zero, one)
@@ -112,5 +117,40 @@ def test_a_pass_is_shuffled_once_and_not_at_every_step(monkeypatch):
     shuffles = []
     make = np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: shuffles.append(seed) or make(seed))
-    assert len(list(PackedRowSampler(N_TARGETS, 3 * N_ROWS, 1))) == 3 * N_ROWS
-    assert shuffles == [(0, 0), (0, 1), (0, 2)]
+    assert len(list(PackedRowSampler(N_TARGETS, Shuffled(N_ROWS, 0), 3 * N_ROWS, 1))) == 3 * N_ROWS
+    assert shuffles == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+
+
+N_OWN, N_OTHER = 25, N_ROWS - 25
+
+
+def interleaved(share: float) -> Interleaved:
+    return Interleaved(Shuffled(N_OWN, 0), Shuffled(N_OTHER, 0, part=1), share, offset=N_OWN)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.75])
+def test_a_stream_that_is_mixed_in_has_its_share_at_every_length(share):
+    is_other = np.cumsum(interleaved(share).rows(0, 500) >= N_OWN)
+    assert all(count == int(length * share) for length, count in enumerate(is_other, 1))
+
+
+def test_both_streams_go_through_all_their_rows_in_orders_of_their_own():
+    rows = interleaved(0.3).rows(0, 200)
+    own, other = rows[rows < N_OWN], rows[rows >= N_OWN]
+    assert [sorted(one) for one in (own[:N_OWN], other[:N_OTHER])] == [[*range(N_OWN)], [*range(N_OWN, N_ROWS)]]
+    assert own[:N_OWN].tolist() == Shuffled(N_OWN, 0).rows(0, N_OWN).tolist()  # as if nothing were mixed in
+    assert other[:N_OTHER].tolist() != other[N_OTHER : 2 * N_OTHER].tolist()
+
+
+@pytest.mark.parametrize("begin", [0, 1, 7, 33, 120])
+def test_each_position_of_a_mixture_knows_its_row(begin):
+    whole = interleaved(0.3).rows(0, 200)
+    assert interleaved(0.3).rows(begin, begin + 1).tolist() == whole[[begin]].tolist()
+    assert interleaved(0.3).rows(begin, 200).tolist() == whole[begin:].tolist()
+
+
+@pytest.mark.parametrize("division", [*DIVISIONS, (3, 1, 5)])
+def test_a_mixture_is_divided_and_resumed_as_any_stream(division):
+    whole = interleaved(0.3).rows(0, 100).tolist()
+    assert stream(steps(division, 100, order=interleaved(0.3))) == whole
+    assert stream(steps(division, 100, order=interleaved(0.3), start=40)) == whole[40:]

@@ -1,4 +1,4 @@
-"""Adapters, averages and compiled blocks train alike on one process and in shards, and export the same model."""
+"""Adapters, averages, shields and compiled blocks train alike on one process and in shards, and export the same model."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,18 @@ from launch import FSDP2, fit, project, steps
 from safetensors.torch import load_file
 
 from inscp.commands.export import export
-from inscp.model.checkpoint import stored_tensors, whole_checkpoints
+from inscp.model.checkpoint import read_tensors, stored_tensors, whole_checkpoints
 
+PARTS = {"average": "ema", "shield": "shield"}
+"""What else a checkpoint keeps, and which variants make it."""
 TWO = [*FSDP2, "--data.batch_size", "1"]
 VARIANTS: dict[str, list[Any]] = {
     "lora_dropout": ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.1"],
     "lora_ema": ["--model.adapter", '{"rank": 2, "targets": ["q_proj", "down_proj"]}', "--model.ema_decay", "0.8"],
     "ema_compile": ["--model.ema_decay", "0.9", "--model.compile", "true", "--model.activation_checkpointing", "2"],
-}
+    "shield": ["--model.shield.sources", "more.jsonl", "--model.shield.tagger", "InsCPTagger",
+               "--model.optimizer.weight_decay", "0.1"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
 
     [newest, *_], _ = whole_checkpoints(two / "checkpoints")
     parts = {stored.partition(".")[0] for stored in stored_tensors(newest)}
-    assert parts == {"model", "optimizer"} | ({"average"} if "ema" in name else set())
+    assert parts == {"model", "optimizer"} | {kept for kept, sign in PARTS.items() if sign in name}
     if "lora" in name:
         assert all("lora_" in stored for stored in stored_tensors(newest))
     export(str(newest), str(tmp_path / "exported"))
@@ -53,6 +57,8 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
     original, together = (load_file(path / file) for path in (Path(tiny_model_folder), two / "model"))
     assert original.keys() == together.keys()
     assert any(not torch.equal(original[key].bfloat16(), together[key]) for key in original)
+    if name == "shield":
+        assert_shielded(newest, original)
     assert json.loads((two / "model" / "config.json").read_text())["model_type"] == "llama"
 
     if "dropout" in name:  # whose random numbers each rank draws for its own rows
@@ -61,3 +67,22 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
     assert sharded == {step: pytest.approx(values, rel=1e-4) for step, values in steps(folder, f"{name}_one").items()}
     alone = load_file(run_of(folder, f"{name}_one") / "model" / file)
     assert all((alone[key].float() - together[key].float()).abs().max() < 1e-2 for key in alone)
+
+
+def assert_shielded(checkpoint: Path, original: dict[str, torch.Tensor]) -> None:
+    """Half of every matrix's columns are bit by bit what they were, the others are not."""
+    sizes = stored_tensors(checkpoint)
+    frozen = {
+        name.removeprefix("shield."): torch.zeros(size, dtype=torch.bool)
+        for name, size in sizes.items()
+        if name.startswith("shield.")
+    }
+    trained = {name: torch.zeros(sizes[f"model.{name}"]) for name in frozen}
+    read_tensors(checkpoint, {f"shield.{name}": columns for name, columns in frozen.items()})
+    read_tensors(checkpoint, {f"model.{name}": weight for name, weight in trained.items()})
+    assert len(frozen) == 14
+    for name, columns in frozen.items():
+        same = trained[name] == original[name]
+        assert columns.sum() * 2 == len(columns)
+        assert same[:, columns].all()
+        assert same[:, ~columns].float().mean() < 0.05

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_m
     assert found["kl"].value == pytest.approx(total / count, rel=1e-3)
     assert found["kl"].value > 0
     assert found["agreement"].value < 1
+
+
+def test_the_original_is_the_model_that_was_not_made_here(moved: str, tiny_model_folder: str, tmp_path: Path) -> None:
+    folder = tmp_path / "second"
+    shutil.copytree(moved, folder)
+    before = json.loads((folder / "inscp.json").read_text("utf-8"))
+    second = {"pretrained": moved, "arm": "SFT", "language": "fi", "before": before}
+    (folder / "inscp.json").write_text(json.dumps(second), "utf-8")
+    assert Retention()._original(str(folder)) == Retention()._original(moved) == tiny_model_folder
 
 
 def test_held_out_loss_is_of_text_and_end_of_turn(tmp_path: Path, tiny_model_folder: str) -> None:

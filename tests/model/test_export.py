@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
-from inscp.callbacks.provenance import Provenance
+from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
+from inscp.data.tagging import ConversationTagger
 from inscp.errors import UserError
 from inscp.model.checkpoint import whole_checkpoints
-from inscp.model.export import Origin, export_model
+from inscp.model.export import Origin, export_model, read_origin
 from inscp.pretrained import load_model, load_tokenizer
 
 GENERATE = """
@@ -79,6 +80,30 @@ def test_the_model_card_names_base_model_method_data_and_metrics(trained: tuple[
         "1e-02|0.01",
     ):
         assert any(choice in card for choice in expected.split("|") if choice.strip()), expected
+
+
+def test_a_second_stage_knows_the_first_original_and_its_card_tells_both(
+    trained: tuple[Path, torch.nn.Module], tiny_model_folder: str, tmp_path: Path
+) -> None:
+    """Continual pre-training, then fine-tuning on pairs."""
+    first, provenance = str(trained[0] / "model"), Provenance(tmp_path)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(f'{{"question": "{i}?", "answer": "{i}!"}}' for i in range(9)), "utf-8")
+    saving = Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=1)
+    callbacks = [provenance, ExportAtEnd(tmp_path / "model", provenance), saving]
+    data = data_module(pairs, first, tagger=ConversationTagger(), language="fi")
+    learner = module(first)
+    assert run_name(learner, data) == "InsCP + SFT tiny-llama fi"
+    trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True).fit(learner, datamodule=data)
+    export(str(whole_checkpoints(tmp_path / "checkpoints")[0][0]), str(tmp_path / "again"))
+    for folder in ("model", "again"):
+        origin = read_origin(str(tmp_path / folder))
+        assert origin is not None
+        assert (origin.pretrained, origin.original, origin.arms) == (first, tiny_model_folder, "InsCP + SFT")
+        card = (tmp_path / folder / "README.md").read_text("utf-8")
+        for expected in ("# tiny-llama, adapted to fi (InsCP + SFT)", "## Stage 1, InsCP: data", "corpus.jsonl: 40",
+                         "## Stage 2, SFT: settings", "pairs.jsonl: 9"):  # fmt: skip
+            assert expected in card
 
 
 def test_export_of_a_checkpoint_gives_the_same_bytes(

@@ -45,7 +45,7 @@ def test_micro_batches_hold_unequal_numbers_of_targets(corpus: Path, tiny_model_
     """Without this the test above could not tell token weights from micro-batch weights."""
     data = data_module(corpus, tiny_model_folder)
     data.setup("fit")
-    counts = data._train_rows.n_targets  # type: ignore[union-attr]
+    counts = data.mixture.rows.n_targets
     assert counts.max() > 1.3 * counts.min()
 
 
@@ -113,7 +113,7 @@ def test_resuming_with_steps_of_another_size_goes_on_at_the_next_unseen_row(
         seen.append(rows.seen)
     data = data_module(corpus, tiny_model_folder)
     data.setup("fit")
-    rows = data._train_rows.table.column("input_ids")  # type: ignore[union-attr]
+    rows = data.mixture.rows.table.column("input_ids")
     assert len(seen[0]) == 3 * before[0] * before[1]
     assert sorted(seen[0] + seen[1]) == sorted(row.values.to_numpy().tobytes() for row in rows)
 
@@ -180,7 +180,7 @@ def test_held_out_perplexity_equals_that_of_each_document_alone(
     data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)}, batch_size=4)
     learner = module(tiny_model_folder)
     [metrics] = trainer(tmp_path).validate(learner, datamodule=data, verbose=False)
-    pipeline = data._pipeline(data.validation["held"], data.validation_tagger)
+    pipeline = data.pipeline(data.validation["held"], data.validation_tagger)
     total, n_targets = 0.0, 0
     for sequence in pipeline.sequences():
         ids = torch.tensor(sequence.input_ids[None], dtype=torch.long)

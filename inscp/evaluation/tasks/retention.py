@@ -40,7 +40,7 @@ class Retention(Task):
         prompts: a file of chat prompts, in any language.
         prompt_field: the name of their field.
         limit: ask so many, spread evenly over the file.
-        original: the model that it was made from; by default what the model's folder says.
+        original: the model to compare with; by default what the model's folder says that it was first made from.
         max_new_tokens: of an answer.
     """
 
@@ -71,7 +71,7 @@ class Retention(Task):
 
     def _original(self, spec: str) -> str | None:
         origin = None if self.original else read_origin(spec)
-        return origin.pretrained if origin else self.original
+        return origin.original if origin else self.original
 
     def _held_out(self, subject: Subject, name: str, path: str) -> list[Item]:
         tag = InsCPTagger(loss="response").bind(subject.tokenizer)

@@ -1,0 +1,36 @@
+"""`merge`: a model out of several, by arithmetic with their weights."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from inscp.commands.fit import quiet
+from inscp.commands.parser import call
+from inscp.model.export import Origin, export_model, read_origin, require_new
+from inscp.model.merging import Merging, merged
+from inscp.pretrained import load_tokenizer
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp merge --model DIR --method Average --out DIR`"""
+    quiet()
+    call(command, merge, arguments)
+
+
+def merge(model: str, method: Merging, out: str, dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16") -> None:
+    """Merge a model that learned a language with the one that it was made from, or with others.
+
+    Args:
+        model: its folder.
+        method: Average, ChatVector or ElChat.
+        out: the new folder.
+        dtype: of the weights.
+    """
+    require_new(Path(out))
+    result = merged(model, method, getattr(torch, dtype))
+    before, models = read_origin(model), method.models(model)
+    settings = {"method": repr(method), "models": ", ".join(models)}
+    origin = Origin(model, method.arm, before.language if before else "und", settings, before=before)
+    export_model(result, load_tokenizer(models[0]), Path(out), origin, getattr(torch, dtype))
+    print(out)

@@ -1,0 +1,94 @@
+"""What a training's rows are made of: its own data and, where that is asked for, replayed text.
+
+Replay (rehearsal) mixes text of the kind that the model knows already, English conversations for example, into the
+training, so that it is not forgotten; Ibrahim et al. 2024 (arXiv 2403.08763) show it for continual pre-training.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from inscp.data.cache import CachedRows, DataReport, fingerprint
+from inscp.data.pipeline import Sources
+from inscp.data.sampling import Interleaved, RowOrder, Shuffled
+from inscp.data.tagging import Tagger
+from inscp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Text from other sources that is mixed into the training, so that what the model knew is not forgotten.
+
+    Args:
+        sources: as in `data.train`; English conversations, say.
+        share: of the training's rows, in (0, 1).
+        tagger: how they are presented: ConversationTagger gives real prompts with real answers. By default as the
+            training's own data.
+    """
+
+    sources: Sources
+    share: float
+    tagger: Tagger | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UserError("data.replay.share", f"{self.share} is not between 0 and 1", "Give 0.1, say.")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The rows of a training.
+
+    Attributes:
+        rows: the training's own, and behind them those that are replayed.
+        n_own: how many are its own.
+        share: of the training's rows that are replayed.
+    """
+
+    rows: CachedRows
+    n_own: int
+    share: float = 0.0
+
+    def order(self, seed: int) -> RowOrder:
+        """The endless stream of rows."""
+        own = Shuffled(self.n_own, seed)
+        if not self.share:
+            return own
+        replayed = Shuffled(len(self.rows.n_tokens) - self.n_own, seed, part=1)
+        return Interleaved(own, replayed, self.share, offset=self.n_own)
+
+    @property
+    def tokens_per_row(self) -> float:
+        """The mean over the stream, padding left out."""
+        own, replayed = np.split(self.rows.n_tokens, [self.n_own])
+        return float(own.mean() * (1 - self.share) + (replayed.mean() * self.share if self.share else 0))
+
+    def n_rows(self, n_own: int) -> int:
+        """How many rows of the stream hold so many of the training's own."""
+        return n_own + int(n_own * self.share / (1 - self.share))
+
+
+def mixed(own: CachedRows, replayed: CachedRows, share: float) -> Mixture:
+    """The training's own rows and those that are replayed, as one."""
+    rows = CachedRows(
+        pa.concat_tables([own.table, replayed.table]),
+        np.concatenate([own.n_targets, replayed.n_targets]),
+        np.concatenate([own.n_tokens, replayed.n_tokens]),
+        _report(own.report, replayed.report, share),
+    )
+    return Mixture(rows, len(own.n_tokens), share)
+
+
+def _report(own: DataReport, replayed: DataReport, share: float) -> DataReport:
+    counts = ("rows", "tokens", "targets", "sequences", "split_documents")
+    report = DataReport(
+        fingerprint(own.fingerprint, replayed.fingerprint, share),
+        own.row_length,
+        **{name: getattr(own, name) + getattr(replayed, name) for name in counts},
+    )
+    report.padding = 1 - report.tokens / (report.rows * report.row_length)
+    for name in ("records", "skipped", "first_skipped"):
+        of_replay = {f"{source} (replay)": found for source, found in getattr(replayed, name).items()}
+        setattr(report, name, getattr(own, name) | of_replay)
+    return report

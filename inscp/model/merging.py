@@ -1,0 +1,182 @@
+"""A model out of several, by arithmetic with their weights: no training, and one model in memory.
+
+The first of the models is loaded; of the others one tensor at a time is read, in fp32, and taken into the first.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from inscp.data.template import special_ids
+from inscp.errors import UserError
+from inscp.model.checkpoint import read_tensors, stored_tensors
+from inscp.model.export import read_origin
+from inscp.pretrained import empty_model, load_model, load_tokenizer, weights_folder
+
+Merge = Callable[..., torch.Tensor]
+"""Makes a tensor of the result from its name and that tensor of every model, in fp32 and in the order of `models`."""
+
+
+class Merging(ABC):
+    """How models become one."""
+
+    arm: str
+    """The name of the method in comparisons."""
+
+    @abstractmethod
+    def models(self, model: str) -> tuple[str, ...]:
+        """What is merged with `model`, and `model` itself; the first one's tokenizer and settings are the result's."""
+
+    @abstractmethod
+    def bind(self, models: tuple[str, ...]) -> Merge:
+        """The arithmetic, for those models."""
+
+
+@dataclass(frozen=True)
+class Average(Merging):
+    """The weighted mean of a model and its original (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+
+    Args:
+        weight: of the model, in [0, 1]; the original has the rest.
+        original: by default what the model's folder says that it was first made from.
+    """
+
+    weight: float = 0.5
+    original: str | None = None
+    arm = "Average"
+
+    def __post_init__(self) -> None:
+        _require_share(self.weight)
+
+    def models(self, model: str) -> tuple[str, ...]:
+        return model, self.original or _original(model)
+
+    def bind(self, models: tuple[str, ...]) -> Merge:
+        return lambda _, adapted, original: torch.lerp(original, adapted, self.weight)
+
+
+@dataclass(frozen=True)
+class ChatVector(Merging):
+    """A base model that learned a language, and what made its family's chat model of the base model.
+
+    `model + scale x (chat - base)` (Huang et al. 2023, arXiv 2310.04799). The result has the chat model's template.
+
+    Args:
+        chat: the chat model.
+        base: the base model that it was made from; by default what the model's folder says that it was first made from.
+        scale: of the difference.
+    """
+
+    chat: str
+    base: str | None = None
+    scale: float = 1.0
+    arm = "ChatVector"
+
+    def models(self, model: str) -> tuple[str, ...]:
+        return self.chat, model, self.base or _original(model)
+
+    def bind(self, models: tuple[str, ...]) -> Merge:
+        return lambda _, chat, adapted, base: adapted + self.scale * (chat - base)
+
+
+@dataclass(frozen=True)
+class ElChat(Merging):
+    """Gives a chat model that was adapted by plain text its chat abilities back (Yamaguchi et al., arXiv 2412.11704).
+
+    The blocks are the weighted mean of the model and its source chat model; embeddings and output layer stay the
+    model's, but the special tokens, those of the template among them, have the source's. (The paper trained and merged
+    the two outermost blocks on either side, with 0.3 to 0.5 of the source; here all were trained, and all are merged.)
+
+    Args:
+        weight: of the model in the blocks, in [0, 1].
+        source: the source chat model; by default what the model's folder says that it was first made from.
+    """
+
+    weight: float = 0.5
+    source: str | None = None
+    arm = "ElChat"
+
+    def __post_init__(self) -> None:
+        _require_share(self.weight)
+
+    def models(self, model: str) -> tuple[str, ...]:
+        return model, self.source or _original(model)
+
+    def bind(self, models: tuple[str, ...]) -> Merge:
+        skeleton, special = empty_model(models[0], torch.float32), sorted(special_ids(load_tokenizer(models[1])))
+        outer = {id(layer.weight) for layer in (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())}
+        names = {name for name, weight in skeleton.named_parameters() if id(weight) in outer}
+
+        def merge(name: str, adapted: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+            if name not in names:
+                return torch.lerp(source, adapted, self.weight)
+            adapted[special] = source[special]
+            return adapted
+
+        return merge
+
+
+def _require_share(weight: float) -> None:
+    if not 0 <= weight <= 1:
+        raise UserError("method.weight", f"{weight} is not between 0 and 1", "Give 0.5, say.")
+
+
+def _original(model: str) -> str:
+    origin = read_origin(model)
+    if origin is None:
+        mend = "Name the model that it was made from in the method."
+        raise UserError(model, "it does not say what it was made from", mend)
+    return origin.original
+
+
+@torch.no_grad()
+def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that `method` makes of `model`, its weights in `dtype`.
+
+    Raises:
+        UserError: the models are not of one shape or have not one vocabulary.
+    """
+    models = method.models(model)
+    vocabulary = load_tokenizer(models[0]).get_vocab()
+    for other in models[1:]:
+        if alien := set(vocabulary.items()) ^ set(load_tokenizer(other).get_vocab().items()):
+            what = f"its vocabulary is not that of {models[0]} ({min(alien)[0]!r} differs)"
+            raise UserError(other, what, "Merge models of one family.")
+    result = load_model(models[0], dtype)
+    weights = dict(result.named_parameters())
+    readers = [_reader(other, models[0], weights) for other in models[1:]]
+    merge = method.bind(models)
+    for name, weight in weights.items():
+        weight.copy_(merge(name, weight.float(), *(read(name) for read in readers)))
+    return result
+
+
+def _reader(spec: str, first: str, wanted: Mapping[str, torch.Tensor]) -> Callable[[str], torch.Tensor]:
+    """What reads a tensor of `spec` by its name; where files have other names than parameters, all are loaded.
+
+    Raises:
+        UserError: it lacks one of the `wanted` tensors of the model `first`, or has it in another shape.
+    """
+    folder = weights_folder(spec)
+    stored = stored_tensors(folder)
+    whole: Mapping[str, torch.Tensor] = {}
+    if not wanted.keys() <= stored.keys():
+        whole = load_model(spec, torch.float32).state_dict()
+        stored = {name: tensor.shape for name, tensor in whole.items()}
+    for name, weight in wanted.items():
+        if stored.get(name) != weight.shape:
+            found = list(stored[name]) if name in stored else "missing"
+            what = f"its {name} is {found}, that of {first} {list(weight.shape)}"
+            raise UserError(spec, what, "Merge models of one family and size.")
+
+    def read(name: str) -> torch.Tensor:
+        if whole:
+            return whole[name]
+        tensor = torch.empty(stored[name])
+        read_tensors(folder, {name: tensor})
+        return tensor
+
+    return read

@@ -1,0 +1,141 @@
+"""Source-shielded updates: what a model's source language depends on most stays as it is while it learns another one.
+
+Yamaguchi et al. 2025 (arXiv 2512.04844). Before the first step the original model reads a little source text. Weight
+i, j of a matrix W [out, in] is as important as |W_ij| x ||X_j||, where X_j are the inputs of column j at every token
+(Wanda, Sun et al. 2023, arXiv 2306.11695); a column is as important as its weights together. The most important columns
+of each matrix are frozen. Embeddings, output layer, norms and biases are trained as ever, as are experts that are no
+`nn.Linear`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from inscp.data.cache import CachedRows
+from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
+from inscp.data.sampling import MicroBatch
+from inscp.data.sources import Source
+from inscp.data.tagging import ConversationTagger, Tagger
+from inscp.errors import UserError
+from inscp.model.loss import NextTokenLoss
+from inscp.model.optim import local_part
+
+
+@dataclass(frozen=True)
+class Shield:
+    """Freeze the columns of every matrix that matter most to text of the source language.
+
+    Args:
+        sources: as in `data.train`: conversations in English, say.
+        share: of the columns of every matrix that are frozen, in (0, 1).
+        tagger: how they are presented; by default as conversations (ConversationTagger).
+        records: read only the first so many of each source.
+    """
+
+    sources: Sources
+    share: float = 0.5
+    tagger: Tagger | None = None
+    records: int = 500
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UserError("model.shield.share", f"{self.share} is not between 0 and 1", "Give 0.5, say.")
+        if self.records < 1:
+            raise UserError("model.shield.records", f"{self.records} records are none", "Give a number from 1.")
+
+    def read(self, make: Callable[[list[Source], Tagger], Pipeline]) -> CachedRows:
+        """The source text in rows, by the pipeline that `make` gives for sources and a tagger."""
+        sources = [replace(s, limit=min(s.limit or self.records, self.records)) for s in as_sources(self.sources)]
+        return make(sources, self.tagger or ConversationTagger()).rows()
+
+
+class FrozenColumns:
+    """The columns of a model's matrices that are trained by no step.
+
+    Args:
+        model: the language model, whole or sharded along the rows of its matrices.
+        weights: its fp32 weights by name.
+
+    Attributes:
+        weights: the matrices by name.
+        tensors: which of their columns are frozen, bool [in]; at first none is.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
+        head = model.get_output_embeddings()
+        self._modules = {
+            f"{name}.weight": module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head
+        }
+        self.weights = {name: weights[name] for name in self._modules}
+        self.tensors = {
+            name: torch.zeros(weight.shape[1], dtype=torch.bool, device=local_part(weight).device)
+            for name, weight in self.weights.items()
+        }
+
+    @torch.no_grad()
+    def choose(self, share: float, root: NextTokenLoss, rows: CachedRows, device: torch.device) -> None:
+        """Freeze the columns that matter most, the same on every rank.
+
+        Args:
+            share: of the columns of every matrix.
+            root: the model as it is trained, with its original weights.
+            rows: the source text, all of which every rank reads.
+            device: where the model computes.
+        """
+        norms = self._input_norms(root, rows, device)
+        for name, weight in self.weights.items():
+            sums = weight.detach().abs().sum(0)
+            scores = norms[name] * (sums.full_tensor() if isinstance(sums, DTensor) else sums).to(device)
+            if dist.is_initialized():
+                dist.broadcast(scores, 0)
+            highest = scores.argsort(descending=True, stable=True)[: round(share * len(scores))]
+            self.tensors[name].zero_()[highest.to(self.tensors[name].device)] = True
+
+    def _input_norms(self, root: NextTokenLoss, rows: CachedRows, device: torch.device) -> dict[str, torch.Tensor]:
+        """The Euclidean norm of each input of every matrix over all tokens: fp32 [in]."""
+        squares = {name: torch.zeros(len(columns), device=device) for name, columns in self.tensors.items()}
+        n_tokens = 0
+
+        def listen(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            def hear(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                squares[name] += inputs[0].flatten(0, -2)[:n_tokens].float().square().sum(0)  # padding lies behind
+
+            return hear
+
+        hooks = [module.register_forward_pre_hook(listen(name)) for name, module in self._modules.items()]
+        root.eval()
+        text = PackedRows(rows)
+        with torch.compiler.set_stance("force_eager"):  # what is compiled would not call the hooks
+            for row in range(len(rows.n_tokens)):
+                batch = text[MicroBatch((row,), 1)].to(device)
+                n_tokens = batch.n_tokens
+                root(batch)
+        root.train()
+        for hook in hooks:
+            hook.remove()
+        return {name: total.sqrt() for name, total in squares.items()}
+
+    def drop_gradients(self) -> None:
+        """Leave nothing of the frozen columns in the gradients."""
+        for name, columns in self.tensors.items():
+            gradient = self.weights[name].grad
+            if gradient is not None:
+                local_part(gradient).masked_fill_(columns, 0.0)
+
+    @torch.no_grad()
+    def decay_others(self, amount: float) -> None:
+        """Weight decay of the columns that are trained, which the optimizer must leave to this.
+
+        Args:
+            amount: learning rate x weight decay.
+        """
+        if amount:
+            for name, columns in self.tensors.items():
+                local_part(self.weights[name]).mul_(1 - amount * ~columns)

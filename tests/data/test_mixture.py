@@ -1,0 +1,105 @@
+"""Replayed text has its share of the training, counts in every number, and is presented as it is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from corpus import data_module, module, trainer, write_corpus
+
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.provenance import Provenance
+from inscp.commands.inspect import documents
+from inscp.data.datamodule import InsCPDataModule
+from inscp.data.mixture import Replay
+from inscp.data.tagging import ConversationTagger
+from inscp.errors import UserError
+from inscp.model.export import model_card
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    pairs = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}, of course."} for i in range(30)]
+    (folder / "english.jsonl").write_text("\n".join(map(json.dumps, pairs)), "utf-8")
+    return write_corpus(folder)
+
+
+def with_replay(corpus: Path, model: str, share: float = 0.25, **options: Any) -> InsCPDataModule:
+    replay = Replay(str(corpus.parent / "english.jsonl"), share, ConversationTagger())
+    return data_module(corpus, model, replay=replay, **options)
+
+
+def fitted(data: InsCPDataModule, folder: Path, model: str, **options: Any) -> tuple[Provenance, Any]:
+    provenance = Provenance(folder)
+    saving = Checkpoints(str(folder / "kept"), every_n_steps=3, keep_last=99)
+    training = trainer(folder, callbacks=[provenance, saving], enable_checkpointing=True)
+    training.fit(module(model), datamodule=data, **options)
+    return provenance, training
+
+
+def test_the_training_takes_the_share_and_every_own_row_once(corpus: Path, tiny_model_folder: str) -> None:
+    data = with_replay(corpus, tiny_model_folder)
+    data.setup("fit")
+    taken = data.mixture.order(data.seed).rows(0, data.total_rows)
+    own = taken[taken < data.mixture.n_own]
+    assert sorted(own) == list(range(data.mixture.n_own))
+    assert len(own) == pytest.approx(0.75 * len(taken), abs=1)
+
+
+def test_a_token_budget_counts_replayed_tokens(corpus: Path, tiny_model_folder: str) -> None:
+    data = with_replay(corpus, tiny_model_folder, token_budget=5000)
+    data.setup("fit")
+    taken = data.mixture.order(data.seed).rows(0, data.total_rows)
+    assert data.mixture.rows.n_tokens[taken].sum() == pytest.approx(5000, rel=0.05)
+
+
+def test_report_card_and_settings_tell_of_both(corpus: Path, tiny_model_folder: str, tmp_path: Path) -> None:
+    data = with_replay(corpus, tiny_model_folder)
+    provenance, training = fitted(data, tmp_path, tiny_model_folder)
+    english = str(corpus.parent / "english.jsonl")
+    assert data.report.records == {str(corpus): 40, f"{english} (replay)": 30}
+    assert data.report.tokens == data.mixture.rows.n_tokens.sum()
+    assert 0 < data.report.padding < 1
+    origin = provenance.origin(training)
+    assert origin.training["replay"] == "25% of the rows, ConversationTagger(loss='response', system='template')"
+    card = model_card(origin)
+    assert f"{english} (replay): 30 records" in card
+    assert "25% of the rows" in card
+
+
+def test_the_fingerprint_is_that_of_data_share_and_tagger(corpus: Path, tiny_model_folder: str) -> None:
+    replay = with_replay(corpus, tiny_model_folder).replay
+    variants = [None, replay, Replay(str(corpus), 0.25), Replay(str(corpus.parent / "english.jsonl"), 0.25)]
+    variants.append(Replay(str(corpus.parent / "english.jsonl"), 0.5, ConversationTagger()))
+    digests = []
+    for variant in variants:
+        data = data_module(corpus, tiny_model_folder, replay=variant)
+        data.setup("fit")
+        digests.append(data.report.fingerprint)
+    assert len(set(digests)) == len(variants)
+
+
+def test_inspect_shows_each_as_it_is_presented(corpus: Path, tiny_model_folder: str) -> None:
+    own, replayed = (next(documents(pipeline)) for pipeline in with_replay(corpus, tiny_model_folder).pipelines())
+    assert own["rendered"].startswith("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n今天")
+    assert replayed["rendered"].startswith("<|im_start|>user\nWhat is 0 and 0?<|im_end|>")
+    assert replayed["source"].endswith("english.jsonl:1")
+
+
+def test_a_training_with_replay_resumes_at_the_next_unseen_row(
+    corpus: Path, tiny_model_folder: str, tmp_path: Path
+) -> None:
+    results = []
+    for options in ({}, {"ckpt_path": str(tmp_path / "kept" / "step-00000003")}):
+        _, training = fitted(with_replay(corpus, tiny_model_folder), tmp_path, tiny_model_folder, **options)
+        assert training.global_step > 6
+        results.append(training.model.weights)
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+def test_a_share_that_means_nothing_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match=r"data\.replay\.share"):
+        Replay("x.jsonl", share)

@@ -1,0 +1,135 @@
+"""Merged weights are those of the formula, and the result is a model like any other that was made here."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from inscp.__main__ import main
+from inscp.data.template import special_ids
+from inscp.errors import UserError
+from inscp.model.export import Origin, export_model, read_origin
+from inscp.model.merging import Average, ChatVector, ElChat, merged
+from inscp.pretrained import load_model, load_tokenizer
+
+
+def moved(original: str, folder: Path, seed: int, tied: bool = False) -> str:
+    """The model with its weights moved a little, exported as a training leaves it."""
+    model = load_model(original, torch.float32)
+    if tied:
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    export_model(model, load_tokenizer(original), folder, Origin(original, "InsCP", "fi"), torch.float32)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
+    return moved(tiny_model_folder, tmp_path_factory.mktemp("adapted") / "model", seed=1)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
+    return moved(tiny_model_folder, tmp_path_factory.mktemp("other") / "model", seed=2)
+
+
+def tensors(spec: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(spec) / "model.safetensors")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_an_average_lies_between_the_model_and_what_it_was_made_from(
+    adapted: str, tiny_model_folder: str, weight: float
+) -> None:
+    result = dict(merged(adapted, Average(weight), torch.float32).named_parameters())
+    ours, theirs = tensors(adapted), tensors(tiny_model_folder)
+    for name, tensor in result.items():
+        torch.testing.assert_close(tensor.data, weight * ours[name] + (1 - weight) * theirs[name], rtol=1e-6, atol=1e-7)
+        if weight in (0, 1):
+            assert torch.equal(tensor, (theirs, ours)[int(weight)][name])
+
+
+def test_a_chat_vector_is_added_to_the_adapted_base_model(adapted: str, other: str, tiny_model_folder: str) -> None:
+    result = merged(adapted, ChatVector(chat=other, scale=0.5), torch.float32)
+    ours, chat, base = tensors(adapted), tensors(other), tensors(tiny_model_folder)
+    for name, tensor in result.named_parameters():
+        torch.testing.assert_close(tensor.data, ours[name] + 0.5 * (chat[name] - base[name]), rtol=1e-6, atol=1e-7)
+
+
+def test_elchat_takes_special_tokens_from_the_source_and_other_tokens_from_the_model(
+    adapted: str, tiny_model_folder: str
+) -> None:
+    result = dict(merged(adapted, ElChat(weight=0.25), torch.float32).named_parameters())
+    ours, theirs = tensors(adapted), tensors(tiny_model_folder)
+    special = sorted(special_ids(load_tokenizer(adapted)))
+    assert len(special) >= 3
+    for name, tensor in result.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            is_special = torch.isin(torch.arange(len(tensor)), torch.tensor(special))
+            assert torch.equal(tensor[is_special], theirs[name][is_special])
+            assert torch.equal(tensor[~is_special], ours[name][~is_special])
+        else:
+            expected = 0.25 * ours[name] + 0.75 * theirs[name]
+            torch.testing.assert_close(tensor.data, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_command_writes_a_model_that_says_what_was_merged(
+    adapted: str, tiny_model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    (tmp_path / "merge.yaml").write_text("method: {class_path: Average, init_args: {weight: 0.3}}\n", "utf-8")
+    assert main(["merge", "--config", str(tmp_path / "merge.yaml"), "--model", adapted, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    origin = read_origin(str(out))
+    assert origin is not None
+    assert (origin.arms, origin.original, origin.language) == ("InsCP + Average", tiny_model_folder, "fi")
+    card = (out / "README.md").read_text("utf-8")
+    assert "arXiv 2109.01903" in card
+    assert f"{adapted}, {tiny_model_folder}" in card
+    end = json.loads((out / "generation_config.json").read_text("utf-8"))["eos_token_id"]
+    assert load_tokenizer(str(out)).convert_tokens_to_ids("<|im_end|>") in end
+    model = load_model(str(out), torch.float32)
+    expected = merged(adapted, Average(0.3), torch.bfloat16)
+    assert all(torch.equal(a, b.float()) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
+
+
+def test_tied_embeddings_stay_tied(tiny_model_folder: str, tmp_path: Path) -> None:
+    first = moved(tiny_model_folder, tmp_path / "first", seed=1, tied=True)
+    second = moved(tiny_model_folder, tmp_path / "second", seed=2, tied=True)
+    result = merged(second, ElChat(source=first), torch.float32)
+    assert result.lm_head.weight is result.model.embed_tokens.weight
+    end = load_tokenizer(first).convert_tokens_to_ids("<|im_end|>")
+    assert torch.equal(result.lm_head.weight[end], tensors(first)["model.embed_tokens.weight"][end])
+
+
+def test_models_that_do_not_fit_together_are_told_in_one_line(
+    adapted: str, tiny_model_folder: str, tmp_path: Path
+) -> None:
+    smaller = load_model(tiny_model_folder, torch.float32)
+    smaller.config.num_hidden_layers = 1
+    del smaller.model.layers[1]
+    tokenizer = load_tokenizer(tiny_model_folder)
+    smaller.save_pretrained(tmp_path / "smaller")
+    tokenizer.save_pretrained(tmp_path / "smaller")
+    with pytest.raises(UserError, match=r"smaller: its model\.layers\.1\.\S+ is missing"):
+        merged(adapted, Average(original=str(tmp_path / "smaller")), torch.float32)
+    shutil.copytree(tiny_model_folder, tmp_path / "alien")
+    tokenizer.add_tokens(["夜市夜市"])
+    tokenizer.save_pretrained(tmp_path / "alien")
+    with pytest.raises(UserError, match=r"alien: its vocabulary is not that of .*夜市夜市"):
+        merged(adapted, Average(original=str(tmp_path / "alien")), torch.float32)
+    with pytest.raises(UserError, match="does not say what it was made from"):
+        merged(tiny_model_folder, Average(), torch.float32)
+
+
+def test_nothing_is_written_over(adapted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    assert main(["merge", "--model", adapted, "--method", "Average", "--out", str(tmp_path / "mine")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'mine'}: it is there already")

@@ -1,0 +1,140 @@
+"""A shield freezes the columns that matter most to the source text, exactly and for good, and only those."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from corpus import data_module, trainer, write_corpus
+from safetensors.torch import load_file
+
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.export import ExportAtEnd
+from inscp.callbacks.provenance import Provenance
+from inscp.data.template import ChatTemplate
+from inscp.errors import UserError
+from inscp.model.adapters import LoRA
+from inscp.model.export import read_origin
+from inscp.model.module import InsCPModule
+from inscp.model.optim import Optimizer
+from inscp.model.shield import Shield
+from inscp.model.strategies import FSDP2
+from inscp.pretrained import load_model, load_tokenizer
+
+PAIRS = [(f"What is {i} and {i}?", "Of course " * (i % 3) + f"it is {2 * i}.") for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("source") / "english.jsonl"
+    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in PAIRS]
+    path.write_text("\n".join(lines), "utf-8")
+    return str(path)
+
+
+def fitted(folder: Path, model: str, source: str, trained: Any = None, **options: Any) -> InsCPModule:
+    """A training with weight decay, an average and a shield, which leaves checkpoints and a model."""
+    optimizer = Optimizer(learning_rate=1e-2, warmup=0.0, weight_decay=0.1)
+    learner = InsCPModule(model, optimizer, shield=Shield(source, records=10), ema_decay=0.5)
+    provenance = Provenance(folder)
+    saving = Checkpoints(str(folder / "kept"), every_n_steps=3, keep_last=99)
+    callbacks = [provenance, saving] if options else [provenance, ExportAtEnd(folder / "model", provenance), saving]
+    trainer(folder, callbacks=callbacks, enable_checkpointing=True, **(trained or {})).fit(
+        learner, datamodule=data_module(write_corpus(folder), model, row_length=128, epochs=3.0), **options
+    )
+    return learner
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str, source: str) -> tuple[Path, InsCPModule]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, fitted(folder, tiny_model_folder, source)
+
+
+def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPModule], tiny_model_folder: str) -> None:
+    """|W| x the norm of the inputs, summed over each column, from every conversation by itself."""
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    inputs: dict[str, list[torch.Tensor]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: inputs.setdefault(name, []).append(given[0][0])
+            )
+    first, between, _ = ChatTemplate(tokenizer).literals(("user", "assistant"))
+    for question, answer in PAIRS[:10]:
+        said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question, answer)]
+        ids = [*first, *said[0], *between, *said[1], *ChatTemplate(tokenizer).after_assistant]
+        with torch.no_grad():
+            model(input_ids=torch.tensor([ids]))
+    frozen = run[1].frozen
+    assert frozen is not None
+    assert len(frozen.tensors) == len(inputs) == 14  # seven matrices a block
+    for name, given in inputs.items():
+        weight = model.get_submodule(name).weight
+        scores = (weight.detach().abs() * torch.cat(given).norm(dim=0)).sum(0)
+        expected = scores >= scores.sort(descending=True).values[len(scores) // 2 - 1]
+        assert torch.equal(frozen.tensors[f"{name}.weight"], expected)
+
+
+def test_frozen_columns_are_as_before_bit_by_bit_and_all_else_is_trained(
+    run: tuple[Path, InsCPModule], tiny_model_folder: str
+) -> None:
+    folder, learner = run
+    assert learner.frozen is not None
+    assert learner.average is not None
+    original = load_model(tiny_model_folder, torch.float32).state_dict()
+    exported = load_file(folder / "model" / "model.safetensors")
+    for name, weight in learner.weights.items():
+        columns = learner.frozen.tensors.get(name, torch.zeros(weight.shape[-1], dtype=torch.bool))
+        for trained in (weight.detach(), learner.average.tensors[name]):
+            same = trained == original[name]
+            assert same[..., columns].all()
+            assert same[..., ~columns].float().mean() < 0.05
+        assert torch.equal(exported[name][..., columns], original[name].bfloat16()[..., columns])
+
+
+def test_weight_decay_reaches_the_trained_columns(tmp_path: Path, tiny_model_folder: str, source: str) -> None:
+    learner = InsCPModule(tiny_model_folder, Optimizer(weight_decay=0.5, learning_rate=0.1), shield=Shield(source))
+    learner.trainer = trainer(tmp_path)
+    learner.configure_model()
+    assert learner.frozen is not None
+    name, columns = next(iter(learner.frozen.tensors.items()))
+    columns[:5] = True
+    before = learner.weights[name].detach().clone()
+    learner.frozen.decay_others(0.05)
+    after = learner.weights[name].detach()
+    assert torch.equal(after[:, :5], before[:, :5])
+    torch.testing.assert_close(after[:, 5:], before[:, 5:] * 0.95)
+
+
+def test_a_resumed_training_takes_the_columns_from_the_checkpoint(
+    run: tuple[Path, InsCPModule], tmp_path: Path, tiny_model_folder: str
+) -> None:
+    """The source text is not even read again."""
+    folder, whole = run
+    middle = str(folder / "kept" / "step-00000006")
+    resumed = fitted(tmp_path, tiny_model_folder, "nowhere.jsonl", ckpt_path=middle, weights_only=True)
+    assert resumed.frozen is not None
+    assert whole.frozen is not None
+    for name, columns in whole.frozen.tensors.items():
+        assert torch.equal(resumed.frozen.tensors[name], columns)
+    for name, weight in whole.weights.items():
+        assert torch.equal(resumed.weights[name], weight)
+
+
+def test_the_model_says_that_it_was_shielded(run: tuple[Path, InsCPModule]) -> None:
+    origin = read_origin(str(run[0] / "model"))
+    assert origin is not None
+    assert origin.training["shield"] == "50% of the columns frozen"
+
+
+def test_what_cannot_be_shielded_is_refused_in_one_line(tmp_path: Path, tiny_model_folder: str, source: str) -> None:
+    with pytest.raises(UserError, match=r"model\.shield: adapters"):
+        InsCPModule(tiny_model_folder, adapter=LoRA(), shield=Shield(source))
+    with pytest.raises(UserError, match=r"model\.shield\.share"):
+        Shield(source, share=1.0)
+    learner = InsCPModule(tiny_model_folder, shield=Shield(source))
+    learner.trainer = trainer(tmp_path, strategy=FSDP2(tensor_parallel=2))
+    with pytest.raises(UserError, match=r"model\.shield: tensor parallelism"):
+        learner.configure_model()
