@@ -32,6 +32,7 @@ class Origin:
         data: the data report.
         held_out: held-out set -> loss in nats a token, before and after.
         adapter: the values of `LoRA`, where adapters were trained.
+        cost: of the training, the values of `inscp.cost.ledger.Cost`; empty where nothing was counted.
     """
 
     pretrained: str
@@ -41,6 +42,7 @@ class Origin:
     data: Mapping[str, Any] = field(default_factory=dict)
     held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     adapter: Mapping[str, Any] | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def base_model(self) -> str:
