@@ -97,7 +97,7 @@ class Provenance(Callback):
             "weight_decay": module.optimizer.weight_decay,
             "row_length": data.row_length,
             "rows_per_step": data.rows_per_step,
-            "steps": data.total_steps,
+            "steps": trainer.global_step if trainer.should_stop else data.total_steps,
             "token_budget": data.token_budget or round(data.epochs * data.report.tokens),
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,

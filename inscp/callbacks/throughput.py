@@ -11,6 +11,11 @@ from inscp.cost.ledger import peak_memory_gib
 from inscp.records import PackedBatch
 
 
+def tokens_seen(trainer: Trainer) -> int:
+    """Tokens of all optimizer steps so far, as the trainer's `Throughput` counts them."""
+    return next(callback.tokens for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+
+
 class Throughput(Callback):
     """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `memory/peak_gib` at every optimizer step.
 

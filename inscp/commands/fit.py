@@ -22,6 +22,7 @@ from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.interruption import Interruption
 from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
+from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
 from inscp.commands.parser import NoSubConfigs, OneLineErrors
@@ -91,7 +92,7 @@ class InsCPCLI(LightningCLI):
     """The training commands. Every section of a configuration file is one class.
 
     `model` InsCPModule, `data` InsCPDataModule, `trainer` lightning.Trainer, `checkpoint` Checkpoints,
-    `before_after` BeforeAfter, `mlflow` Tracking, `cost` Ledger.
+    `before_after` BeforeAfter, `stop_when_aligned` StopWhenAligned, `mlflow` Tracking, `cost` Ledger.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -123,6 +124,7 @@ class InsCPCLI(LightningCLI):
         parser.add_class_arguments(Tracking, "mlflow")
         parser.add_class_arguments(Ledger, "cost")
         parser.add_lightning_class_args(BeforeAfter, "before_after")
+        parser.add_lightning_class_args(StopWhenAligned, "stop_when_aligned")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments("model.pretrained", "data.pretrained", apply_on="instantiate")
 
@@ -145,6 +147,7 @@ class InsCPCLI(LightningCLI):
             self.tracker.unsent_folder = self.folder
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
         before_after.folder = self.model_folder
+        self._get(self.config_init, "stop_when_aligned").folder = self.folder
         provenance, throughput = Provenance(self.folder), Throughput()
         given["callbacks"] = [
             *(given["callbacks"] or []),

@@ -1,7 +1,8 @@
 """The training loop as Lightning takes it: a Hugging Face causal language model and a token-weighted loss."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, 
 from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
+from inscp.model.parallel import gathered_root
 from inscp.model.precision import ComputeCopies, trained_weights
 from inscp.model.strategies import FSDP2, OneDevice
 from inscp.model.weights import load_sharded
@@ -240,6 +242,19 @@ class InsCPModule(LightningModule):
         self._weights_changed()
         if self.average:
             self.average.update()
+
+    @contextmanager
+    def answering(self) -> Iterator[PreTrainedModel]:
+        """The model as it would be exported now, for generation between two steps; every rank must compute the same."""
+        self._swap_average()
+        self.loss.eval()
+        stance = torch.compiler.set_stance("force_eager") if self.compile_blocks else nullcontext()  # lengths change
+        try:
+            with gathered_root(self.loss), stance, self.trainer.precision_plugin.forward_context():
+                yield self.model
+        finally:
+            self.loss.train()
+            self._swap_average()
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
