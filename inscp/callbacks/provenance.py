@@ -16,7 +16,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp import __version__
+from inscp.callbacks.cost import training_cost
 from inscp.callbacks.tracking import MLflowTracker, tracker_of
+from inscp.cost.ledger import Cost
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
@@ -76,6 +78,9 @@ class Provenance(Callback):
                 for name in (selection.JSON, selection.HTML):  # where the source is what `select` wrote
                     if (folder / name).is_file():
                         tracker.log_text((folder / name).read_text("utf-8"), f"selection/{number}{name}")
+                if scoring := _scoring_cost(folder):
+                    tracker.log_at(scoring.metrics("scoring"), step=0)
+                    tracker.log_hyperparams(scoring.params("scoring"))
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The held-out losses of the original model are the first point of the curves."""
@@ -95,7 +100,7 @@ class Provenance(Callback):
             "weight_decay": module.optimizer.weight_decay,
             "row_length": data.row_length,
             "rows_per_step": data.rows_per_step,
-            "steps": data.total_steps,
+            "steps": trainer.global_step if trainer.should_stop else data.total_steps,
             "token_budget": data.token_budget or round(data.total_rows * data.mixture.tokens_per_row),
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
@@ -111,8 +116,11 @@ class Provenance(Callback):
             for name, loss in module.held_out_before.items()
         }
         adapter = asdict(module.adapter) if module.adapter else None
-        report, arm = asdict(data.report), data.tagger.arm
-        return Origin(module.pretrained, arm, data.language, training, report, held_out, adapter, self._before)
+        report, arm, cost = asdict(data.report), data.tagger.arm, training_cost(trainer)
+        return Origin(
+            module.pretrained, arm, data.language, training, report, held_out, adapter, self._before,
+            cost.plain() if cost else {},
+        )  # fmt: skip
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         _, tracker = _parts(trainer)
@@ -137,6 +145,13 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _scoring_cost(folder: Path) -> Cost | None:
+    """What the scores have cost by which this folder's data was selected."""
+    report = folder / selection.JSON
+    found = json.loads(report.read_text("utf-8")).get("scoring_cost") if report.is_file() else None
+    return Cost(**found) if found else None
 
 
 def _parts(trainer: Trainer) -> tuple[InsCPDataModule, MLflowTracker | None]:

@@ -1,7 +1,5 @@
 """How fast the training is: tokens a second, model FLOPs utilisation, peak memory."""
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -9,9 +7,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.tracking import tracker_of
+from inscp.cost.ledger import peak_memory_gib
 from inscp.records import PackedBatch
 
-_GIB = 2**30
+
+def tokens_seen(trainer: Trainer) -> int:
+    """Tokens of all optimizer steps so far, as the trainer's `Throughput` counts them."""
+    return next(callback.tokens for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
 
 
 class Throughput(Callback):
@@ -79,14 +81,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
         _synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory so far: of the GPU's tensors, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
 
 
 def _log_memory(trainer: Trainer, name: str) -> None:

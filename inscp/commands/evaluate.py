@@ -19,6 +19,8 @@ from inscp.callbacks.tracking import RUN_FILE, MLflowTracker, Tracking
 from inscp.commands.fit import quiet
 from inscp.commands.lines import Lines
 from inscp.commands.parser import call
+from inscp.cost.flops import WorkCounter
+from inscp.cost.ledger import Cost, Ledger, Running
 from inscp.errors import UserError
 from inscp.evaluation import suite
 from inscp.evaluation.local_model import LocalModel
@@ -27,9 +29,14 @@ from inscp.evaluation.server import ServedModel, Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
+from inscp.model.device import best_device
 from inscp.model.export import Origin, read_origin
 from inscp.model.precision import InferencePrecision, inference_dtype
+from inscp.paths import write_whole
 from inscp.pretrained import resolve
+
+_COST = "cost.json"
+"""Among the items: what all attempts have cost together."""
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -47,6 +54,7 @@ def evaluate(
     batch_size: int = 64,
     server: Server | None = None,
     mlflow: Tracking = Tracking(),  # noqa: B008  # frozen
+    cost: Ledger = Ledger(),  # noqa: B008  # frozen
 ) -> None:
     """Measure a model by some tasks; the same command goes on where it was interrupted.
 
@@ -59,14 +67,18 @@ def evaluate(
         server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; likelihoods, which
             it does not give, are an error then. `model` is what is served there, by which its run is found.
         mlflow: where it is tracked: in the run that made the model, else in a new one.
+        cost: what is counted of its cost, and at which prices; nothing where a server answers.
     """
     if not tasks:
         raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
     for task in tasks.values():
         task.check()
-    backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size)
+    counter = WorkCounter()
+    backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
     folder = items_folder(Path(out))
+    running = cost.start([best_device()]) if cost.enabled and not server else None
     subject = Subject(backend, folder, _watch)
+    spent = _Spent(running, counter, folder / _COST) if running else None
     tracker = _tracker(model, mlflow) if mlflow.enabled else None
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,6 +90,8 @@ def evaluate(
 
     def on_task(name: str, result: TaskResult, items: list[Item]) -> None:
         print("\n".join(_lines(name, result)), flush=True)
+        if spent:
+            spent.keep()
         if tracker:
             values = {f"eval/{name}/{key}": metric.value for key, metric in result.metrics.items()}
             tracker.log_at({key: value for key, value in values.items() if math.isfinite(value)}, _steps(model))
@@ -87,12 +101,47 @@ def evaluate(
             tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
 
     results = suite.run(tasks, subject, environment, on_task)
+    total = spent.stop() if spent else None
+    if total:
+        results = replace(results, environment=environment | {"cost": total.plain()})
     results.write(Path(out))
     if tracker:
         tracker.unsent_folder = folder
+        if total:
+            tracker.log_at(total.metrics("evaluation"), _steps(model))
+            tracker.log_hyperparams(total.params("evaluation"))
         tracker.log_text(Path(out).read_text("utf-8"), RESULTS)
         tracker.finalize("success")
-    print(f"\nresults    {out}\nitems      {folder}" + (f"\nMLflow run {tracker.address}" if tracker else ""))
+    ends = [f"\nresults    {out}", f"items      {folder}"]
+    ends += ([f"MLflow run {tracker.address}"] if tracker else []) + ([f"cost       {total}"] if total else [])
+    print("\n".join(ends))
+
+
+class _Spent:
+    """What the evaluation has cost, earlier attempts included, of which nothing is asked again.
+
+    Args:
+        running: since this attempt began.
+        counter: of what passed through the model.
+        file: keeps it.
+    """
+
+    def __init__(self, running: Running, counter: WorkCounter, file: Path) -> None:
+        self._running, self._counter, self._file = running, counter, file
+        self._earlier = Cost(**json.loads(file.read_text("utf-8"))) if file.exists() else None
+
+    def keep(self) -> None:
+        """For an attempt that goes on where this one is stopped."""
+        self._write(self._running.cost(self._counter.tokens, self._counter.flops))
+
+    def stop(self) -> Cost:
+        """At the end."""
+        return self._write(self._running.stop(self._counter.tokens, self._counter.flops))
+
+    def _write(self, now: Cost) -> Cost:
+        total = self._earlier + now if self._earlier else now
+        write_whole(self._file, json.dumps(total.plain(), indent=1) + "\n")
+        return total
 
 
 def _served(server: Server) -> ServedModel:

@@ -17,14 +17,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from inscp.callbacks.before_after import BeforeAfter
 from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.cost import TrainingCost, training_cost
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.interruption import Interruption
 from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
+from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
 from inscp.commands.parser import NoSubConfigs, OneLineErrors
 from inscp.commands.resume import newest_checkpoint
+from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError
 from inscp.model.checkpoint import FOLDER_KEY, TRACKING_KEY, read_about
@@ -89,7 +92,7 @@ class InsCPCLI(LightningCLI):
     """The training commands. Every section of a configuration file is one class.
 
     `model` InsCPModule, `data` InsCPDataModule, `trainer` lightning.Trainer, `checkpoint` Checkpoints,
-    `before_after` BeforeAfter, `mlflow` MLflowTracker.
+    `before_after` BeforeAfter, `stop_when_aligned` StopWhenAligned, `mlflow` Tracking, `cost` Ledger.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -119,7 +122,9 @@ class InsCPCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_class_arguments(Tracking, "mlflow")
+        parser.add_class_arguments(Ledger, "cost")
         parser.add_lightning_class_args(BeforeAfter, "before_after")
+        parser.add_lightning_class_args(StopWhenAligned, "stop_when_aligned")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments("model.pretrained", "data.pretrained", apply_on="instantiate")
 
@@ -142,11 +147,13 @@ class InsCPCLI(LightningCLI):
             self.tracker.unsent_folder = self.folder
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
         before_after.folder = self.model_folder
-        provenance = Provenance(self.folder)
+        self._get(self.config_init, "stop_when_aligned").folder = self.folder
+        provenance, throughput = Provenance(self.folder), Throughput()
         given["callbacks"] = [
             *(given["callbacks"] or []),
             provenance,
-            Throughput(),
+            throughput,
+            TrainingCost(self._get(self.config_init, "cost"), throughput),
             Interruption(self._get(self.config_init, "checkpoint")),
             ExportAtEnd(self.model_folder, provenance),
             progress(),
@@ -200,7 +207,9 @@ class InsCPCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         model, tracker = self.model_folder, self.tracker if self.tracker and self.tracker.is_sent else None
-        lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else []), "", "next:"]
+        cost = training_cost(self.trainer)
+        lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else [])]
+        lines += [*([f"cost       {cost}"] if cost else []), "", "next:"]
         lines.append(f"  python -m inscp chat --model {model}")
         lines.append(f"  python -m inscp inspect --config {self.folder / 'config.yaml'}")
         if tracker:

@@ -15,6 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from inscp.commands.fit import quiet
 from inscp.commands.lines import Lines, tell_skipped
 from inscp.commands.parser import call
+from inscp.cost.flops import WorkCounter
+from inscp.cost.ledger import Cost, Ledger
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
@@ -52,6 +54,7 @@ def score(
     max_characters: int = 1_000_000,
     on_bad_record: OnBadRecord = "error",
     shard_model: bool = False,
+    cost: Ledger = Ledger(),  # noqa: B008  # frozen
 ) -> None:
     """Score every record of the data: summed negative log-likelihood, tokens, perplexity, bits per byte.
 
@@ -70,6 +73,7 @@ def score(
         max_characters: a longer record is a bad one.
         on_bad_record: stop, or skip and count.
         shard_model: spread the model over the ranks (FSDP2), where it does not fit one.
+        cost: what is counted of its cost, and at which prices.
     """
     rank, ranks = _join_ranks()
     sources = as_sources(data)
@@ -96,8 +100,10 @@ def score(
         dist.barrier()
     folder = ScoreFolder.create(Path(out), made_by)
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
+    running, counter = cost.start(*_devices(ranks)) if cost.enabled and rank == 0 else None, WorkCounter()
     if todo or shard_model:
         loss = _loss(model, dtype, shard_model)
+        counter.watch(loss.model)
         scorer = Scorer(loss, tokenizer, scoring, batch_tokens or _BATCH_TOKENS[best_device().type], shard_model)
         lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
         for chunk in read([ReadReport() for _ in sources]):
@@ -107,11 +113,12 @@ def score(
                 scores = scorer.score(chunk.records, unusable, partial(lines.advance, chunk.characters))
                 folder.write(*chunk.place, scores, unscored.skipped)
         scorer.finish()
+    work = torch.tensor([counter.tokens, counter.flops], dtype=torch.float64)
     if ranks > 1:
-        dist.barrier()
+        dist.all_reduce(work)
         dist.destroy_process_group()
     if rank == 0:
-        _tell(folder, reports)
+        _tell(folder, reports, running.stop(int(work[0]), float(work[1])) if running else None)
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,13 @@ def _join_ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), ranks
 
 
+def _devices(ranks: int) -> tuple[list[torch.device], int]:
+    """Those of this machine, and how many machines there are."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    kind = best_device().type
+    return [torch.device(kind, index) if kind == "cuda" else torch.device(kind) for index in range(here)], ranks // here
+
+
 def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
     if not is_sharded:
         return scoring_model(spec, dtype)
@@ -168,14 +182,16 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
     return loss
 
 
-def _tell(folder: ScoreFolder, reports: list[ReadReport]) -> None:
+def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> None:
     """Write the report and print it."""
     rows = [(source["name"], folder.numbers(number)) for number, source in enumerate(folder.sources)]
     every = tuple(np.concatenate(columns) for columns in zip(*(numbers for _, numbers in rows), strict=True))
     counts = [report.skipped + folder.unscored(number) for number, report in enumerate(reports)]
     skipped = {source["name"]: dict(count) for source, count in zip(folder.sources, counts, strict=True) if count}
     report = {name: summary(*columns) for name, columns in [*rows, ("all", every)]}
-    folder.write_report({"sources": report, "skipped": skipped})
+    if cost and folder.cost:  # of scores that were there already
+        cost = Cost(**folder.cost) + cost
+    folder.write_report({"sources": report, "skipped": skipped, "cost": cost.plain() if cost else folder.cost})
     print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   of records: 5 %, half, 95 %")
     for name, of in report.items():
         if of["records"]:
@@ -183,4 +199,4 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport]) -> None:
             print(f"{name[-38:]:<40}{of['records']:>9,}{of['tokens']:>12,}{of['perplexity']:>12,.2f}"
                   f"{of['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
     tell_skipped(skipped)
-    print(f"\nscores     {folder.folder}")
+    print(f"\nscores     {folder.folder}" + (f"\ncost       {cost}" if cost else ""))

@@ -93,6 +93,7 @@ def select(
                                    [source_fingerprint(s) for s in replay], [one.contents() for one in steps]),
         "sources": list(read),
         "scores": scores,
+        "scoring_cost": score_folder.cost if score_folder else {},
         "model": spec,
     }  # fmt: skip
     with written_whole(folder) as partial:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp.data.template import prompt_ids
@@ -28,13 +29,14 @@ def generate(
     """The model's greedy response to each prompt with the prompt's place, batch by batch, the shortest first.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; one that is sharded over ranks is asked the same by all of them.
         tokenizer: with a chat template where a prompt is a conversation.
         prompts: conversations that end with a user's turn, or texts to go on with.
         max_new_tokens: responses are cut there; a response that was cut has not ended.
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
     """
     ends = end_token_ids(model, tokenizer)
+    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     for start in range(0, len(prompts), batch_size):
@@ -50,6 +52,7 @@ def generate(
             do_sample=False,
             eos_token_id=ends,
             pad_token_id=ends[0],
+            synced_gpus=is_sharded,  # no rank stops while another one still needs its shards
         )
         for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), None)

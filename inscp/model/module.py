@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, 
 from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
+from inscp.model.parallel import gathered_root
 from inscp.model.precision import ComputeCopies, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
@@ -269,6 +271,19 @@ class InsCPModule(LightningModule):
         self._weights_changed()
         if self.average:
             self.average.update()
+
+    @contextmanager
+    def answering(self) -> Iterator[PreTrainedModel]:
+        """The model as it would be exported now, for generation between two steps; every rank must compute the same."""
+        self._swap_average()
+        self.loss.eval()
+        stance = torch.compiler.set_stance("force_eager") if self.compile_blocks else nullcontext()  # lengths change
+        try:
+            with gathered_root(self.loss), stance, self.trainer.precision_plugin.forward_context():
+                yield self.model
+        finally:
+            self.loss.train()
+            self._swap_average()
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]

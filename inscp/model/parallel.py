@@ -1,13 +1,14 @@
 """How a model is spread over devices: FSDP2 (`fully_shard`), copies of it (HSDP), and tensor parallelism."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
@@ -43,6 +44,19 @@ def shard(
         )
     # The root's weights are needed again at once: by the loss, the last of the forward and first of the backward pass.
     fully_shard(root, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
+
+
+@contextmanager
+def gathered_root(root: nn.Module) -> Iterator[None]:
+    """For calling what lies in `root` without it: where it is sharded, its own weights are whole inside."""
+    if not isinstance(root, FSDPModule):
+        yield
+        return
+    root.unshard()
+    try:
+        yield
+    finally:
+        root.reshard()
 
 
 def split_tensors(model: PreTrainedModel, mesh: DeviceMesh) -> list[str]:

@@ -117,6 +117,12 @@ class ScoreFolder:
         what = f"{name} has changed since it was scored" if same else f"{name} was not scored in it"
         raise UserError(str(self.folder), what, f"Run score on {name} again, into a new folder.")
 
+    @property
+    def cost(self) -> dict[str, Any]:
+        """What the scores have cost, as `write_report` was told; empty before."""
+        report = self.folder / _REPORT
+        return json.loads(report.read_text("utf-8")).get("cost", {}) if report.exists() else {}
+
     def write_report(self, report: dict[str, Any]) -> None:
         write_whole(self.folder / _REPORT, json.dumps(report, indent=1, ensure_ascii=False))
 

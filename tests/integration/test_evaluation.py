@@ -81,6 +81,11 @@ def test_the_run_that_made_the_model_has_its_evaluation_and_its_own_times(projec
     step = int(made.data.params["steps"])
     [metric] = client.get_metric_history(made.info.run_id, "eval/language/zh-TW/ended")
     assert metric.step == step > 0
+    cost = json.loads((project / "after.json").read_text("utf-8"))["environment"]["cost"]
+    assert cost["tokens"] > 0
+    assert made.data.metrics["cost/evaluation/flops"] == cost["flops"] > 0
+    assert made.data.metrics["cost/training/tokens"] == made.data.metrics["train/tokens"]
+    assert made.data.params["cost/training/energy_from"]
     last_training = client.get_metric_history(made.info.run_id, "train/loss")[-1]
     assert made.info.status == "FINISHED"
     assert made.info.end_time < metric.timestamp > last_training.timestamp
@@ -97,14 +102,19 @@ def test_what_was_answered_is_not_asked_again(project: Path, evaluated: str, tra
     before = answers.read_bytes()
     kept, lost = before[:-100], before[-100:].count(b"\n")  # as a kill leaves it: inside a line
     answers.write_bytes(kept)
-    again = run("evaluate", "--config", "tasks.yaml", "--precision", "fp32", "--model", trained, "--out", "after.json",
+    found = json.loads((project / "after.json").read_text())
+    run("evaluate", "--config", "tasks.yaml", "--precision", "fp32", "--model", trained, "--out", "after.json",
                 "--mlflow.enabled", "false", cwd=project)  # fmt: skip
     after = answers.read_bytes()
     whole = kept[: kept.rfind(b"\n") + 1]
     assert after.startswith(whole)
     assert after.removeprefix(whole).count(b"\n") == lost  # in whatever order the missing ones were packed
     assert set(_keys(after)) == set(_keys(before))
-    assert evaluated.startswith(again.stdout.partition("\nresults ")[0])
+    results = json.loads((project / "after.json").read_text())
+    for name, task in found["tasks"].items():  # the missing ones are packed otherwise
+        assert results["tasks"][name]["metrics"] == pytest.approx(task["metrics"], rel=1e-5, nan_ok=True)
+    cost = results["environment"]["cost"]["tokens"], found["environment"]["cost"]["tokens"]
+    assert cost[1] < cost[0] < 2 * cost[1]  # what was asked before has been paid before
 
 
 def _keys(answers: bytes) -> list[str]:

@@ -15,6 +15,8 @@ import pytest
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
 
+from inscp.commands.score import score
+
 PAIRS = [
     {"instruction": f"Kysymys {i}: mikä on {i} kertaa {i + 1}?", "output": f"Vastaus on {i * (i + 1)}. " * (1 + i % 5)}
     for i in range(30)
@@ -60,7 +62,9 @@ def test_every_record_is_scored_and_any_reader_of_parquet_reads_it(scores: Path)
     assert report["sources"]["all"]["tokens"] == sum(row["n_tokens"] for row in rows)
 
 
-def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(tmp_path: Path, tiny_model_folder: str) -> None:
+def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [json.dumps({"text": f"{i} on luku. " * (20 + i % 7)}) for i in range(6000)]
     (tmp_path / "many.jsonl").write_text("\n".join(lines), "utf-8")
     command = ["score", "--model", tiny_model_folder, "--data", "many.jsonl", "--out", "scores"]
@@ -80,6 +84,12 @@ def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(tmp_path: Pa
     assert before.items() <= after.items()
     ids = pq.read_table(tmp_path / "scores").column("id").to_pylist()
     assert ids == [f"many.jsonl:{i}" for i in range(1, 6001)]
+    cost = json.loads((tmp_path / "scores" / "_report.json").read_text())["cost"]
+    monkeypatch.chdir(tmp_path)
+    score(tiny_model_folder, "many.jsonl", "scores")  # there is nothing left to do, and it stays what it has cost
+    again = json.loads((tmp_path / "scores" / "_report.json").read_text())["cost"]
+    assert (again["tokens"], again["flops"]) == (cost["tokens"], cost["flops"])
+    assert cost["flops"] > 0
 
 
 def test_a_record_that_is_too_long_is_an_error_or_counted(project: Path, tiny_model_folder: str) -> None:
@@ -140,6 +150,8 @@ def test_what_is_selected_is_what_the_filters_say_and_fit_trains_on_it(
     assert f"{len(rows) + report['replay']['records']} records (0 skipped)" in done.stderr
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     [run_found] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    scoring = json.loads((scores / "_report.json").read_text())["cost"]
+    assert run_found.data.metrics["cost/scoring/tokens"] == scoring["tokens"] > 0
     logged = [artifact.path for artifact in client.list_artifacts(run_found.info.run_id, "selection")]
     assert logged == ["selection/1_report.html", "selection/1_report.json"]
 

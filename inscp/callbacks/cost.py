@@ -1,0 +1,95 @@
+"""What the training costs, added up over all its parts where it was stopped and went on."""
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from inscp.callbacks.throughput import Throughput
+from inscp.callbacks.tracking import tracker_of
+from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
+from inscp.cost.ledger import Cost, Ledger, Running
+from inscp.model.module import InsCPModule
+from inscp.records import PackedBatch
+
+
+def training_cost(trainer: Trainer) -> Cost | None:
+    """What the trainer's training has cost so far; None where nothing is counted."""
+    return next((callback.cost for callback in trainer.callbacks if isinstance(callback, TrainingCost)), None)  # type: ignore[attr-defined]
+
+
+class TrainingCost(Callback):
+    """Logs `cost/training/…` (tokens, flops, wall_seconds, device_hours, energy_kwh, money, …) when the training ends.
+
+    Counted from the first step to the last: validation, checkpoints and questions asked in between take time and energy
+    too; loading, the table before and after, and the export are left out. The first rank measures its machine, and
+    every machine counts as that one. Tokens are those of `train/tokens`; FLOPs are of the rows with their padding, and
+    of the held-out rows; those of `stop_when_aligned` are left out.
+
+    Args:
+        ledger: prices.
+        throughput: counts the tokens.
+    """
+
+    def __init__(self, ledger: Ledger, throughput: Throughput) -> None:
+        self._ledger, self._throughput = ledger, throughput
+        self._earlier: Cost | None = None
+        self._running: Running | None = None
+        self._size = ModelSize(0, 0, 0, 0)
+        self._recomputed = self._flops = 0.0
+        self._tokens_before = 0
+
+    @property
+    def cost(self) -> Cost | None:
+        """So far; on the first rank."""
+        return self._with_earlier(self._running.cost(*self._counts)) if self._running else self._earlier
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, InsCPModule)
+        if not (self._ledger.enabled and trainer.is_global_zero):
+            return
+        self._size, self._flops = ModelSize.of(pl_module.model), 0.0
+        self._recomputed = recomputed_share(pl_module.activation_checkpointing)
+        self._tokens_before = self._throughput.tokens
+        self._running = self._ledger.start(trainer.strategy.parallel_devices, trainer.num_nodes)  # type: ignore[attr-defined]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        self._flops += _ranks(trainer) * training_flops(self._size, Work.of(batch.lengths), self._recomputed)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, *_: Any
+    ) -> None:
+        if self._running:  # not before the first step
+            self._flops += _ranks(trainer) * forward_flops(self._size, Work.of(batch.lengths))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+        if self._earlier and (tracker := tracker_of(trainer)):
+            tracker.log_at(self._earlier.metrics("training"), trainer.global_step)
+            tracker.log_hyperparams(self._earlier.params("training"))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cost": self.cost.plain() if self.cost else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = Cost(**state_dict["cost"]) if state_dict["cost"] else None
+
+    @property
+    def _counts(self) -> tuple[int, float]:
+        return self._throughput.tokens - self._tokens_before, self._flops
+
+    def _with_earlier(self, now: Cost) -> Cost:
+        return self._earlier + now if self._earlier else now
+
+    def _stop(self) -> None:
+        if self._running:
+            self._earlier, self._running = self._with_earlier(self._running.stop(*self._counts)), None
+
+
+def _ranks(trainer: Trainer) -> int:
+    """That see different rows, equally full ones."""
+    return int(trainer.datamodule.ranks[0])  # type: ignore[attr-defined]

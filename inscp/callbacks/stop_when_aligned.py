@@ -1,0 +1,159 @@
+"""Stopping as soon as the model answers in the language, so that nobody pays for a token too many."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from inscp.callbacks.throughput import tokens_seen
+from inscp.callbacks.tracking import tracker_of
+from inscp.errors import UserError
+from inscp.evaluation.generation import generate
+from inscp.evaluation.results import Item
+from inscp.evaluation.statistics import means
+from inscp.evaluation.tasks.language_alignment import judged, read_aligned_prompts
+from inscp.model.module import InsCPModule
+from inscp.paths import write_whole
+from inscp.records import Turn
+
+ALIGNMENT_FILE = "alignment.json"
+"""In a training's folder: every measurement, and why the training ended."""
+_ALIGNED, _ENDED, _RETAINED = "in_language_if_sound", "ended", "in_language"
+
+Measures = dict[str, dict[str, float]]
+"""Language -> measure (`in_language`, `ended`, `sound`, …) -> share."""
+
+
+class StopWhenAligned(Callback):
+    """Asks the model in training the same prompts in several languages, and ends the training when it answers.
+
+    Every so many tokens it logs `alignment/LANGUAGE/MEASURE`, the shares that `LanguageAlignment` knows. The training
+    ends, as it would at its end, when in the first language the alignment of sound answers and the ended turns have
+    both reached their targets and have been flat; or when in another language the answers in it fall below the floor.
+
+    Args:
+        prompts: a JSONL file with one field a language, the same prompt in each; null asks nothing.
+        languages: which of its fields to ask, as BCP 47 tags: the language that is taught first, then what is to be
+            retained (`[zh-TW, en]`).
+        every_n_tokens: training tokens between two measurements, which are taken behind a step.
+        alignment: target for the share of sound answers (no loop, no copy, not empty) that are in the language.
+        ended: target for the share of answers that end their turn.
+        tolerance: a gain of more than this is one.
+        patience: measurements in a row without a gain in either.
+        retention: floor for the share of answers in each of the other languages that are in it.
+        max_prompts: ask only so many, spread evenly over the file.
+        max_new_tokens: responses are cut there.
+    """
+
+    def __init__(
+        self,
+        prompts: str | None = None,
+        languages: list[str] | None = None,
+        every_n_tokens: int = 100_000,
+        alignment: float = 0.95,
+        ended: float = 0.5,
+        tolerance: float = 0.02,
+        patience: int = 2,
+        retention: float = 0.9,
+        max_prompts: int | None = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        where = "stop_when_aligned"
+        for name, count in {"every_n_tokens": every_n_tokens, "patience": patience}.items():
+            if count < 1:
+                raise UserError(f"{where}.{name}", f"{count} is not positive", "Give 1 or more.")
+        if prompts and not languages:
+            raise UserError(f"{where}.languages", "none is given", "Name the taught one first, as [zh-TW, en].")
+        self._prompts = read_aligned_prompts(prompts, languages or [], max_prompts) if prompts else {}
+        self._every, self._max_new_tokens = every_n_tokens, max_new_tokens
+        self._targets = {_ALIGNED: alignment, _ENDED: ended}
+        self._tolerance, self._patience, self._retention = tolerance, patience, retention
+        self.folder = Path()
+        self._history: list[dict[str, Any]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, InsCPModule)
+        if not self._prompts or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        tokens = tokens_seen(trainer)
+        if tokens // self._every == self._asked_at // self._every:
+            return
+        measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # which all ranks have asked for
+        self._history.append({"step": trainer.global_step, "tokens": tokens, "measures": measures})
+        if tracker := tracker_of(trainer):
+            tracker.log_at(_flat(measures), trainer.global_step)
+        reason = self._reason()
+        if trainer.is_global_zero:
+            self._tell(tokens, measures, reason)
+        if reason:
+            trainer.should_stop = True
+            if tracker := tracker_of(trainer):
+                tracker.log_at({"alignment/stopped_at_tokens": tokens}, trainer.global_step)
+                tracker.log_hyperparams({"stopped": reason})
+
+    @property
+    def _asked_at(self) -> int:
+        """Tokens at the last measurement."""
+        return int(self._history[-1]["tokens"]) if self._history else 0
+
+    def _ask(self, trainer: Trainer, module: InsCPModule) -> Measures:
+        tokenizer, result = trainer.datamodule.tokenizer, {}  # type: ignore[attr-defined]
+        with module.answering() as model:
+            for language, prompts in self._prompts.items():
+                questions = [(Turn("user", prompt),) for prompt in prompts]
+                answers = list(generate(model, tokenizer, questions, self._max_new_tokens))
+                items = [Item(answer.prompt, judged(answer, language)) for _, answer in answers]
+                result[language] = {name: share.value for name, share in means(items).items()}
+        return result
+
+    def _reason(self) -> str:
+        """Why the training is to end now; empty where it goes on."""
+        (taught, now), *others = self._history[-1]["measures"].items()
+        for language, measures in others:
+            if measures[_RETAINED] < self._retention:
+                return (
+                    f"{language} prompts are answered in {language} at {measures[_RETAINED]:.0%}, "
+                    f"below the floor of {self._retention:.0%}"
+                )
+        if any(now.get(name, 0.0) < target for name, target in self._targets.items()):
+            return ""
+        values = {name: [one["measures"][taught].get(name, 0.0) for one in self._history] for name in self._targets}
+        if not all(is_flat(series, self._patience, self._tolerance) for series in values.values()):
+            return ""
+        return f"{taught} is aligned ({now[_ALIGNED]:.0%} of sound answers, {now[_ENDED]:.0%} ended) and gains no more"
+
+    def _tell(self, tokens: int, measures: Measures, reason: str) -> None:
+        for language, found in measures.items():
+            shares = f"{found[_RETAINED]:.0%} in it, {found[_ENDED]:.0%} ended"
+            print(f"asked after {tokens:,} tokens in {language}: {shares}", file=sys.stderr, flush=True)
+        if reason:
+            print(f"the training ends after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
+        whole = {"taught": next(iter(self._prompts)), "history": self._history, "stopped": reason or None}
+        write_whole(self.folder / ALIGNMENT_FILE, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self._history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._history = list(state_dict["history"])
+
+
+def is_flat(series: Sequence[float], patience: int, tolerance: float) -> bool:
+    """Whether none of the last `patience` values is more than `tolerance` above the best before them."""
+    before, last = series[:-patience], series[-patience:]
+    return bool(before) and max(last) <= max(before) + tolerance
+
+
+def _flat(measures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {
+        f"alignment/{language}/{name}": value
+        for language, values in measures.items()
+        for name, value in values.items()
+        if math.isfinite(value)
+    }

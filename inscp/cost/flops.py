@@ -1,0 +1,137 @@
+"""Floating-point operations (FLOPs) by formula, a multiplication and an addition counted as two.
+
+    forward   2 N a token, and 4 L W for each position that a token attends to (itself and those before it)
+    backward  again as much for the gradients of the activations, and for those of the weights that are trained
+    again     what activation checkpointing computes a second time: its share of a forward pass
+
+N: parameters that a token is multiplied with, that is all but the input embedding, which is looked up (where it is tied
+to the output layer it counts once, as that), and of experts those that are chosen. L: layers. W: heads times their
+width. Padding counts, since it is computed; so does the output layer at positions without a target. Norms, softmax,
+the loss and the optimizer are left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al.
+(arXiv 2203.15556, appendix F).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from inscp.model.blocks import ActivationCheckpointing
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the formula needs to know of a model.
+
+    Attributes:
+        parameters: all, embeddings included.
+        multiplied: N of the formula.
+        trained: those of N that are trained.
+        attention_width: L x W of the formula.
+    """
+
+    parameters: int
+    multiplied: float
+    trained: float
+    attention_width: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "ModelSize":
+        """Of a model as it is trained or asked: sharded, with adapters or without."""
+        config: Any = model.config.get_text_config()
+        chosen = getattr(config, "num_experts_per_tok", None)
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        looked_up, output = model.get_input_embeddings(), model.get_output_embeddings()
+        left_out = {weight for weight in looked_up.parameters() if output is None or weight is not output.weight}
+        multiplied = trained = 0.0
+        for name, weight in model.named_parameters():
+            if weight in left_out:
+                continue
+            share = chosen / experts if chosen and experts and ".experts." in name else 1.0
+            multiplied += share * weight.numel()
+            trained += share * weight.numel() * weight.requires_grad
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = config.num_hidden_layers * config.num_attention_heads * head
+        return cls(sum(weight.numel() for weight in model.parameters()), multiplied, trained, width)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What passes through a model.
+
+    Attributes:
+        tokens: padding included.
+        attended: positions that they attend to, summed.
+    """
+
+    tokens: int = 0
+    attended: int = 0
+
+    @classmethod
+    def of(cls, lengths: tuple[int, ...]) -> "Work":
+        """Documents of these lengths, each attending to itself alone, token by token to what came before."""
+        return cls(sum(lengths), sum(length * (length + 1) // 2 for length in lengths))
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.tokens + other.tokens, self.attended + other.attended)
+
+
+def forward_flops(size: ModelSize, work: Work) -> float:
+    """Of a forward pass."""
+    return 2 * size.multiplied * work.tokens + 4 * size.attention_width * work.attended
+
+
+def training_flops(size: ModelSize, work: Work, recomputed: float = 0.0) -> float:
+    """Of a forward and a backward pass.
+
+    Args:
+        size, work: of the model, and of what passes through it.
+        recomputed: share of a forward pass that is computed again, as `recomputed_share` tells.
+    """
+    weights = 2 * size.trained * work.tokens + 4 * size.attention_width * work.attended
+    return (2 + recomputed) * forward_flops(size, work) + weights
+
+
+def recomputed_share(how: ActivationCheckpointing) -> float:
+    """Share of the forward pass that activation checkpointing computes again; about half where it is `selective`."""
+    if isinstance(how, int):
+        return 1 / how
+    return {"none": 0.0, "selective": 0.5, "block": 1.0}[how]
+
+
+class WorkCounter:
+    """Counts what passes through models that are not trained, until it is read.
+
+    Attributes:
+        flops: of all forward passes so far.
+        tokens: so far, padding included.
+    """
+
+    def __init__(self) -> None:
+        self._counted: list[tuple[ModelSize, list[Any]]] = []
+
+    def watch(self, model: PreTrainedModel) -> None:
+        """Count from now on what passes through this model too."""
+        counts: list[Any] = [0, 0]  # tokens, and attended positions, which are on the model's device
+        self._counted.append((ModelSize.of(model), counts))
+
+        def count(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+            ids, positions = named["input_ids"], named.get("position_ids")
+            past = named.get("past_key_values")
+            counts[0] += ids.numel()
+            if positions is None:
+                begin = past.get_seq_length() if past is not None else 0
+                positions = (begin + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
+            counts[1] = counts[1] + (positions + 1).sum() * (ids.shape[0] // positions.shape[0])
+
+        model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+
+    @property
+    def tokens(self) -> int:
+        return sum(int(counts[0]) for _, counts in self._counted)
+
+    @property
+    def flops(self) -> float:
+        return sum(forward_flops(size, Work(int(counts[0]), int(counts[1]))) for size, counts in self._counted)

@@ -1,0 +1,195 @@
+"""What each stage of the work has cost: training, evaluation, scoring."""
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from inscp.cost.devices import device_name, rated_watts
+from inscp.cost.energy import EnergyCounter, co2_intensity, counters
+from inscp.errors import UserError
+
+_GIB = 2**30
+_SUMS = ("tokens", "flops", "wall_seconds", "device_hours", "energy_kwh", "money", "co2_kg")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage has cost; None where it is not known.
+
+    Attributes:
+        tokens: that were trained on (without padding), or that passed through the model (with it).
+        flops: by the formula of `inscp.cost.flops`.
+        wall_seconds: from its beginning to its end.
+        device_hours: wall time times devices; a CPU is one device, however many processes share it.
+        peak_memory_gib: of one process: its GPU's tensors, else all of it.
+        energy_kwh: of the devices.
+        energy_from: `measured (NVML)`, `estimated (1 x 700 W)`, … ; empty where there is none.
+        money: device hours times the device's price.
+        currency: of the money.
+        co2_kg: energy times what a kWh of the country emits, in CO2 equivalent.
+        device: how many of what.
+        country: whose electricity.
+    """
+
+    tokens: int = 0
+    flops: float = 0.0
+    wall_seconds: float = 0.0
+    device_hours: float = 0.0
+    peak_memory_gib: float = 0.0
+    energy_kwh: float | None = None
+    energy_from: str = ""
+    money: float | None = None
+    currency: str = ""
+    co2_kg: float | None = None
+    device: str = ""
+    country: str = ""
+
+    def __add__(self, later: "Cost") -> "Cost":
+        """Both, one behind the other; what is not known of one is not known of both."""
+        new: dict[str, Any] = {"peak_memory_gib": max(self.peak_memory_gib, later.peak_memory_gib)}
+        for name in _SUMS:
+            values = getattr(self, name), getattr(later, name)
+            new[name] = None if None in values else sum(values)
+        for name in ("energy_from", "device"):
+            new[name] = _both(getattr(self, name), getattr(later, name))
+        return replace(later, **new)
+
+    def metrics(self, stage: str) -> dict[str, float]:
+        """`cost/STAGE/NAME` -> value, of what is known."""
+        values = {name: getattr(self, name) for name in (*_SUMS, "peak_memory_gib")}
+        return {f"cost/{stage}/{name}": float(value) for name, value in values.items() if value is not None}
+
+    def params(self, stage: str) -> dict[str, str]:
+        """`cost/STAGE/NAME` -> how the numbers were found."""
+        words = {name: getattr(self, name) for name in ("energy_from", "currency", "device", "country")}
+        return {f"cost/{stage}/{name}": word for name, word in words.items() if word}
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, from which `Cost(**plain)` makes it again."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"{self.tokens:,} tokens", f"{self.flops:.3g} FLOPs", f"{self.device_hours:.3g} device hours"]
+        if self.energy_kwh is not None:
+            parts.append(f"{self.energy_kwh:.3g} kWh {self.energy_from}")
+        if self.money is not None:
+            parts.append(f"{self.money:.3g} {self.currency}")
+        if self.co2_kg is not None:
+            parts.append(f"{self.co2_kg:.3g} kg CO2")
+        return ", ".join(parts)
+
+
+def _both(earlier: str, later: str) -> str:
+    return earlier if later in earlier else f"{earlier}; {later}" if earlier else later
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is counted of a run's cost, and at which prices.
+
+    Energy is measured where the devices have counters that can be read (NVML, RAPL; `pip install "inscp[cost]"`), else
+    estimated as the devices' rated power over the whole time; the numbers say which.
+
+    Args:
+        enabled: false counts nothing.
+        prices: of one device an hour, by a part of its name (`H100`, `CPU` for the whole processor).
+        currency: of the prices.
+        country: whose electricity it is, three letters (`FIN`); null tells nothing about CO2. Needs `inscp[cost]`.
+        region: of the country, where it matters (US states, Canadian provinces, Nordic price areas).
+        watts: power of one device for an estimate; by default the rated one of known GPUs, and 5 W a core of a CPU.
+    """
+
+    enabled: bool = True
+    prices: dict[str, float] = field(default_factory=dict)
+    currency: str = "USD"
+    country: str | None = None
+    region: str | None = None
+    watts: float | None = None
+
+    def __post_init__(self) -> None:
+        negative = next((name for name, price in self.prices.items() if price < 0), None)
+        if negative or (self.watts is not None and self.watts <= 0):
+            where = f"cost.prices.{negative}" if negative else "cost.watts"
+            raise UserError(where, "it is not positive", "Give a positive number.")
+
+    def start(self, devices: Sequence[torch.device], nodes: int = 1) -> "Running":
+        """Begin a stage.
+
+        Args:
+            devices: of this machine.
+            nodes: machines that do the same.
+        """
+        return Running(self, devices, nodes)
+
+    def price(self, device: str) -> float | None:
+        """Of one hour of a device of this name; the longest part of it that has a price decides."""
+        fitting = [name for name in self.prices if name.lower() in device.lower()]
+        return self.prices[max(fitting, key=len)] if fitting else None
+
+
+class Running:
+    """A stage that is running: what it has cost so far.
+
+    Args:
+        ledger: prices.
+        devices: of this machine.
+        nodes: machines that do the same.
+    """
+
+    def __init__(self, ledger: Ledger, devices: Sequence[torch.device], nodes: int) -> None:
+        self._ledger, self._nodes = ledger, nodes
+        self._intensity = co2_intensity(ledger.country, ledger.region) if ledger.country else None
+        self._first = devices[0]
+        self._name = device_name(self._first)
+        self._count = nodes * (len(devices) if self._first.type == "cuda" else 1)
+        self._sources = counters(devices)
+        has_own = ("NVML" if self._first.type == "cuda" else "RAPL") in self._sources
+        self._counter = EnergyCounter(devices, self._sources) if has_own else None
+        self._started = time.perf_counter()
+
+    def cost(self, tokens: int, flops: float) -> Cost:
+        """So far."""
+        return self._cost(tokens, flops, self._counter.kwh() if self._counter else None)
+
+    def stop(self, tokens: int, flops: float) -> Cost:
+        """At its end; counters are not read any more."""
+        return self._cost(tokens, flops, self._counter.stop() if self._counter else None)
+
+    def _cost(self, tokens: int, flops: float, measured: float | None) -> Cost:
+        seconds = time.perf_counter() - self._started
+        hours = seconds / 3600 * self._count
+        energy: float | None
+        if measured:  # codecarbon passes over a counter that fails in silence
+            energy, source = measured * self._nodes, f"measured ({', '.join(self._sources)})"
+        else:
+            watts = self._ledger.watts or rated_watts(self._name)
+            energy = None if watts is None else hours * watts / 1000
+            source = "" if watts is None else f"estimated ({self._count} x {watts:g} W)"
+        price = self._ledger.price(self._name)
+        return Cost(
+            tokens,
+            flops,
+            seconds,
+            hours,
+            peak_memory_gib(self._first),
+            energy,
+            source,
+            None if price is None else hours * price,
+            "" if price is None else self._ledger.currency,
+            None if energy is None or self._intensity is None else energy * self._intensity,
+            f"{self._count} x {self._name}",
+            self._ledger.country or "",
+        )
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: of the GPU's tensors, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB

@@ -1,0 +1,190 @@
+"""A training ends when the model answers in the language and gains no more, or when it forgets another one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from corpus import Losses, data_module, module, trainer, write_corpus
+
+from inscp.callbacks import stop_when_aligned
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.export import ExportAtEnd
+from inscp.callbacks.provenance import Provenance
+from inscp.callbacks.stop_when_aligned import StopWhenAligned, is_flat
+from inscp.callbacks.throughput import Throughput
+from inscp.errors import UserError
+from inscp.model.export import read_origin
+from inscp.records import Generation
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    prompts = [{"en": f"What is {i}?", "fi": f"Mikä on {i}?"} for i in range(2)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
+    return write_corpus(folder)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inscp.callbacks.throughput.matrix_rate", lambda *_: 1.0)
+
+
+def asking(corpus: Path, **options: Any) -> StopWhenAligned:
+    fixed = {"languages": ["fi", "en"], "every_n_tokens": 200, "max_new_tokens": 4}
+    return StopWhenAligned(str(corpus.parent / "prompts.jsonl"), **(fixed | options))
+
+
+def fit(
+    folder: Path,
+    corpus: Path,
+    model: str,
+    callback: StopWhenAligned | None,
+    *more: Any,
+    resume: Any = None,
+    **learner: Any,
+) -> Losses:
+    folder.mkdir(exist_ok=True)
+    losses, provenance = Losses(), Provenance(folder)
+    if callback:
+        callback.folder = folder
+    callbacks = [Throughput(), provenance, losses, *([callback] if callback else []), *more]
+    callbacks.append(ExportAtEnd(folder / "model", provenance))
+    options = learner.pop("trainer", {})
+    run = trainer(folder, callbacks=callbacks, enable_checkpointing=bool(more), **options)
+    data = data_module(corpus, model, validation={"held": str(corpus)})
+    run.fit(module(model, **learner), datamodule=data, ckpt_path=resume, weights_only=True)
+    return losses
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, bool]) -> None:
+    """The n-th measurement of the language that is taught finds the n-th of these, of English all is well."""
+    numbers = {"fi": iter(measured)}
+
+    def judged(answer: Generation, language: str) -> dict[str, bool]:
+        perfect = {"in_language": True, "in_language_if_sound": True, "ended": True}
+        if language == "en":
+            return perfect
+        if answer.prompt.endswith("0?"):
+            numbers["now"] = perfect | next(numbers["fi"])  # type: ignore[assignment]
+        return numbers["now"]  # type: ignore[return-value]
+
+    monkeypatch.setattr(stop_when_aligned, "judged", judged)
+
+
+def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    answers(monkeypatch, {"ended": False}, {"in_language_if_sound": False}, {}, {}, {}, {}, {})
+    losses = fit(tmp_path, corpus, tiny_model_folder, asking(corpus, patience=2))
+    found = json.loads((tmp_path / "alignment.json").read_text("utf-8"))
+    tokens = [one["tokens"] for one in found["history"]]
+    # Alignment was best at the first, ended turns at the second; the third and fourth gain nothing.
+    assert [count // 200 for count in tokens] == [1, 2, 3, 4]
+    assert found["history"][-1]["step"] == max(losses.steps)
+    assert found["history"][0]["measures"]["fi"]["ended"] == 0.0
+    assert found["stopped"].startswith("fi is aligned (100% of sound answers")
+    assert f"the training ends after {tokens[-1]:,} tokens: fi is aligned" in capsys.readouterr().err
+    origin = read_origin(str(tmp_path / "model"))
+    assert origin is not None
+    assert origin.training["steps"] == max(losses.steps)
+    assert origin.held_out["held"]["after"] < origin.held_out["held"]["before"]
+
+
+def test_it_ends_when_another_language_is_forgotten_and_keeps_the_model(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    losses = fit(tmp_path, corpus, tiny_model_folder, asking(corpus))  # a random model answers in no language
+    found = json.loads((tmp_path / "alignment.json").read_text("utf-8"))
+    assert found["stopped"] == "en prompts are answered in en at 0%, below the floor of 90%"
+    assert max(losses.steps) == found["history"][-1]["step"]
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"trainer": {"precision": "bf16-mixed"}}, {"ema_decay": 0.9, "activation_checkpointing": "block"}],
+    ids=["bf16_copies", "average"],
+)
+def test_asking_changes_nothing_in_the_training(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, options: dict[str, Any]
+) -> None:
+    model, options = dropping_out(tiny_model_folder, tmp_path), options | {"attn_implementation": "eager"}
+    plain = fit(tmp_path / "plain", corpus, model, None, **options)
+    asked = fit(tmp_path / "asked", corpus, model, asking(corpus, every_n_tokens=700, retention=0.0), **options)
+    history = json.loads((tmp_path / "asked" / "alignment.json").read_text("utf-8"))["history"]
+    assert len(history) == 3
+    assert asked.steps == plain.steps
+
+
+def dropping_out(model: str, folder: Path) -> str:
+    """The same model with dropout in its attention."""
+    copy = folder / "dropping"
+    copy.mkdir()
+    for file in Path(model).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    return str(copy)
+
+
+def test_a_resumed_training_knows_what_was_measured(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, *[{}] * 20)
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1, keep_last=99)
+    whole = fit(tmp_path / "whole", corpus, tiny_model_folder, asking(corpus), saving)
+    expected = (tmp_path / "whole" / "alignment.json").read_text("utf-8")
+    middle = json.loads(expected)["history"][1]["step"]
+    answers(monkeypatch, *[{}] * 20)
+    again = Checkpoints(str(tmp_path / "again"))
+    resumed = fit(tmp_path / "resumed", corpus, tiny_model_folder, asking(corpus), again,
+                  resume=str(tmp_path / "kept" / f"step-{middle:08}"))  # fmt: skip
+    assert min(resumed.steps) == middle + 1
+    assert max(resumed.steps) == max(whole.steps)
+    assert (tmp_path / "resumed" / "alignment.json").read_text("utf-8") == expected
+
+
+def test_flat_is_no_gain_beyond_the_tolerance() -> None:
+    assert not is_flat([0.9, 0.9], 2, 0.02)  # nothing to compare with
+    assert is_flat([0.9, 0.91, 0.92], 2, 0.02)
+    assert not is_flat([0.9, 0.91, 0.93], 2, 0.02)
+    assert is_flat([0.5, 0.9, 0.8, 0.7], 2, 0.02)
+
+
+@pytest.mark.parametrize(("options", "where"), [({"languages": None}, "languages"), ({"patience": 0}, "patience"),
+                                                ({"every_n_tokens": 0}, "every_n_tokens")])  # fmt: skip
+def test_what_cannot_be_is_told(corpus: Path, options: dict[str, Any], where: str) -> None:
+    with pytest.raises(UserError, match=f"stop_when_aligned.{where}"):
+        asking(corpus, **options)
+
+
+class Answering(Losses):
+    """Looks at the model inside and outside of `answering`, at the third step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx != 2:
+            return
+        weights, averages = pl_module.weights, pl_module.average.tensors
+        trained, average = ({name: w.detach().clone() for name, w in of.items()} for of in (weights, averages))
+        with pl_module.answering() as model:
+            assert not model.training
+            assert all(torch.equal(weights[name], average[name]) for name in weights)
+        assert model.training
+        assert all(torch.equal(weights[name], trained[name]) for name in weights)
+        assert any(not torch.equal(trained[name], average[name]) for name in weights)
+        self.looked = True
+
+
+def test_the_average_is_asked_where_it_is_what_is_exported(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    looking = Answering()
+    data = data_module(corpus, tiny_model_folder)
+    trainer(tmp_path, callbacks=[Provenance(tmp_path), looking], max_steps=3).fit(
+        module(tiny_model_folder, ema_decay=0.9), datamodule=data
+    )
+    assert looking.looked

@@ -1,0 +1,93 @@
+"""FLOPs by formula are those that torch counts, and projections are the same formula."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+
+from inscp.cost.devices import find_device, project
+from inscp.cost.flops import ModelSize, Work, WorkCounter, forward_flops, recomputed_share, training_flops
+from inscp.evaluation.generation import generate
+from inscp.pretrained import load_tokenizer
+from inscp.records import Turn
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+IDS = torch.arange(24).reshape(2, 12)
+EVERY = Work(24, 2 * 12 * 12)
+"""Eager attention computes every pair, and torch counts every pair."""
+
+
+def llama(tied: bool = False) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied, attn_implementation="eager"))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_forward_and_backward_are_what_torch_counts(tied: bool) -> None:
+    model = llama(tied)
+    size = ModelSize.of(model)
+    with FlopCounterMode(display=False) as counted:
+        loss = model(IDS).logits.sum()
+    assert forward_flops(size, EVERY) == pytest.approx(counted.get_total_flops(), rel=0.01)  # norms are not products
+    forward = counted.get_total_flops()
+    with FlopCounterMode(display=False) as counted:
+        loss.backward()
+    both = forward + counted.get_total_flops()
+    assert training_flops(size, EVERY) == pytest.approx(both, rel=0.01)
+    assert training_flops(size, EVERY, recomputed_share("block")) == pytest.approx(both + forward, rel=0.01)
+    assert size.parameters == sum(weight.numel() for weight in model.parameters())
+    assert size.multiplied == size.parameters - (0 if tied else 300 * 32)
+
+
+def test_frozen_weights_have_no_gradients_of_their_own() -> None:
+    model = llama().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("layernorm" in name)
+    with FlopCounterMode(display=False) as counted:
+        model(IDS).logits.sum().backward()
+    assert training_flops(ModelSize.of(model), EVERY) == pytest.approx(counted.get_total_flops(), rel=0.02)
+
+
+def test_of_experts_those_count_that_are_chosen() -> None:
+    dense, experts = llama(), MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2))
+    mlp, routers = 3 * 3 * 32 * 64, 3 * 8 * 32
+    assert ModelSize.of(experts).multiplied - ModelSize.of(dense).multiplied == mlp + routers
+
+
+def test_what_is_asked_is_counted_token_by_token(tiny_model_folder: str) -> None:
+    tokenizer, counter = load_tokenizer(tiny_model_folder), WorkCounter()
+    model = LlamaForCausalLM.from_pretrained(tiny_model_folder).eval()
+    counter.watch(model)
+    [(_, answer)] = generate(model, tokenizer, [(Turn("user", "Hello?"),)], 5)
+    prompt = counter.tokens - (answer.n_tokens - 1)
+    assert prompt > 5
+    assert counter.flops == forward_flops(ModelSize.of(model), Work.of((counter.tokens,)))
+    model(torch.ones(2, 3, dtype=torch.long))
+    assert counter.tokens == prompt + answer.n_tokens - 1 + 6
+
+
+def test_documents_attend_to_themselves() -> None:
+    assert Work.of((3, 2)) == Work(5, 1 + 2 + 3 + 1 + 2)
+    assert Work.of((3,)) + Work.of((2,)) == Work.of((3, 2))
+
+
+def test_a_projection_is_the_formula() -> None:
+    device = find_device("NVIDIA H100 80GB HBM3")
+    assert device is not None
+    assert device.watts == 700
+    assert find_device("NVIDIA H100 PCIe").watts == 350  # type: ignore[union-attr]
+    assert find_device("NVIDIA A100 80GB PCIe").watts == 300  # type: ignore[union-attr]
+    assert find_device("NVIDIA T4") is None
+    projected = project(8e9, 1e8, device, utilisation=0.4, price=2.0)
+    assert projected.flops == 6 * 8e9 * 1e8
+    assert projected.device_hours == pytest.approx(4.8e18 / (989e12 * 0.4) / 3600)
+    assert projected.money == pytest.approx(2 * projected.device_hours)
+    assert projected.energy_kwh == pytest.approx(0.7 * projected.device_hours)
+    assert project(8e9, 1e8, device, 0.4, passes=1).flops == projected.flops / 3
+    assert project(8e9, 1e8, device, 0.4).money is None
