@@ -3,10 +3,12 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
+from inscp.callbacks.progress import duration
 from inscp.commands.fit import quiet
 from inscp.commands.parser import Parser, call
 from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
+from inscp.experiment.costs import Forecast
 from inscp.experiment.jobs import Scheduler, write_jobs
 from inscp.experiment.page import HTML, MARKDOWN
 from inscp.experiment.report import study_page
@@ -95,8 +97,18 @@ def _chosen(runs: list[Run], only: str | None) -> list[Run]:
 
 
 def _list(runs: list[Run], out: Path) -> None:
-    """Print the runs, with what is done of each."""
-    for run in runs:
-        at = place(run, out)
+    """Print the runs with their tokens, what is done of each, and how long the rest will take."""
+    places = [place(run, out) for run in runs]
+    forecast, left = Forecast(places), 0.0
+    print(f"{'':<56}{'tokens':>12}   {'state':<16}{'time':>8}")
+    for at in places:
+        run = at.run
         state = "done" if at.is_done else "to be measured" if at.model and run.evaluate else "to be run"
-        print(f"{run.title:<56}{state:<16}{at.results if at.is_done and run.evaluate else ''}".rstrip())
+        seconds = 0.0 if at.is_done else forecast.seconds(run)
+        left += seconds or 0.0
+        time = "" if at.is_done else "?" if seconds is None else duration(seconds)
+        tokens = f"{run.budget:,}" if run.fit is not None and run.budget else ""
+        print(f"{run.title:<56}{tokens:>12}   {state:<16}{time:>8}".rstrip())
+    if left:
+        note = "" if forecast.knows_evaluations else "   and evaluations, of which none is done yet"
+        print(f"{'':<56}{'':>12}   {'left, about':<16}{duration(left):>8}{note}")

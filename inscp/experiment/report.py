@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from inscp.errors import UserError
 from inscp.experiment import plots
+from inscp.experiment.costs import cost_grids
 from inscp.experiment.histories import Curve, curves
 from inscp.experiment.page import Page, Section, grids
 from inscp.experiment.runner import Place, place
@@ -35,7 +37,9 @@ def study_page(study: Study, name: str, out: Path, folder: Path) -> Page:
         comparison = Comparison([Evaluated.read(at.results, rows[id(at)], language, at.run.seed) for at in found],
                                 _row_of(study.baseline, found, rows))  # fmt: skip
         budgets = {rows[id(at)]: (at.run.arm, at.run.budget) for at in found}
-        sections.append(_section(comparison, language, budgets, _histories(found, rows), folder))
+        section = _section(comparison, language, budgets, _histories(found, rows), folder)
+        by_row = {row: [at for at in found if rows[id(at)] == row] for row in comparison.by_row}
+        sections.append(replace(section, grids=[*section.grids, *cost_grids(by_row)]))
     environment = Evaluated.read(places[0].results, "").results.environment
     facts = {
         "command": f"python -m inscp experiment run {name}",

@@ -77,6 +77,9 @@ class Study:
         for name, values in {"arms": self.arms, "languages": self.languages, "seeds": self.seeds}.items():
             if not values:
                 raise UserError(name, "there is none", "Name one at least.")
+        for name in (*self.arms, *self.languages):
+            if not isinstance(name, str):  # YAML reads 1e-5 and no as something else
+                raise UserError("experiment.yaml", f"{name!r} is no name", "Write it in quotes.")
         for name, arm in self.arms.items():
             if arm.fit is not None and arm.merge is not None:
                 raise UserError(f"arms.{name}", "it trains and merges", "Make two arms, the second `after` the first.")

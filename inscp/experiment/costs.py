@@ -1,0 +1,117 @@
+"""What the arms of a study have cost, what they would cost at another size, and how long what is left will take."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
+from statistics import fmean, median
+
+from inscp.callbacks.throughput import matrix_rate
+from inscp.cost.devices import find_device, project
+from inscp.cost.flops import ModelSize, Work, training_flops
+from inscp.cost.ledger import Cost
+from inscp.errors import UserError
+from inscp.evaluation.results import Results
+from inscp.experiment.page import Grid
+from inscp.experiment.runner import Place
+from inscp.experiment.study import Run
+from inscp.model.device import best_device
+from inscp.model.export import read_origin
+from inscp.model.precision import inference_dtype
+from inscp.pretrained import empty_model
+
+_SIZES = {"8 B": 8e9, "70 B": 70e9}
+_DEVICE, _UTILISATION = "H100", 0.4
+_MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
+
+
+def training_cost(at: Place) -> Cost | None:
+    """Of all the trainings behind a model; None where none was counted."""
+    origin = read_origin(at.model) if at.model else None
+    found = [Cost(**stage.cost) for stage in (origin.stages if origin else []) if stage.cost]
+    return reduce(add, found) if found else None
+
+
+def evaluation_cost(at: Place) -> Cost | None:
+    """Of the evaluation; None where it was not counted."""
+    cost = Results.read(at.results).environment.get("cost") if at.results.is_file() else None
+    return Cost(**cost) if cost else None
+
+
+def cost_grids(rows: Mapping[str, Sequence[Place]]) -> list[Grid]:
+    """What each row has cost, a mean over its seeds, and what its trainings would cost at other sizes."""
+    found = {row: [cost for at in places if (cost := training_cost(at))] for row, places in rows.items()}
+    trained = {row: costs for row, costs in found.items() if costs}
+    if not trained:
+        return []
+    every = [cost for costs in trained.values() for cost in costs]
+    known = [name for name in _MEASURES if all(getattr(cost, name) is not None for cost in every)]
+    means = {row: {name: fmean(getattr(c, name) for c in costs) for name in known} for row, costs in trained.items()}
+    heads = [f"money, {every[0].currency}" if name == "money" else name.replace("_", " ") for name in known]
+    energy = f", energy {every[0].energy_from}" if every[0].energy_from else ""
+    note = f"All trainings behind the model, evaluation left out; on {every[0].device}{energy}."
+    measured = [[row, *map(_number, of.values())] for row, of in means.items()]
+    return [
+        Grid("What the training cost", note, ["", *heads], measured),
+        _projected({row: of["tokens"] for row, of in means.items()}),
+    ]
+
+
+def _projected(tokens: Mapping[str, float]) -> Grid:
+    device = find_device(_DEVICE)
+    assert device is not None
+    rows = []
+    for row, count in tokens.items():
+        cells = [row, f"{count:,.0f}"]
+        for parameters in _SIZES.values():
+            found = project(parameters, count, device, _UTILISATION)
+            cells += [_number(found.flops), _number(found.device_hours)]
+        rows.append(cells)
+    head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {_DEVICE} hours"))]
+    note = (
+        f"By formula, not measured: FLOPs = 3 x 2 x parameters x tokens; hours = FLOPs / ({device.flops:.3g} FLOP/s x "
+        f"{_UTILISATION:.0%}) / 3600."
+    )
+    return Grid("The same tokens at other sizes", note, head, rows)
+
+
+def _number(value: float) -> str:
+    whole = value == int(value) or value >= 1000
+    return f"{value:.2e}" if value >= 1e9 else f"{value:,.0f}" if whole else f"{value:.3g}"
+
+
+class Forecast:
+    """How long runs take: as those that are done, else by formula.
+
+    Args:
+        places: of all the runs of a study.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        trained = [cost for at in places if (cost := training_cost(at)) and cost.tokens]
+        evaluated = [cost for at in places if (cost := evaluation_cost(at))]
+        self._second_a_token = median(c.wall_seconds / c.tokens for c in trained) if trained else None
+        self._evaluation = median(c.wall_seconds for c in evaluated) if evaluated else None
+
+    @property
+    def knows_evaluations(self) -> bool:
+        return self._evaluation is not None
+
+    def seconds(self, run: Run) -> float | None:
+        """Of its training and, where one is done, its evaluation; None where nobody knows its tokens."""
+        training = 0.0
+        if run.fit is not None:
+            if run.budget is None:
+                return None
+            if self._second_a_token is None:
+                self._second_a_token = _second_a_token(run.original)
+            training = run.budget * self._second_a_token
+        return training + (self._evaluation or 0.0) * bool(run.evaluate)
+
+
+def _second_a_token(original: str) -> float:
+    """By the FLOPs of a training and the rate of a large matrix product here, of which half is reached."""
+    try:
+        size = ModelSize.of(empty_model(original, inference_dtype()))
+    except UserError:  # no network, say
+        return 0.0
+    return 2 * training_flops(size, Work(1, 512)) / matrix_rate(best_device(), inference_dtype())

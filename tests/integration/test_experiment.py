@@ -1,0 +1,163 @@
+"""A study as a user runs it: real trainings and evaluations, resumable, under one MLflow run, and reported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from corpus import write_corpus
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from inscp.__main__ import main
+
+STUDY = """
+question: Which arm ends its turns?
+fit: [base.yaml]
+evaluate: [tasks.yaml]
+arms:
+  instruct: {}
+  InsCP: {fit: {}}
+  averaged: {after: InsCP, merge: {method: {class_path: Average, init_args: {weight: 0.5}}}}
+  broken: {fit: {data.train: nowhere.jsonl}}
+languages: {zh-TW: {}}
+budgets: [1000]
+mlflow: {experiment: arms}
+"""
+
+
+def write_project(folder: Path, model: str) -> None:
+    write_corpus(folder)
+    prompts = [{"en": f"What is {i}?", "zh_tw": f"{i}是什麼？"} for i in range(4)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
+    (folder / "base.yaml").write_text(f"""
+model: {{pretrained: {model}, optimizer: {{learning_rate: 0.01}}}}
+data: {{train: corpus.jsonl, row_length: 64, batch_size: 4, validation: {{held: corpus.jsonl}}}}
+trainer: {{accelerator: cpu, devices: 1, precision: 32-true}}
+""")
+    (folder / "tasks.yaml").write_text("""
+precision: fp32
+tasks:
+  language:
+    class_path: LanguageAlignment
+    init_args: {prompts: prompts.jsonl, languages: [en, zh-TW], max_new_tokens: 4}
+""")
+    (folder / "arms").mkdir()
+    (folder / "arms" / "experiment.yaml").write_text(STUDY)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    write_project(folder, tiny_model_folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(project: Path) -> subprocess.CompletedProcess[str]:
+    return experiment("run", "arms", cwd=project)
+
+
+def experiment(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=600, env=environment())
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "inscp", "experiment", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def files(project: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in project.glob("outputs/experiments/arms/*/**/*") if path.is_file()}
+
+
+def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(
+    project: Path, ran: subprocess.CompletedProcess[str]
+) -> None:
+    assert ran.returncode == 1
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 4 runs failed: broken, zh-TW, 1,000 tokens, seed 0: fit ended with status 2")
+    assert "nowhere.jsonl: no such file" in last
+    measured = [
+        path.parent.name.rpartition("-")[0] for path in project.glob("outputs/experiments/arms/*/results-*.json")
+    ]
+    assert sorted(measured) == ["averaged-zh-tw-1000-tokens-seed-0", "inscp-zh-tw-1000-tokens-seed-0", "instruct-zh-tw"]
+
+
+def test_what_is_done_is_not_done_again(
+    project: Path, ran: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    before = files(project)
+    assert main(["experiment", "run", "arms", "--only", "averaged*"]) == 0
+    assert files(project) == before
+    assert main(["experiment", "run", "arms", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(" done") == 2 + 3
+    assert "broken, zh-TW, 1,000 tokens, seed 0" in printed
+    assert "to be run" in printed
+
+
+def test_one_mlflow_run_holds_those_of_all_arms(project: Path, ran: object) -> None:
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("arms").experiment_id])
+    by_name: dict[str, Run] = {run.info.run_name: run for run in runs}
+    parent = by_name.pop("arms")
+    assert parent.data.tags["mlflow.note.content"] == "Which arm ends its turns?"
+    assert set(by_name) >= {"instruct, zh-TW", "InsCP, zh-TW, 1,000 tokens, seed 0"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_name.values()} == {parent.info.run_id}
+    trained = by_name["InsCP, zh-TW, 1,000 tokens, seed 0"]
+    assert {"arm": "InsCP", "language": "zh-TW", "budget": "1000", "seed": "0"}.items() <= trained.data.tags.items()
+    assert {"eval/language/zh-TW/ended", "train/loss", "cost/training/flops"} <= set(trained.data.metrics)
+
+
+def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
+    project: Path, ran: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    assert main(["experiment", "report", "arms"]) == 0
+    markdown = (project / "outputs/experiments/arms/report/report.md").read_text("utf-8")
+    for title in (
+        "Language alignment (Table 1)",
+        "change against instruct",
+        "What the training cost",
+        "at other sizes",
+    ):
+        assert title in markdown
+    for row in ("| instruct |", "| InsCP |", "| averaged |"):
+        assert row in markdown
+    assert "3 of 4 measured" in markdown
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    [parent] = client.search_runs([client.get_experiment_by_name("arms").experiment_id], "run_name = 'arms'")
+    assert "report/report.html" in {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
+
+
+def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
+    write_project(tmp_path, tiny_model_folder)
+    longer = "InsCP: {fit: {data.token_budget: 40000, checkpoint.every_n_steps: 2}}"
+    text = STUDY.replace("InsCP: {fit: {}}", longer).replace("evaluate: [tasks.yaml]", "evaluate: []")
+    (tmp_path / "arms" / "experiment.yaml").write_text(text.replace("budgets: [1000]", ""))
+    line = command("run", "arms", "--only", "InsCP*", "--out", "out")
+    with subprocess.Popen(line, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL) as process:
+        wait_for(tmp_path, "out/arms/*/*/*/checkpoints/step-*/whole.json")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 75
+    assert not list(tmp_path.glob("out/arms/*/*/*/model"))
+    assert experiment(*line[4:], cwd=tmp_path).returncode == 0
+    assert len(list(tmp_path.glob("out/arms/*/*/*/model"))) == 1
+    [log] = tmp_path.glob("out/arms/*/fit.log")
+    assert log.read_text().count("no checkpoint yet") == log.read_text().count("going on from ") == 1
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 240
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
