@@ -17,7 +17,7 @@ COMMANDS = {
     "score": "perplexity of every record under a model",
     "select": "choose records by perplexity, language, quality, duplicates, budget",
     "evaluate": "measure a model by the tasks of a configuration",
-    "compare": "two evaluations, item by item",
+    "compare": "evaluations, item by item",
     "experiment": "run or report a whole study",
     "merge": "a model out of several, by arithmetic with their weights",
     "export": "turn a checkpoint into a Hugging Face folder",
