@@ -1,4 +1,4 @@
-"""Adapters, averages, shields and compiled blocks train alike on one process and in shards, and export the same."""
+"""Adapters, averages, shields and compiled blocks train alike on one process and in shards, and export one model."""
 
 import json
 from pathlib import Path

@@ -33,6 +33,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def original_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
+    """The tiny model, whose padding token is embedded in numbers that are not 0, as those of real models are."""
+    folder = tmp_path_factory.mktemp("original") / "tiny-llama"
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.model.embed_tokens.weight[tokenizer.pad_token_id] = torch.randn(32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def fitted(folder: Path, model: str, source: str, trained: Any = None, **options: Any) -> InsCPModule:
     """A training with weight decay, an average and a shield, which leaves checkpoints and a model."""
     optimizer = Optimizer(learning_rate=1e-2, warmup=0.0, weight_decay=0.1)
@@ -41,20 +54,20 @@ def fitted(folder: Path, model: str, source: str, trained: Any = None, **options
     saving = Checkpoints(str(folder / "kept"), every_n_steps=3, keep_last=99)
     callbacks = [provenance, saving] if options else [provenance, ExportAtEnd(folder / "model", provenance), saving]
     trainer(folder, callbacks=callbacks, enable_checkpointing=True, **(trained or {})).fit(
-        learner, datamodule=data_module(write_corpus(folder), model, row_length=128, epochs=3.0), **options
+        learner, datamodule=data_module(write_corpus(folder), model, row_length=192, epochs=4.0), **options
     )
     return learner
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str, source: str) -> tuple[Path, InsCPModule]:
+def run(tmp_path_factory: pytest.TempPathFactory, original_folder: str, source: str) -> tuple[Path, InsCPModule]:
     folder = tmp_path_factory.mktemp("run")
-    return folder, fitted(folder, tiny_model_folder, source)
+    return folder, fitted(folder, original_folder, source)
 
 
-def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPModule], tiny_model_folder: str) -> None:
+def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPModule], original_folder: str) -> None:
     """|W| x the norm of the inputs, summed over each column, from every conversation by itself."""
-    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    model, tokenizer = load_model(original_folder, torch.float32), load_tokenizer(original_folder)
     inputs: dict[str, list[torch.Tensor]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
@@ -78,12 +91,12 @@ def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPMo
 
 
 def test_frozen_columns_are_as_before_bit_by_bit_and_all_else_is_trained(
-    run: tuple[Path, InsCPModule], tiny_model_folder: str
+    run: tuple[Path, InsCPModule], original_folder: str
 ) -> None:
     folder, learner = run
     assert learner.frozen is not None
     assert learner.average is not None
-    original = load_model(tiny_model_folder, torch.float32).state_dict()
+    original = load_model(original_folder, torch.float32).state_dict()
     exported = load_file(folder / "model" / "model.safetensors")
     for name, weight in learner.weights.items():
         columns = learner.frozen.tensors.get(name, torch.zeros(weight.shape[-1], dtype=torch.bool))
@@ -94,8 +107,8 @@ def test_frozen_columns_are_as_before_bit_by_bit_and_all_else_is_trained(
         assert torch.equal(exported[name][..., columns], original[name].bfloat16()[..., columns])
 
 
-def test_weight_decay_reaches_the_trained_columns(tmp_path: Path, tiny_model_folder: str, source: str) -> None:
-    learner = InsCPModule(tiny_model_folder, Optimizer(weight_decay=0.5, learning_rate=0.1), shield=Shield(source))
+def test_weight_decay_reaches_the_trained_columns(tmp_path: Path, original_folder: str, source: str) -> None:
+    learner = InsCPModule(original_folder, Optimizer(weight_decay=0.5, learning_rate=0.1), shield=Shield(source))
     learner.trainer = trainer(tmp_path)
     learner.configure_model()
     assert learner.frozen is not None
@@ -109,12 +122,12 @@ def test_weight_decay_reaches_the_trained_columns(tmp_path: Path, tiny_model_fol
 
 
 def test_a_resumed_training_takes_the_columns_from_the_checkpoint(
-    run: tuple[Path, InsCPModule], tmp_path: Path, tiny_model_folder: str
+    run: tuple[Path, InsCPModule], tmp_path: Path, original_folder: str
 ) -> None:
     """The source text is not even read again."""
     folder, whole = run
     middle = str(folder / "kept" / "step-00000006")
-    resumed = fitted(tmp_path, tiny_model_folder, "nowhere.jsonl", ckpt_path=middle, weights_only=True)
+    resumed = fitted(tmp_path, original_folder, "nowhere.jsonl", ckpt_path=middle, weights_only=True)
     assert resumed.frozen is not None
     assert whole.frozen is not None
     for name, columns in whole.frozen.tensors.items():
@@ -129,12 +142,12 @@ def test_the_model_says_that_it_was_shielded(run: tuple[Path, InsCPModule]) -> N
     assert origin.training["shield"] == "50% of the columns frozen"
 
 
-def test_what_cannot_be_shielded_is_refused_in_one_line(tmp_path: Path, tiny_model_folder: str, source: str) -> None:
+def test_what_cannot_be_shielded_is_refused_in_one_line(tmp_path: Path, original_folder: str, source: str) -> None:
     with pytest.raises(UserError, match=r"model\.shield: adapters"):
-        InsCPModule(tiny_model_folder, adapter=LoRA(), shield=Shield(source))
+        InsCPModule(original_folder, adapter=LoRA(), shield=Shield(source))
     with pytest.raises(UserError, match=r"model\.shield\.share"):
         Shield(source, share=1.0)
-    learner = InsCPModule(tiny_model_folder, shield=Shield(source))
+    learner = InsCPModule(original_folder, shield=Shield(source))
     learner.trainer = trainer(tmp_path, strategy=FSDP2(tensor_parallel=2))
     with pytest.raises(UserError, match=r"model\.shield: tensor parallelism"):
         learner.configure_model()
