@@ -1,5 +1,6 @@
 """Every shipped configuration parses and makes its objects, with a tiny model in the real one's place."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from inscp.commands.evaluate import evaluate
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.parser import Parser
+from inscp.commands.score import score
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.model.strategies import FSDP2, OneDevice
@@ -83,6 +85,22 @@ def test_nodes_and_gpus_are_what_the_names_say() -> None:
     layouts = {path.stem: yaml.safe_load(path.read_text("utf-8"))["trainer"] for path in TRAINERS}
     sizes = {name: (layout.get("num_nodes", 1), layout["devices"]) for name, layout in layouts.items()}
     assert sizes == {"cpu": (1, 1), "one_gpu": (1, 1), "fsdp_8gpu": (1, 8), "multi_node": (2, 8)}
+
+
+@pytest.mark.parametrize("command", [evaluate, score])
+def test_prices_go_with_every_command_that_computes(
+    command: Callable[..., None], tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = FOLDER / "cost" / "cloud.yaml"
+    parser = Parser()
+    parser.add_function_arguments(command)
+    parser.add_argument("--config", action="config")
+    data = ["--data=x"] if command is score else ["--tasks={}"]
+    given = parser.instantiate(parser.parse_args([f"--config={prices}", "--model=x", "--out=x", *data]))
+    assert given.cost.price("NVIDIA H100 80GB HBM3") == 2.5
+    here = ["--model.pretrained", tiny_model_folder, "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    monkeypatch.setattr("sys.argv", ["inscp", "--config", str(CONFIGS[0]), "--config", str(prices), *here])
+    assert InsCPCLI(run=False).config_init.cost == given.cost
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "evaluate").glob("*.yaml")), ids=lambda path: path.stem)

