@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from inscp.commands.fit import quiet
 from inscp.commands.lines import Lines, tell_skipped
 from inscp.commands.parser import call
+from inscp.data.batching import batches
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
@@ -26,7 +27,7 @@ from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
-from inscp.selection.candidates import batches, bounded
+from inscp.selection.candidates import bounded
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
 from inscp.selection.scores import ScoreFolder, summary
 

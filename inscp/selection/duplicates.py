@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from inscp.data.batching import batches
 from inscp.errors import UserError
 from inscp.evaluation.language import words
 from inscp.optional import library
 from inscp.records import Candidate
-from inscp.selection.candidates import batches
 from inscp.selection.filters import Drop, Filter
 
 _SIZE = 128
