@@ -80,6 +80,10 @@ class TaggedText:
     parts: tuple[TemplateIds | TextSpan, ...]
 
     @property
+    def n_characters(self) -> int:
+        return sum(len(part.text) for part in self.parts if isinstance(part, TextSpan))
+
+    @property
     def text(self) -> str:
         """The text as read, the template left out."""
         return "\n".join(part.text for part in self.parts if isinstance(part, TextSpan))
@@ -191,6 +195,10 @@ class Candidate:
     path: str
     n_tokens: int
     nll: float | None = None
+
+    @property
+    def n_characters(self) -> int:
+        return self.record.n_characters
 
     @property
     def text(self) -> str:

@@ -17,6 +17,7 @@ from inscp.commands.lines import Lines, tell_skipped
 from inscp.commands.parser import call
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
+from inscp.data.batching import batches
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
@@ -28,7 +29,7 @@ from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
-from inscp.selection.candidates import batches, bounded
+from inscp.selection.candidates import bounded
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
 from inscp.selection.scores import ScoreFolder, summary
 

@@ -1,8 +1,10 @@
 """Packed rows on disk: written once under a fingerprint of everything that made them, read by memory map."""
 
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -91,7 +93,8 @@ def cached_rows(
 
     def write(partial: Path) -> None:
         rows, pack_report = make()
-        _write_arrow(partial / _ROWS_FILE, rows, pack_report.row_length, pad_id)
+        with _libraries_left_out_of_collections():
+            _write_arrow(partial / _ROWS_FILE, rows, pack_report.row_length, pad_id)
         report = DataReport(digest, **asdict(pack_report), padding=pack_report.padding)
         finish(report)
         (partial / _REPORT_FILE).write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), "utf-8")
@@ -101,6 +104,16 @@ def cached_rows(
     table = pa.ipc.open_stream(pa.memory_map(str(folder / _ROWS_FILE))).read_all()
     counts = (table.column(name).to_numpy().astype(np.int64) for name in ("n_targets", "n_tokens"))
     return CachedRows(table.drop_columns(["n_targets", "n_tokens"]), *counts, report=report)
+
+
+@contextmanager
+def _libraries_left_out_of_collections() -> Iterator[None]:
+    """Python's garbage collector would go through every object of torch and transformers after each few batches."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _write_arrow(path: Path, rows: Iterable[PackedRow], row_length: int, pad_id: int) -> None:
@@ -117,8 +130,11 @@ def _write_arrow(path: Path, rows: Iterable[PackedRow], row_length: int, pad_id:
     with pa.ipc.new_stream(str(path), schema) as writer:
         while chunk := list(islice(stream, _ROWS_AT_ONCE)):
             input_ids, targets, lengths = zip(*(row.arrays(row_length, pad_id) for row in chunk), strict=True)
-            n_targets = [int((t != IGNORED).sum()) for t in targets]
-            n_tokens = [sum(len(sequence.input_ids) for sequence in row.sequences) for row in chunk]
-            columns = (input_ids, targets, lengths, n_targets, n_tokens)
-            arrays = [pa.array(values, kind) for values, kind in zip(columns, schema.types, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            columns = [
+                pa.FixedSizeListArray.from_arrays(np.concatenate(input_ids), row_length),
+                pa.FixedSizeListArray.from_arrays(np.concatenate(targets), row_length),
+                pa.array(lengths, pa.list_(pa.int32())),
+                pa.array([np.count_nonzero(row != IGNORED) for row in targets], pa.int32()),
+                pa.array([row.n_tokens for row in chunk], pa.int32()),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))

@@ -54,22 +54,30 @@ class PackedRow:
 
     sequences: list[TokenSequence] = field(default_factory=list)
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return sum(len(sequence.input_ids) for sequence in self.sequences)
+
+    @property
+    def n_targets(self) -> int:
+        """Training targets."""
+        labels = np.concatenate([sequence.labels[1:] for sequence in self.sequences])
+        return int(np.count_nonzero(labels != IGNORED))
+
     def arrays(self, row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """`input_ids` int32 [L], `targets` int32 [L] and the documents' lengths (padding counts as the last one).
 
         Targets are shifted inside each document: position t has the token t + 1 of the same document, the last
         position of each has none, so that no document is asked to predict the next.
         """
-        input_ids = np.full(row_length, pad_id, dtype=np.int32)
-        targets = np.full(row_length, IGNORED, dtype=np.int32)
-        lengths, start = [], 0
-        for sequence in self.sequences:
-            end = start + len(sequence.input_ids)
-            input_ids[start:end] = sequence.input_ids
-            targets[start : end - 1] = sequence.labels[1:]
-            lengths.append(end - start)
-            start = end
-        return input_ids, targets, lengths + ([row_length - start] if start < row_length else [])
+        lengths = [len(sequence.input_ids) for sequence in self.sequences]
+        padding = row_length - sum(lengths)
+        ids = [*(sequence.input_ids for sequence in self.sequences), np.full(padding, pad_id)]
+        labels = [*(sequence.labels for sequence in self.sequences), np.full(padding + 1, IGNORED)]
+        targets = np.concatenate(labels, dtype=np.int32)[1:]
+        targets[np.cumsum(lengths) - 1] = IGNORED
+        return np.concatenate(ids, dtype=np.int32), targets, lengths + ([padding] if padding else [])
 
 
 def pack(sequences: Iterable[TokenSequence], report: PackReport) -> Iterator[PackedRow]:
@@ -101,9 +109,8 @@ def pack(sequences: Iterable[TokenSequence], report: PackReport) -> Iterator[Pac
 
 def _counted(row: PackedRow, report: PackReport) -> PackedRow:
     report.rows += 1
+    report.tokens += row.n_tokens
+    report.targets += row.n_targets
     report.sequences += len(row.sequences)
-    for sequence in row.sequences:
-        report.tokens += len(sequence.input_ids)
-        report.targets += sequence.n_targets
-        report.split_documents += sequence.part == 1 and sequence.parts > 1
+    report.split_documents += sum(sequence.part == 1 and sequence.parts > 1 for sequence in row.sequences)
     return row

@@ -4,22 +4,25 @@ Texts are tokenised in batches, each by itself, without special tokens: a `<|eot
 text. A document that is longer than a row is split where a sentence or paragraph ends, and every piece is tagged.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
-from functools import lru_cache
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain
 
 import numpy as np
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from inscp.data.batching import batches
 from inscp.errors import UserError
 from inscp.records import IGNORED, TaggedText, TemplateIds, TextSpan, TokenSequence
 
-_BATCH = 1024
 _SENTENCE_ENDS = frozenset("\n。！？!?.؟।")
 OnTooLong = Callable[[str, str], None]
+_Piece = tuple[Sequence[int], bool]
+"""Token ids, and whether they are training targets."""
 
 
 def tokenize(
@@ -39,71 +42,86 @@ def tokenize(
         raise UserError(
             where, "it is a slow tokenizer without character offsets", "Convert it to a fast one (tokenizer.json)."
         )
-    stream = iter(documents)
-    own = _own(tokenizer)
+    encode = partial(_own(tokenizer).encode_batch, add_special_tokens=False)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
-        waiting: tuple[list[TaggedText], Future[Iterable[Any]]] | None = None
-        while batch := list(islice(stream, _BATCH)):
+        waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
+        for batch in batches(documents):
             texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
-            ahead = batch, worker.submit(_encode, texts, own)
+            ahead = batch, worker.submit(encode, texts)
             if waiting:
-                yield from _finished(*waiting, row_length, on_too_long)
+                yield from _sequences(*waiting, row_length, on_too_long)
             waiting = ahead
         if waiting:
-            yield from _finished(*waiting, row_length, on_too_long)
-
-
-def _finished(
-    batch: list[TaggedText], encodings: Future[Iterable[Any]], row_length: int, on_too_long: OnTooLong
-) -> Iterator[TokenSequence]:
-    encoded = iter(encodings.result())
-    for document in batch:
-        yield from _sequences(document, encoded, row_length, on_too_long)
+            yield from _sequences(*waiting, row_length, on_too_long)
 
 
 @lru_cache(maxsize=2)
-def _own(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy for the other thread: a tokenizer keeps the settings of its last call."""
-    return deepcopy(tokenizer)
+def _own(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy for the other thread that neither cuts nor pads, and knows no special token in a text."""
+    own = deepcopy(tokenizer.backend_tokenizer)
+    own.no_truncation()
+    own.no_padding()
+    own.encode_special_tokens = True
+    return own
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterable[Any]:
-    # split_special_tokens: strings that look like special tokens are tokenised as the characters they are.
-    encoding = tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
-    return encoding.encodings  # type: ignore[no-any-return]
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a sequence will hold."""
+
+    source: str
+    pieces: list[_Piece]
+    part: int = 1
+    parts: int = 1
 
 
 def _sequences(
-    document: TaggedText, encoded: Iterator[Any], row_length: int, on_too_long: OnTooLong
+    batch: list[TaggedText], encodings: Future[list[Encoding]], row_length: int, on_too_long: OnTooLong
 ) -> Iterator[TokenSequence]:
-    pieces: list[tuple[np.ndarray, bool]] = []
-    spans: list[tuple[int, str, Any]] = []
+    """The sequences of a batch, their arrays cut from one of all its tokens: small arrays are what costs here."""
+    encoded = iter(encodings.result())
+    plans = [plan for document in batch for plan in _planned(document, encoded, row_length, on_too_long)]
+    pieces = [piece for plan in plans for piece in plan.pieces]
+    lengths = [len(ids) for ids, _ in pieces]
+    input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in pieces), np.int32, sum(lengths))
+    is_target = np.repeat([is_target for _, is_target in pieces], lengths)
+    labels = np.where(is_target, input_ids, np.int32(IGNORED))
+    end = 0
+    for plan in plans:
+        start, end = end, end + sum(len(ids) for ids, _ in plan.pieces)
+        # Copies, so that a sequence that waits for its row does not keep the whole batch.
+        yield TokenSequence(plan.source, input_ids[start:end].copy(), labels[start:end].copy(), plan.part, plan.parts)
+
+
+def _planned(
+    document: TaggedText, encoded: Iterator[Encoding], row_length: int, on_too_long: OnTooLong
+) -> Iterator[_Plan]:
+    pieces: list[_Piece] = []
+    spans: list[tuple[int, str, Encoding]] = []
     for part in document.parts:
         if isinstance(part, TemplateIds):
-            ids = np.asarray(part.ids, dtype=np.int32)
+            pieces.append((part.ids, part.is_target))
         else:
             encoding = next(encoded)
-            ids = np.asarray(encoding.ids, dtype=np.int32)
             spans.append((len(pieces), part.text, encoding))
-        pieces.append((ids, part.is_target))
-    if sum(len(ids) for ids, _ in pieces) <= row_length:
-        yield _joined(document.source, pieces)
+            pieces.append((encoding.ids, part.is_target))
+    length = sum(len(ids) for ids, _ in pieces)
+    if length <= row_length:
+        yield _Plan(document.source, pieces)
         return
     if len(spans) != 1:
         on_too_long(document.source, f"a conversation of more than {row_length} tokens, which cannot be split")
         return
     index, text, encoding = spans[0]
     ids, is_target = pieces[index]
-    room = row_length - sum(len(ids) for ids, _ in pieces) + len(ids)
+    room = row_length - length + len(ids)
     cuts = split_points(text, encoding.offsets, room) if room > 0 else []
     if not cuts:
         message = f"the chat template leaves {room} of {row_length} tokens for text"
         raise UserError("data.row_length", message, "Give a larger number.")
     for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(ids)], strict=True), 1):
-        part_pieces = [*pieces[:index], (ids[start:end], is_target), *pieces[index + 1 :]]
-        yield _joined(document.source, part_pieces, number, len(cuts) + 1)
+        piece = (ids[start:end], is_target)
+        yield _Plan(document.source, [*pieces[:index], piece, *pieces[index + 1 :]], number, len(cuts) + 1)
 
 
 def split_points(text: str, offsets: list[tuple[int, int]], room: int) -> list[int]:
@@ -121,20 +139,18 @@ def split_points(text: str, offsets: list[tuple[int, int]], room: int) -> list[i
     Returns:
         the indices of the tokens that begin the second, third, … part.
     """
+
+    def begins_character(token: int) -> bool:
+        return offsets[token][0] >= offsets[token - 1][1]
+
+    def begins_sentence(token: int) -> bool:
+        return text[offsets[token - 1][1] - 1] in _SENTENCE_ENDS and begins_character(token)
+
     cuts: list[int] = []
     start = 0
     while len(offsets) - start > room:
         limit = start + room
-        begins_character = [i for i in range(start + 1, limit + 1) if offsets[i][0] >= offsets[i - 1][1]]
-        after_sentence = [
-            i for i in begins_character if i > start + room // 2 and text[offsets[i - 1][1] - 1] in _SENTENCE_ENDS
-        ]
-        start = (after_sentence or begins_character or [limit])[-1]
-        cuts.append(start)
+        in_second_half, anywhere = range(limit, start + room // 2, -1), range(limit, start, -1)
+        at = next(filter(begins_sentence, in_second_half), None) or next(filter(begins_character, anywhere), limit)
+        cuts.append(start := at)
     return cuts
-
-
-def _joined(source: str, pieces: list[tuple[np.ndarray, bool]], part: int = 1, parts: int = 1) -> TokenSequence:
-    input_ids = np.concatenate([ids for ids, _ in pieces])
-    labels = np.concatenate([ids if is_target else np.full_like(ids, IGNORED) for ids, is_target in pieces])
-    return TokenSequence(source, input_ids, labels, part, parts)

@@ -1,32 +1,15 @@
 """Records and their scores, side by side."""
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from inscp.data.batching import batches
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
 from inscp.errors import UserError
 from inscp.paths import local_path
 from inscp.records import Candidate, Record
 from inscp.selection.scores import ScoreFolder
-
-_RECORDS, _CHARACTERS = 1024, 1 << 19
-T = TypeVar("T", Record, Candidate)
-
-
-def batches(stream: Iterable[T]) -> Iterator[list[T]]:
-    """What comes, in groups of at most 1,024 that hold half a million characters (or a single longer record)."""
-    held: list[T] = []
-    characters = 0
-    for one in stream:
-        held.append(one)
-        characters += (one if isinstance(one, Record) else one.record).n_characters
-        if characters >= _CHARACTERS or len(held) == _RECORDS:
-            yield held
-            held, characters = [], 0
-    if held:
-        yield held
 
 
 def bounded(

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import regex
+import yaml
 
-from inscp.data.rows import BadRow, read_rows
+from inscp.data.rows import BadRow, is_supported, read_rows
 from inscp.data.sources import Source, source_fingerprint
 from inscp.errors import UserError
 from inscp.evaluation.language import UNIT, loops, words
@@ -152,17 +154,23 @@ class Contamination(Filter):
 
     Args:
         benchmarks: files in any format that `data` takes; every text in them counts, answers too.
+        evaluations: configurations of `evaluate`: the files that their tasks name are benchmarks too.
         n: so many words (of Chinese, Japanese and Thai: characters) in a row (13: GPT-3, arXiv 2005.14165).
         shortest: a benchmark text of fewer words than n counts as a whole, from so many on.
     """
 
-    benchmarks: list[str]
+    benchmarks: list[str] = field(default_factory=list)
+    evaluations: list[str] = field(default_factory=list)
     n: int = 13
     shortest: int = 8
 
     def __post_init__(self) -> None:
+        of_tasks = (file for spec in self.evaluations for file in _files_of_tasks(spec))
+        self._files = list(dict.fromkeys((*self.benchmarks, *of_tasks)))
+        if not self._files:
+            raise UserError("Contamination", "it knows no benchmark", "Give `benchmarks` or `evaluations`.")
         self._known: dict[int, set[int]] = {}
-        for spec in self.benchmarks:
+        for spec in self._files:
             path = local_path(spec)
             if not path.is_file():
                 raise UserError(spec, "no such benchmark", "Check the path (it is relative to the current folder).")
@@ -179,7 +187,7 @@ class Contamination(Filter):
                 raise UserError(spec, what, "Lower `shortest`, or leave the benchmark out.")
 
     def contents(self) -> str:
-        return " ".join(source_fingerprint(Source(spec)) for spec in self.benchmarks)
+        return " ".join(source_fingerprint(Source(spec)) for spec in self._files)
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         units = words(candidate.text)
@@ -188,6 +196,25 @@ class Contamination(Filter):
                 if gram in known:
                     return Drop("in a benchmark", " ".join(units[place : place + n]))
         return candidate
+
+
+def _files_of_tasks(evaluation: str) -> Iterator[str]:
+    """The files that the tasks of a configuration of `evaluate` name.
+
+    Raises:
+        UserError: it is none, or one of its tasks names no file.
+    """
+    try:
+        tasks = dict(yaml.safe_load(local_path(evaluation).read_text("utf-8"))["tasks"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        what = f"no configuration of evaluate ({str(error).splitlines()[0]})"
+        raise UserError(evaluation, what, "Give a file as those in configs/evaluate.") from error
+    for name, task in tasks.items():
+        files = [text for text in _texts(task) if is_supported(Path(text))]
+        if not files:
+            mend = "Give it its data as a file, or take a configuration without it."
+            raise UserError(evaluation, f"the task {name} names no file, so nothing is known of what it asks", mend)
+        yield from files
 
 
 def _grams(units: list[str], n: int) -> Iterator[int]:

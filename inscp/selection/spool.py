@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from inscp.data.batching import batches
 from inscp.records import Candidate, Record, Turn
-from inscp.selection.candidates import batches
 
 _TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
 _SCHEMA = pa.schema(

@@ -1,5 +1,6 @@
 """Rows are made once under a fingerprint of everything that decides them; a folder in the cache is whole or absent."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -84,6 +85,23 @@ def test_cached_rows_are_the_packed_rows():
     )
     assert (cached.n_targets == (targets >= 0).sum(axis=1)).all()
     assert [sum(lengths) for lengths in cached.table.column("lengths").to_pylist()] == [16] * len(ids)
+
+
+def test_garbage_is_collected_as_before_when_rows_are_made():
+    frozen: list[int] = []
+
+    def make():
+        report = PackReport(16)
+
+        def sequences():
+            frozen.append(gc.get_freeze_count())
+            yield TokenSequence("s", np.arange(5), np.arange(5))
+
+        return pack(sequences(), report), report
+
+    cached_rows("a", make, lambda report: None, pad_id=0)
+    assert frozen[0] > 1000  # objects of the libraries
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_failed_making_leaves_nothing_behind(cache):

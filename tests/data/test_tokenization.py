@@ -10,7 +10,7 @@ from chat_templates import STYLES, tokenizer_for
 from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data import tokenization
+from inscp.data import batching
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tagger
 from inscp.data.tokenization import split_points, tokenize
 from inscp.errors import UserError
@@ -147,7 +147,7 @@ def test_documents_keep_their_order_and_text_over_batches(
     talks = [record(*(random_text(10 * i + k, 20) for k in range(2 * (1 + i % 3))), source=f"a:{i}") for i in range(9)]
     documents = [tagged for talk in talks for tagged in tag(talk)]
     at_once = list(tokenize(documents, tokenizer, 4096, refuse))
-    monkeypatch.setattr(tokenization, "_BATCH", 2)
+    monkeypatch.setattr(batching, "_MEMBERS", 2)
     in_batches = list(tokenize(iter(documents), tokenizer, 4096, refuse))
     one_by_one = [sequence for tagged in documents for sequence in tokenize([tagged], tokenizer, 4096, refuse)]
     assert [sequence.source for sequence in at_once] == [talk.source for talk in talks]

@@ -54,6 +54,13 @@ def test_weights_and_states_are_four_and_eight_bytes_a_parameter(folder: Path) -
     assert found.average == 4 * n_parameters
 
 
+def test_activations_grow_no_faster_than_the_row(folder: Path) -> None:
+    short, long = (estimate(folder, precision="32-true", row_length=length).activations for length in (512, 2048))
+    assert 3 * short < long <= 4 * short
+    whole = estimate(folder, precision="32-true", row_length=2048, attn_implementation="eager").activations
+    assert whole > 3 * long  # where attention sees the whole row, its scores have the square of the length
+
+
 def test_a_shard_of_two_holds_half_of_everything_but_activations(folder: Path) -> None:
     whole, half = (estimate(folder, FSDP2(), ranks, micro_batches=2, ema_decay=0.9) for ranks in (1, 2))
     for part in ("weights", "gradients", "optimizer", "average"):

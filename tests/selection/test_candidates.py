@@ -1,4 +1,4 @@
-"""Each record gets its own score, however its file is named, and groups of records are bounded by characters."""
+"""Each record gets its own score, however its file is named."""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +9,8 @@ import pytest
 from inscp.data.sources import OnBadRecord, ReadReport, Source, source_fingerprint
 from inscp.errors import UserError
 from inscp.records import Candidate, Record, Score, Turn
-from inscp.selection.candidates import batches, bounded, scored
+from inscp.selection.candidates import bounded, scored
 from inscp.selection.scores import ScoreFolder
-
-
-def test_groups_hold_at_most_a_thousand_records_or_half_a_million_characters() -> None:
-    lengths = [1] * 2000 + [200_000] * 5 + [900_000] + [1] * 3
-    records = [Record(str(i), (Turn("document", "x" * n),)) for i, n in enumerate(lengths)]
-    groups = list(batches(records))
-    assert [record for group in groups for record in group] == records
-    assert [len(group) for group in groups[:2]] == [1024, 979]
-    assert max(sum(record.n_characters for record in group[:-1]) for group in groups) < 1 << 19
 
 
 def test_what_is_too_long_is_counted_or_an_error() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.records import Candidate, Record, Turn
+from inscp.selection import duplicates
 from inscp.selection.duplicates import ExactDuplicates, NearDuplicates
 from inscp.selection.filters import Drop
 
@@ -36,6 +37,13 @@ def edited(rng: random.Random, words: list[str], n: int) -> list[str]:
     for _ in range(n):
         words[rng.randrange(len(words))] = rng.choice(WORDS)
     return words
+
+
+def test_digests_are_a_set_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_NEWEST", 7)
+    numbers = [0, 2**64 - 1, *(random.Random(0).randrange(40) << 58 for _ in range(300))]
+    seen = duplicates._Digests()
+    assert [number for number in numbers if seen.add(number)] == list(dict.fromkeys(numbers))
 
 
 def test_near_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:

@@ -170,6 +170,27 @@ def test_a_benchmark_is_found_inside_other_text_in_any_script(tmp_path: Path) ->
         Contamination(["nowhere.jsonl"])
 
 
+def test_what_an_evaluation_asks_is_a_benchmark(tmp_path: Path) -> None:
+    asked = "What is the name of the longest river that flows through the capital of the country"
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": asked}), "utf-8")
+    path = tmp_path / "evaluate.yaml"
+    task = {"class_path": "Retention", "init_args": {"held_out": {"en": str(tmp_path / "asked.jsonl")}}}
+    path.write_text(json.dumps({"tasks": {"one": task, "two": task}}), "utf-8")
+    one = Contamination(evaluations=[str(path)])
+    assert why(one, f"Tell me. {asked}?") == "in a benchmark"
+    before = one.contents()
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": asked, "answer": "no"}), "utf-8")
+    assert Contamination(evaluations=[str(path)]).contents() != before
+    path.write_text("tasks: {arc: {class_path: Knowledge, init_args: {benchmark: arc_challenge}}}", "utf-8")
+    with pytest.raises(UserError, match="the task arc names no file"):
+        Contamination(evaluations=[str(path)])
+    path.write_text("filters: []", "utf-8")
+    with pytest.raises(UserError, match="no configuration of evaluate"):
+        Contamination(evaluations=[str(path)])
+    with pytest.raises(UserError, match="knows no benchmark"):
+        Contamination()
+
+
 def test_an_answer_may_repeat_what_it_was_asked_about() -> None:
     lines = "one two three\nfour five six\nseven eight nine\nten eleven twelve"
     turns = Turn("user", lines), Turn("assistant", lines)
