@@ -1,10 +1,13 @@
 """`python -m inscp COMMAND`: the commands and how they end. Nothing heavy is imported before a command is chosen."""
 
+import gc
 import importlib
 import os
 import signal
 import sys
 from difflib import get_close_matches
+from functools import cache
+from types import ModuleType
 
 from inscp import __version__
 from inscp.errors import RunError, Stopped, UserError
@@ -79,9 +82,20 @@ def _run(command: str, arguments: list[str]) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         mend = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
         raise UserError(command, "no such command", mend)
-    module = importlib.import_module(f"inscp.commands.{_MODULES.get(command, command)}")
-    module.run(command, arguments)
+    _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
     return 0
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    """Import a command's module without the garbage collector, here or later, looking through half a million objects
+    that stay; it took a second and more, and as much at the end."""
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 if __name__ == "__main__":

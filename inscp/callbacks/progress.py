@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-SECONDS_BETWEEN_LINES = 10.0
+from inscp.callbacks.plain_lines import SECONDS_BETWEEN_LINES, duration
 
 
 def progress() -> Callback:
@@ -61,10 +61,3 @@ class PlainProgress(Callback):
             file=sys.stderr,
             flush=True,
         )
-
-
-def duration(seconds: float) -> str:
-    """`75.2` -> `1m15s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from inscp.commands.fit import quiet
 from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.model.device import best_device

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from inscp.commands.fit import quiet
 from inscp.commands.parser import Parser
+from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.evaluation.results import ITEMS, RESULTS, Results, items_folder, read_items
 from inscp.evaluation.statistics import Difference, differences

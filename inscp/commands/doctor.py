@@ -10,8 +10,9 @@ from typing import Any
 import psutil
 import torch
 
-from inscp.commands.fit import InsCPCLI, best_precision, quiet
+from inscp.commands.fit import InsCPCLI, best_precision
 from inscp.commands.machine import cpu_memory, free_disk, gib, report
+from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
 from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory

@@ -16,9 +16,9 @@ from inscp import __version__
 from inscp.callbacks.pieces import Start, dumped, read_unsent
 from inscp.callbacks.provenance import hardware, provenance_tags
 from inscp.callbacks.tracking import RUN_FILE, MLflowTracker, Tracking
-from inscp.commands.fit import quiet
 from inscp.commands.lines import Lines
 from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger, Running
 from inscp.errors import UserError

@@ -4,8 +4,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from inscp.callbacks.progress import duration
-from inscp.commands.fit import quiet
 from inscp.commands.parser import Parser, call
+from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
 from inscp.experiment.costs import Forecast

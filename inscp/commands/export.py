@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
-from inscp.commands.fit import quiet
 from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
 from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_tensors, result_name, stored_tensors
 from inscp.model.export import Origin, assemble, export_model
 from inscp.pretrained import load_tokenizer

@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 from transformers import PreTrainedTokenizerBase
 
-from inscp.commands.fit import InsCPCLI, quiet
+from inscp.commands.fit import InsCPCLI
+from inscp.commands.quiet import quiet
 from inscp.data.pipeline import Pipeline
 from inscp.records import IGNORED
 

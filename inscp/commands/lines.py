@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from inscp.callbacks.progress import SECONDS_BETWEEN_LINES, duration
+from inscp.callbacks.plain_lines import SECONDS_BETWEEN_LINES, duration
 
 T = TypeVar("T")
 

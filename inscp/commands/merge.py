@@ -5,8 +5,8 @@ from typing import Literal
 
 import torch
 
-from inscp.commands.fit import quiet
 from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
 from inscp.model.export import Origin, export_model, read_origin, require_new
 from inscp.model.merging import Merging, merged
 from inscp.pretrained import load_tokenizer

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from inscp.commands.fit import quiet
 from inscp.commands.lines import Lines, tell_skipped
 from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
 from inscp.data.batching import batches

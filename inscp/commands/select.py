@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from inscp.commands.fit import quiet
 from inscp.commands.lines import tell_skipped, telling
 from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
 from inscp.data.cache import fingerprint
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, read_records, source_fingerprint

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from inscp.callbacks.mlflow_run import MLflowRun, reason
 from inscp.callbacks.pieces import Start, batches, read_unsent
-from inscp.commands.fit import quiet
 from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
 from inscp.errors import RunError
 
 

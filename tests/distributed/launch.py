@@ -4,16 +4,16 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from corpus import write_corpus
 from lightning import Callback, LightningModule, Trainer
+from processes import ROOT, Command
 
-TESTS = Path(__file__).parents[1]
+PATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "distributed")))
 FSDP2 = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2"]
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
@@ -71,53 +71,36 @@ mlflow: {{enabled: false}}
     return folder
 
 
-def command(folder: Path, log: str, *arguments: Any, fit: str = "fit") -> list[str]:
+def start(folder: Path, log: str, *arguments: Any, **environment: str) -> Command:
+    """Start a training, and leave it to Lightning to start other ranks, as a user's shell does."""
     callback = json.dumps([{"class_path": "launch.StepLog", "init_args": {"path": str(folder / log)}}])
-    return [sys.executable, "-m", "inscp", fit, "--config", "small.yaml", "--trainer.callbacks", callback,
-            *map(str, arguments)]  # fmt: skip
+    given = ("--config", "small.yaml", "--trainer.callbacks", callback, *arguments)
+    return Command("fit", *given, cwd=folder, **{"PYTHONPATH": PATH, "GLOO_SOCKET_IFNAME": "lo"} | environment)
 
 
-def environment() -> dict[str, str]:
-    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "distributed")))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def fit(folder: Path, log: str, *arguments: Any, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a training to its end and see the exit status of its first rank.
-
-    Two ranks are started as torchrun starts them, at once; `start` leaves that to Lightning, as a user's shell does.
-    """
+def fit(folder: Path, log: str, *arguments: Any, status: int = 0) -> Command:
+    """Run a training to its end and see the exit status of its first rank."""
     is_spread = "--trainer.devices" in arguments and arguments[arguments.index("--trainer.devices") + 1] == "2"
-    return together(folder, command(folder, log, *arguments), 2 if is_spread else 1, status)
+    return together(partial(start, folder, log, *arguments), 2 if is_spread else 1, status)
 
 
-def together(folder: Path, line: list[str], ranks: int, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command on so many ranks, all started at once."""
-    shared = environment()
-    if ranks > 1:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
-                   "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    own, *rest = (shared | ({"RANK": str(n), "LOCAL_RANK": str(n)} if ranks > 1 else {}) for n in range(ranks))
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    others = [subprocess.Popen(line, cwd=folder, env=other, **silent) for other in rest]  # type: ignore[call-overload]
+def together(begin: Callable[..., Command], ranks: int, status: int = 0) -> Command:
+    """Run a command on so many ranks, all started at once as torchrun does; `begin` takes their environment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
+              "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+    places = [shared | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(ranks)] if ranks > 1 else [{}]
+    processes = [begin(**place) for place in places]
     try:
-        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300, env=own)
-        for process in others:
+        assert processes[0].wait() == status, processes[0].stderr[-4000:]
+        for process in processes[1:]:
             process.wait(timeout=30)
     finally:
-        for process in others:
+        for process in processes:
             process.kill()
-    assert done.returncode == status, done.stderr[-4000:]
-    return done
-
-
-def start(folder: Path, log: str, *arguments: Any) -> subprocess.Popen[str]:
-    """Start a training in a process group of its own."""
-    return subprocess.Popen(command(folder, log, *arguments), cwd=folder, env=environment(), text=True,
-                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return processes[0]
 
 
 def steps(folder: Path, log: str, rank: int = 0) -> dict[int, list[float]]:

@@ -1,8 +1,6 @@
 """A training that was killed goes on as if nothing had happened."""
 
-import os
 import random
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 from launch import DDP, FSDP2, fit, project, rows, start, steps
 from mlflow.tracking import MlflowClient
+from processes import Command
 
 from inscp.commands.export import export
 from inscp.model.checkpoint import whole_checkpoints
@@ -27,16 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> 
     return folder
 
 
-def kill(process: Any) -> None:
-    """kill -9 of every process of the training."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-def wait_for(condition: Any, process: Any, seconds: float = 120) -> None:
+def wait_for(condition: Any, process: Command, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process.poll() is None, process.stderr[-3000:]
         assert time.monotonic() < end
         time.sleep(0.001)
 
@@ -67,7 +60,7 @@ def test_killed_at_any_moment_every_later_step_is_the_uninterrupted_ones_bit_by_
     wait_for(lambda: len(steps(folder, log)) >= step, process)
     if moment == "save":
         wait_for(lambda: saving(folder / f"{log}_runs"), process)
-    kill(process)
+    process.kill()
     before = steps(folder, log)
     assert len(before) < len(expected)
     done = fit(folder, log, *spread, *root, *LAST)
@@ -90,7 +83,7 @@ def test_killed_as_soon_as_a_checkpoint_is_whole_the_mlflow_run_has_every_step_o
                "--mlflow.tracking_uri", store, *LAST]  # fmt: skip
     process = start(folder, log, *options)
     wait_for(lambda: list((folder / f"{log}_runs").glob("*/*/checkpoints/step-00000008")), process)
-    kill(process)
+    process.kill()
     fit(folder, log, *options)
     client = MlflowClient(store)
     [run] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])

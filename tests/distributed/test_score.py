@@ -1,12 +1,13 @@
 """Scores are the same on any number of ranks, whether each has the whole model or a share of it."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from launch import together
+from processes import Command
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(folder: Path, model: str, out: str, ranks: int, *arguments: str) -> list[dict[str, float]]:
-    line = [sys.executable, "-m", "inscp", "score", "--model", model, "--data", "[many.jsonl, few.jsonl]", "--out", out]
-    together(folder, [*line, "--precision", "fp32", *arguments], ranks)
+    given = ("--model", model, "--data", "[many.jsonl, few.jsonl]", "--out", out, "--precision", "fp32", *arguments)
+    together(partial(Command, "score", *given, cwd=folder, GLOO_SOCKET_IFNAME="lo"), ranks)
     return pq.read_table(folder / out).to_pylist()
 
 

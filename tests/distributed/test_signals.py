@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from launch import FSDP2, fit, project, start, steps
 from lightning import Callback, LightningModule, Trainer
+from processes import Command
 
 from inscp.model.checkpoint import whole_checkpoints
 
@@ -22,18 +23,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> 
     return project(tmp_path_factory.mktemp("signals"), tiny_model_folder)
 
 
-def begun(folder: Path, log: str, *arguments: Any) -> Any:
+def begun(folder: Path, log: str, *arguments: Any) -> Command:
     """A training that has trained at least three steps and has hundreds before it."""
     process = start(folder, log, *LONG, *LAST, "--trainer.default_root_dir", f"{log}_runs", *arguments)
     end = time.monotonic() + 120
     while len(steps(folder, log)) < 3:
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process.poll() is None, process.stderr[-3000:]
         assert time.monotonic() < end
         time.sleep(0.01)
     return process
 
 
-def children(process: Any) -> list[int]:
+def children(process: Command) -> list[int]:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(pid) for pid in path.read_text().split()]
 
@@ -53,10 +54,9 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
     log = f"{number.name}_{len(spread)}_{to_child}"
     process = begun(folder, log, *spread)
     os.kill(children(process)[0] if to_child else process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    assert f"{number.name}: stopped behind step {max(steps(folder, log))}" in errors
-    assert "--ckpt_path last" in errors
+    assert process.wait(timeout=60) == status, process.stderr
+    assert f"{number.name}: stopped behind step {max(steps(folder, log))}" in process.stderr
+    assert "--ckpt_path last" in process.stderr
     [run] = (folder / f"{log}_runs").glob("*/*")
     [checkpoint], _ = whole_checkpoints(run / "checkpoints")
     last = max(steps(folder, log))
@@ -87,16 +87,14 @@ def test_a_second_ctrl_c_ends_at_once(folder: Path, spread: list[Any]) -> None:
     log = f"twice_{len(spread)}"
     process = begun(folder, log, *spread, "--trainer.callbacks+", "test_signals.LongStep")
     while len(list((folder / f"{log}_runs").glob("long_*"))) < (2 if spread else 1):
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process.poll() is None, process.stderr[-3000:]
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    errors = ""
-    while "Ctrl-C again ends at once" not in errors:
-        errors = process.stderr.readline()
-        assert errors
+    while "Ctrl-C again ends at once" not in process.stderr:
+        assert process.poll() is None, process.stderr[-3000:]
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     start_of_end = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.wait(timeout=60) == 130
     assert time.monotonic() - start_of_end < 30  # of the 60 that the step would take
     assert not list((folder / f"{log}_runs").glob("*/*/checkpoints/step-*"))

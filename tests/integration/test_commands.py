@@ -1,7 +1,6 @@
 """The commands as a user runs them: in processes of their own, read by their output and exit status."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,16 +11,9 @@ from pathlib import Path
 import pytest
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
+from processes import run
 
 from inscp.__main__ import main
-
-
-def run(*arguments: object, cwd: Path, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "inscp", *map(str, arguments)]
-    here = {"PYTHONPATH": str(Path(__file__).parents[2]), **environment}
-    return subprocess.run(
-        command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=240, env=os.environ | here
-    )
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +36,7 @@ before_after: {{prompts: prompts.jsonl, languages: [zh-TW, en], max_new_tokens: 
 @pytest.fixture(scope="module")
 def fitted(config: Path) -> str:
     """What `fit` prints."""
-    done = run("fit", "--config", config.name, cwd=config.parent)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run("fit", "--config", config.name, cwd=config.parent).stdout
 
 
 def model_folder(printed: str) -> str:
@@ -85,13 +75,11 @@ def test_fit_leaves_the_model_its_configuration_and_one_mlflow_run(fitted: str, 
 
 def test_the_kept_configuration_can_be_run_again(fitted: str, config: Path) -> None:
     kept = config.parent / model_folder(fitted) / ".." / "config.yaml"
-    done = run("inspect", "--config", kept, "--n", "1", cwd=config.parent)
-    assert done.returncode == 0, done.stderr
+    run("inspect", "--config", kept, "--n", "1", cwd=config.parent)
 
 
 def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Path) -> None:
     done = run("validate", "--config", config.name, "--mlflow.enabled", "false", cwd=config.parent)
-    assert done.returncode == 0, done.stderr
     before = re.search(r"held perplexity +(\d+\.\d\d)", fitted)
     found = re.search(r"val/held/perplexity\D+(\d+\.\d+)", done.stdout)
     assert before, fitted
@@ -104,10 +92,8 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> No
     changes = ["--before_after.prompts", "null", "--mlflow.experiment", "resumed"]
     changes += ["--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "99"]
     whole = run("fit", "--config", config.name, *changes, "--checkpoint.dirpath", "kept", cwd=config.parent)
-    assert whole.returncode == 0, whole.stderr
     again = ["--ckpt_path", "kept/step-00000004", "--checkpoint.dirpath", "kept_again"]
     resumed = run("fit", "--config", config.name, *changes, *again, cwd=config.parent)
-    assert resumed.returncode == 0, resumed.stderr
     table = re.compile(r"held perplexity.*")
     assert table.findall(resumed.stdout) == table.findall(whole.stdout) != []
     client = MlflowClient(f"sqlite:///{config.parent}/mlflow.db")
@@ -119,13 +105,11 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> No
 def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:
     arguments = ("chat", "--model", model_folder(fitted), "--max_new_tokens", "32", "--temperature", "5")
     done = run(*arguments, cwd=config.parent, stdin="你好\n好吃嗎\n\n再見\n")
-    assert done.returncode == 0, done.stderr
     assert done.stdout.strip()  # a tiny model babbles; hot enough, some of it is visible
 
 
 def test_inspect_shows_what_the_ids_decode_to(config: Path) -> None:
     done = run("inspect", "--config", config.name, "--n", "2", "--json", cwd=config.parent)
-    assert done.returncode == 0, done.stderr
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert [item["source"] for item in shown] == ["corpus.jsonl:1", "corpus.jsonl:2"]
     for item in shown:
@@ -137,7 +121,6 @@ def test_inspect_shows_what_the_ids_decode_to(config: Path) -> None:
 def test_inspect_marks_what_has_no_loss(config: Path) -> None:
     tagger = ["--data.tagger", "InsCPTagger", "--data.tagger.loss", "response"]
     done = run("inspect", "--config", config.name, "--n", "1", *tagger, cwd=config.parent)
-    assert done.returncode == 0, done.stderr
     assert "⟦<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n⟧今天天氣很好。0<|im_end|>" in done.stdout
 
 
@@ -145,7 +128,6 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (config.parent / "more.yaml").write_text("data: {language: fi, seed: 7}\n", "utf-8")
     arguments = ("fit", "--config", config.name, "--config", "more.yaml", "--data.seed", "8", "--print_config")
     done = run(*arguments, cwd=config.parent, INSCP_FIT__DATA__EPOCHS="3.5")
-    assert done.returncode == 0, done.stderr
     for expected in ("language: fi", "seed: 8", "epochs: 3.5", "row_length: 64"):
         assert expected in done.stdout
 
@@ -187,7 +169,6 @@ def test_skipped_records_are_counted_by_reason_with_the_first_of_them(config: Pa
     (config.parent / "some_bad.jsonl").write_text('{"text": "a"}\n{"text": ""}\n{"text": " "}\n{"text": "b"}', "utf-8")
     changes = ["--data.train", "some_bad.jsonl", "--data.on_bad_record", "skip", "--before_after.prompts", "null"]
     done = run("fit", "--config", config.name, *changes, "--mlflow.enabled", "false", cwd=config.parent)
-    assert done.returncode == 0, done.stderr
     assert "2 records (2 skipped)" in done.stderr
     assert re.search(r"skipped 2 of some_bad\.jsonl: .*\(the first: some_bad\.jsonl:2\)", done.stderr)
 
@@ -198,6 +179,6 @@ def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[
 
 
 def test_debug_shows_where_the_error_comes_from(config: Path) -> None:
-    done = run("fit", "--config", config.name, "--data.train", "nowhere.jsonl", "--debug", cwd=config.parent)
-    assert done.returncode == 1
+    changes = ["--data.train", "nowhere.jsonl", "--mlflow.enabled", "false", "--debug"]
+    done = run("fit", "--config", config.name, *changes, cwd=config.parent, status=1)
     assert "Traceback" in done.stderr

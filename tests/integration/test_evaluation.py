@@ -1,16 +1,14 @@
 """`evaluate` and `compare` as a user runs them: resumable, tracked in the run that made the model."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
 from openai_server import serving
+from processes import run
 
 from inscp.__main__ import main
 
@@ -23,14 +21,6 @@ tasks:
     class_path: Retention
     init_args: {held_out: {x: corpus.jsonl}, prompts: prompts.jsonl, prompt_field: en, max_new_tokens: 8}
 """
-
-
-def run(*arguments: object, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "inscp", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == status, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,7 @@
 """`score` and `select` as a user runs them: resumable, refusing what is wrong, and read by `fit`."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
+from processes import Command, run
 
 from inscp.commands.score import score
 
@@ -21,17 +18,6 @@ PAIRS = [
     {"instruction": f"Kysymys {i}: mikä on {i} kertaa {i + 1}?", "output": f"Vastaus on {i * (i + 1)}. " * (1 + i % 5)}
     for i in range(30)
 ]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-
-
-def run(*arguments: object, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "inscp", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment())
-    assert done.returncode == status, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +51,16 @@ def test_every_record_is_scored_and_any_reader_of_parquet_reads_it(scores: Path)
 def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(
     tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [json.dumps({"text": f"{i} on luku. " * (20 + i % 7)}) for i in range(6000)]
+    lines = [json.dumps({"text": f"{i} on luku. " * (4 + i % 3)}) for i in range(6000)]
     (tmp_path / "many.jsonl").write_text("\n".join(lines), "utf-8")
     command = ["score", "--model", tiny_model_folder, "--data", "many.jsonl", "--out", "scores"]
-    process = subprocess.Popen([sys.executable, "-m", "inscp", *command], cwd=tmp_path, env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = Command(*command, cwd=tmp_path)
     end = time.monotonic() + 120
     while not list((tmp_path / "scores").glob("part-*")):
-        assert process.poll() is None
+        assert process.poll() is None, process.stderr
         assert time.monotonic() < end
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     before = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "scores").glob("part-*")}
     run(*command, cwd=tmp_path)
     after = {part.name: part.stat().st_mtime_ns for part in (tmp_path / "scores").glob("part-*")}
