@@ -1,7 +1,9 @@
 """`compare`: how two evaluations of the same items differ, with intervals and tests."""
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from inscp.commands.parser import call
 from inscp.errors import UserError
@@ -28,14 +30,27 @@ def compare(before: str, after: str) -> None:
         raise UserError(after, f"it shares no task with {before}", "Evaluate both by the same configuration.")
     print(f"before  {results[0].model}\nafter   {results[1].model}")
     for name in shared:
-        versions = [result.tasks[name].version for result in results]
-        if versions[0] != versions[1]:
-            what = f"{name} has version {versions[1]}, in {before} it has {versions[0]}"
-            raise UserError(after, what, "Evaluate both by the same version of this program.")
-        print(f"\n{name:<40}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
+        kinds = [f"{result.tasks[name].kind}, version {result.tasks[name].version}" for result in results]
+        if kinds[0] != kinds[1]:
+            what = f"{name} is {kinds[1]}, in {before} it is {kinds[0]}"
+            raise UserError(after, what, "Evaluate both by the same configuration and version of this program.")
         found = differences(*(read_items(items_folder(file), name) for file in files))
+        if not found:
+            what = f"none of the items of {name} is in {before}"
+            raise UserError(after, what, "Evaluate both by the same configuration.")
+        print(f"\n{name:<40}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
         for metric, difference in found.items():
             print(_line(metric, difference))
+        for setting in _other_settings(*(result.environment.get("settings", {}).get(name, {}) for result in results)):
+            print(f"  asked otherwise: {setting}")
+
+
+def _other_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What of a task's configuration differs: its numbers may differ for that reason alone."""
+    for name in {**before, **after}:
+        values = before.get(name), after.get(name)
+        if values[0] != values[1]:
+            yield f"{name} {values[0]!r:.60}, after {values[1]!r:.60}"
 
 
 def _line(name: str, found: Difference) -> str:

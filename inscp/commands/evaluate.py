@@ -3,7 +3,9 @@
 import json
 import math
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +32,8 @@ from inscp.evaluation.tasks import import_all
 from inscp.model.export import Origin, read_origin
 from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.pretrained import resolve
+
+_TASK_NAME = re.compile(r"(?!answers$)[\w-]+")  # answers are kept under that name
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -62,18 +66,22 @@ def evaluate(
     """
     if not tasks:
         raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
-    for task in tasks.values():
+    for name, task in tasks.items():
+        if not _TASK_NAME.fullmatch(name):
+            raise UserError(f"tasks.{name}", "a file is called after it", "Name it by letters, digits, - and _ alone.")
         task.check()
     backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size)
     folder = items_folder(Path(out))
     subject = Subject(backend, folder, _watch)
     tracker = _tracker(model, mlflow) if mlflow.enabled else None
+    if tracker:
+        tracker.unsent_folder = folder
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), "inscp": __version__, "torch": torch.__version__,
                      "transformers": transformers.__version__},
-        "tasks": {name: repr(task) for name, task in tasks.items()},
+        "settings": {name: task.settings for name, task in tasks.items()},
     } | dict(backend.made_by)  # fmt: skip
 
     def on_task(name: str, result: TaskResult, items: list[Item]) -> None:
@@ -84,13 +92,24 @@ def evaluate(
             if columns := _columns(items):
                 tracker.log_table(columns, f"generations/{name}.json")
 
-    results = suite.run(tasks, subject, environment, on_task)
+    with _ended(tracker):
+        results = suite.run(tasks, subject, environment, on_task)
     results.write(Path(out))
     if tracker:
-        tracker.unsent_folder = folder
         tracker.log_text(Path(out).read_text("utf-8"), "results.json")
         tracker.finalize("success")
     print(f"\nresults    {out}\nitems      {folder}" + (f"\nMLflow run {tracker.address}" if tracker else ""))
+
+
+@contextmanager
+def _ended(tracker: MLflowTracker | None) -> Iterator[None]:
+    """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end."""
+    try:
+        yield
+    except BaseException as error:
+        if tracker:
+            tracker.finalize("failed" if isinstance(error, Exception) else "interrupted")
+        raise
 
 
 def _served(server: Server) -> ServedModel:

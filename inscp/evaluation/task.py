@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from inscp.data.rows import Row
 from inscp.errors import UserError
@@ -26,6 +26,11 @@ class Task(ABC):
     version: ClassVar[int] = 1
     source: ClassVar[str]
     licence: ClassVar[str]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is configured, and where its measure and its prompts come from: plain values."""
+        return {"source": self.source, "licence": self.licence, **asdict(self)}  # type: ignore[call-overload]
 
     @abstractmethod
     def check(self) -> None:
