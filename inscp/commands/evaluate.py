@@ -47,6 +47,7 @@ def evaluate(
     model: str,
     tasks: dict[str, Task],
     out: str = "results.json",
+    only: list[str] | None = None,
     precision: InferencePrecision | None = None,
     batch_size: int = 64,
     server: Server | None = None,
@@ -58,18 +59,16 @@ def evaluate(
         model: a model's folder, Hub id, GGUF file or PyPI wheel.
         tasks: name -> class_path and init_args of a task.
         out: the results file. What every item was worth goes into OUT.items beside it, as do the answers.
+        only: names of those of the tasks that are to be run; all without it.
         precision: bf16 where the hardware multiplies in it, else fp32.
         batch_size: prompts that are answered at once.
-        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; likelihoods, which
-            it does not give, are an error then. `model` is what is served there, by which its run is found.
+        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; tasks that measure
+            likelihoods, which it does not give, are an error then. `model` is what is served there, by which its run
+            is found.
         mlflow: where it is tracked: in the run that made the model, else in a new one.
     """
-    if not tasks:
-        raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
-    for name, task in tasks.items():
-        if not _TASK_NAME.fullmatch(name):
-            raise UserError(f"tasks.{name}", "a file is called after it", "Name it by letters, digits, - and _ alone.")
-        task.check()
+    tasks = _chosen(tasks, only)
+    _check(tasks, server)
     backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size)
     folder = items_folder(Path(out))
     subject = Subject(backend, folder, _watch)
@@ -99,6 +98,25 @@ def evaluate(
         tracker.log_text(Path(out).read_text("utf-8"), "results.json")
         tracker.finalize("success")
     print(f"\nresults    {out}\nitems      {folder}" + (f"\nMLflow run {tracker.address}" if tracker else ""))
+
+
+def _chosen(tasks: dict[str, Task], only: list[str] | None) -> dict[str, Task]:
+    if not tasks:
+        raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
+    if unknown := set(only or ()) - tasks.keys():
+        raise UserError("only", f"there is no task {min(unknown)}", f"Name some of {', '.join(tasks)}.")
+    return {name: task for name, task in tasks.items() if only is None or name in only}
+
+
+def _check(tasks: dict[str, Task], server: Server | None) -> None:
+    """See that all can be run, before the first of them is."""
+    for name, task in tasks.items():
+        if not _TASK_NAME.fullmatch(name):
+            raise UserError(f"tasks.{name}", "a file is called after it", "Name it by letters, digits, - and _ alone.")
+        if server and task.needs_likelihoods:
+            mend = "Leave it out of `only`, or leave out the server."
+            raise UserError(f"tasks.{name}", "it needs likelihoods, which a server does not give", mend)
+        task.check()
 
 
 @contextmanager

@@ -21,11 +21,13 @@ class Task(ABC):
         version: counted up when the same answers are worth something else.
         source: where the measure is defined.
         licence: of the prompts that it takes by default.
+        needs_likelihoods: answers alone, which are all that a server gives, are not enough for it.
     """
 
     version: ClassVar[int] = 1
     source: ClassVar[str]
     licence: ClassVar[str]
+    needs_likelihoods: ClassVar[bool] = False
 
     @property
     def settings(self) -> dict[str, Any]:

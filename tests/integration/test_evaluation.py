@@ -29,7 +29,7 @@ tasks:
 
 
 def run(*arguments: object, cwd: Path, status: int = 0) -> str:
-    """What a command prints, or the one line in which it complains. It runs in this process: another start costs more."""
+    """What a command prints, or the one line in which it complains; in this process, as each start costs seconds."""
     printed, complained = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(complained):
         patch.chdir(cwd)
@@ -159,6 +159,8 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
     ([*ALIGNMENT, "[en]", "--out", "corpus.jsonl/results.json"], "corpus.jsonl/results.items: it cannot be written"),
     (["--tasks.answers", "LanguageAlignment", "--tasks.answers.languages", "[en]"], "tasks.answers: a file is called"),
     (["--tasks.t", "Retention"], "neither held_out nor prompts"),
+    (["--config", "tasks.yaml", "--only", "[language, none]"], "only: there is no task none"),
+    (["--config", "tasks.yaml", "--server", "{address: 'http://host/v1', model: m}"], "tasks.retention: it needs"),
     (["--config", "tasks.yaml", "--out", "after.json"], "another model"),
     (["--config", "tasks.yaml", "--model", "nowhere/"], "no such model"),
 ])  # fmt: skip
@@ -180,7 +182,17 @@ def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained
         assert sorted(server.prompts()) == sorted(f"What is {i}?" for i in range(6))
     rows = [json.loads(line) for line in (project / "served.items/t.jsonl").read_text().splitlines()]
     assert [row["shown"]["response"] for row in rows] == [f"It is What is {i}?" for i in range(6)]
-    gone = [*given, "--out", "gone.json", "--server.address", server.address]
+    gone = [
+        *given,
+        "--config",
+        "tasks.yaml",
+        "--only",
+        "[language]",
+        "--out",
+        "gone.json",
+        "--server.address",
+        server.address,
+    ]
     assert "no server answers there" in run("evaluate", *gone, cwd=project, status=2)
 
 

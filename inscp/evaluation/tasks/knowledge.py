@@ -46,6 +46,7 @@ class Knowledge(Task):
 
     source = "https://github.com/EleutherAI/lm-evaluation-harness"
     licence = "MIT; each data set has its own"
+    needs_likelihoods = True
 
     benchmark: str
     files: str | None = None

@@ -46,6 +46,7 @@ class Retention(Task):
 
     source = "arXiv 2405.20175"
     licence = "CC0-1.0"
+    needs_likelihoods = True
 
     held_out: dict[str, str] = field(default_factory=dict)
     prompts: str | None = None
