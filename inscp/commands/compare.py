@@ -3,8 +3,9 @@
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
@@ -72,10 +73,15 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
     shared = _shared_tasks(before, results[0], after, results[1])
     print(f"before  {results[0].model}\nafter   {results[1].model}")
     for name in shared:
-        print(f"\n{name:<40}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
         found = differences(*(read_items(items_folder(file), name) for file in (old, new)))
+        if not found:
+            what = f"none of the items of {name} is in {before}"
+            raise UserError(after, what, "Evaluate both by the same configuration.")
+        print(f"\n{name:<40}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
         for metric, difference in found.items():
             print(_line(metric, difference))
+        for setting in _other_settings(*(result.environment.get("settings", {}).get(name, {}) for result in results)):
+            print(f"  asked otherwise: {setting}")
     print()
 
 
@@ -84,10 +90,19 @@ def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequen
     if not shared:
         raise UserError(after, f"it shares no task with {before}", "Evaluate both by the same configuration.")
     for name in shared:
-        if new.tasks[name].version != old.tasks[name].version:
-            what = f"{name} has version {new.tasks[name].version}, in {before} it has {old.tasks[name].version}"
-            raise UserError(after, what, "Evaluate both by the same version of this program.")
+        kinds = [f"{result.tasks[name].kind}, version {result.tasks[name].version}" for result in (old, new)]
+        if kinds[0] != kinds[1]:
+            what = f"{name} is {kinds[1]}, in {before} it is {kinds[0]}"
+            raise UserError(after, what, "Evaluate both by the same configuration and version of this program.")
     return shared
+
+
+def _other_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What of a task's configuration differs: its numbers may differ for that reason alone."""
+    for name in {**before, **after}:
+        values = before.get(name), after.get(name)
+        if values[0] != values[1]:
+            yield f"{name} {values[0]!r:.60}, after {values[1]!r:.60}"
 
 
 def _line(name: str, found: Difference) -> str:

@@ -3,7 +3,9 @@
 import json
 import math
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +39,7 @@ from inscp.pretrained import resolve
 
 _COST = "cost.json"
 """Among the items: what all attempts have cost together."""
+_TASK_NAME = re.compile(r"(?!answers$)[\w-]+")  # answers are kept under that name
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -50,6 +53,7 @@ def evaluate(
     model: str,
     tasks: dict[str, Task],
     out: str = "results.json",
+    only: list[str] | None = None,
     precision: InferencePrecision | None = None,
     batch_size: int = 64,
     server: Server | None = None,
@@ -62,17 +66,17 @@ def evaluate(
         model: a model's folder, Hub id, GGUF file or PyPI wheel.
         tasks: name -> class_path and init_args of a task.
         out: the results file. What every item was worth goes into OUT.items beside it, as do the answers.
+        only: names of those of the tasks that are to be run; all without it.
         precision: bf16 where the hardware multiplies in it, else fp32.
         batch_size: prompts that are answered at once.
-        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; likelihoods, which
-            it does not give, are an error then. `model` is what is served there, by which its run is found.
+        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; tasks that measure
+            likelihoods, which it does not give, are an error then. `model` is what is served there, by which its run
+            is found.
         mlflow: where it is tracked: in the run that made the model, else in a new one.
         cost: what is counted of its cost, and at which prices; nothing where a server answers.
     """
-    if not tasks:
-        raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
-    for task in tasks.values():
-        task.check()
+    tasks = _chosen(tasks, only)
+    _check(tasks, server)
     counter = WorkCounter()
     backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
     folder = items_folder(Path(out))
@@ -80,12 +84,14 @@ def evaluate(
     subject = Subject(backend, folder, _watch)
     spent = _Spent(running, counter, folder / _COST) if running else None
     tracker = _tracker(model, mlflow) if mlflow.enabled else None
+    if tracker:
+        tracker.unsent_folder = folder
     environment = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), "inscp": __version__, "torch": torch.__version__,
                      "transformers": transformers.__version__},
-        "tasks": {name: repr(task) for name, task in tasks.items()},
+        "settings": {name: task.settings for name, task in tasks.items()},
     } | dict(backend.made_by)  # fmt: skip
 
     def on_task(name: str, result: TaskResult, items: list[Item]) -> None:
@@ -100,13 +106,13 @@ def evaluate(
             kept = items_file(folder, name)
             tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
 
-    results = suite.run(tasks, subject, environment, on_task)
+    with _ended(tracker):
+        results = suite.run(tasks, subject, environment, on_task)
     total = spent.stop() if spent else None
     if total:
         results = replace(results, environment=environment | {"cost": total.plain()})
     results.write(Path(out))
     if tracker:
-        tracker.unsent_folder = folder
         if total:
             tracker.log_at(total.metrics("evaluation"), _steps(model))
             tracker.log_hyperparams(total.params("evaluation"))
@@ -142,6 +148,36 @@ class _Spent:
         total = self._earlier + now if self._earlier else now
         write_whole(self._file, json.dumps(total.plain(), indent=1) + "\n")
         return total
+
+
+def _chosen(tasks: dict[str, Task], only: list[str] | None) -> dict[str, Task]:
+    if not tasks:
+        raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
+    if unknown := set(only or ()) - tasks.keys():
+        raise UserError("only", f"there is no task {min(unknown)}", f"Name some of {', '.join(tasks)}.")
+    return {name: task for name, task in tasks.items() if only is None or name in only}
+
+
+def _check(tasks: dict[str, Task], server: Server | None) -> None:
+    """See that all can be run, before the first of them is."""
+    for name, task in tasks.items():
+        if not _TASK_NAME.fullmatch(name):
+            raise UserError(f"tasks.{name}", "a file is called after it", "Name it by letters, digits, - and _ alone.")
+        if server and task.needs_likelihoods:
+            mend = "Leave it out of `only`, or leave out the server."
+            raise UserError(f"tasks.{name}", "it needs likelihoods, which a server does not give", mend)
+        task.check()
+
+
+@contextmanager
+def _ended(tracker: MLflowTracker | None) -> Iterator[None]:
+    """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end."""
+    try:
+        yield
+    except BaseException as error:
+        if tracker:
+            tracker.finalize("failed" if isinstance(error, Exception) else "interrupted")
+        raise
 
 
 def _served(server: Server) -> ServedModel:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from threading import Timer
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -10,6 +11,9 @@ from tqdm import tqdm
 from inscp.callbacks.plain_lines import SECONDS_BETWEEN_LINES, duration
 
 T = TypeVar("T")
+
+_BURST = 0.3
+"""Seconds. A batch is told of piece by piece when it is done; a line after the first piece would leave out the rest."""
 
 
 class Lines:
@@ -25,7 +29,7 @@ class Lines:
     def __init__(self, what: str, total: int, shows: bool = True, unit: str = "tokens") -> None:
         self._what, self._total, self._done, self._passed, self._unit = what, max(1, total), 0.0, 0, unit
         self._started = self._told = time.monotonic()
-        self._shows = shows
+        self._shows, self._waiting = shows, Timer(_BURST, self._tell)
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         is_bar = shows and sys.stderr.isatty()
         self._bar = tqdm(total=self._total, desc=what, bar_format=layout) if is_bar else None
@@ -35,21 +39,29 @@ class Lines:
         self._done += units * share
         self._passed += passed
         now, is_done = time.monotonic(), self._done > self._total * (1 - 1e-6)
-        per_second = self._passed / max(1e-9, now - self._started)
-        rate = f"{per_second:,.{0 if per_second >= 10 else 2}f} {self._unit}/s"
         if self._bar:
-            self._bar.set_postfix_str(rate)
+            self._bar.set_postfix_str(self._rate(now - self._started))
             self._bar.update(units * share)
             if is_done:
                 self._bar.close()
-        elif self._shows and (now - self._told >= SECONDS_BETWEEN_LINES or is_done):
+        elif self._shows and is_done:
+            self._waiting.cancel()
+            self._tell()
+        elif self._shows and now - self._told >= SECONDS_BETWEEN_LINES:
             self._told = now
-            left = (now - self._started) / self._done * (self._total - self._done)
-            print(
-                f"{self._what} {self._done / self._total:.0%}  {rate}  {duration(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._waiting = Timer(_BURST, self._tell)
+            self._waiting.daemon = True
+            self._waiting.start()
+
+    def _tell(self) -> None:
+        passed = time.monotonic() - self._started
+        left = passed / self._done * (self._total - self._done)
+        line = f"{self._what} {self._done / self._total:.0%}  {self._rate(passed)}  {duration(left)} left"
+        print(line, file=sys.stderr, flush=True)
+
+    def _rate(self, seconds: float) -> str:
+        per_second = self._passed / max(1e-9, seconds)
+        return f"{per_second:,.{0 if per_second >= 10 else 2}f} {self._unit}/s"
 
 
 def tell_skipped(skipped: Mapping[str, Mapping[str, int]]) -> None:

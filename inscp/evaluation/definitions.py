@@ -1,5 +1,6 @@
 """Benchmarks as lm-evaluation-harness defines them: which there are, what they measure, what an answer is worth."""
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from inscp.errors import UserError
 _OWN = Path(__file__).parent / "tasks" / "benchmarks"
 _SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}
 _GREEDY = {"loglikelihood": "acc", "multiple_choice": "exact_match"}  # output type -> the metric that compares tokens
-_Judged = tuple[int, dict[str, bool | float], dict[str, Any]]
+_Judged = tuple[str, dict[str, bool | float], dict[str, Any]]
 
 
 @cache
@@ -41,7 +42,7 @@ def measures(definition: Any) -> set[str]:
 
 
 def judged(name: str, definition: Any) -> Iterator[_Judged]:
-    """(number, metric -> value, what to show) of each document whose requests have been answered."""
+    """(id, metric -> value, what to show) of each document whose requests have been answered."""
     definition.apply_filters()
     known = measures(definition)
     of_document: dict[int, list[Any]] = {}
@@ -55,7 +56,13 @@ def judged(name: str, definition: Any) -> Iterator[_Judged]:
                 if metric in known:
                     called = _called(name, metric) if filtered == "none" else f"{metric},{filtered}"
                     values[called] = _value(definition, metric, value)
-        yield number, values, _shown(definition, requests)
+        yield _id(number, definition, document), values, _shown(definition, requests)
+
+
+def _id(number: int, definition: Any, document: Any) -> str:
+    """Its number, and behind it a digest of its question: another file's document of that number is another one."""
+    question = str(definition.doc_to_text(document))
+    return f"{number} {hashlib.blake2b(question.encode(), digest_size=4).hexdigest()}"
 
 
 def _called(name: str, metric: str) -> str:

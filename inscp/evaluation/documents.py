@@ -81,16 +81,18 @@ def _truthfulqa(fields: Fields) -> Row:
     MC1 asks for the best answer among all incorrect ones, of which the benchmark's own choices leave some out.
     """
     question = fields.get("question")
-    if "mc1_targets" in fields.row and "mc2_targets" in fields.row:
-        return {"question": question, **{name: fields.row[name] for name in ("mc1_targets", "mc2_targets")}}
+    if "mc1_targets_choices" in fields.row or "mc1_targets" in fields.row:
+        return _as_it_is(fields)
     best = str(fields.get("best_answer", "Best Answer")).strip()
     correct = _answers(fields, "correct_answers", "Correct Answers")
     incorrect = _answers(fields, "incorrect_answers", "Incorrect Answers")
-    return {
-        "question": question,
+    targets = {
         "mc1_targets": {"choices": [best, *incorrect], "labels": [1] + [0] * len(incorrect)},
         "mc2_targets": {"choices": correct + incorrect, "labels": [1] * len(correct) + [0] * len(incorrect)},
     }
+    # The definitions of other languages (truthfulqa_zh_mc2, …) have them side by side.
+    flat = {f"{name}_{part}": values for name, target in targets.items() for part, values in target.items()}
+    return {"question": question, **targets, **flat}
 
 
 def _answers(fields: Fields, *names: str) -> list[str]:
@@ -102,4 +104,4 @@ def _answers(fields: Fields, *names: str) -> list[str]:
     return answers
 
 
-_SHAPES: dict[str, Callable[[Fields], Row]] = {"arc_": _arc, "truthfulqa": _truthfulqa}
+_SHAPES: dict[str, Callable[[Fields], Row]] = {"arc_easy": _arc, "arc_challenge": _arc, "truthfulqa": _truthfulqa}

@@ -1,10 +1,11 @@
 """Prompts become generations: greedy responses of a model, batched."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp.data.template import prompt_ids
 from inscp.model.export import end_token_ids
@@ -18,6 +19,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return prompt_ids(tokenizer, [{"role": turn.role, "content": turn.text} for turn in prompt])
 
 
+@contextmanager
+def _greedy(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own settings of generation, which transformers takes wherever a call names no other."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -27,6 +38,8 @@ def generate(
     batch_size: int = 64,
 ) -> Iterator[tuple[int, Generation]]:
     """The model's greedy response to each prompt with the prompt's place, batch by batch, the shortest first.
+
+    Greedy is the likeliest token each time: a penalty on repetition that comes with a model does not count.
 
     Args:
         model: in evaluation mode; one that is sharded over ranks is asked the same by all of them.
@@ -45,15 +58,16 @@ def generate(
         pads = [width - len(encoded[index]) for index in batch]
         input_ids = [[ends[0]] * pad + encoded[index] for pad, index in zip(pads, batch, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-        output = model.generate(  # type: ignore[operator]
-            input_ids=torch.tensor(input_ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=ends[0],
-            synced_gpus=is_sharded,  # no rank stops while another one still needs its shards
-        )
+        with _greedy(model):
+            output = model.generate(  # type: ignore[operator]
+                input_ids=torch.tensor(input_ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+                synced_gpus=is_sharded,  # no rank stops while another one still needs its shards
+            )
         for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), None)
             n_tokens = len(ids) if end is None else end + 1

@@ -19,13 +19,19 @@ class Journal:
         made_by: what decides the answers (weights, precision); it stands in the first line.
 
     Raises:
-        UserError: the file was made by something else.
+        UserError: the file was made by something else, or cannot be written.
     """
 
     def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
         self._path, self._answers = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.read_bytes() if path.exists() else b""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                str(path.parent), f"it cannot be written ({error.strerror})", "Give another --out."
+            ) from error
+        written = path.read_bytes()
         whole = written[: written.rfind(b"\n") + 1]  # behind it lies what a kill has cut off
         try:
             head, *lines = [json.loads(line) for line in whole.splitlines()] or [dict(made_by)]
@@ -39,7 +45,6 @@ class Journal:
         if written != whole:
             with path.open("rb+") as file:
                 file.truncate(len(whole))
-        self._file = path.open("a", encoding="utf-8")
         if not whole:
             self._write(dict(made_by))
 

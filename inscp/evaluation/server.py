@@ -76,6 +76,11 @@ class Server:
         if parts.username is not None:  # it would stand in files
             mend = "Give it in an environment variable, and the variable's name as key_env."
             raise UserError(parts.hostname or "address", "the address has a password in it", mend)
+        if parts.query:  # some servers take a key there, and it would stand in files as well
+            raise UserError(parts.netloc, "the address has a query in it", "Leave it out; a key goes into key_env.")
+        if self.budget_money is not None and not (self.prompt_price or self.completion_price):
+            what = "budget_money limits nothing where no price is given"
+            raise UserError(self.address, what, "Give prompt_price and completion_price, or budget_calls instead.")
         if self.concurrency < 1 or self.retries < 0:
             raise UserError(self.address, "concurrency is below 1, or retries below 0", "Give more.")
         if not self.key.isascii() or any(character.isspace() for character in self.key):

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from inscp.errors import UserError
 from inscp.evaluation.journal import Journal
 from inscp.records import Generation, Prompt, TokenSequence
 
@@ -61,7 +62,12 @@ class Subject:
             what: is asked, for people.
             prompts: conversations that end with a user's turn, or texts to go on with.
             max_new_tokens: responses are cut there.
+
+        Raises:
+            UserError: they are to be shorter than one token, or the model cannot be asked.
         """
+        if max_new_tokens < 1:
+            raise UserError("max_new_tokens", f"{max_new_tokens} are none", "Give a number from 1.")
 
         def answer(places: list[int]) -> Iterator[tuple[int, Any]]:
             for index, response in self.backend.generate([prompts[place] for place in places], max_new_tokens):

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from inscp.data.rows import Row
 from inscp.errors import UserError
@@ -21,11 +21,18 @@ class Task(ABC):
         version: counted up when the same answers are worth something else.
         source: where the measure is defined.
         licence: of the prompts that it takes by default.
+        needs_likelihoods: answers alone, which are all that a server gives, are not enough for it.
     """
 
     version: ClassVar[int] = 1
     source: ClassVar[str]
     licence: ClassVar[str]
+    needs_likelihoods: ClassVar[bool] = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is configured, and where its measure and its prompts come from: plain values."""
+        return {"source": self.source, "licence": self.licence, **asdict(self)}  # type: ignore[call-overload]
 
     @abstractmethod
     def check(self) -> None:

@@ -26,18 +26,37 @@ def test_greedy_tokens_of_a_batch_equal_one_by_one_in_fp32(tiny_model_folder: st
     assert len({generation.response for generation in batched}) > 1
 
 
-@pytest.mark.parametrize("place", [0, 5])
-def test_a_response_ends_at_the_first_end_token_and_says_so(tiny_model_folder: str, place: int) -> None:
+def test_settings_of_sampling_that_come_with_a_model_do_not_make_answers_less_greedy(tiny_model_folder: str) -> None:
     model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
-    end = end_token_ids(model, tokenizer)[-1]
+    greedy = answers(model, tokenizer, PROMPTS, max_new_tokens=24)
+    own = model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size, own.min_new_tokens = 5.0, 2, 24
+    own.do_sample, own.temperature, own.top_k, own.max_length = True, 0.7, 3, 30
+    assert answers(model, tokenizer, PROMPTS, max_new_tokens=24) == greedy
+    assert model.generation_config is own
+
+
+ENDS = ["<|im_end|>", "<|endoftext|>", "</s>"]  # of the template, of the tokenizer, of the model's own settings
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("place", [0, 5])
+def test_a_response_ends_at_the_first_token_of_any_kind_that_ends_it_and_says_so(
+    tiny_model_folder: str, place: int, end: str
+) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
     [free] = answers(model, tokenizer, PROMPTS[:1], max_new_tokens=12)
     assert (free.ended, free.n_tokens) == (False, 12)
+    tokenizer.eos_token = "<|endoftext|>"
+    ids = dict(zip(ENDS, tokenizer.convert_tokens_to_ids(ENDS[:2]) + tokenizer("z")["input_ids"][:1], strict=True))
+    model.generation_config.eos_token_id = [ids["</s>"]]
+    assert end_token_ids(model, tokenizer) == sorted(ids.values())
     forward, calls = model.forward, iter(range(100))
 
     def ending(*args, **kwargs):  # type: ignore[no-untyped-def]
         output = forward(*args, **kwargs)
         if next(calls) == place:
-            output.logits[..., end] = 1e9
+            output.logits[..., ids[end]] = 1e9
         return output
 
     model.forward = ending

@@ -38,6 +38,14 @@ TRUTHFUL = [
         "Incorrect Answers": "晚上聽得見；滿月時聽得見",
     },
 ]
+HELLASWAG = [
+    {"activity_label": "Milling", "ctx_a": "The miller opens the sack.", "ctx_b": "he", "label": "1",
+     "endings": ["sleeps on the river. [step] Geese come.", "pours grain  into the mill.", "is a cloud.", "sings."]},
+    {"activity_label": "Rain", "ctx_a": "[header] How to stay dry [title] Wait.", "ctx_b": "when it rains, you",
+     "label": "0", "endings": ["stay inside the house.", "eat stones.", "ask a fox, mostly.", "run to the sea."]},
+    {"activity_label": "磨坊", "ctx_a": "河水流過古老的磨坊。", "ctx_b": "磨坊主人", "label": "2",
+     "endings": ["變成石頭。", "飛到天上去了。", "打開袋子。", "唱歌給鵝聽，然後睡著了。"]},
+]  # fmt: skip
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -53,6 +61,25 @@ def arc(tmp_path: Path) -> str:
 @pytest.fixture
 def truthful(tmp_path: Path) -> str:
     return write(tmp_path / "truthful.jsonl", TRUTHFUL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_definitions() -> Iterator[None]:
+    """Of the harness's 14,000 definitions, which take it ten seconds and more to read, those that the tests name."""
+    import lm_eval.tasks
+
+    folder = Path(lm_eval.tasks.__file__).parent
+    named = ("arc", "ceval", "hellaswag", "lambada", "mmlu", "okapi/truthfulqa_multilingual", "tmmluplus", "truthfulqa")
+    manager = lm_eval.tasks.TaskManager
+
+    def of_few(include_path: str) -> Any:
+        return manager(include_defaults=False, include_path=[*(folder / name for name in named), include_path])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_eval.tasks, "TaskManager", of_few)
+        task_manager.cache_clear()
+        yield
+    task_manager.cache_clear()
 
 
 class CountingModel(LocalModel):
@@ -103,13 +130,40 @@ def test_arc_equals_the_harness(subject: Subject, arc: str, tiny_model_folder: s
     assert [request.args for request in task._tasks["arc_easy"].instances] == asked
     assert len(items) == len(samples) == options.get("limit", len(ARC))
     for item, sample in zip(items, samples, strict=True):
-        assert item.id == str(sample["doc_id"])
+        assert item.id.split()[0] == str(sample["doc_id"])
         assert dict(item.values) == {metric: bool(sample[metric]) for metric in ("acc", "acc_norm")}
         assert all(type(value) is bool for value in item.values.values())
         assert "Question: " + item.shown["question"] == ARC[sample["doc_id"]]["query"]
         assert item.shown["gold"] == sample["doc"]["choices"]["text"][ARC[sample["doc_id"]]["gold"]]
         likelihoods = [answer[0][0] for answer in sample["resps"]]
         assert item.shown["chosen"] == sample["doc"]["choices"]["text"][int(np.argmax(likelihoods))]
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_hellaswag_equals_the_harness(subject: Subject, tiny_model_folder: str, tmp_path: Path, shots: int) -> None:
+    file = write(tmp_path / "hellaswag.jsonl", HELLASWAG)
+    task = Knowledge(benchmark="hellaswag", files=file, num_fewshot=shots)
+    task.check()
+    items = task.items(subject)
+    asked = [request.args for request in task._tasks["hellaswag"].instances]
+    samples = by_the_harness(task, tiny_model_folder)
+    assert [request.args for request in task._tasks["hellaswag"].instances] == asked
+    assert asked[0][1] == " sleeps on the river. Geese come."
+    likelihoods = [-nll for nll in subject.nlls("", [sequence_of(subject, *pair) for pair in asked])]
+    theirs = [answer[0][0] for sample in samples for answer in sample["resps"]]
+    np.testing.assert_allclose(likelihoods, theirs, rtol=1e-6)
+    assert [dict(item.values) for item in items] == [
+        {metric: bool(sample[metric]) for metric in ("acc", "acc_norm")} for sample in samples
+    ]
+    gold = [sample["doc"]["choices"][sample["doc"]["gold"]] for sample in samples]
+    assert [item.shown["gold"] for item in items] == gold
+
+
+def sequence_of(subject: Subject, context: str, continuation: str) -> TokenSequence:
+    from inscp.evaluation.harness import HarnessModel
+
+    model = HarnessModel(subject, "")
+    return model._sequence(*model._encode_pair(context, continuation))
 
 
 @pytest.mark.parametrize(("style", "bos"), [("chatml", False), ("mistral", True)])
@@ -246,9 +300,50 @@ def test_the_answers_of_truthfulqa_lie_between_semicolons_of_any_script_or_in_li
     correct, incorrect = ["聽不見", "月亮沒有耳朵"], ["晚上聽得見", "滿月時聽得見"]
     assert chinese["mc1_targets"] == {"choices": ["聽不見", *incorrect], "labels": [1, 0, 0]}
     assert chinese["mc2_targets"] == {"choices": correct + incorrect, "labels": [1, 1, 0, 0]}
+    other = Knowledge(benchmark="truthfulqa_zh_mc2", files=truthful)
+    other.check()
+    [_, request, *_] = subject_less(other, "truthfulqa_zh_mc2")
+    assert request.args[1] == " The moon hears nothing"
     listed = [{"question": "q", "best_answer": "a", "correct_answers": ["a", "b; c"], "incorrect_answers": ["d"]}]
     task = Knowledge(benchmark="truthfulqa_mc2", files=write(tmp_path / "listed.jsonl", listed))
     assert task._tasks["truthfulqa_mc2"].eval_docs[0]["mc2_targets"]["choices"] == ["a", "b; c", "d"]
+
+
+def subject_less(task: Knowledge, name: str) -> list[Any]:
+    """What a model would be asked."""
+    task._tasks[name].build_all_requests()
+    return list(task._tasks[name].instances)
+
+
+def test_documents_of_one_number_from_two_files_are_not_the_same(subject: Subject, arc: str, tmp_path: Path) -> None:
+    subject.nlls = lambda what, sequences: np.ones(len(sequences))  # type: ignore[assignment,method-assign]
+    other = write(tmp_path / "other.jsonl", [ARC[1], ARC[1], ARC[2]])
+    ids = [[item.id for item in Knowledge(benchmark="arc_easy", files=file).items(subject)] for file in (arc, other)]
+    assert [a == b for a, b in zip(*ids, strict=False)] == [False, True, True]
+
+
+def test_a_group_comes_from_a_folder_with_a_file_for_each_of_its_tasks(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject.nlls = lambda what, sequences: np.array([1.0, 2, 2, 2] * (len(sequences) // 4))  # type: ignore[assignment,method-assign]
+    for name in task_manager().all_subtasks:
+        choices = dict(zip("ABCD", "一二三四", strict=True))
+        rows = [{"question": f"題{i} {name}", **choices, "answer": "AB"[i % 2]} for i in range(3)]
+        if name.startswith("ceval-valid_"):
+            write(tmp_path / f"{name}.jsonl", rows)
+    task = Knowledge(benchmark="ceval_zhtw", files=str(tmp_path), limit=2, num_fewshot=1)
+    task.check()
+    items = task.items(subject)
+    assert len({item.id for item in items}) == len(items) == 52 * 2
+    assert task.metrics(items)["acc"].value == 0.5
+    asked = task._tasks["ceval-valid_law"].instances[0].args[0]
+    description, example, question = asked.split("\n\n")
+    assert description == "請從下列單選題的選項中選出正確的答案。"
+    assert example.startswith("題1 ceval-valid_law\nA. 一\n")
+    assert question.startswith("題0 ceval-valid_law\nA. 一\n")
+    (tmp_path / "ceval-valid_law.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no file of ceval-valid_law in it\. Put ceval-valid_law\.jsonl"):
+        Knowledge(benchmark="ceval_zhtw", files=str(tmp_path)).check()
 
 
 BROKEN = {
@@ -269,6 +364,7 @@ BROKEN = {
     "a group": ("mmlu", ARC, {}, "mmlu: it is a group"),
     "no benchmark": ("arc_eazy", ARC, {}, "arc_eazy: .*no such benchmark. Did you mean one of arc_easy"),
     "fixed examples": ("truthfulqa_mc1", TRUTHFUL, {"num_fewshot": 2}, "num_fewshot: truthfulqa_mc1 has no examples"),
+    "none": ("arc_easy", ARC, {"limit": 0}, "limit: 0 documents are none"),
     "few rows": ("arc_easy", ARC, {"num_fewshot": 4}, "arc.jsonl: its 4 rows do not give 4 examples"),
     "likeliest token": ("lambada_openai", [{"text": "the miller sleeps"}], {}, "lambada_openai: its metrics .*acc"),
 }
@@ -332,7 +428,7 @@ def test_a_group_has_metrics_over_all_and_for_each_group_inside(
     task = Knowledge(benchmark="mmlu")
     items = task.items(subject)
     assert len({item.id for item in items}) == len(items) == 57 * 2
-    assert next(item for item in items if item.id == "mmlu_astronomy/1").values == {"acc": False}
+    assert next(item for item in items if item.id.startswith("mmlu_astronomy/1 ")).values == {"acc": False}
     metrics = task.metrics(items)
     groups = ("stem", "other", "social_sciences", "humanities")
     assert set(metrics) == {"acc", *(f"acc/mmlu_{group}" for group in groups)}

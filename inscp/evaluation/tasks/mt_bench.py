@@ -9,6 +9,7 @@ from typing import Any
 from inscp.data.rows import Row
 from inscp.errors import UserError
 from inscp.evaluation.judge import Case, Exchange, Judge, Verdict, compare, grade
+from inscp.evaluation.language import primary
 from inscp.evaluation.prompts import field_of, read_table, spread, text_of
 from inscp.evaluation.results import Item, items_folder, read_items
 from inscp.evaluation.server import Chat, Server
@@ -181,14 +182,9 @@ def _graded(grades: Sequence[Verdict], category: str, language: str) -> dict[str
     }
     if len(values) == len(grades):
         score = sum(values.values()) / len(grades)
-        told = {_primary(verdict["language"]) for verdict in grades}
-        values |= {"score": score, f"score/{category}": score, "in_language": told == {_primary(language)}}
+        told = {primary(verdict["language"]) for verdict in grades}
+        values |= {"score": score, f"score/{category}": score, "in_language": told == {primary(language)}}
     return values
-
-
-def _primary(tag: str) -> str:
-    """`zh-TW` -> `zh`"""
-    return tag.replace("_", "-").split("-")[0].lower()
 
 
 def _compared(orders: Sequence[Verdict]) -> dict[str, bool | float]:

@@ -22,7 +22,7 @@ from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.model.export import read_origin
-from inscp.pretrained import longest_input
+from inscp.pretrained import longest_input, resolve
 from inscp.records import IGNORED, Generation, Prompt, TokenSequence, Turn
 
 
@@ -46,6 +46,7 @@ class Retention(Task):
 
     source = "arXiv 2405.20175"
     licence = "CC0-1.0"
+    needs_likelihoods = True
 
     held_out: dict[str, str] = field(default_factory=dict)
     prompts: str | None = None
@@ -55,7 +56,11 @@ class Retention(Task):
     max_new_tokens: int = 128
 
     def check(self) -> None:
+        if not (self.held_out or self.prompts):
+            raise UserError("Retention", "neither held_out nor prompts is given", "Give one of them.")
         self._questions()
+        if self.original:
+            resolve(self.original)
         for path in self.held_out.values():
             list(read_records(Source(path), "error", ReadReport()))
 

@@ -1,7 +1,8 @@
 """ToxiGen (arXiv 2203.09509): the share of generations that a classifier calls toxic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class ToxiGen(Prompted):
 
     def check(self) -> None:
         super().check()
-        resolve(self.classifier)
+        self._label()
 
     def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
         toxic = self._toxic([answer.response for answer in answers])
@@ -52,11 +53,7 @@ class ToxiGen(Prompted):
     @torch.inference_mode()
     def _toxic(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text is toxic; one without words is not."""
-        model, tokenizer = self._load()
-        label = model.config.label2id.get(self.toxic_label, self.toxic_label)
-        if label not in model.config.id2label:
-            known = ", ".join(map(str, model.config.id2label.values()))
-            raise UserError("toxic_label", f"{self.classifier} has no {self.toxic_label}", f"Give one of: {known}.")
+        (model, tokenizer), label = self._load(), self._label()
         longest = min(tokenizer.model_max_length, model.config.max_position_embeddings - 2)
         said, found = [place for place, text in enumerate(texts) if words(text)], [False] * len(texts)
         for start in range(0, len(said), _BATCH):
@@ -67,13 +64,34 @@ class ToxiGen(Prompted):
                 found[place] = likeliest == label
         return found
 
+    def _label(self) -> int:
+        """The number of the label for toxic text, by the classifier's configuration alone."""
+        from transformers import AutoConfig
+
+        path, revision = resolve(self.classifier)
+        config = self._loaded(lambda: AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False))
+        label = config.label2id.get(self.toxic_label, self.toxic_label)
+        if label not in config.id2label:
+            known = ", ".join(map(str, config.id2label.values()))
+            raise UserError("toxic_label", f"{self.classifier} has no {self.toxic_label}", f"Give one of: {known}.")
+        return int(label)
+
     def _load(self) -> tuple[Any, Any]:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         path, revision = resolve(self.classifier)
+        options = {"revision": revision, "trust_remote_code": False}
+        make = partial(AutoModelForSequenceClassification.from_pretrained, path, output_loading_info=True, **options)
+        model, found = self._loaded(make)
+        if found["missing_keys"]:  # transformers would make them up
+            what = f"it has no {min(found['missing_keys'])}, so it is no classifier"
+            raise UserError(self.classifier, what, "Name a sequence classifier.")
+        tokenizer = self._loaded(lambda: AutoTokenizer.from_pretrained(path, **options))
+        return model.eval().to(best_device()), tokenizer
+
+    def _loaded(self, load: Callable[[], Any]) -> Any:
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, trust_remote_code=False)
-            return model.eval().to(best_device()), AutoTokenizer.from_pretrained(path, revision=revision)
+            return load()
         except (OSError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             mend = "Check the name and the network, or name a classifier in a folder."
