@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from corpus import write_corpus
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from processes import Command, run
 
 from inscp.__main__ import main
 
@@ -58,31 +57,19 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) ->
 
 
 @pytest.fixture(scope="module")
-def ran(project: Path) -> subprocess.CompletedProcess[str]:
-    return experiment("run", "arms", cwd=project)
-
-
-def experiment(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=600, env=environment())
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "inscp", "experiment", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+def ran(project: Path) -> str:
+    """What was complained while the study ran; one of its arms fails."""
+    process = Command("experiment", "run", "arms", cwd=project)
+    assert process.wait(timeout=600) == 1
+    return process.stderr
 
 
 def files(project: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in project.glob("outputs/experiments/arms/*/**/*") if path.is_file()}
 
 
-def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(
-    project: Path, ran: subprocess.CompletedProcess[str]
-) -> None:
-    assert ran.returncode == 1
-    last = ran.stderr.splitlines()[-1]
+def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path, ran: str) -> None:
+    last = ran.splitlines()[-1]
     assert last.startswith("error: 1 of 4 runs failed: broken, zh-TW, 1,000 tokens, seed 0: fit ended with status 2")
     assert "nowhere.jsonl: no such file" in last
     measured = [
@@ -92,7 +79,7 @@ def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(
 
 
 def test_what_is_done_is_not_done_again(
-    project: Path, ran: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, ran: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(project)
     before = files(project)
@@ -105,21 +92,21 @@ def test_what_is_done_is_not_done_again(
     assert "to be run" in printed
 
 
-def test_one_mlflow_run_holds_those_of_all_arms(project: Path, ran: object) -> None:
+def test_one_mlflow_run_holds_those_of_all_arms(project: Path, ran: str) -> None:
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("arms").experiment_id])
-    by_name: dict[str, Run] = {run.info.run_name: run for run in runs}
+    found = client.search_runs([client.get_experiment_by_name("arms").experiment_id])
+    by_name: dict[str, Run] = {one.info.run_name: one for one in found}
     parent = by_name.pop("arms")
     assert parent.data.tags["mlflow.note.content"] == "Which arm ends its turns?"
     assert set(by_name) >= {"instruct, zh-TW", "InsCP, zh-TW, 1,000 tokens, seed 0"}
-    assert {run.data.tags["mlflow.parentRunId"] for run in by_name.values()} == {parent.info.run_id}
+    assert {one.data.tags["mlflow.parentRunId"] for one in by_name.values()} == {parent.info.run_id}
     trained = by_name["InsCP, zh-TW, 1,000 tokens, seed 0"]
     assert {"arm": "InsCP", "language": "zh-TW", "budget": "1000", "seed": "0"}.items() <= trained.data.tags.items()
     assert {"eval/language/zh-TW/ended", "train/loss", "cost/training/flops"} <= set(trained.data.metrics)
 
 
 def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
-    project: Path, ran: object, monkeypatch: pytest.MonkeyPatch
+    project: Path, ran: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
     assert main(["experiment", "report", "arms"]) == 0
@@ -144,13 +131,13 @@ def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, ti
     longer = "InsCP: {fit: {data.token_budget: 40000, checkpoint.every_n_steps: 2}}"
     text = STUDY.replace("InsCP: {fit: {}}", longer).replace("evaluate: [tasks.yaml]", "evaluate: []")
     (tmp_path / "arms" / "experiment.yaml").write_text(text.replace("budgets: [1000]", ""))
-    line = command("run", "arms", "--only", "InsCP*", "--out", "out")
-    with subprocess.Popen(line, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL) as process:
-        wait_for(tmp_path, "out/arms/*/*/*/checkpoints/step-*/whole.json")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=120) == 75
+    line = ("experiment", "run", "arms", "--only", "InsCP*", "--out", "out")
+    process = Command(*line, cwd=tmp_path)
+    wait_for(tmp_path, "out/arms/*/*/*/checkpoints/step-*/whole.json")
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 75
     assert not list(tmp_path.glob("out/arms/*/*/*/model"))
-    assert experiment(*line[4:], cwd=tmp_path).returncode == 0
+    run(*line, cwd=tmp_path)
     assert len(list(tmp_path.glob("out/arms/*/*/*/model"))) == 1
     [log] = tmp_path.glob("out/arms/*/fit.log")
     assert log.read_text().count("no checkpoint yet") == log.read_text().count("going on from ") == 1
