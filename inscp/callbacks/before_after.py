@@ -44,9 +44,9 @@ class BeforeAfter(Callback):
         self.folder = Path()
         self._before: dict[str, dict[str, float]] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if self._prompts and trainer.is_global_zero and not trainer.ckpt_path:  # which brings what was measured
+        if self._prompts and trainer.is_global_zero and not self._before:  # which a checkpoint has brought by now
             self._before = self._measure(trainer, pl_module.pretrained, "before")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

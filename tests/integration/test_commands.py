@@ -89,13 +89,14 @@ def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Pa
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> None:
-    changes = ["--before_after.prompts", "null", "--mlflow.experiment", "resumed"]
-    changes += ["--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "99"]
+    changes = ["--mlflow.experiment", "resumed", "--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "99"]
     whole = run("fit", "--config", config.name, *changes, "--checkpoint.dirpath", "kept", cwd=config.parent)
     again = ["--ckpt_path", "kept/step-00000004", "--checkpoint.dirpath", "kept_again"]
     resumed = run("fit", "--config", config.name, *changes, *again, cwd=config.parent)
-    table = re.compile(r"held perplexity.*")
+    table = re.compile(r"(?s)before +after.*held perplexity[^\n]*")
     assert table.findall(resumed.stdout) == table.findall(whole.stdout) != []
+    asked = [done.stderr.count("before training: asking") for done in (whole, resumed)]
+    assert asked == [2, 0]  # a checkpoint brings what the original answered
     client = MlflowClient(f"sqlite:///{config.parent}/mlflow.db")
     [found] = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])  # one run for both
     assert found.info.status == "FINISHED"
