@@ -73,7 +73,8 @@ class TrainingCost(Callback):
         self._stop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cost": self.cost.plain() if self.cost else None}
+        cost = self.cost
+        return {"cost": cost.plain() if cost else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._earlier = Cost(**state_dict["cost"]) if state_dict["cost"] else None
