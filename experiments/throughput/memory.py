@@ -85,6 +85,7 @@ def main() -> None:
                 print(f"{checkpointing}, {what}, {length} tokens: {curve[length]:.2f} GiB", file=sys.stderr, flush=True)
     print("| activation_checkpointing | " + " | ".join(f"{length:,}" for length in given.lengths) + " |")
     print("|---" * (1 + len(given.lengths)) + "|")
+    found = {name: curve for name, curve in found.items() if curve}
     for name, curve in found.items():
         cells = (f"{curve[length]:.2f}" if length in curve else "" for length in given.lengths)
         print(f"| {name} | " + " | ".join(cells) + " |")
