@@ -3,7 +3,7 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
-from inscp.callbacks.progress import duration
+from inscp.callbacks.plain_lines import duration
 from inscp.commands.parser import Parser, call
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError

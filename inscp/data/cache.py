@@ -109,6 +109,9 @@ def cached_rows(
 @contextmanager
 def _libraries_left_out_of_collections() -> Iterator[None]:
     """Python's garbage collector would go through every object of torch and transformers after each few batches."""
+    if gc.get_freeze_count():  # the command line leaves them out for good
+        yield
+        return
     gc.freeze()
     try:
         yield

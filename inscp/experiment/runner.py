@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from inscp.callbacks.mlflow_run import MLflowRun
 from inscp.callbacks.pieces import End, Start
-from inscp.callbacks.progress import duration
+from inscp.callbacks.plain_lines import duration
 from inscp.callbacks.tracking import Tracking
 from inscp.errors import RunError, Stopped
 from inscp.experiment.configuration import Config, changed
