@@ -83,7 +83,7 @@ class _Layout:
 
 
 _LAYOUTS = (
-    _Layout("Language alignment (Table 1)", "LanguageAlignment", r"(?P<p>[^/]+)/answered_in/(?P<a>.+)",
+    _Layout("Language alignment (Table 1)", "LanguageAlignment", r"(?P<p>[^/]+)/answered_in/(?P<a>(?!other$).+)",
             "{p} prompt: {a}"),
     _Layout("What the answers are like", "LanguageAlignment", r"(?P<p>[^/]+)/(?P<m>.+)", "{p}: {m}"),
     _Layout("Reliability (Table 2)", "Knowledge", r"(?P<m>mc[12])", "{task} {m}"),
