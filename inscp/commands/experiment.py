@@ -4,16 +4,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from inscp.callbacks.plain_lines import duration
+from inscp.callbacks.tracking import Tracking
 from inscp.commands.parser import Parser, call
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
+from inscp.experiment.configuration import read_configs
 from inscp.experiment.costs import Forecast
 from inscp.experiment.jobs import Scheduler, write_jobs
 from inscp.experiment.page import HTML, MARKDOWN
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner, parent_run, place
-from inscp.experiment.study import FILE, Run, Study, study_name
+from inscp.experiment.study import FILE, Arm, Language, Run, Study, study_name
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -82,7 +84,14 @@ def read_study(folder: Path) -> Study:
         raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
     parser = Parser(prog="python -m inscp experiment run")
     parser.add_class_arguments(Study)
-    study = Study(**parser.instantiate(parser.parse_path(str(file))))
+    parser.parse_path(str(file))  # whose complaints name the key; it would make objects of the classes that arms name
+    given = read_configs([str(file)])
+    made = {
+        "arms": {name: Arm(**arm) for name, arm in given["arms"].items()},
+        "languages": {name: Language(**language) for name, language in given["languages"].items()},
+        "mlflow": Tracking(**given.get("mlflow", {})),
+    }
+    study = Study(**(given | made))
     study.check()
     return study
 

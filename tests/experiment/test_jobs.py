@@ -48,7 +48,11 @@ def test_the_slurm_job_ends_as_the_run_does_and_is_queued_again_at_75(
     status: int, requeued: bool, runs: list[Run], tmp_path: Path
 ) -> None:
     write_jobs("slurm", runs, "study", "out", 1, tmp_path)
-    told = "trap 'sleep 0.2; exit 75' USR1; kill -USR1 $PPID; sleep 5 & wait" if status == 75 else f"exit {status}"
+    told = (
+        "trap 'sleep 0.2; exit 75' USR1; sleep 0.3; kill -USR1 $PPID; sleep 5 & wait"
+        if status == 75
+        else f"exit {status}"
+    )
     for name, body in {"python": told, "scontrol": 'echo "$@" > queued'}.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
