@@ -36,7 +36,7 @@ def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str = _ML
 
     Args:
         runs: results files of `evaluate`, or ids of MLflow runs that were evaluated.
-        out: a new folder for a report of all of them: tables and plots as Markdown, PNG and one HTML page.
+        out: a folder for a report of all of them: tables and plots as Markdown, PNG and one HTML page.
         tracking_uri: where the MLflow runs are.
     """
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,7 +1,9 @@
 """`experiment`: a whole study, run and reported by its folder."""
 
+from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any, TypeVar
 
 from inscp.callbacks.plain_lines import duration
 from inscp.callbacks.tracking import Tracking
@@ -13,9 +15,12 @@ from inscp.experiment.configuration import read_configs
 from inscp.experiment.costs import Forecast
 from inscp.experiment.jobs import Scheduler, write_jobs
 from inscp.experiment.page import HTML, MARKDOWN
+from inscp.experiment.parent import ParentRun
 from inscp.experiment.report import study_page
-from inscp.experiment.runner import Runner, parent_run, place
+from inscp.experiment.runner import Runner, place
 from inscp.experiment.study import FILE, Arm, Language, Run, Study, study_name
+
+T = TypeVar("T")
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -46,7 +51,10 @@ def run_study(
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
     runs, outputs = _chosen(study.runs(), only), Path(out) / name
+    if jobs and dry_run:
+        raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     if jobs:
+        ParentRun(study.mlflow, name, study.question).begin()  # which the jobs find
         todo = [run for run in runs if not place(run, outputs).is_done]
         print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, outputs / 'jobs')}")
         return
@@ -67,9 +75,8 @@ def report_study(folder: str, out: str = "outputs/experiments") -> None:
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
     into = Path(out) / name / "report"
-    study_page(study, name, Path(out) / name, into).write(into)
-    if study.mlflow.enabled:
-        parent_run(study.mlflow, name, study.question).keep_files(into, "report")
+    study_page(study, folder, Path(out) / name, into).write(into)
+    ParentRun(study.mlflow, name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
 
 
@@ -84,22 +91,44 @@ def read_study(folder: Path) -> Study:
         raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
     parser = Parser(prog="python -m inscp experiment run")
     parser.add_class_arguments(Study)
-    parser.parse_path(str(file))  # whose complaints name the key; it would make objects of the classes that arms name
     given = read_configs([str(file)])
-    made = {
-        "arms": {name: Arm(**arm) for name, arm in given["arms"].items()},
-        "languages": {name: Language(**language) for name, language in given["languages"].items()},
-        "mlflow": Tracking(**given.get("mlflow", {})),
+    arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
+    languages = {
+        tag: _section(Language, f"languages.{tag}", language)
+        for tag, language in _mapping("languages", given.get("languages")).items()
     }
-    study = Study(**(given | made))
+    # The parser would make objects of the classes that arms name, so it sees the rest alone.
+    rest = parser.parse_object(given | {"arms": {}, "languages": {}})
+    values = {name: rest[name] for name in ("question", "fit", "evaluate", "seeds", "budgets", "reference")}
+    study = Study(**values, arms=arms, languages=languages, mlflow=Tracking(**vars(rest.mlflow)))
     study.check()
     return study
+
+
+def _section(kind: type[T], where: str, given: Any) -> T:
+    """An object of what a section holds.
+
+    Raises:
+        UserError: it is none, or has a key that the object does not.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := next((key for key in _mapping(where, given) if key not in known), None):
+        raise UserError(f"{where}.{unknown}", "no such key", f"There are: {', '.join(known)}.")
+    return kind(**given)
+
+
+def _mapping(where: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise UserError(where, "it is no section of keys", "Write {KEY: VALUE, …}.")
+    return given
 
 
 def _chosen(runs: list[Run], only: str | None) -> list[Run]:
     if only is None:
         return runs
-    chosen = [run for run in runs if fnmatch(run.title, only) or fnmatch(run.name, only)]
+    chosen = [
+        run for run in runs if only in (run.title, run.name) or fnmatch(run.title, only) or fnmatch(run.name, only)
+    ]
     if not chosen:
         raise UserError("--only", f"no run is like {only}", f"There are: {'; '.join(run.title for run in runs)}.")
     return list({one.name: one for run in chosen for one in run.lineage}.values())
@@ -113,7 +142,7 @@ def _list(runs: list[Run], out: Path) -> None:
     for at in places:
         run = at.run
         state = "done" if at.is_done else "to be measured" if at.model and run.evaluate else "to be run"
-        seconds = 0.0 if at.is_done else forecast.seconds(run)
+        seconds = 0.0 if at.is_done else forecast.seconds(at)
         left += seconds or 0.0
         time = "" if at.is_done else "?" if seconds is None else duration(seconds)
         tokens = f"{run.budget:,}" if run.fit is not None and run.budget else ""

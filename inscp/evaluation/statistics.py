@@ -69,15 +69,15 @@ def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metr
 
 
 def _resampled(statistic: Statistic, samples: Sequence[np.ndarray]) -> np.ndarray:
-    scipy_stats = _scipy_stats()
-    result = scipy_stats.bootstrap(
+    result = scipy_stats().bootstrap(
         samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
         batch=max(1, _AT_ONCE // len(samples[0])), rng=np.random.default_rng(0),
     )  # fmt: skip
     return np.asarray(result.bootstrap_distribution)
 
 
-def _scipy_stats() -> Any:
+def scipy_stats() -> Any:
+    """scipy's distributions and tests, imported when they are needed."""
     try:
         from scipy import stats
     except ImportError as error:
@@ -137,4 +137,4 @@ def _difference(name: str, pairs: Sequence[tuple[Item, Item]]) -> Difference:
 
 def mcnemar(lost: int, won: int) -> float:
     """The exact two-sided p of `lost` against `won` among items on which two models differ."""
-    return float(_scipy_stats().binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+    return float(scipy_stats().binomtest(lost, lost + won).pvalue) if lost + won else 1.0

@@ -11,7 +11,6 @@ import yaml
 
 from inscp.errors import UserError
 from inscp.paths import local_path
-from inscp.pretrained import weights_fingerprint
 
 Config = dict[str, Any]
 
@@ -23,7 +22,7 @@ def read_configs(paths: Sequence[str]) -> Config:
         UserError: one is not there, or no YAML mapping.
     """
     whole: Config = {}
-    for path in paths:
+    for path in paths or ():
         try:
             config = yaml.safe_load(Path(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -43,7 +42,7 @@ def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
     """
     result = dict(base)
     for dotted, value in changes.items():
-        *sections, key = dotted.split(".")
+        *sections, key = str(dotted).split(".")
         change = {key: value}
         for section in reversed(sections):
             change = {section: change}
@@ -64,6 +63,18 @@ def _is_another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return "class_path" in new and old.get("class_path") != new["class_path"]
 
 
+def without(config: Mapping[str, Any], *dotted: str) -> Config:
+    """`config` without some of its keys, and without sections that have no other."""
+    result = dict(config)
+    for name in dotted:
+        section, _, key = name.partition(".")
+        if key and isinstance(result.get(section), Mapping):
+            result[section] = without(result[section], key)
+        if not key or not result.get(section):
+            result.pop(section, None)
+    return result
+
+
 def digest(*parts: Any) -> str:
     """Of plain values, and of the contents of every file and folder that a text in them names."""
     found = [json.dumps(parts, sort_keys=True, default=str)]
@@ -71,12 +82,16 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b("\n".join(found).encode(), digest_size=16).hexdigest()
 
 
+_NO_PATHS = ("class_path", "language", "languages")
+"""Keys of texts that name no file, whatever lies in the current folder."""
+
+
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
+        for key, inner in value.items():
+            yield from () if key in _NO_PATHS else _texts(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner)
@@ -84,17 +99,17 @@ def _texts(value: Any) -> Iterator[str]:
 
 @cache
 def _contents(text: str) -> str:
-    """A digest of what a path holds; empty for any other text."""
-    if not text or len(text) > 4096 or "\n" in text:
+    """A digest of what a path holds, every file whole; empty for any other text."""
+    try:
+        path = local_path(text)
+        if not text or not path.exists():
+            return ""
+    except (OSError, RuntimeError, ValueError):  # too long, or nobody's home
         return ""
-    path = local_path(text)
-    if (path / "config.json").is_file():
-        return weights_fingerprint(text)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     whole = hashlib.blake2b(digest_size=16)
-    for file in files:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb") as opened:
                 inner = hashlib.file_digest(opened, "blake2b").digest()
             whole.update(str(file.relative_to(path)).encode() + inner)
-    return whole.hexdigest() if path.exists() else ""
+    return whole.hexdigest()

@@ -13,7 +13,6 @@ from inscp.errors import UserError
 from inscp.evaluation.results import Results
 from inscp.experiment.page import Grid
 from inscp.experiment.runner import Place
-from inscp.experiment.study import Run
 from inscp.model.device import best_device
 from inscp.model.export import read_origin
 from inscp.model.precision import inference_dtype
@@ -26,7 +25,8 @@ _MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
 
 def training_cost(at: Place) -> Cost | None:
     """Of all the trainings behind a model; None where none was counted."""
-    origin = read_origin(at.model) if at.model else None
+    is_made = at.run.fit is not None or at.run.merge is not None
+    origin = read_origin(at.model) if is_made and at.model else None
     found = [Cost(**stage.cost) for stage in (origin.stages if origin else []) if stage.cost]
     return reduce(add, found) if found else None
 
@@ -46,14 +46,22 @@ def cost_grids(rows: Mapping[str, Sequence[Place]]) -> list[Grid]:
     every = [cost for costs in trained.values() for cost in costs]
     known = [name for name in _MEASURES if all(getattr(cost, name) is not None for cost in every)]
     means = {row: {name: fmean(getattr(c, name) for c in costs) for name in known} for row, costs in trained.items()}
-    heads = [f"money, {every[0].currency}" if name == "money" else name.replace("_", " ") for name in known]
-    energy = f", energy {every[0].energy_from}" if every[0].energy_from else ""
-    note = f"All trainings behind the model, evaluation left out; on {every[0].device}{energy}."
-    measured = [[row, *map(_number, of.values())] for row, of in means.items()]
+    currencies, devices, energies = (
+        "; ".join(dict.fromkeys(getattr(cost, name) for cost in every if getattr(cost, name)))
+        for name in ("currency", "device", "energy_from")
+    )
+    heads = [f"money, {currencies}" if name == "money" else name.replace("_", " ") for name in known]
+    note = f"All trainings behind the model; on {devices}" + (f", energy {energies}." if energies else ".")
+    measured = [[row, *map(_number, of.values()), _evaluation_hours(rows[row])] for row, of in means.items()]
     return [
-        Grid("What the training cost", note, ["", *heads], measured),
+        Grid("What the training cost", note, ["", *heads, "and evaluation, device hours"], measured),
         _projected({row: of["tokens"] for row, of in means.items()}),
     ]
+
+
+def _evaluation_hours(places: Sequence[Place]) -> str:
+    found = [cost.device_hours for at in places if (cost := evaluation_cost(at))]
+    return _number(fmean(found)) if found else "–"
 
 
 def _projected(tokens: Mapping[str, float]) -> Grid:
@@ -96,15 +104,19 @@ class Forecast:
     def knows_evaluations(self) -> bool:
         return self._evaluation is not None
 
-    def seconds(self, run: Run) -> float | None:
-        """Of its training and, where one is done, its evaluation; None where nobody knows its tokens."""
-        training = 0.0
-        if run.fit is not None:
+    def seconds(self, at: Place) -> float | None:
+        """Of what is left of a run: its training and, where one is done, its evaluation; None where nobody knows."""
+        run, training = at.run, 0.0
+        if run.evaluate and self._evaluation is None and (at.model or run.fit is None):
+            return None
+        if run.fit is not None and at.model is None:
             if run.budget is None:
                 return None
             if self._second_a_token is None:
                 self._second_a_token = _second_a_token(run.original)
             training = run.budget * self._second_a_token
+            if not training:
+                return None
         return training + (self._evaluation or 0.0) * bool(run.evaluate)
 
 

@@ -1,7 +1,8 @@
 """A metric over several seeds, and how it differs between two arms: intervals over seeds and items.
 
-Both are drawn again (Efron and Tibshirani 1993, chapter 8): the seeds, and the items that all seeds and both arms were
-asked. A mean over items is then a product of a matrix of counts with a matrix of values, for all resamples at once.
+Items are drawn again (a bootstrap), which as a product of a matrix of counts with a matrix of values is done for all
+resamples at once. Of seeds there are too few for that: theirs is the variance between them, with as many degrees of
+freedom as there are seeds less one, so that two seeds that disagree say little.
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from inscp.evaluation.results import Item, Metric
-from inscp.evaluation.statistics import Difference
+from inscp.evaluation.statistics import Difference, scipy_stats
 from inscp.records import wilson
 
 _RESAMPLES = 2000
@@ -53,59 +54,111 @@ def _sample(seeds: Sequence[Mapping[str, Item]], ids: Sequence[str], metric: str
 
 def mean(sample: Sample) -> Metric:
     """Over items and seeds, with a 95 % interval; of a share never narrower than one seed's items would give."""
-    value = float(_means(sample, np.ones((1, sample.values.shape[1])), None)[0])
     n = int((sample.weights > 0).any(0).sum())
+    value = float(np.nanmean(_of_seeds(sample, _once(sample))[0]))
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    low, high = _interval(_resampled([sample])[0])
-    if sample.is_share:  # of which all or none are drawn alike, as if that were certain
-        least, most = wilson(value, n)
-        low, high = min(low, least), max(high, most)
+    spread = _spread(_of_seeds(sample, _drawn(sample)), _of_seeds(sample, _once(sample))[0], n)
+    low, high = value - spread.half_width, value + spread.half_width
+    if sample.is_share:
+        least, most = wilson(value, n)  # where all items say the same, what is drawn does, as if that were certain
+        low, high = max(0.0, min(low, least)), min(1.0, max(high, most))
     return Metric(value, (low, high), n)
 
 
-def difference(before: Sample, after: Sample) -> Difference:
-    """How a metric changes between two arms, paired by item, and by seed where both have as many."""
-    ones = np.ones((1, before.values.shape[1]))
-    one, other = (float(_means(sample, ones, None)[0]) for sample in (before, after))
+def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
+    """How a metric changes between two arms, paired by item.
+
+    Args:
+        before, after: over the same items.
+        same_seeds: pair the seeds too, which are the same ones in the same order.
+    """
+    old, new = (_of_seeds(sample, _once(sample))[0] for sample in (before, after))
+    one, other = float(np.nanmean(old)), float(np.nanmean(new))
     n = int(((before.weights > 0).any(0) & (after.weights > 0).any(0)).sum())
     if n < 2:
         return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan)
-    drawn = _resampled([before, after])
-    changes = drawn[1] - drawn[0]
-    tails = min(np.sum(changes <= 0), np.sum(changes >= 0))
-    p = min(1.0, 2 * (1 + float(tails)) / (len(changes) + 1))
-    return Difference(one, other, Metric(other - one, _interval(changes), n), p)
+    counts = _drawn(before)
+    if same_seeds:
+        spread = _spread(_of_seeds(after, counts) - _of_seeds(before, counts), new - old, n)
+    else:
+        resampled = _means(_of_seeds(after, counts)) - _means(_of_seeds(before, counts))
+        spread = _Spread(float(np.nanvar(resampled)), n - 1, *_seeds_variance(old, new))
+    change = other - one
+    interval = (change - spread.half_width, change + spread.half_width)
+    return Difference(one, other, Metric(change, interval, n), spread.p(change))
 
 
-def _resampled(arms: Sequence[Sample]) -> list[np.ndarray]:
-    """The mean of each arm in each resample; the same items in all, and the same seeds where there are as many."""
-    rng = np.random.default_rng(0)
-    n_items = arms[0].values.shape[1]
-    counts = rng.multinomial(n_items, np.full(n_items, 1 / n_items), _RESAMPLES).astype(np.float64)
-    n_seeds = {len(arm.values) for arm in arms}
-    drawn = {n: rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(np.float64) for n in sorted(n_seeds)}
-    return [_means(arm, counts, drawn[len(arm.values)]) for arm in arms]
+@dataclass(frozen=True)
+class _Spread:
+    """Two sources of error of a mean: which items were asked, and which seeds were drawn.
+
+    Attributes:
+        items, seeds: variances of the mean.
+        items_freedom, seeds_freedom: degrees of freedom of the two.
+    """
+
+    items: float
+    items_freedom: float
+    seeds: float
+    seeds_freedom: float
+
+    @property
+    def _freedom(self) -> float:
+        """Of the sum of both (Satterthwaite 1946)."""
+        parts = [(self.items, self.items_freedom), (self.seeds, self.seeds_freedom)]
+        below = sum(variance**2 / freedom for variance, freedom in parts if variance)
+        return (self.items + self.seeds) ** 2 / below if below else 1.0
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % interval."""
+        return float(scipy_stats().t.ppf(0.975, self._freedom) * math.sqrt(self.items + self.seeds))
+
+    def p(self, change: float) -> float:
+        """Two-sided, of no change."""
+        error = math.sqrt(self.items + self.seeds)
+        return float(2 * scipy_stats().t.sf(abs(change) / error, self._freedom)) if error else float(change == 0)
 
 
-def _means(sample: Sample, counts: np.ndarray, seeds: np.ndarray | None) -> np.ndarray:
-    """float64 [R]: the mean over seeds of the weighted means over items.
+def _spread(resampled: np.ndarray, of_seeds: np.ndarray, n: int) -> _Spread:
+    """Of the mean over seeds.
 
     Args:
-        sample: S seeds, n items.
-        counts: [R, n]; how often each item was drawn.
-        seeds: [R, S]; how often each seed was; None takes each once.
+        resampled: [R, S]; each seed's value in each resample of the items.
+        of_seeds: [S]; each seed's value.
+        n: items.
     """
+    return _Spread(float(np.nanvar(_means(resampled))), n - 1, *_seeds_variance(of_seeds))
+
+
+def _seeds_variance(*arms: np.ndarray) -> tuple[float, float]:
+    """Variance of the (difference of) means that comes from the seeds, and its degrees of freedom."""
+    found = [of[~np.isnan(of)] for of in arms]
+    several = [of for of in found if len(of) > 1]
+    return sum(float(of.var(ddof=1)) / len(of) for of in several), sum(len(of) - 1 for of in several) or 1
+
+
+def _means(of_seeds: np.ndarray) -> np.ndarray:
+    """float64 [R]: over the seeds that have a value."""
+    known = ~np.isnan(of_seeds)
+    count = known.sum(1)
+    total = np.where(known, of_seeds, 0.0).sum(1)
+    return np.divide(total, count, where=count > 0, out=np.full(len(count), np.nan))
+
+
+def _once(sample: Sample) -> np.ndarray:
+    return np.ones((1, sample.values.shape[1]))
+
+
+def _drawn(sample: Sample) -> np.ndarray:
+    """float64 [R, n]: how often each item is drawn in each resample, the same for all arms."""
+    n = sample.values.shape[1]
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(np.float64)
+
+
+def _of_seeds(sample: Sample, counts: np.ndarray) -> np.ndarray:
+    """float64 [R, S]: each seed's weighted mean over the items, as often as they count; NaN where none has a weight."""
     weighed = counts @ sample.weights.T
-    of_seeds = np.divide(counts @ (sample.values * sample.weights).T, weighed, where=weighed > 0,
-                         out=np.full_like(weighed, np.nan))  # fmt: skip
-    times = np.where(np.isnan(of_seeds), 0.0, 1.0 if seeds is None else seeds)
-    total = times.sum(1)
-    return np.divide(np.nansum(of_seeds * times, axis=1), total, where=total > 0, out=np.full(len(total), np.nan))
-
-
-def _interval(drawn: np.ndarray) -> tuple[float, float]:
-    if np.isnan(drawn).all():
-        return math.nan, math.nan
-    low, high = np.nanpercentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
+    return np.divide(counts @ (sample.values * sample.weights).T, weighed, where=weighed > 0,
+                     out=np.full_like(weighed, np.nan))  # fmt: skip

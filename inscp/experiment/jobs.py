@@ -36,7 +36,7 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, out: str, 
     template = environment.from_string(files(__package__).joinpath(f"jobs/{scheduler}.jinja").read_text("utf-8"))
     submit = ["#!/usr/bin/env bash", "set -euo pipefail"]
     for number, run in enumerate(runs):
-        arguments = ["experiment", "run", study, "--out", out, "--only", run.name]
+        arguments = ["experiment", "run", study, "--out", out, "--only", run.title]
         file = folder / f"{run.name}{_SUFFIXES[scheduler]}"
         text = template.render(
             title=run.title,

@@ -85,7 +85,7 @@ class Page:
 def grids(table: Table, reference: str) -> list[Grid]:
     """A table, and beside it how its rows differ from the reference."""
     seeds = max((len(cell.seeds) for cells in table.rows.values() for cell in cells if cell), default=1)
-    over = f"Means over {seeds} seeds; " if seeds > 1 else ""
+    over = f"Means over up to {seeds} seeds; " if seeds > 1 else ""
     note = f"{over}95 % intervals in brackets" + (", over seeds and items." if seeds > 1 else ".")
     labels = [column.label for column in table.columns]
     found = [_grid(table.title, note, labels, {row: list(map(shown, cells)) for row, cells in table.rows.items()})]

@@ -1,26 +1,32 @@
 """The report of a study: one section a language, the arms side by side, and what they cost."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from inscp.errors import UserError
+from inscp.evaluation.results import Results
 from inscp.experiment import plots
 from inscp.experiment.costs import cost_grids
 from inscp.experiment.histories import Curve, curves
 from inscp.experiment.page import Page, Section, grids
 from inscp.experiment.runner import Place, place
-from inscp.experiment.study import Run, Study
+from inscp.experiment.study import Run, Study, study_name
 from inscp.experiment.tables import Comparison, Evaluated
 
 _KEPT = "en"
 """The language that must not be lost."""
 
 
-def study_page(study: Study, name: str, out: Path, folder: Path) -> Page:
+def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
     """What the runs that are done come to; the plots are written into `folder`.
+
+    Args:
+        study: which.
+        given: its folder, as the user names it.
+        out: the folder of its outputs.
+        folder: of the page.
 
     Raises:
         UserError: none has been measured yet.
@@ -28,7 +34,8 @@ def study_page(study: Study, name: str, out: Path, folder: Path) -> Page:
     runs = study.runs()
     places = [at for run in runs if run.evaluate and (at := place(run, out)).results.is_file()]
     if not places:
-        raise UserError(name, "nothing has been measured yet", f"Run `python -m inscp experiment run` on {name} first.")
+        mend = f"Run `python -m inscp experiment run {given}` first." if study.evaluate else "Give it `evaluate`."
+        raise UserError(given, "nothing has been measured yet", mend)
     has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
     rows = {id(at): _row(at.run, has_budgets) for at in places}
     sections = []
@@ -40,15 +47,21 @@ def study_page(study: Study, name: str, out: Path, folder: Path) -> Page:
         section = _section(comparison, language, budgets, _histories(found, rows), folder)
         by_row = {row: [at for at in found if rows[id(at)] == row] for row in comparison.by_row}
         sections.append(replace(section, grids=[*section.grids, *cost_grids(by_row)]))
-    environment = Evaluated.read(places[0].results, "").results.environment
+    environments = [Results.read(at.results).environment for at in places]
+    versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
     facts = {
-        "command": f"python -m inscp experiment run {name}",
+        "command": f"python -m inscp experiment run {given}",
         "runs": f"{len(places)} of {len([run for run in runs if run.evaluate])} measured",
-        "hardware": str(environment.get("hardware", "")),
-        "date": str(environment.get("date", ""))[:10],
-        "versions": json.dumps(environment.get("versions", {})).strip("{}").replace('"', ""),
+        "hardware": _distinct(str(one.get("hardware", "")) for one in environments),
+        "precision of answers": _distinct(str(one.get("precision", "")) for one in environments),
+        "date": _distinct(str(one.get("date", ""))[:10] for one in environments),
+        "versions": _distinct(versions),
     }
-    return Page(name, study.question, sections, facts)
+    return Page(study_name(Path(given)), study.question, sections, facts)
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(values))
 
 
 def comparison_page(comparison: Comparison, title: str, question: str, folder: Path) -> Page:

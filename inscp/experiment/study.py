@@ -1,16 +1,18 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from inscp import __version__
 from inscp.callbacks.tracking import Tracking
 from inscp.errors import UserError
-from inscp.experiment.configuration import Config, changed, digest, read_configs
+from inscp.evaluation.results import SCHEMA
+from inscp.experiment.configuration import Config, changed, digest, read_configs, without
 
 FILE = "experiment.yaml"
 
@@ -80,7 +82,13 @@ class Study:
         for name in (*self.arms, *self.languages):
             if not isinstance(name, str):  # YAML reads 1e-5 and no as something else
                 raise UserError("experiment.yaml", f"{name!r} is no name", "Write it in quotes.")
+        for names in (self.arms, self.languages):
+            slugs = [_slug(name) for name in names]
+            if twice := next((name for name in names if slugs.count(_slug(name)) > 1 or not _slug(name)), None):
+                raise UserError(twice, "folders could not be told apart by this name", "Take another one.")
         for name, arm in self.arms.items():
+            if not all(changes is None or isinstance(changes, Mapping) for changes in (arm.fit, arm.merge)):
+                raise UserError(f"arms.{name}", "what it changes is no section of keys", "Write fit: {KEY: VALUE, …}.")
             if arm.fit is not None and arm.merge is not None:
                 raise UserError(f"arms.{name}", "it trains and merges", "Make two arms, the second `after` the first.")
             if arm.after and arm.fit is None and arm.merge is None:
@@ -120,11 +128,12 @@ class Study:
     ) -> "Run":  # fmt: skip
         arm = self.arms[name]
         before = self._run(arm.after, language, budget, seed, base, evaluate) if arm.after else None
-        original = str(base.get("model", {}).get("pretrained", ""))
+        original = before.original if before else _original(base)
         if arm.fit is not None:
             drawn = {"data.seed": seed, "seed_everything": seed}
             limited = {} if budget is None else {"data.token_budget": budget}
             config = changed(changed(base, drawn | limited), arm.fit)
+            original = before.original if before else _original(config)
             return Run(name, language, config["data"].get("token_budget"), seed, original, before, evaluate, fit=config)
         has_trained = before is not None and before.seed is not None
         budget, drawn_by = (budget, seed) if has_trained else (None, None)
@@ -173,22 +182,17 @@ class Run:
     def fingerprint(self) -> str:
         """A digest of everything that decides the model."""
         before = self.before.fingerprint if self.before else self.original
-        return digest(self.fit, self.merge, before)
+        return digest(without(self.fit or {}, *_NO_MATTER), self.merge, before)
 
     @cached_property
     def measure(self) -> str:
         """A digest of everything that decides what is measured of the model."""
-        return digest(self.evaluate)
+        return digest(without(self.evaluate, *_NO_MATTER), SCHEMA, __version__)
 
     @property
     def name(self) -> str:
         """Of its folder: readable, and another one when anything that decides the model changes."""
         return f"{_slug(self.title)}-{self.fingerprint[:8]}"
-
-    @property
-    def trains(self) -> Iterator["Run"]:
-        """The trainings behind its model."""
-        return (run for run in self.lineage if run.fit is not None)
 
     def axes(self) -> Mapping[str, str]:
         """What tells it from the other runs of the study, as tags."""
@@ -196,8 +200,26 @@ class Run:
         return {name: str(value) for name, value in every.items() if value is not None}
 
 
+_NO_MATTER = ("mlflow", "cost", "checkpoint", "before_after", "trainer.default_root_dir", "out")
+"""Keys that decide neither a model nor what is measured of it."""
+
+
 def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", title.replace(",", "").lower()).strip("-")
+    return re.sub(r"[^\w.]+", "-", title.replace(",", "").lower()).strip("-")
+
+
+def _original(config: Config) -> str:
+    """The model that a training begins with.
+
+    Raises:
+        UserError: the sections of the configuration are none, or name no model.
+    """
+    for section in ("model", "data"):
+        if not isinstance(config.get(section), Mapping):
+            raise UserError(section, "it is no section of keys", "Write {KEY: VALUE, …}, or KEY.KEY: VALUE.")
+    if not config["model"].get("pretrained"):
+        raise UserError("model.pretrained", "there is none", "Name the model in a configuration of `fit`.")
+    return str(config["model"]["pretrained"])
 
 
 def study_name(folder: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from inscp.errors import UserError
 from inscp.evaluation.results import Item, Metric, Results, items_folder, read_items
 from inscp.evaluation.statistics import Difference
 from inscp.experiment.estimates import Sample, difference, mean, samples
@@ -119,12 +120,27 @@ class Comparison:
     def by_row(self) -> dict[str, list[Evaluated]]:
         """Row -> its seeds."""
         found: dict[str, list[Evaluated]] = {}
-        for one in self.evaluated:
+        for one in sorted(self.evaluated, key=lambda one: one.seed or 0):
             found.setdefault(one.row, []).append(one)
-        return found
+        return {row: found[row] for row in dict.fromkeys(one.row for one in self.evaluated)}
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: a task was measured in two ways.
+        """
+        ways: dict[str, tuple[str, str]] = {}
+        for one in self.evaluated:
+            for task, result in one.results.tasks.items():
+                way = f"{result.kind}, version {result.version}"
+                row, before = ways.setdefault(task, (one.row, way))
+                if way != before:
+                    what = f"{task} is {way}, of {row} it is {before}"
+                    raise UserError(one.row, what, "Evaluate both by the same configuration and version.")
 
     def tables(self) -> list[Table]:
         """Every metric, in the paper's tables where it belongs to one."""
+        self.check()
         columns: dict[str, list[Column]] = {layout.title: [] for layout in _LAYOUTS}
         for task, kind, metric in self._metrics():
             title, label = _placed(task, kind, metric)
@@ -168,11 +184,12 @@ class Comparison:
     def change(self, row: str, column: Column) -> Difference | None:
         """How a row differs from the reference; None where the metric is no mean over items that both have."""
         found = self._samples([self.reference, row], column)
-        return difference(*found) if found else None
+        seeds = [[one.seed for one in self.by_row[of]] for of in (self.reference, row)]
+        return difference(found[0], found[1], seeds[0] == seeds[1]) if found else None
 
     def _samples(self, rows: Sequence[str], column: Column) -> list[Sample]:
         items = [[one.items.get(column.task, ()) for one in self.by_row[row]] for row in rows]
-        if any(not any(column.metric in item.values for item in of) for row in items for of in row):
+        if not all(any(column.metric in item.values for of in row for item in of) for row in items):
             return []
         return samples(items, column.metric)
 

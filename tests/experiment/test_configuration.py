@@ -50,3 +50,23 @@ def test_what_is_no_configuration_is_told(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(UserError, match=r"broken\.yaml"):
         read_configs([str(file)])
+
+
+def test_what_only_looks_like_a_path_changes_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"data": {"language": "fi", "text": "~~~ no home", "long": "x" * 5000}}
+    before = digest(config)
+    (tmp_path / "fi").mkdir()
+    (tmp_path / "fi" / "a.txt").write_text("a")
+    configuration._contents.cache_clear()
+    assert digest(config) == before
+
+
+def test_every_byte_of_a_model_counts(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    (tmp_path / "config.json").write_text("{}")
+    weights.write_bytes(bytes(3 << 20))
+    before = digest(str(tmp_path))
+    weights.write_bytes(bytes((3 << 20) - 1) + b"x")
+    configuration._contents.cache_clear()
+    assert digest(str(tmp_path)) != before

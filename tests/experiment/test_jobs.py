@@ -26,7 +26,7 @@ def test_slurm_holds_a_run_back_until_what_it_starts_from_is_there(runs: list[Ru
         f'job1=$(sbatch --parsable --dependency=afterok:"$job0" {second})',
     ]
     assert "#SBATCH --gpus-per-node=8\n" in first.read_text()
-    assert f"experiment run 'experiments/my study' --out out --only {runs[0].name} &\n" in first.read_text()
+    assert "experiment run 'experiments/my study' --out out --only 'orgCP, fi, seed 0' &\n" in first.read_text()
 
 
 @pytest.mark.parametrize("scheduler", ["kubernetes", "skypilot"])
@@ -35,11 +35,11 @@ def test_what_others_take_is_yaml_that_runs_the_run(scheduler: Scheduler, runs: 
     job = yaml.safe_load((tmp_path / f"{runs[1].name}.yaml").read_text())
     if scheduler == "kubernetes":
         [container] = job["spec"]["template"]["spec"]["containers"]
-        assert container["args"] == ["experiment", "run", "study", "--out", "/outputs", "--only", runs[1].name]
+        assert container["args"] == ["experiment", "run", "study", "--out", "/outputs", "--only", runs[1].title]
         assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
         assert len(job["metadata"]["name"]) <= 63
     else:
-        assert f"--only {runs[1].name}" in job["run"]
+        assert "--only 'CP then SFT, fi, seed 0'" in job["run"]
         assert job["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
 
 

@@ -81,18 +81,62 @@ def test_another_evaluation_trains_nothing_again(study: Study) -> None:
     ({"a": Arm(fit={}, after="b"), "b": Arm(fit={}, after="a")}, "follows itself"),
     ({"a": Arm(fit={}, merge={})}, "trains and merges"),
     ({"a": Arm(), "b": Arm(after="a")}, "nothing happens after a"),
+    ({"InsCP": Arm(), "inscp": Arm(fit={})}, "could not be told apart"),
+    ({"a": Arm(fit="x")}, "no section of keys"),  # type: ignore[arg-type]
 ])  # fmt: skip
 def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         replace(study, arms=arms).check()
 
 
-def test_a_study_is_read_from_its_file_and_a_wrong_key_is_told(tmp_path: Path) -> None:
-    text = "question: q\nfit: [a.yaml]\narms: {InsCP: {fit: {data.tagger: PlainTagger}}}\nlanguages: {fi: {}}\n"
+def test_an_arm_may_begin_with_a_model_of_its_own(study: Study) -> None:
+    arms = {"base": Arm(fit={"model.pretrained": "org/base"}), "later": Arm(fit={}, after="base")}
+    base, later = (next(run for run in replace(study, arms=arms).runs() if run.arm == arm) for arm in arms)
+    assert base.original == later.original == "org/base"
+
+
+def test_what_decides_nothing_does_not_train_again(study: Study) -> None:
+    changes = {"mlflow.patience": 1, "checkpoint.every_n_steps": 7, "trainer.default_root_dir": "elsewhere"}
+    languages = {name: replace(of, fit=of.fit | changes) for name, of in study.languages.items()}
+    before, after = ([run.name for run in of.runs()] for of in (study, replace(study, languages=languages)))
+    assert before == after
+
+
+STUDY = "question: q\nfit: [a.yaml]\narms: {InsCP: {fit: {data.tagger: PlainTagger}}}\nlanguages: {fi: {}}\n"
+
+
+def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
+    tagger = "{class_path: inscp.data.tagging.PlainTagger}"  # which stays what is written
+    (tmp_path / "experiment.yaml").write_text(STUDY.replace("PlainTagger", tagger) + "seeds: [3]\n")
+    study = read_study(tmp_path)
+    assert study.arms["InsCP"].fit == {"data.tagger": {"class_path": "inscp.data.tagging.PlainTagger"}}
+    assert (study.seeds, study.baseline, study.mlflow.enabled) == ([3], "InsCP", True)
+
+
+@pytest.mark.parametrize(("text", "complaint"), [
+    (STUDY + "seed: [1]\n", "seed: no such key. Did you mean seeds"),
+    (STUDY.replace("{fit: {data", "{fitt: {data"), "arms.InsCP.fitt: no such key"),
+    (STUDY.replace("{fi: {}}", "{fi: {data.train: x}}"), "languages.fi.data.train: no such key"),
+    (STUDY.replace("{fi: {}}", "[fi]"), "languages: it is no section"),
+    (STUDY.replace("{InsCP: {fit: {data.tagger: PlainTagger}}}", "{InsCP: null}"), "arms.InsCP: it is no section"),
+    (STUDY + "budgets: [many]\n", "budgets"),
+    (STUDY + "reference: other\n", "there is no arm other"),
+    ("question: q\n", "arms"),
+])  # fmt: skip
+def test_what_is_wrong_in_its_file_is_told_by_its_key(text: str, complaint: str, tmp_path: Path) -> None:
     (tmp_path / "experiment.yaml").write_text(text)
-    assert read_study(tmp_path).arms["InsCP"].fit == {"data.tagger": "PlainTagger"}
-    (tmp_path / "experiment.yaml").write_text(text + "seed: [1]\n")
-    with pytest.raises(UserError, match="Did you mean seeds"):
+    with pytest.raises(UserError) as told:
         read_study(tmp_path)
+    assert complaint in str(told.value)
+
+
+@pytest.mark.parametrize("base", ["model: org/x\n", "data: {}\nmodel:\n", "1: 2\n"])
+def test_a_base_without_its_sections_is_told(base: str, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(base)
+    with pytest.raises(UserError):
+        Study("?", [str(tmp_path / "base.yaml")], {"a": Arm(fit={})}, {"fi": Language(fit={"model.x": 1})}).runs()
+
+
+def test_a_folder_without_a_study_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_study(tmp_path / "nothing")

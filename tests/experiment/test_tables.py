@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from inscp.errors import UserError
 from inscp.evaluation.results import Item, Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.retention import Retention
@@ -75,3 +77,11 @@ def test_the_page_needs_nothing_else_and_the_markdown_has_every_table(comparison
     assert "InsCP \\| ours" in markdown
     for picture in re.findall(r"!\[.*?\]\((.+?)\)", markdown):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluations_of_two_versions_of_a_task_are_not_set_side_by_side(comparison: Comparison) -> None:
+    old = comparison.evaluated[0]
+    tasks = {name: replace(task, version=99) for name, task in old.results.tasks.items()}
+    other = replace(old, results=replace(old.results, tasks=tasks))
+    with pytest.raises(UserError, match="version 99"):
+        Comparison([other, *comparison.evaluated[1:]], "instruct").tables()

@@ -1,0 +1,121 @@
+"""Commands of this program as processes of their own, which are handed on what asks the study to stop."""
+
+import fcntl
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inscp.errors import Stopped
+from inscp.experiment.configuration import Config
+from inscp.paths import write_whole
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a command that did not end well.
+
+    Attributes:
+        status: its exit status.
+        why: in words.
+    """
+
+    status: int
+    why: str
+
+
+class Commands:
+    """Runs one command at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._stopped_by = 0
+
+    def run(self, command: str, config: Config, folder: Path, lock: int, *options: str) -> Failure | None:
+        """Run a command on a configuration, which is kept in the folder with what the command says.
+
+        Args:
+            command: `fit`, `merge`, `evaluate`.
+            config: all its keys.
+            folder: for `COMMAND.yaml` and `COMMAND.log`.
+            lock: of `locked`; it is held as long as the command runs, even where this process is killed.
+            options: of the command.
+
+        Raises:
+            Stopped: this process was asked to stop, and the command has ended.
+        """
+        self.leave_if_told()
+        file, last = folder / f"{command}.yaml", ""
+        write_whole(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        line = [sys.executable, "-m", "inscp", command, "--config", str(file), *options]
+        with (folder / f"{command}.log").open("a", encoding="utf-8") as log:
+            self._process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                             start_new_session=True, pass_fds=[lock])  # fmt: skip
+            if self._stopped_by:  # in between
+                self._process.send_signal(self._stopped_by)
+            assert self._process.stdout is not None
+            for said in self._process.stdout:
+                log.write(said)
+                log.flush()
+                tell(f"    {said.rstrip()}")
+                last = said.strip() or last
+            status = self._process.wait()
+        self.leave_if_told()
+        why = f"{command} ended with status {status} ({last.removeprefix('error: ')})"
+        return Failure(status, why) if status else None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hand on SIGTERM, SIGUSR1 and Ctrl-C; a training saves at them."""
+
+        def stop(number: int, _: Any) -> None:
+            self._stopped_by = number
+            if self._process and self._process.poll() is None:
+                self._process.send_signal(number)
+
+        before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def locked(self, file: Path) -> Iterator[int]:
+        """Wait until no other process works there; another job of the same study may.
+
+        Raises:
+            Stopped: this process was asked to stop meanwhile.
+        """
+        with file.open("w") as opened:
+            while True:
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    self.leave_if_told()
+                    time.sleep(0.5)
+            yield opened.fileno()
+
+    def leave_if_told(self) -> None:
+        """
+        Raises:
+            Stopped: this process was asked to stop.
+        """
+        if self._stopped_by:
+            status = 130 if self._stopped_by == signal.SIGINT else Stopped.RESTART
+            raise Stopped("the study was stopped; the same command goes on", status)
+
+
+def tell(line: str) -> None:
+    """Tell the user how far it is."""
+    print(line, file=sys.stderr, flush=True)

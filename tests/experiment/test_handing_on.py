@@ -1,0 +1,62 @@
+"""What a study's processes owe each other: no run is made twice at once, and none keeps the study from stopping."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from inscp.callbacks.tracking import Tracking
+from inscp.errors import Stopped
+from inscp.experiment.commands import Commands
+from inscp.experiment.parent import ParentRun
+
+
+def is_free(file: Path) -> bool:
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_command_that_outlives_its_study_keeps_the_place_locked(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    with Commands().locked(file) as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    assert not is_free(file)
+    child.kill()
+    child.wait()
+    assert is_free(file)
+
+
+def test_waiting_for_another_process_can_be_stopped(tmp_path: Path) -> None:
+    commands, file = Commands(), tmp_path / "lock"
+    with Commands().locked(file), commands.listening():
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(Stopped) as stopped, commands.locked(file):
+            raise AssertionError
+    assert stopped.value.status == Stopped.RESTART
+
+
+def test_a_server_that_is_down_is_told_and_stops_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    started = time.monotonic()
+    parent = ParentRun(Tracking(tracking_uri="http://127.0.0.1:9"), "study", "?")
+    parent.begin()
+    parent.keep(tmp_path, "report")
+    parent.end("FINISHED")
+    assert parent.run_id is None
+    assert "does not take the study's run" in capsys.readouterr().err
+    assert time.monotonic() - started < 60
+
+
+def test_nothing_is_opened_where_nothing_is_tracked(tmp_path: Path) -> None:
+    parent = ParentRun(Tracking(tracking_uri=f"sqlite:///{tmp_path}/store.db", enabled=False), "study", "?")
+    parent.begin()
+    parent.end("FINISHED")
+    assert not list(tmp_path.iterdir())
