@@ -87,7 +87,7 @@ class MLflowTracker(Logger):
         self._is_addition = is_addition
         self._tracking, self.unsent_folder, self._is_final = tracking, Path(), False
         before, unsent = _start_and_rest(earlier or [])
-        uri = _absolute(tracking.tracking_uri)
+        uri = absolute(tracking.tracking_uri)
         if tracking.run_id is not None or (before and before.tracking_uri != uri):  # another run, another store
             before, unsent = None, []
         run_id = before.run_id if before else tracking.run_id
@@ -224,7 +224,7 @@ def _now() -> int:
     return round(time.time() * 1000)
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
     """The store as it is found from any folder."""
     file = uri.removeprefix("sqlite:///")
     return uri if file == uri else f"sqlite:///{Path(file).resolve()}"

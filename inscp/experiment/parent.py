@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inscp.callbacks.mlflow_run import MLflowRun, reason
 from inscp.callbacks.pieces import End, Piece, Start
-from inscp.callbacks.tracking import Tracking
+from inscp.callbacks.tracking import Tracking, absolute
 
 
 class ParentRun:
@@ -20,10 +20,10 @@ class ParentRun:
     """
 
     def __init__(self, tracking: Tracking, name: str, question: str) -> None:
-        self._tracking, self._run = tracking, MLflowRun(tracking.tracking_uri)
+        uri = absolute(tracking.tracking_uri)
+        self._tracking, self._run = tracking, MLflowRun(uri)
         tags = {"study": name, "mlflow.note.content": question, **tracking.tags}
-        uri, experiment = tracking.tracking_uri, tracking.experiment
-        self._start = Start(uri, experiment, name, tags, f"study {name}", _now(), None)
+        self._start = Start(uri, tracking.experiment, name, tags, f"study {name}", _now(), None)
         if tracking.enabled:
             self._run.connect()
 
