@@ -30,6 +30,10 @@ class BeforeAfter(Callback):
         languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
         max_prompts: ask only the first so many.
         max_new_tokens: responses are cut there.
+
+    Attributes:
+        folder: the exported model's.
+        goes_on: whether a checkpoint brings what the original model answered.
     """
 
     def __init__(
@@ -41,12 +45,12 @@ class BeforeAfter(Callback):
     ) -> None:
         self._prompts = read_aligned_prompts(prompts, languages or ["en"], max_prompts) if prompts else {}
         self._max_new_tokens = max_new_tokens
-        self.folder = Path()
+        self.folder, self.goes_on = Path(), False
         self._before: dict[str, dict[str, float]] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if self._prompts and trainer.is_global_zero and not self._before:  # which a checkpoint has brought by now
+        if self._prompts and trainer.is_global_zero and not self.goes_on:
             self._before = self._measure(trainer, pl_module.pretrained, "before")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

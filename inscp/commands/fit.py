@@ -144,7 +144,7 @@ class InsCPCLI(LightningCLI):
         if self.tracker:
             self.tracker.unsent_folder = self.folder
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
-        before_after.folder = self.model_folder
+        before_after.folder, before_after.goes_on = self.model_folder, self._resumed is not None
         self._get(self.config_init, "stop_when_aligned").folder = self.folder
         provenance, throughput = Provenance(self.folder), Throughput()
         given["callbacks"] = [
