@@ -11,9 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.tracking import tracker_of
 from inscp.evaluation.generation import generate
-from inscp.evaluation.results import Item
-from inscp.evaluation.statistics import means
-from inscp.evaluation.tasks.language_alignment import judged, read_aligned_prompts
+from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
 from inscp.model.module import InsCPModule
 from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
@@ -78,14 +76,12 @@ class BeforeAfter(Callback):
             print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
             questions = [(Turn("user", prompt),) for prompt in prompts]
             answers = [answer for _, answer in sorted(generate(model, tokenizer, questions, self._max_new_tokens))]
-            items = [
-                Item(answer.prompt, {name: judged(answer, language)[name] for name in _LABELS}) for answer in answers
-            ]
-            shares = {name: share.value for name, share in means(items).items()}
-            result[f"answers to {language} prompts"] = shares
+            found = shares(answers, language)
+            told = {name: found[name] for name in _LABELS}
+            result[f"answers to {language} prompts"] = told
             if tracker := tracker_of(trainer):
                 step = 0 if when == "before" else trainer.global_step
-                metrics = {f"before_after/{language}/{name}": value for name, value in shares.items()}
+                metrics = {f"before_after/{language}/{name}": value for name, value in told.items()}
                 tracker.log_at(metrics, step)
                 tracker.log_table(_columns(answers), f"generations/{when}_{language}.json")
         return result

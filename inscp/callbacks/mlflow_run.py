@@ -17,8 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from inscp.callbacks.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
 from inscp.errors import RunError, UserError
 
-KEY_TAG = "inscp.run"
-"""The tag by which a run is found again."""
+_KEY_TAG = "inscp.run"
 _NO_NAME = re.compile(r"[^\w.\-/: ]")
 _TABLES_TAG = "mlflow.loggedArtifacts"  # by which the MLflow page knows which artifacts are tables
 # Answers that another try would get again. Everything else, a wrong password say, can be mended from outside.
@@ -125,8 +124,8 @@ class MLflowRun:
             return
         self.experiment_id = self._experiment(start.experiment)
         # An earlier try may have started it without our getting the answer.
-        found = self._client.search_runs([self.experiment_id], f"tags.`{KEY_TAG}` = '{start.key}'")
-        self.run_id = (found[0] if found else self._create(start)).info.run_id
+        found = find_run(self._client, self.experiment_id, start.key)
+        self.run_id = (found or self._create(start)).info.run_id
 
     def _experiment(self, name: str) -> str:
         if found := self._client.get_experiment_by_name(name):
@@ -139,7 +138,7 @@ class MLflowRun:
     def _create(self, start: Start) -> Any:
         from mlflow.tracking.context.registry import resolve_tags
 
-        tags = resolve_tags(start.tags | {KEY_TAG: start.key})
+        tags = resolve_tags(start.tags | {_KEY_TAG: start.key})
         return self._client.create_run(self.experiment_id, start.time, tags, start.name)
 
     def _last_end(self) -> int:
@@ -183,6 +182,11 @@ class MLflowRun:
         dataset = Dataset(data.name, data.digest, source_type="local", source=data.source, profile=data.profile)
         tagged = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
         self._client.log_inputs(self.run_id, datasets=[tagged])
+
+
+def find_run(client: Any, experiment_id: str, key: str) -> Any:
+    """The run that was started with this `Start.key`; None where there is none."""
+    return next(iter(client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{key}'")), None)
 
 
 def _parts(batch: Sequence[Piece]) -> list[Piece]:

@@ -1,6 +1,7 @@
 """Pieces of work for MLflow as plain values: what waits in the queue and what stands in a file are the same."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,6 +75,11 @@ class End:
 
     status: str
     time: int
+
+
+def now() -> int:
+    """The time of a piece that happens now."""
+    return round(time.time() * 1000)
 
 
 Piece = Start | Metrics | Param | Text | Table | TrainingData | End

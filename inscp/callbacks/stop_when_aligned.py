@@ -13,9 +13,7 @@ from inscp.callbacks.throughput import tokens_seen
 from inscp.callbacks.tracking import tracker_of
 from inscp.errors import UserError
 from inscp.evaluation.generation import generate
-from inscp.evaluation.results import Item
-from inscp.evaluation.statistics import means
-from inscp.evaluation.tasks.language_alignment import judged, read_aligned_prompts
+from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
 from inscp.model.module import InsCPModule
 from inscp.paths import write_whole
 from inscp.records import Turn
@@ -107,9 +105,8 @@ class StopWhenAligned(Callback):
         with module.answering() as model:
             for language, prompts in self._prompts.items():
                 questions = [(Turn("user", prompt),) for prompt in prompts]
-                answers = list(generate(model, tokenizer, questions, self._max_new_tokens))
-                items = [Item(answer.prompt, judged(answer, language)) for _, answer in answers]
-                result[language] = {name: share.value for name, share in means(items).items()}
+                answers = [answer for _, answer in generate(model, tokenizer, questions, self._max_new_tokens)]
+                result[language] = shares(answers, language)
         return result
 
     def _reason(self) -> str:
@@ -130,8 +127,8 @@ class StopWhenAligned(Callback):
 
     def _tell(self, tokens: int, measures: Measures, reason: str) -> None:
         for language, found in measures.items():
-            shares = f"{found[_RETAINED]:.0%} in it, {found[_ENDED]:.0%} ended"
-            print(f"asked after {tokens:,} tokens in {language}: {shares}", file=sys.stderr, flush=True)
+            said = f"{found[_RETAINED]:.0%} in it, {found[_ENDED]:.0%} ended"
+            print(f"asked after {tokens:,} tokens in {language}: {said}", file=sys.stderr, flush=True)
         if reason:
             print(f"the training ends after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
         whole = {"taught": next(iter(self._prompts)), "history": self._history, "stopped": reason or None}

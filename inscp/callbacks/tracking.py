@@ -1,6 +1,5 @@
 """Tracking that a training can lean on: MLflow is told everything, and never waited for."""
 
-import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from inscp.callbacks.pieces import (
     TrainingData,
     dumped,
     loaded,
+    now,
     write_unsent,
 )
 
@@ -99,7 +99,7 @@ class MLflowTracker(Logger):
             tracking.name or name,
             {**tags, **tracking.tags},
             before.key if before else uuid4().hex,
-            0 if is_addition else _now(),
+            0 if is_addition else now(),
             run_id,
         )
         self._start = start
@@ -113,7 +113,7 @@ class MLflowTracker(Logger):
         Args:
             metrics, step: of the step of the checkpoint, which Lightning logs only behind it.
         """
-        return dumped([*self._outbox.pieces, Metrics(dict(metrics), step, _now())])
+        return dumped([*self._outbox.pieces, Metrics(dict(metrics), step, now())])
 
     def note_run(self, folder: Path) -> None:
         """Leave in the training's folder which run it is."""
@@ -171,7 +171,7 @@ class MLflowTracker(Logger):
     @rank_zero_only
     def log_at(self, metrics: Mapping[str, float], step: int) -> None:
         """Keep metrics of the model as it is after `step` updates; a step that the run has already is left out."""
-        self._outbox.put(Metrics({name: float(value) for name, value in metrics.items()}, step, _now()))
+        self._outbox.put(Metrics({name: float(value) for name, value in metrics.items()}, step, now()))
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *_: Any, **__: Any) -> None:
@@ -201,7 +201,7 @@ class MLflowTracker(Logger):
             return
         self._is_final = True
         if not self._is_addition:
-            self._outbox.put(End(_STATUSES.get(status, "KILLED"), _now()))
+            self._outbox.put(End(_STATUSES.get(status, "KILLED"), now()))
         unsent = self._outbox.close(self._tracking.patience)
         if not unsent:
             return
@@ -218,10 +218,6 @@ def _start_and_rest(state: Sequence[str]) -> tuple[Start | None, list[Piece]]:
         case [Start() as start, *unsent]:
             return start, unsent
     return None, []
-
-
-def _now() -> int:
-    return round(time.time() * 1000)
 
 
 def absolute(uri: str) -> str:

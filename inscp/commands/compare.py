@@ -10,10 +10,8 @@ from typing import Any
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
-from inscp.evaluation.results import ITEMS, RESULTS, Results, items_folder, read_items
+from inscp.evaluation.results import ITEMS, RESULTS, Results, items_folder, read_items, require_same_measure
 from inscp.evaluation.statistics import Difference, differences
-from inscp.model.export import read_origin
-from inscp.pretrained import model_name
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 _MLFLOW = "sqlite:///mlflow.db"
@@ -23,7 +21,6 @@ _RUNS = "results files of `evaluate`, or ids of MLflow runs that were evaluated;
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp compare RUN RUN… [--out FOLDER]`"""
-    quiet()
     parser = Parser(prog=f"python -m inscp {command}", description=_WHAT)
     parser.add_argument("runs", nargs="+", help=_RUNS)
     parser.add_function_arguments(compare, skip={"runs"})
@@ -53,6 +50,7 @@ def _results_file(given: str, tracking_uri: str, temporary: Path) -> Path:
     """The results file, downloaded where an MLflow run is named."""
     if Path(given).exists() or not _RUN.fullmatch(given):
         return Path(given)
+    quiet()
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -90,10 +88,7 @@ def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequen
     if not shared:
         raise UserError(after, f"it shares no task with {before}", "Evaluate both by the same configuration.")
     for name in shared:
-        kinds = [f"{result.tasks[name].kind}, version {result.tasks[name].version}" for result in (old, new)]
-        if kinds[0] != kinds[1]:
-            what = f"{name} is {kinds[1]}, in {before} it is {kinds[0]}"
-            raise UserError(after, what, "Evaluate both by the same configuration and version of this program.")
+        require_same_measure(name, after, new.tasks[name], before, old.tasks[name])
     return shared
 
 
@@ -114,12 +109,16 @@ def _line(name: str, found: Difference) -> str:
 
 def _label(model: str) -> str:
     """A short name: of a model that was made here its arm and the folder of its training."""
+    from inscp.model.export import read_origin
+    from inscp.pretrained import model_name
+
     is_folder = Path(model).is_dir()
     origin = read_origin(model) if is_folder else None
     return f"{origin.arm} {Path(model).resolve().parent.name}" if origin else model_name(model)
 
 
 def _report(files: Sequence[Path], folder: Path) -> None:
+    quiet()
     from inscp.experiment.page import HTML
     from inscp.experiment.report import comparison_page
     from inscp.experiment.tables import Comparison, Evaluated

@@ -65,6 +65,11 @@ class TaskResult:
     version: int
     seconds: float
 
+    @property
+    def measure(self) -> str:
+        """What must be the same for two results to be compared."""
+        return f"{self.kind}, version {self.version}"
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -118,6 +123,22 @@ class Results:
             return cls(str(whole["model"]), tasks, dict(whole["environment"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(str(path), f"its results are not whole ({error!r:.100})", mend) from error
+
+
+def require_same_measure(task: str, where: str, result: TaskResult, before: str, other: TaskResult) -> None:
+    """Refuse to compare what was measured in two ways.
+
+    Args:
+        task: its name.
+        where, before: how people call the two evaluations.
+        result, other: what the task has measured in them.
+
+    Raises:
+        UserError: by another kind or version of task.
+    """
+    if result.measure != other.measure:
+        what = f"{task} is {result.measure}, in {before} it is {other.measure}"
+        raise UserError(where, what, "Evaluate both by the same configuration and version of this program.")
 
 
 def _task(kind: str, metrics: dict[str, Any], intervals: dict[str, Any], counts: dict[str, int], n: int,

@@ -8,6 +8,7 @@ freedom as there are seeds less one, so that two seeds that disagree say little.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -55,10 +56,11 @@ def _sample(seeds: Sequence[Mapping[str, Item]], ids: Sequence[str], metric: str
 def mean(sample: Sample) -> Metric:
     """Over items and seeds, with a 95 % interval; of a share never narrower than one seed's items would give."""
     n = int((sample.weights > 0).any(0).sum())
-    value = float(np.nanmean(_of_seeds(sample, _once(sample))[0]))
+    of_seeds = _of_seeds(sample, _once(sample))[0]
+    value = float(np.nanmean(of_seeds))
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    spread = _spread(_of_seeds(sample, _drawn(sample)), _of_seeds(sample, _once(sample))[0], n)
+    spread = _spread(_of_seeds(sample, _drawn(sample.values.shape[1])), of_seeds, n)
     low, high = value - spread.half_width, value + spread.half_width
     if sample.is_share:
         least, most = wilson(value, n)  # where all items say the same, what is drawn does, as if that were certain
@@ -78,7 +80,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     n = int(((before.weights > 0).any(0) & (after.weights > 0).any(0)).sum())
     if n < 2:
         return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan)
-    counts = _drawn(before)
+    counts = _drawn(before.values.shape[1])
     if same_seeds:
         spread = _spread(_of_seeds(after, counts) - _of_seeds(before, counts), new - old, n)
     else:
@@ -151,9 +153,9 @@ def _once(sample: Sample) -> np.ndarray:
     return np.ones((1, sample.values.shape[1]))
 
 
-def _drawn(sample: Sample) -> np.ndarray:
-    """float64 [R, n]: how often each item is drawn in each resample, the same for all arms."""
-    n = sample.values.shape[1]
+@lru_cache(maxsize=2)  # every metric of a task has as many items
+def _drawn(n: int) -> np.ndarray:
+    """float64 [R, n]: how often each of n items is drawn in each resample, the same for all arms."""
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(np.float64)
 
 

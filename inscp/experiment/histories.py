@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from inscp.callbacks.mlflow_run import KEY_TAG
+from inscp.callbacks.mlflow_run import find_run
 from inscp.callbacks.pieces import Start, read_unsent
 from inscp.callbacks.tracking import RUN_FILE
 
@@ -29,11 +29,9 @@ def curves(model: Path) -> Mapping[str, Curve]:
     try:
         client = MlflowClient(start.tracking_uri)
         experiment = client.get_experiment_by_name(start.experiment)
-        ids = [experiment.experiment_id] if experiment else []
-        runs = client.search_runs(ids, f"tags.`{KEY_TAG}` = '{start.key}'") if ids else []
-        if not runs:
+        run = find_run(client, experiment.experiment_id, start.key) if experiment else None
+        if run is None:
             return {}
-        run = runs[0]
         tokens = {0: 0.0} | {p.step: p.value for p in client.get_metric_history(run.info.run_id, _TOKENS)}
         names = [name for name in run.data.metrics if name.startswith(_SHOWN) and not name.endswith("/perplexity")]
         return {

@@ -1,12 +1,12 @@
 """The MLflow run of a whole study, under which its runs stand. A study does not wait for a server that is down."""
 
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from inscp.callbacks.mlflow_run import MLflowRun, reason
-from inscp.callbacks.pieces import End, Piece, Start
+from inscp.callbacks.pieces import End, Start, now
 from inscp.callbacks.tracking import Tracking, absolute
 
 
@@ -23,7 +23,7 @@ class ParentRun:
         uri = absolute(tracking.tracking_uri)
         self._tracking, self._run = tracking, MLflowRun(uri)
         tags = {"study": name, "mlflow.note.content": question, **tracking.tags}
-        self._start = Start(uri, tracking.experiment, name, tags, f"study {name}", _now(), None)
+        self._start = Start(uri, tracking.experiment, name, tags, f"study {name}", now(), None)
         if tracking.enabled:
             self._run.connect()
 
@@ -31,38 +31,29 @@ class ParentRun:
     def run_id(self) -> str | None:
         """None where nothing is tracked, or the server is down."""
         if self._tracking.enabled and self._run.run_id is None:
-            self._send(self._start)
+            self._try(lambda: self._run.send([self._start]))
         return self._run.run_id
 
     def begin(self) -> None:
         """It is running, again maybe."""
         if run_id := self.run_id:
-            self._send(replace(self._start, run_id=run_id))
+            again = replace(self._start, run_id=run_id)
+            self._try(lambda: self._run.send([again]))
 
     def end(self, status: str) -> None:
         """It has ended for now: `FINISHED`, `FAILED` or `KILLED`."""
         if self._run.run_id is not None:
-            self._send(End(status, _now()))
+            self._try(lambda: self._run.send([End(status, now())]))
 
     def keep(self, folder: Path, artifact: str) -> None:
         """Keep the files of a folder as artifacts."""
         if self.run_id is not None:
-            try:
-                self._run.keep_files(folder, artifact)
-            except Exception as error:  # whatever the store, the network or the server raises
-                self._tell(error)
+            self._try(lambda: self._run.keep_files(folder, artifact))
 
-    def _send(self, piece: Piece) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         try:
-            self._run.send([piece])
+            action()
         except Exception as error:  # whatever the store, the network or the server raises
-            self._tell(error)
-
-    def _tell(self, error: Exception) -> None:
-        uri = self._tracking.tracking_uri
-        print(f"warning: MLflow at {uri} does not take the study's run ({reason(error)}); the study goes on",
-              file=sys.stderr, flush=True)  # fmt: skip
-
-
-def _now() -> int:
-    return round(time.time() * 1000)
+            uri = self._tracking.tracking_uri
+            print(f"warning: MLflow at {uri} does not take the study's run ({reason(error)}); the study goes on",
+                  file=sys.stderr, flush=True)  # fmt: skip

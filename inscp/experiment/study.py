@@ -128,12 +128,11 @@ class Study:
     ) -> "Run":  # fmt: skip
         arm = self.arms[name]
         before = self._run(arm.after, language, budget, seed, base, evaluate) if arm.after else None
-        original = before.original if before else _original(base)
+        drawn = {"data.seed": seed, "seed_everything": seed}
+        limited = {} if budget is None else {"data.token_budget": budget}
+        config = changed(changed(base, drawn | limited), arm.fit or {})
+        original = before.original if before else _original(config)
         if arm.fit is not None:
-            drawn = {"data.seed": seed, "seed_everything": seed}
-            limited = {} if budget is None else {"data.token_budget": budget}
-            config = changed(changed(base, drawn | limited), arm.fit)
-            original = before.original if before else _original(config)
             return Run(name, language, config["data"].get("token_budget"), seed, original, before, evaluate, fit=config)
         has_trained = before is not None and before.seed is not None
         budget, drawn_by = (budget, seed) if has_trained else (None, None)

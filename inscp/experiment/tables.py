@@ -7,8 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from inscp.errors import UserError
-from inscp.evaluation.results import Item, Metric, Results, items_folder, read_items
+from inscp.evaluation.results import (
+    Item,
+    Metric,
+    Results,
+    TaskResult,
+    items_folder,
+    read_items,
+    require_same_measure,
+)
 from inscp.evaluation.statistics import Difference
 from inscp.experiment.estimates import Sample, difference, mean, samples
 
@@ -129,14 +136,10 @@ class Comparison:
         Raises:
             UserError: a task was measured in two ways.
         """
-        ways: dict[str, tuple[str, str]] = {}
+        first: dict[str, tuple[str, TaskResult]] = {}
         for one in self.evaluated:
             for task, result in one.results.tasks.items():
-                way = f"{result.kind}, version {result.version}"
-                row, before = ways.setdefault(task, (one.row, way))
-                if way != before:
-                    what = f"{task} is {way}, of {row} it is {before}"
-                    raise UserError(one.row, what, "Evaluate both by the same configuration and version.")
+                require_same_measure(task, one.row, result, *first.setdefault(task, (one.row, result)))
 
     def tables(self) -> list[Table]:
         """Every metric, in the paper's tables where it belongs to one."""

@@ -8,13 +8,13 @@ import pytest
 import torch
 from corpus import Losses, data_module, module, trainer, write_corpus
 
-from inscp.callbacks import stop_when_aligned
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.stop_when_aligned import StopWhenAligned, is_flat
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
+from inscp.evaluation.tasks import language_alignment
 from inscp.model.export import read_origin
 from inscp.records import Generation
 
@@ -71,7 +71,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, bool]) -> None
             numbers["now"] = perfect | next(numbers["fi"])  # type: ignore[assignment]
         return numbers["now"]  # type: ignore[return-value]
 
-    monkeypatch.setattr(stop_when_aligned, "judged", judged)
+    monkeypatch.setattr(language_alignment, "judged", judged)
 
 
 def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(

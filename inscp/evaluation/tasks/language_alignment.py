@@ -18,6 +18,7 @@ from inscp.evaluation.chinese import expected_form, form_of
 from inscp.evaluation.language import copies, identify, likely_languages, loops, primary, words
 from inscp.evaluation.prompts import read_table, spread, text_of
 from inscp.evaluation.results import Item
+from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.optional import library
@@ -101,6 +102,12 @@ def judged(answer: Generation, language: str) -> dict[str, bool | float]:
     worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **flaws}
     worth["sound"] = not any(flaws.values())
     return worth | ({"in_language_if_sound": is_in_language} if worth["sound"] else {})
+
+
+def shares(answers: Sequence[Generation], language: str) -> dict[str, float]:
+    """What the answers to prompts in a language come to: name of `judged` -> share."""
+    items = [Item(answer.prompt, judged(answer, language)) for answer in answers]
+    return {name: share.value for name, share in means(items).items()}
 
 
 def confusion(response: str, language: str, prompt: str) -> dict[str, bool | float]:
