@@ -43,20 +43,20 @@ def run_study(
 
     Args:
         folder: that holds experiment.yaml.
-        out: models and results go into a folder of the study's name in it.
+        out: models and results go into its folder `runs`, which all studies share; the rest into one of the study's name.
         only: run those whose name is like this (`InsCP, fi*`), and what they start from.
         dry_run: list the runs, and run nothing.
         jobs: write a job file for each run that is not done, for a scheduler to run them side by side, and run nothing.
         gpus: of a job.
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
-    runs, outputs = _chosen(study.runs(), only), Path(out) / name
+    runs, outputs = _chosen(study.runs(), only), Path(out)
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     if jobs:
         ParentRun(study.mlflow, name, study.question).begin()  # which the jobs find
         todo = [run for run in runs if not place(run, outputs).is_done]
-        print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, outputs / 'jobs')}")
+        print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, outputs / name / 'jobs')}")
         return
     if dry_run:
         _list(runs, outputs)
@@ -75,7 +75,7 @@ def report_study(folder: str, out: str = "outputs/experiments") -> None:
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
     into = Path(out) / name / "report"
-    study_page(study, folder, Path(out) / name, into).write(into)
+    study_page(study, folder, Path(out), into).write(into)
     ParentRun(study.mlflow, name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
 
@@ -94,8 +94,8 @@ def read_study(folder: Path) -> Study:
     given = read_configs([str(file)])
     arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
     languages = {
-        tag: _section(Language, f"languages.{tag}", language)
-        for tag, language in _mapping("languages", given.get("languages")).items()
+        tag: _section(Language, f"languages.{tag}", read_configs([of]) if isinstance(of, str) else of)
+        for tag, of in _mapping("languages", given.get("languages")).items()
     }
     # The parser would make objects of the classes that arms name, so it sees the rest alone.
     rest = parser.parse_object(given | {"arms": {}, "languages": {}})

@@ -25,7 +25,7 @@ def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
     Args:
         study: which.
         given: its folder, as the user names it.
-        out: the folder of its outputs.
+        out: the folder of all outputs.
         folder: of the page.
 
     Raises:

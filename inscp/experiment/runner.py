@@ -1,8 +1,8 @@
 """Runs what is not done: each training, merge and evaluation a process of its own, one behind the other.
 
 What is done is known by the files that are there whole: an exported model, a results file. Their folders are named
-after a digest of what decides them, so that a changed study runs what has changed and nothing else. A killed study goes
-on with the same command, and the training that was under way from its last checkpoint.
+after a digest of what decides them, so that a changed study runs what has changed and nothing else, and studies that
+have arms in common run them once. A killed study goes on with the same command, and the training that was under way from its last checkpoint.
 """
 
 import shutil
@@ -51,8 +51,14 @@ class Place:
 
 
 def place(run: Run, out: Path) -> Place:
-    """Where a run's files lie under the study's folder of outputs."""
-    return Place(run, out / run.name)
+    """Where a run's files lie: together with those of other studies, which do not do the same again.
+
+    Args:
+        run: it may have another name in another study.
+        out: the folder of all outputs.
+    """
+    runs = out / "runs"
+    return Place(run, next(runs.glob(f"*-{run.fingerprint[:8]}"), runs / run.name))
 
 
 class Runner:
@@ -61,7 +67,7 @@ class Runner:
     Args:
         study: which study.
         name: of the study.
-        out: its folder of outputs.
+        out: the folder of all outputs.
     """
 
     def __init__(self, study: Study, name: str, out: Path) -> None:
@@ -78,7 +84,7 @@ class Runner:
             RunError: some have failed.
         """
         try:
-            self._out.mkdir(parents=True, exist_ok=True)
+            (self._out / "runs").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 "--out", f"{self._out} cannot be made ({error.strerror})", "Name another folder."
@@ -106,9 +112,9 @@ class Runner:
             raise RunError(f"{where}: {what}")
 
     def _try(self, run: Run) -> Failure | None:
-        at = place(run, self._out)
-        at.folder.mkdir(parents=True, exist_ok=True)
-        with self._commands.locked(at.folder.with_name(f"{at.folder.name}.lock")) as lock:
+        with self._commands.locked(self._out / "runs" / f"{run.fingerprint[:8]}.lock") as lock:
+            at = place(run, self._out)
+            at.folder.mkdir(parents=True, exist_ok=True)
             if at.model is None:
                 before = place(run.before, self._out).model if run.before else run.original
                 if before is None:

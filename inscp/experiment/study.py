@@ -54,7 +54,7 @@ class Study:
         fit: complete configuration files of `fit`, the later over the earlier.
         evaluate: configuration files of `evaluate`; none measures nothing.
         arms: by name.
-        languages: by BCP 47 tag.
+        languages: by BCP 47 tag; in the file, a language may also be the path of a file that holds it.
         seeds: of the order of rows and of whatever else is drawn; an arm that trains nothing has none.
         budgets: tokens to train on; without any, what the configuration has.
         reference: the arm that the others are compared with; by default the first.

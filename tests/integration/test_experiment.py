@@ -65,7 +65,7 @@ def ran(project: Path) -> str:
 
 
 def files(project: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in project.glob("outputs/experiments/arms/*/**/*") if path.is_file()}
+    return {path: path.stat().st_mtime_ns for path in project.glob("outputs/experiments/runs/*/**/*") if path.is_file()}
 
 
 def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path, ran: str) -> None:
@@ -73,7 +73,7 @@ def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path
     assert last.startswith("error: 1 of 4 runs failed: broken, zh-TW, 1,000 tokens, seed 0: fit ended with status 2")
     assert "nowhere.jsonl: no such file" in last
     measured = [
-        path.parent.name.rpartition("-")[0] for path in project.glob("outputs/experiments/arms/*/results-*.json")
+        path.parent.name.rpartition("-")[0] for path in project.glob("outputs/experiments/runs/*/results-*.json")
     ]
     assert sorted(measured) == ["averaged-zh-tw-1000-tokens-seed-0", "inscp-zh-tw-1000-tokens-seed-0", "instruct-zh-tw"]
 
@@ -133,13 +133,13 @@ def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, ti
     (tmp_path / "arms" / "experiment.yaml").write_text(text.replace("budgets: [1000]", ""))
     line = ("experiment", "run", "arms", "--only", "InsCP*", "--out", "out")
     process = Command(*line, cwd=tmp_path)
-    wait_for(tmp_path, "out/arms/*/*/*/checkpoints/step-*/whole.json")
+    wait_for(tmp_path, "out/runs/*/*/*/checkpoints/step-*/whole.json")
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert not list(tmp_path.glob("out/arms/*/*/*/model"))
+    assert not list(tmp_path.glob("out/runs/*/*/*/model"))
     run(*line, cwd=tmp_path)
-    assert len(list(tmp_path.glob("out/arms/*/*/*/model"))) == 1
-    [log] = tmp_path.glob("out/arms/*/fit.log")
+    assert len(list(tmp_path.glob("out/runs/*/*/*/model"))) == 1
+    [log] = tmp_path.glob("out/runs/*/fit.log")
     assert log.read_text().count("no checkpoint yet") == log.read_text().count("going on from ") == 1
 
 

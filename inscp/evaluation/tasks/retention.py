@@ -1,7 +1,7 @@
 """Retention: what is left of the original model in the one that was made from it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.tagging import InsCPTagger
 from inscp.data.tokenization import tokenize
@@ -23,7 +24,7 @@ from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.model.export import read_origin
 from inscp.pretrained import longest_input, resolve
-from inscp.records import IGNORED, Generation, Prompt, TokenSequence, Turn
+from inscp.records import IGNORED, Generation, Prompt, Record, TokenSequence, Turn
 
 
 @dataclass(kw_only=True)
@@ -36,7 +37,7 @@ class Retention(Task):
     greedy tokens that come before the first one that differs; and `same_answer`.
 
     Args:
-        held_out: name of a set -> its file, as `{en: heldout_en.jsonl, zh-TW: heldout_pairs.jsonl}`.
+        held_out: held-out sets by name, each a source, as in `data.validation`.
         prompts: a file of chat prompts, in any language.
         prompt_field: the name of their field.
         limit: ask so many, spread evenly over the file.
@@ -48,7 +49,7 @@ class Retention(Task):
     licence = "CC0-1.0"
     needs_likelihoods = True
 
-    held_out: dict[str, str] = field(default_factory=dict)
+    held_out: dict[str, str | Source] = field(default_factory=dict)
     prompts: str | None = None
     prompt_field: str = "prompt"
     limit: int | None = None
@@ -61,15 +62,15 @@ class Retention(Task):
         self._questions()
         if self.original:
             resolve(self.original)
-        for path in self.held_out.values():
-            list(read_records(Source(path), "error", ReadReport()))
+        for given in self.held_out.values():
+            list(_records(given))
 
     def _questions(self) -> list[Prompt]:
         rows = spread(read_table(self.prompts), self.limit) if self.prompts else []
         return [(Turn("user", text_of(position, row, [self.prompt_field])),) for position, row in rows]
 
     def items(self, subject: Subject) -> list[Item]:
-        items = [item for name, path in self.held_out.items() for item in self._held_out(subject, name, path)]
+        items = [item for name, given in self.held_out.items() for item in self._held_out(subject, name, given)]
         if (questions := self._questions()) and (original := self._original(subject.spec)):
             items += self._against(subject, original, questions)
         return items
@@ -78,11 +79,9 @@ class Retention(Task):
         origin = None if self.original else read_origin(spec)
         return origin.original if origin else self.original
 
-    def _held_out(self, subject: Subject, name: str, path: str) -> list[Item]:
+    def _held_out(self, subject: Subject, name: str, given: str | Source) -> list[Item]:
         tag = InsCPTagger(loss="response").bind(subject.tokenizer)
-        documents = [
-            document for record in read_records(Source(path), "error", ReadReport()) for document in tag(record)
-        ]
+        documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(subject.spec))
         pieces = [piece for piece in tokenize(documents, subject.tokenizer, longest, _refuse) if piece.n_targets]
         key = f"held_out/{name}/loss"
@@ -125,6 +124,11 @@ _WINDOW = 2048
 
 def _refuse(position: str, why: str) -> None:
     raise UserError(position, why, "Mend or remove the record.")
+
+
+def _records(given: str | Source) -> Iterator[Record]:
+    for source in as_sources(given):
+        yield from read_records(source, "error", ReadReport())
 
 
 def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation) -> TokenSequence:
