@@ -18,7 +18,7 @@ from inscp.experiment.page import HTML, MARKDOWN
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner, place
-from inscp.experiment.study import FILE, Arm, Language, Run, Study, study_name
+from inscp.experiment.study import FILE, Arm, Goal, Language, Run, Study, study_name
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def run_study(
 
     Args:
         folder: that holds experiment.yaml.
-        out: models and results go into its folder `runs`, which all studies share; the rest into one of the study's name.
+        out: models and results go into its folder `runs`, which studies share; the rest into one of the study's name.
         only: run those whose name is like this (`InsCP, fi*`), and what they start from.
         dry_run: list the runs, and run nothing.
         jobs: write a job file for each run that is not done, for a scheduler to run them side by side, and run nothing.
@@ -100,7 +100,8 @@ def read_study(folder: Path) -> Study:
     # The parser would make objects of the classes that arms name, so it sees the rest alone.
     rest = parser.parse_object(given | {"arms": {}, "languages": {}})
     values = {name: rest[name] for name in ("question", "fit", "evaluate", "seeds", "budgets", "reference")}
-    study = Study(**values, arms=arms, languages=languages, mlflow=Tracking(**vars(rest.mlflow)))
+    goals = [Goal(**vars(goal)) for goal in rest.goals]
+    study = Study(**values, arms=arms, languages=languages, goals=goals, mlflow=Tracking(**vars(rest.mlflow)))
     study.check()
     return study
 

@@ -1,7 +1,7 @@
 """From items to metrics with intervals, and from two evaluations of the same items to what differs."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,19 @@ def means(items: Iterable[Item]) -> dict[str, Metric]:
             values.setdefault(name, []).append(value)
             weights.setdefault(name, []).append(item.weights.get(name, 1.0))
     return {name: _mean(found, weights[name]) for name, found in values.items()}
+
+
+def perplexity(loss: Metric) -> Metric:
+    """Of a mean loss in nats a token."""
+    low, high = map(math.exp, loss.interval)
+    return Metric(math.exp(loss.value), (low, high), loss.n)
+
+
+def with_perplexities(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """With `X/perplexity` for every `X/loss`."""
+    found = {name.replace("/loss", "/perplexity"): perplexity(of) for name, of in metrics.items()
+             if name.endswith("/loss")}  # fmt: skip
+    return {**metrics, **found}
 
 
 def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:

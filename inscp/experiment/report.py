@@ -9,6 +9,7 @@ from inscp.errors import UserError
 from inscp.evaluation.results import Results
 from inscp.experiment import plots
 from inscp.experiment.costs import cost_grids
+from inscp.experiment.goals import goal_grids
 from inscp.experiment.histories import Curve, curves
 from inscp.experiment.page import Page, Section, grids
 from inscp.experiment.runner import Place, place
@@ -46,7 +47,8 @@ def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
         budgets = {rows[id(at)]: (at.run.arm, at.run.budget) for at in found}
         section = _section(comparison, language, budgets, _histories(found, rows), folder)
         by_row = {row: [at for at in found if rows[id(at)] == row] for row in comparison.by_row}
-        sections.append(replace(section, grids=[*section.grids, *cost_grids(by_row)]))
+        chosen = goal_grids(comparison, study.goals, language)
+        sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(by_row)]))
     environments = [Results.read(at.results).environment for at in places]
     versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
     facts = {

@@ -2,7 +2,8 @@
 
 What is done is known by the files that are there whole: an exported model, a results file. Their folders are named
 after a digest of what decides them, so that a changed study runs what has changed and nothing else, and studies that
-have arms in common run them once. A killed study goes on with the same command, and the training that was under way from its last checkpoint.
+have arms in common run them once. A killed study goes on with the same command, and the training that was under way
+from its last checkpoint.
 """
 
 import shutil

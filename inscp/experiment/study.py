@@ -1,5 +1,6 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,40 @@ class Language:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What an arm should reach: one bound.
+
+    Args:
+        metric: TASK/METRIC, in which {language} stands for the study's: `language/{language}/ended`.
+        at_least: the lowest value that reaches it.
+        at_most: the highest one.
+        times_reference: the bound is a multiple of the reference's value.
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    times_reference: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
+        if len(bounds) != 1 or bounds[0] <= 0:
+            raise UserError(f"goals: {self.metric}", "it has not one bound above 0", "Give at_least, or at_most.")
+
+    def bound(self, reference: float) -> float:
+        """The bound itself."""
+        given = self.at_most if self.at_least is None else self.at_least
+        assert given is not None
+        return given * reference if self.times_reference else given
+
+    def margin(self, value: float, reference: float) -> float:
+        """How far it is reached: 1 just so, more beyond; 0 where there is no value."""
+        bound = self.bound(reference)
+        over, under = (value, bound) if self.at_most is None else (bound, value)
+        return 0.0 if math.isnan(value) else over / under if under else math.inf
+
+
+@dataclass(frozen=True)
 class Study:
     """What `experiment.yaml` holds. Paths in it are relative to the current folder.
 
@@ -58,6 +93,7 @@ class Study:
         seeds: of the order of rows and of whatever else is drawn; an arm that trains nothing has none.
         budgets: tokens to train on; without any, what the configuration has.
         reference: the arm that the others are compared with; by default the first.
+        goals: that an arm should reach; the report chooses one by half of the items and judges it by the other half.
         mlflow: where all of it is tracked, under one parent run.
     """
 
@@ -69,6 +105,7 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0])
     budgets: list[int] = field(default_factory=list)
     reference: str | None = None
+    goals: list[Goal] = field(default_factory=list)
     mlflow: Tracking = field(default_factory=Tracking)
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from inscp.errors import UserError
 from inscp.evaluation.results import (
     Item,
     Metric,
@@ -16,7 +17,7 @@ from inscp.evaluation.results import (
     read_items,
     require_same_measure,
 )
-from inscp.evaluation.statistics import Difference
+from inscp.evaluation.statistics import Difference, means, perplexity, with_perplexities
 from inscp.experiment.estimates import Sample, difference, mean, samples
 
 
@@ -43,6 +44,19 @@ class Evaluated:
         """A results file and the items beside it."""
         results = Results.read(file)
         return cls(row, language, seed, results, {name: read_items(items_folder(file), name) for name in results.tasks})
+
+    def half(self, number: int) -> "Evaluated":
+        """The evaluation by every second item: the metrics that are means over items.
+
+        Args:
+            number: which half, 0 or 1.
+        """
+        items = {task: of[number::2] for task, of in self.items.items()}
+        tasks = {
+            name: replace(task, metrics=with_perplexities(means(items[name])), n=len(items[name]))
+            for name, task in self.results.tasks.items()
+        }
+        return replace(self, results=replace(self.results, tasks=tasks), items=items)
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,22 @@ class Comparison:
             found.setdefault(one.row, []).append(one)
         return {row: found[row] for row in dict.fromkeys(one.row for one in self.evaluated)}
 
+    def half(self, number: int) -> "Comparison":
+        """The comparison by every second item, of which there are the halves 0 and 1."""
+        return Comparison([one.half(number) for one in self.evaluated], self.reference)
+
+    def column(self, name: str) -> Column:
+        """The column of a metric, by TASK/METRIC.
+
+        Raises:
+            UserError: nothing of that name was measured.
+        """
+        found = {f"{task}/{metric}": (task, kind, metric) for task, kind, metric in self._metrics()}
+        if name not in found:
+            raise UserError(name, "it was not measured, or is no mean over items", f"Name one of: {', '.join(found)}.")
+        task, kind, metric = found[name]
+        return Column(task, metric, _placed(task, kind, metric)[1])
+
     def check(self) -> None:
         """
         Raises:
@@ -179,8 +209,7 @@ class Comparison:
         if column.metric.endswith(_PERPLEXITY):
             loss = self.cell(row, replace(column, metric=column.metric.replace(_PERPLEXITY, "/loss")))
             assert loss is not None
-            low, high = map(math.exp, loss.metric.interval)
-            return Cell(Metric(math.exp(loss.metric.value), (low, high), loss.metric.n), seeds, False)
+            return Cell(perplexity(loss.metric), seeds, False)
         # A metric that is no mean over items has no interval over seeds.
         return Cell(Metric(sum(seeds) / len(seeds), (math.nan, math.nan), found[0].n), seeds, False)
 

@@ -1,6 +1,5 @@
 """Retention: what is left of the original model in the one that was made from it."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -19,7 +18,7 @@ from inscp.evaluation.likelihood import packed
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.prompts import read_table, spread, text_of
 from inscp.evaluation.results import Item, Metric
-from inscp.evaluation.statistics import means
+from inscp.evaluation.statistics import means, with_perplexities
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.model.export import read_origin
@@ -111,12 +110,7 @@ class Retention(Task):
         return items
 
     def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
-        found = means(items)
-        for name, metric in list(found.items()):
-            if name.endswith("/loss"):
-                low, high = map(math.exp, metric.interval)
-                found[name.replace("/loss", "/perplexity")] = Metric(math.exp(metric.value), (low, high), metric.n)
-        return found
+        return with_perplexities(means(items))
 
 
 _WINDOW = 2048
