@@ -27,6 +27,7 @@ from inscp.callbacks.pieces import (
     now,
     write_unsent,
 )
+from inscp.callbacks.store import absolute, store_uri
 
 RUN_FILE = "mlflow_run.jsonl"
 """In a training's folder: the run that it is, by which `evaluate` finds it."""
@@ -44,7 +45,8 @@ class Tracking:
     """Where a training is tracked. Nothing is opened or written before the training starts.
 
     Args:
-        tracking_uri: `sqlite:///FILE` or the address of a tracking server.
+        tracking_uri: `sqlite:///FILE` or the address of a tracking server; by default what MLFLOW_TRACKING_URI says,
+            else `sqlite:///mlflow.db`.
         experiment: name of the experiment.
         name: of the run; by default method, model and language.
         tags: more tags of the run.
@@ -53,13 +55,22 @@ class Tracking:
         patience: how many seconds the end of a training waits for a server that is slow or down.
     """
 
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str | None = None
     experiment: str = "inscp"
     name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
     enabled: bool = True
     patience: float = 60.0
+
+    @property
+    def uri(self) -> str:
+        """Of the store.
+
+        Raises:
+            UserError: there is a password in it.
+        """
+        return store_uri(self.tracking_uri)
 
 
 class MLflowTracker(Logger):
@@ -87,11 +98,11 @@ class MLflowTracker(Logger):
         self._is_addition = is_addition
         self._tracking, self.unsent_folder, self._is_final = tracking, Path(), False
         before, unsent = _start_and_rest(earlier or [])
-        uri = absolute(tracking.tracking_uri)
+        uri = absolute(tracking.uri)
         if tracking.run_id is not None or (before and before.tracking_uri != uri):  # another run, another store
             before, unsent = None, []
         run_id = before.run_id if before else tracking.run_id
-        self._run = MLflowRun(tracking.tracking_uri, run_id)
+        self._run = MLflowRun(tracking.uri, run_id)
         rank_zero_only(self._run.connect)()
         start = Start(
             uri,
@@ -147,19 +158,19 @@ class MLflowTracker(Logger):
     @property
     def address(self) -> str:
         """Store and run, for a person to find."""
-        return f"{self._tracking.tracking_uri} (experiment {self.name}, run {self.run_id})"
+        return f"{self._tracking.uri} (experiment {self.name}, run {self.run_id})"
 
     @property
     def page(self) -> str:
         """Where the experiment is shown as trainings; by default MLflow opens it in another view, which is empty."""
-        uri = self._tracking.tracking_uri
+        uri = self._tracking.uri
         server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
         return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
 
     @property
     def viewing(self) -> str:
         """The command that shows the store, or only its page where a server shows it already."""
-        uri = self._tracking.tracking_uri
+        uri = self._tracking.uri
         return self.page if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}   # then open {self.page}"
 
     @rank_zero_only
@@ -218,9 +229,3 @@ def _start_and_rest(state: Sequence[str]) -> tuple[Start | None, list[Piece]]:
         case [Start() as start, *unsent]:
             return start, unsent
     return None, []
-
-
-def absolute(uri: str) -> str:
-    """The store as it is found from any folder."""
-    file = uri.removeprefix("sqlite:///")
-    return uri if file == uri else f"sqlite:///{Path(file).resolve()}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inscp.callbacks.store import store_uri
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
@@ -14,7 +15,6 @@ from inscp.evaluation.results import ITEMS, RESULTS, Results, items_folder, read
 from inscp.evaluation.statistics import Difference, differences
 
 _RUN = re.compile(r"[0-9a-f]{32}")
-_MLFLOW = "sqlite:///mlflow.db"
 _WHAT = "Print how each metric differs from the first evaluation's on the items that both have."
 _RUNS = "results files of `evaluate`, or ids of MLflow runs that were evaluated; the first is compared with"
 
@@ -28,13 +28,13 @@ def run(command: str, arguments: list[str]) -> None:
     compare(given.runs, given.out, given.tracking_uri)
 
 
-def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str = _MLFLOW) -> None:
+def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str | None = None) -> None:
     """Print how each metric differs from the first evaluation's on the items that both have.
 
     Args:
         runs: results files of `evaluate`, or ids of MLflow runs that were evaluated.
         out: a folder for a report of all of them: tables and plots as Markdown, PNG and one HTML page.
-        tracking_uri: where the MLflow runs are.
+        tracking_uri: where the MLflow runs are; by default as in training.
     """
     with tempfile.TemporaryDirectory() as temporary:
         files = [_results_file(given, tracking_uri, Path(temporary)) for given in runs]
@@ -46,7 +46,7 @@ def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str = _ML
             _report(files, Path(out))
 
 
-def _results_file(given: str, tracking_uri: str, temporary: Path) -> Path:
+def _results_file(given: str, tracking_uri: str | None, temporary: Path) -> Path:
     """The results file, downloaded where an MLflow run is named."""
     if Path(given).exists() or not _RUN.fullmatch(given):
         return Path(given)
@@ -54,14 +54,14 @@ def _results_file(given: str, tracking_uri: str, temporary: Path) -> Path:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    folder = temporary / given
+    folder, uri = temporary / given, store_uri(tracking_uri)
     folder.mkdir()
     try:
-        client = MlflowClient(tracking_uri)
+        client = MlflowClient(uri)
         file = Path(client.download_artifacts(given, RESULTS, str(folder)))
         client.download_artifacts(given, ITEMS, str(folder))
     except MlflowException as error:
-        what = f"{tracking_uri} has no results of this run ({str(error).splitlines()[0]:.200})"
+        what = f"{uri} has no results of this run ({str(error).splitlines()[0]:.200})"
         raise UserError(given, what, "Evaluate its model, or give --tracking_uri.") from error
     return file
 

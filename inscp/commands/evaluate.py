@@ -76,7 +76,7 @@ def evaluate(
         cost: what is counted of its cost, and at which prices; nothing where a server answers.
     """
     tasks = _chosen(tasks, only)
-    _check(tasks, server)
+    require_runnable(tasks, server)
     counter = WorkCounter()
     backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
     folder = items_folder(Path(out))
@@ -158,8 +158,12 @@ def _chosen(tasks: dict[str, Task], only: list[str] | None) -> dict[str, Task]:
     return {name: task for name, task in tasks.items() if only is None or name in only}
 
 
-def _check(tasks: dict[str, Task], server: Server | None) -> None:
-    """See that all can be run, before the first of them is."""
+def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
+    """See that all can be run, before the first of them is.
+
+    Raises:
+        UserError: one cannot.
+    """
     for name, task in tasks.items():
         if not _TASK_NAME.fullmatch(name):
             raise UserError(f"tasks.{name}", "a file is called after it", "Name it by letters, digits, - and _ alone.")

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from inscp.callbacks.plain_lines import duration
 from inscp.callbacks.tracking import Tracking
+from inscp.commands.check_study import check_runs
 from inscp.commands.parser import Parser, call
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
@@ -60,7 +61,9 @@ def run_study(
         return
     if dry_run:
         _list(runs, outputs)
+        check_runs(runs)
         return
+    check_runs(runs)
     Runner(study, name, outputs).run(runs)
     _list(runs, outputs)
     print(f"\nnext:\n  python -m inscp experiment report {folder}")

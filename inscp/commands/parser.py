@@ -33,8 +33,9 @@ class OneLineErrors:
             key = _KEY.search(message)
             raise UserError(key[1] if key else "configuration", _plain(message), see_help) from ex
         name = next(group for group in unknown.groups() if group)
-        near = get_close_matches(name, set(_keys(self)), n=1, cutoff=0.5)  # type: ignore[arg-type]
-        raise UserError(name, "no such key", f"Did you mean {near[0]}?" if near else see_help) from ex
+        known = {part: key for key in _keys(self) for part in (key.rpartition(".")[2], key)}  # type: ignore[arg-type]
+        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        raise UserError(name, "no such key", f"Did you mean {known[near[0]]}?" if near else see_help) from ex
 
 
 def _plain(message: str) -> str:

@@ -1,6 +1,7 @@
 """The data as Lightning takes it: training rows in a resumable order, held-out sets by name."""
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from inscp.data.cache import CachedRows, DataReport
 from inscp.data.mixture import Mixture, Replay, mixed
 from inscp.data.pipeline import PackedRows, Pipeline, as_sources
 from inscp.data.sampling import PackedRowSampler, Shuffled
-from inscp.data.sources import OnBadRecord, Source
+from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import InsCPTagger, Tagger
 from inscp.errors import UserError
 from inscp.pretrained import load_tokenizer
@@ -89,6 +90,16 @@ class InsCPDataModule(LightningDataModule):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.pretrained)
         return self._tokenizer
+
+    def require_sources(self) -> None:
+        """See that there are files where paths were given, before anything is read.
+
+        Raises:
+            UserError: one is not there.
+        """
+        replayed = as_sources(self.replay.sources) if self.replay else []
+        for source in (*self.train_sources, *replayed, *chain.from_iterable(self.validation.values())):
+            require_source(source)
 
     def pipelines(self) -> list[Pipeline]:
         """The path of the training's own data and, where there is some, that of the replayed."""

@@ -109,6 +109,14 @@ def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport)
         raise UserError(source.path, "no usable record in it", "Check the path, the format and the fields.")
 
 
+def require_source(source: Source) -> None:
+    """
+    Raises:
+        UserError: it is a path, and there is nothing.
+    """
+    _files(source)
+
+
 def source_fingerprint(source: Source) -> str:
     """A digest of the source's contents and of how it is read: another content, another digest."""
     files = _files(source)

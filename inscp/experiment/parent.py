@@ -7,7 +7,8 @@ from pathlib import Path
 
 from inscp.callbacks.mlflow_run import MLflowRun, reason
 from inscp.callbacks.pieces import End, Start, now
-from inscp.callbacks.tracking import Tracking, absolute
+from inscp.callbacks.store import absolute
+from inscp.callbacks.tracking import Tracking
 
 
 class ParentRun:
@@ -20,7 +21,7 @@ class ParentRun:
     """
 
     def __init__(self, tracking: Tracking, name: str, question: str) -> None:
-        uri = absolute(tracking.tracking_uri)
+        uri = absolute(tracking.uri)
         self._tracking, self._run = tracking, MLflowRun(uri)
         tags = {"study": name, "mlflow.note.content": question, **tracking.tags}
         self._start = Start(uri, tracking.experiment, name, tags, f"study {name}", now(), None)
@@ -54,6 +55,6 @@ class ParentRun:
         try:
             action()
         except Exception as error:  # whatever the store, the network or the server raises
-            uri = self._tracking.tracking_uri
+            uri = self._tracking.uri
             print(f"warning: MLflow at {uri} does not take the study's run ({reason(error)}); the study goes on",
                   file=sys.stderr, flush=True)  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from inscp.experiment.tables import Cell, Column, Comparison
@@ -99,6 +100,35 @@ def against_tokens(
         axis.set_ylim(-0.02, 1.02)
         _plain(axis)
     _legend(figure.axes[0])
+    _save(figure, file)
+    return True
+
+
+def perplexity_bands(comparison: Comparison, file: Path) -> bool:
+    """How the perplexities of held-out texts are spread, arm by arm: median, middle half, all but the outer tenth.
+
+    False where no held-out text was measured. Each text counts once; of several seeds all are shown together.
+    """
+    sets = sorted({name for one in comparison.evaluated for of in one.items.values() for item in of
+                   for name in item.values if name.startswith("held_out/") and name.endswith("/loss")})  # fmt: skip
+    if not sets:
+        return False
+    rows = list(comparison.by_row)
+    figure = _figure(3.8 * len(sets), 1.2 + 0.28 * len(rows))
+    for axis, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
+        for place, row in enumerate(rows):
+            losses = [item.values[name] for one in comparison.by_row[row] for of in one.items.values() for item in of
+                      if name in item.values]  # fmt: skip
+            if losses:
+                low, lower, middle, upper, high = np.exp(np.quantile(losses, [0.05, 0.25, 0.5, 0.75, 0.95]))
+                axis.barh(place, high - low, left=low, color=_colour(place), height=0.25, alpha=0.5)
+                axis.barh(place, upper - lower, left=lower, color=_colour(place), height=0.7)
+                axis.plot([middle, middle], [place - 0.35, place + 0.35], color="white", linewidth=1.5)
+        axis.set_xscale("log")
+        axis.set_title(f"{name.split('/')[1]}: perplexity of held-out texts", fontsize=8, color=_INK)
+        _plain(axis)
+    figure.axes[0].set_yticks(range(len(rows)), rows)
+    figure.axes[0].invert_yaxis()
     _save(figure, file)
     return True
 

@@ -83,6 +83,7 @@ def _section(
         "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
         "kept": (f"{_KEPT} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, _KEPT)),
         "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
+        "perplexities": ("Held-out perplexity, text by text", partial(plots.perplexity_bands, comparison)),
         "training": ("Training", partial(plots.curves, histories)),
     }
     files = {name: folder / f"{target}_{name}.png" for name in wanted}

@@ -75,6 +75,7 @@ def test_the_page_needs_nothing_else_and_the_markdown_has_every_table(comparison
         assert table.title in html
         assert f"### {table.title}\n" in markdown
     assert "InsCP \\| ours" in markdown
+    assert (tmp_path / "en_perplexities.png").exists()
     for picture in re.findall(r"!\[.*?\]\((.+?)\)", markdown):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 

@@ -22,7 +22,7 @@ arms:
   instruct: {}
   InsCP: {fit: {}}
   averaged: {after: InsCP, merge: {method: {class_path: Average, init_args: {weight: 0.5}}}}
-  broken: {fit: {data.train: nowhere.jsonl}}
+  broken: {fit: {data.train: broken.jsonl}}
 languages: {zh-TW: {}}
 budgets: [1000]
 mlflow: {experiment: arms}
@@ -33,6 +33,7 @@ def write_project(folder: Path, model: str) -> None:
     write_corpus(folder)
     prompts = [{"en": f"What is {i}?", "zh_tw": f"{i}是什麼？"} for i in range(4)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
+    (folder / "broken.jsonl").write_text("{no JSON\n")
     (folder / "base.yaml").write_text(f"""
 model: {{pretrained: {model}, optimizer: {{learning_rate: 0.01}}}}
 data: {{train: corpus.jsonl, row_length: 64, batch_size: 4, validation: {{held: corpus.jsonl}}}}
@@ -71,11 +72,36 @@ def files(project: Path) -> dict[Path, int]:
 def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path, ran: str) -> None:
     last = ran.splitlines()[-1]
     assert last.startswith("error: 1 of 4 runs failed: broken, zh-TW, 1,000 tokens, seed 0: fit ended with status 2")
-    assert "nowhere.jsonl: no such file" in last
+    assert "broken.jsonl" in last
     measured = [
         path.parent.name.rpartition("-")[0] for path in project.glob("outputs/experiments/runs/*/results-*.json")
     ]
     assert sorted(measured) == ["averaged-zh-tw-1000-tokens-seed-0", "inscp-zh-tw-1000-tokens-seed-0", "instruct-zh-tw"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("data.train: broken.jsonl", "data.train: nowhere.jsonl", "nowhere.jsonl: no such file"),
+        ("data.train: broken.jsonl", "data.tain: broken.jsonl", "tain: no such key. Did you mean data.train?"),
+        ("weight: 0.5", "wait: 0.5", "wait"),
+        ("zh-TW: {}", "zh-TW: {evaluate: {tasks.language.init_args.prompts: none.jsonl}}", "none.jsonl: no such file"),
+    ],
+)
+def test_what_is_wrong_in_a_later_arm_is_told_before_the_first_one_runs(
+    right: str,
+    wrong: str,
+    told: str,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(project)
+    (project / "wrong").mkdir(exist_ok=True)
+    (project / "wrong" / "experiment.yaml").write_text(STUDY.replace(right, wrong))
+    assert main(["experiment", "run", "wrong", "--out", "nothing"]) == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not (project / "nothing").exists()
 
 
 def test_what_is_done_is_not_done_again(
