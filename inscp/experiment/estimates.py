@@ -86,8 +86,11 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     else:
         resampled = _means(_of_seeds(after, counts)) - _means(_of_seeds(before, counts))
         spread = _Spread(float(np.nanvar(resampled)), n - 1, *_seeds_variance(old, new))
-    change = other - one
-    interval = (change - spread.half_width, change + spread.half_width)
+    change, is_share = other - one, before.is_share and after.is_share
+    # Where no item differs, nothing that is drawn does, as if that were certain: the exact bound of a share of none.
+    half_width = spread.half_width or (1 - 0.025 ** (1 / n) if is_share else 0.0)
+    low, high = change - half_width, change + half_width
+    interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
     return Difference(one, other, Metric(change, interval, n), spread.p(change))
 
 

@@ -91,11 +91,12 @@ def grids(table: Table, reference: str) -> list[Grid]:
     found = [_grid(table.title, note, labels, {row: list(map(shown, cells)) for row, cells in table.rows.items()})]
     columns = zip(*table.rows.values(), strict=True)
     shares = [any(cell is not None and cell.is_share for cell in cells) for cells in columns]
-    changes = {row: list(map(_changed, of, shares)) for row, of in table.changes.items() if any(of)}
-    if changes:
+    kept = [number for number in range(len(labels)) if any(of[number] for of in table.changes.values())]
+    if kept:
+        changes = {row: [_changed(of[at], shares[at]) for at in kept] for row, of in table.changes.items()}
         what = f"{table.title}: change against {reference}"
         note = "Paired by item, shares in points; 95 % intervals in brackets, * where it does not hold 0."
-        found.append(_grid(what, note, labels, changes))
+        found.append(_grid(what, note, [labels[at] for at in kept], changes))
     return found
 
 

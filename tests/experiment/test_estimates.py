@@ -48,6 +48,13 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert width(0.0, 4.0) > 1.5 * width(2.0, 2.0)
 
 
+def test_a_difference_of_shares_is_never_certain_and_never_above_all() -> None:
+    same = difference(*samples([[items([True] * 40)], [items([True] * 40)]], "m"), same_seeds=True)
+    assert same.change.interval == pytest.approx((-0.088, 0.088), abs=0.001)  # Clopper and Pearson's for 0 of 40
+    few = difference(*samples([[items([True, False])], [items([False, True])]], "m"), same_seeds=True)
+    assert few.change.interval == (-1.0, 1.0)
+
+
 def test_a_difference_is_paired_by_item() -> None:
     arms = [[noisy(0, 0.0), noisy(1, 0.0)], [noisy(2, 0.3), noisy(3, 0.3)]]
     found = difference(*samples(arms, "m"), same_seeds=True)
