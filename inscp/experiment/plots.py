@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from inscp.experiment.tables import Cell, Column, Comparison
 
@@ -50,7 +51,8 @@ def bars(comparison: Comparison, language: str, file: Path) -> bool:
 
 def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) -> bool:
     """English that was kept against target language that was gained; False where either was not asked."""
-    gained, retained = (language_columns(comparison, name, ["in_language_if_sound"]) for name in (target, kept))
+    gained = language_columns(comparison, target, ["in_language_if_sound"])
+    retained = language_columns(comparison, kept, ["in_language"])
     if target == kept or not gained or not retained:
         return False
     figure = _figure(5, 4)
@@ -61,9 +63,9 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) 
             axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt="o", label=row,
                           color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
     axis.set_xlabel(f"{target} prompts answered in {target}, sound answers", fontsize=8)
-    axis.set_ylabel(f"{kept} prompts answered in {kept}, sound answers", fontsize=8)
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(-0.02, 1.02)
+    axis.set_ylabel(f"{kept} prompts answered in {kept}", fontsize=8)
+    axis.set_xlim(right=1.02)
+    axis.set_ylim(top=1.02)
     _plain(axis)
     _legend(axis)
     _save(figure, file)
@@ -86,10 +88,12 @@ def against_tokens(
     if not columns or len(known) < 2:
         return False
     start = [(0, row) for row, (_, tokens) in budgets.items() if tokens is None and row in comparison.by_row][:1]
-    arms = dict.fromkeys(arm for arm, tokens in budgets.values() if tokens)
+    arms = dict.fromkeys(arm for arm, _ in budgets.values())
     figure = _figure(7.5, 3)
     for axis, column in zip(figure.subplots(1, 2, sharey=True), columns, strict=True):
         for place, arm in enumerate(arms):
+            if not any(tokens for of, tokens in budgets.values() if of == arm):
+                continue
             points = start + sorted((tokens, row) for row, (of, tokens) in budgets.items() if of == arm and tokens)
             found = [(tokens, cell) for tokens, row in points if (cell := comparison.cell(row, column))]
             axis.errorbar([tokens for tokens, _ in found], [cell.metric.value for _, cell in found],
@@ -125,6 +129,8 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
                 axis.barh(place, upper - lower, left=lower, color=_colour(place), height=0.7)
                 axis.plot([middle, middle], [place - 0.35, place + 0.35], color="white", linewidth=1.5)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(ScalarFormatter())
         axis.set_title(f"{name.split('/')[1]}: perplexity of held-out texts", fontsize=8, color=_INK)
         _plain(axis)
     figure.axes[0].set_yticks(range(len(rows)), rows)
@@ -133,11 +139,14 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
     return True
 
 
-def curves(histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], file: Path) -> bool:
+def curves(
+    histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], order: Sequence[str], file: Path
+) -> bool:
     """Training curves; False where there are none.
 
     Args:
         histories: measure (`train/loss`, …) -> row -> (tokens, value) in order.
+        order: of all rows, which have their colours by it.
         file: to write.
     """
     shown = {measure: rows for measure, rows in histories.items() if any(len(of) > 1 for of in rows.values())}
@@ -146,8 +155,8 @@ def curves(histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     figure = _figure(3.8 * min(2, len(shown)), 2.8 * -(-len(shown) // 2))
     panels = figure.subplots(-(-len(shown) // 2), min(2, len(shown)), squeeze=False).ravel()
     for axis, (measure, rows) in zip(panels, shown.items(), strict=False):
-        for place, (row, points) in enumerate(rows.items()):
-            axis.plot(*zip(*points, strict=True), label=row, color=_colour(place), linewidth=1.2)
+        for row, points in rows.items():
+            axis.plot(*zip(*points, strict=True), label=row, color=_colour(order.index(row)), linewidth=1.2)
         axis.set_title(measure, fontsize=8, color=_INK)
         axis.set_xlabel("tokens", fontsize=8)
         _plain(axis)
@@ -173,7 +182,7 @@ def _error(cell: Cell) -> list[list[float]]:
 
 
 def _plain(axis: Any) -> None:
-    axis.tick_params(labelsize=7, colors=_INK)
+    axis.tick_params(which="both", labelsize=7, colors=_INK)
     axis.xaxis.label.set_color(_INK)
     axis.yaxis.label.set_color(_INK)
     axis.spines[["top", "right"]].set_visible(False)

@@ -84,7 +84,7 @@ def _section(
         "kept": (f"{_KEPT} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, _KEPT)),
         "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
         "perplexities": ("Held-out perplexity, text by text", partial(plots.perplexity_bands, comparison)),
-        "training": ("Training", partial(plots.curves, histories)),
+        "training": ("Training", partial(plots.curves, histories, list(comparison.by_row))),
     }
     files = {name: folder / f"{target}_{name}.png" for name in wanted}
     shown = {caption: files[name] for name, (caption, draw) in wanted.items() if draw(files[name])}
