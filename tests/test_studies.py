@@ -26,4 +26,7 @@ def test_its_arms_are_configurations_of_the_commands_that_run_them(
     study = read_study(folder)
     assert (folder / "README.md").is_file()
     assert {run.arm for run in study.runs()} == set(study.arms)
-    check_runs(study.runs())
+    runs = study.runs()
+    check_runs(runs)
+    known = {run.name: (run.fingerprint, run.measure) for run in study.runs()}
+    assert {run.name: (run.fingerprint, run.measure) for run in runs} == known  # what is read is not changed

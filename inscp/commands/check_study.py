@@ -1,6 +1,7 @@
 """A study's configurations, read by the commands that will run them: what is wrong is told before the first hour."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -35,7 +36,7 @@ def check_runs(runs: Sequence[Run]) -> None:
             if config is not None and key not in seen:
                 seen.add(key)
                 try:
-                    check(config)
+                    check(deepcopy(config))  # a parser fills in what it is given
                 except UserError as error:
                     raise UserError(f"{run.title}: {error.where}", error.what, error.mend) from error
 

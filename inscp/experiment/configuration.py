@@ -91,7 +91,8 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from () if key in _NO_PATHS else _texts(inner)
+            names_none = key in _NO_PATHS and not isinstance(inner, Mapping)  # a task may be called `language`
+            yield from () if names_none else _texts(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner)

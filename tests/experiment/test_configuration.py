@@ -35,13 +35,14 @@ def test_only_the_names_of_changes_may_be_dotted() -> None:
 
 def test_the_digest_is_of_what_a_named_file_holds(tmp_path: Path) -> None:
     file = tmp_path / "text.jsonl"
+    configs = [{"data": {"train": [{"path": str(file)}]}}, {"tasks": {"language": {"prompts": str(file)}}}]
     file.write_text('{"text": "a"}')
-    before = digest({"data": {"train": [{"path": str(file)}]}})
-    assert digest({"data": {"train": [{"path": str(file)}]}}) == before
+    before = [digest(config) for config in configs]
+    assert [digest(config) for config in configs] == before
     file.write_text('{"text": "b"}')
     os.utime(file, (0, 0))
     configuration._contents.cache_clear()
-    assert digest({"data": {"train": [{"path": str(file)}]}}) != before
+    assert not {digest(config) for config in configs} & set(before)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: ["])
