@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.template import prompt_ids
 from inscp.model.export import end_token_ids
@@ -17,6 +18,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     if prompt[0].role == "document":
         return list(tokenizer(prompt[0].text, split_special_tokens=True)["input_ids"])
     return prompt_ids(tokenizer, [{"role": turn.role, "content": turn.text} for turn in prompt])
+
+
+_AT_ONCE = 32
+"""Tokens between two looks at which rows have ended."""
+_SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @contextmanager
@@ -49,7 +55,6 @@ def generate(
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
     """
     ends = end_token_ids(model, tokenizer)
-    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     for start in range(0, len(prompts), batch_size):
@@ -59,17 +64,57 @@ def generate(
         input_ids = [[ends[0]] * pad + encoded[index] for pad, index in zip(pads, batch, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
         with _greedy(model):
-            output = model.generate(  # type: ignore[operator]
-                input_ids=torch.tensor(input_ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
-                synced_gpus=is_sharded,  # no rank stops while another one still needs its shards
-            )
-        for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
-            end = next((place for place, token in enumerate(ids) if token in ends), None)
-            n_tokens = len(ids) if end is None else end + 1
-            response = str(tokenizer.decode(ids[:n_tokens], skip_special_tokens=True))
-            yield index, Generation(prompts[index][-1].text, response, n_tokens, ended=end is not None)
+            answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends)
+        for index, ids in zip(batch, answers, strict=True):
+            response = str(tokenizer.decode(ids, skip_special_tokens=True))
+            ended = bool(ids) and ids[-1] in ends
+            yield index, Generation(prompts[index][-1].text, response, len(ids), ended)
+
+
+def _answers(
+    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int, ends: Sequence[int]
+) -> list[list[int]]:
+    """The new tokens of each row up to its end, some at a time, so that rows that have ended cost nothing more.
+
+    Args:
+        input_ids, mask: int64 [rows, width], padded on the left.
+    """
+    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    answers: list[list[int]] = [[] for _ in input_ids]
+    going = torch.arange(len(input_ids))
+    cache, left = None, max_new_tokens
+    while left > 0 and len(going):
+        output = model.generate(  # type: ignore[operator]
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            past_key_values=cache,
+            max_new_tokens=min(left, _AT_ONCE),
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+            synced_gpus=is_sharded,  # no rank stops while another one still needs its shards
+            return_dict_in_generate=True,
+        )
+        new = output.sequences[:, input_ids.shape[1] :]
+        for row, ids in zip(going.tolist(), new.tolist(), strict=True):
+            end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            answers[row] += ids[: end + 1]
+        left -= new.shape[1]
+        kept = torch.tensor(
+            [row for row, place in enumerate(going) if answers[place][-1] not in ends], dtype=torch.long
+        )
+        going = going[kept]
+        input_ids = output.sequences[kept]
+        mask = torch.cat([mask[kept], torch.ones(len(kept), new.shape[1], dtype=mask.dtype)], 1)
+        cache = _kept(output.past_key_values, kept.to(model.device), len(new))
+    return answers
+
+
+def _kept(cache: Cache | None, rows: torch.Tensor, n_rows: int) -> Cache | None:
+    """The cache of some of `n_rows` rows; None, for the model to compute it anew, where its kind has none to select."""
+    if cache is None or len(rows) == n_rows:
+        return cache
+    if not all(type(layer) in _SELECTABLE for layer in cache.layers):
+        return None
+    cache.batch_select_indices(rows)
+    return cache

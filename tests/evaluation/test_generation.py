@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from inscp.evaluation import generation
 from inscp.evaluation.generation import encode, generate
 from inscp.model.export import end_token_ids
 from inscp.pretrained import load_model, load_tokenizer
@@ -34,6 +35,31 @@ def test_settings_of_sampling_that_come_with_a_model_do_not_make_answers_less_gr
     own.do_sample, own.temperature, own.top_k, own.max_length = True, 0.7, 3, 30
     assert answers(model, tokenizer, PROMPTS, max_new_tokens=24) == greedy
     assert model.generation_config is own
+
+
+@pytest.mark.parametrize("selectable", [True, False])
+def test_a_row_that_has_ended_is_computed_no_further_and_changes_no_other(
+    tiny_model_folder: str, selectable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    asked = torch.tensor([encode(tokenizer, (Turn("user", PROMPTS[0]),))])
+    said = model.generate(asked, max_new_tokens=6, do_sample=False)[0].tolist()
+    model.generation_config.eos_token_id = [said[-1]]
+    whole = answers(model, tokenizer, PROMPTS, max_new_tokens=24)
+    assert 0 < sum(answer.ended for answer in whole) < len(PROMPTS)
+    forward, sizes = model.forward, []
+
+    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        sizes.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr(generation, "_AT_ONCE", 2)
+    if not selectable:
+        monkeypatch.setattr(generation, "_SELECTABLE", ())
+    assert answers(model, tokenizer, PROMPTS, max_new_tokens=24) == whole
+    assert sizes[0] == len(PROMPTS)
+    assert sizes[-1] < len(PROMPTS)
 
 
 ENDS = ["<|im_end|>", "<|endoftext|>", "</s>"]  # of the template, of the tokenizer, of the model's own settings
