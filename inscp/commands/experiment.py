@@ -35,7 +35,7 @@ def run(command: str, arguments: list[str]) -> None:
 def run_study(
     folder: str,
     out: str = "outputs/experiments",
-    only: str | None = None,
+    only: str | list[str] | None = None,
     dry_run: bool = False,
     jobs: Scheduler | None = None,
     gpus: int = 1,
@@ -45,9 +45,9 @@ def run_study(
     Args:
         folder: that holds experiment.yaml.
         out: models and results go into its folder `runs`, which studies share; the rest into one of the study's name.
-        only: run those whose name is like this (`InsCP, fi*`), and what they start from.
+        only: run those whose name is like this (`InsCP, fi*`) or one of these, and what they start from.
         dry_run: list the runs, and run nothing.
-        jobs: write a job file for each run that is not done, for a scheduler to run them side by side, and run nothing.
+        jobs: write job files of what is not done, for a scheduler to run them side by side, and run nothing.
         gpus: of a job.
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
@@ -127,14 +127,15 @@ def _mapping(where: str, given: Any) -> dict[str, Any]:
     return given
 
 
-def _chosen(runs: list[Run], only: str | None) -> list[Run]:
+def _chosen(runs: list[Run], only: str | list[str] | None) -> list[Run]:
     if only is None:
         return runs
-    chosen = [
-        run for run in runs if only in (run.title, run.name) or fnmatch(run.title, only) or fnmatch(run.name, only)
-    ]
-    if not chosen:
-        raise UserError("--only", f"no run is like {only}", f"There are: {'; '.join(run.title for run in runs)}.")
+    chosen = []
+    for name in [only] if isinstance(only, str) else only:
+        alike = [run for run in runs if name in (run.title, run.name) or fnmatch(run.title, name)]
+        if not alike:
+            raise UserError("--only", f"no run is like {name}", f"There are: {'; '.join(run.title for run in runs)}.")
+        chosen += alike
     return list({one.name: one for run in chosen for one in run.lineage}.values())
 
 

@@ -1,4 +1,4 @@
-"""One job file a run, for a scheduler to run them side by side; each job is `experiment run --only` of its run."""
+"""Job files, for a scheduler to run them side by side; each job is `experiment run --only` of its runs."""
 
 import json
 import re
@@ -19,7 +19,10 @@ _SUBMITS: dict[Scheduler, str] = {"kubernetes": "kubectl apply -f", "skypilot": 
 
 
 def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, out: str, gpus: int, folder: Path) -> Path:
-    """Write a job file for each run and the script that submits them all.
+    """Write the job files and the script that submits them all.
+
+    SLURM holds a job back until what it starts from is there, and has a job for each run. The others do not, and their
+    disks may know no locks: there one job has a training with all that starts from it.
 
     Args:
         scheduler: which.
@@ -35,29 +38,39 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, out: str, 
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(files(__package__).joinpath(f"jobs/{scheduler}.jinja").read_text("utf-8"))
     submit = ["#!/usr/bin/env bash", "set -euo pipefail"]
-    for number, run in enumerate(runs):
-        arguments = ["experiment", "run", study, "--out", out, "--only", run.title]
-        file = folder / f"{run.name}{_SUFFIXES[scheduler]}"
+    jobs = [[run] for run in runs] if scheduler == "slurm" else _families(runs)
+    for number, job in enumerate(jobs):
+        titles = [run.title for run in job]
+        only = titles[0] if len(titles) == 1 else json.dumps(titles, ensure_ascii=False)
+        arguments = ["experiment", "run", study, "--out", out, "--only", only]
+        file = folder / f"{job[0].name}{_SUFFIXES[scheduler]}"
         text = template.render(
-            title=run.title,
-            job=_job_name(run),
+            title="; ".join(titles),
+            job=_job_name(job[0]),
             gpus=gpus,
             file=file,
             command=shlex.join(["python", "-m", "inscp", *arguments]),
-            arguments=json.dumps(arguments),
+            arguments=json.dumps(arguments, ensure_ascii=False),
         )
         write_whole(file, text)
-        submit.append(_submission(scheduler, runs, number, file))
+        submit.append(f"{_SUBMITS[scheduler]} {shlex.quote(str(file))}" if scheduler != "slurm" else
+                      _held_back(runs, number, file))  # fmt: skip
     script = folder / "submit.sh"
     write_whole(script, "\n".join(submit) + "\n")
     script.chmod(0o755)
     return script
 
 
-def _submission(scheduler: Scheduler, runs: Sequence[Run], number: int, file: Path) -> str:
-    """How one job is submitted: SLURM holds it back until what it starts from is there; elsewhere a lock does."""
-    if scheduler != "slurm":
-        return f"{_SUBMITS[scheduler]} {shlex.quote(str(file))}"
+def _families(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that start from one another, together."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.lineage[0].name, []).append(run)
+    return list(found.values())
+
+
+def _held_back(runs: Sequence[Run], number: int, file: Path) -> str:
+    """How SLURM gets a job that waits for what it starts from."""
     places = {run.name: place for place, run in enumerate(runs)}
     before = runs[number].before
     after = f'--dependency=afterok:"$job{places[before.name]}" ' if before and before.name in places else ""

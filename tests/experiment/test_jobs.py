@@ -1,4 +1,4 @@
-"""A job file for each run, in the order in which they can run, that ends as the run does."""
+"""Job files, in the order in which they can run, that end as their runs do."""
 
 import os
 import subprocess
@@ -30,16 +30,22 @@ def test_slurm_holds_a_run_back_until_what_it_starts_from_is_there(runs: list[Ru
 
 
 @pytest.mark.parametrize("scheduler", ["kubernetes", "skypilot"])
-def test_what_others_take_is_yaml_that_runs_the_run(scheduler: Scheduler, runs: list[Run], tmp_path: Path) -> None:
-    write_jobs(scheduler, runs, "study", "/outputs", 4, tmp_path)
-    job = yaml.safe_load((tmp_path / f"{runs[1].name}.yaml").read_text())
+def test_elsewhere_one_job_runs_a_training_and_all_that_starts_from_it(
+    scheduler: Scheduler, runs: list[Run], tmp_path: Path
+) -> None:
+    script = write_jobs(scheduler, runs, "study", "/outputs", 4, tmp_path)
+    assert [line.split()[-1] for line in script.read_text().splitlines()[2:]] == [
+        str(tmp_path / f"{runs[0].name}.yaml")
+    ]
+    job = yaml.safe_load((tmp_path / f"{runs[0].name}.yaml").read_text())
+    both = '["orgCP, fi, seed 0", "CP then SFT, fi, seed 0"]'
     if scheduler == "kubernetes":
         [container] = job["spec"]["template"]["spec"]["containers"]
-        assert container["args"] == ["experiment", "run", "study", "--out", "/outputs", "--only", runs[1].title]
+        assert container["args"] == ["experiment", "run", "study", "--out", "/outputs", "--only", both]
         assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
         assert len(job["metadata"]["name"]) <= 63
     else:
-        assert "--only 'CP then SFT, fi, seed 0'" in job["run"]
+        assert f"--only '{both}'" in job["run"]
         assert job["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
 
 
