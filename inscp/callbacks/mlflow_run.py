@@ -29,6 +29,16 @@ _HTTP_SETTINGS = {
 }
 
 
+def store_client(tracking_uri: str) -> Any:
+    """MLflow's client of a store, which waits for no server that is down."""
+    for name, value in _HTTP_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it shows tracebacks of what is retried
+    return MlflowClient(tracking_uri)
+
+
 class MLflowRun:
     """A run in a store. Only one thread sends.
 
@@ -54,13 +64,8 @@ class MLflowRun:
         Raises:
             UserError: the store is a file that cannot be opened.
         """
-        for name, value in _HTTP_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        from mlflow.tracking import MlflowClient
-
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it shows tracebacks of what is retried
         try:
-            self._client = MlflowClient(self.tracking_uri)
+            self._client = store_client(self.tracking_uri)
         except Exception as error:  # whatever the driver raises
             what = f"the store {self.tracking_uri} cannot be opened ({error})"
             raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error

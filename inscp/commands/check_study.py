@@ -10,23 +10,26 @@ from inscp.commands.evaluate import evaluate, require_runnable
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.merge import merge
 from inscp.commands.parser import Parser
+from inscp.data.pipeline import as_sources
+from inscp.data.sources import require_source
 from inscp.errors import UserError
 from inscp.experiment.configuration import Config, digest, without
 from inscp.experiment.study import Run
 
 
-def check_runs(runs: Sequence[Run]) -> None:
-    """See that every command takes its configuration, and that the files are there which it names.
+def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
+    """See that every command takes its configuration, and that the texts and prompts are there which it names.
 
     Args:
         runs: those of several seeds are read once.
+        with_files: false leaves the files out, which may be somewhere else.
 
     Raises:
         UserError: one does not, by the name of its run.
     """
     seen: set[str] = set()
     for run in runs:
-        checks: dict[Callable[[Config], None], Config | None] = {
+        checks: dict[Callable[[Config, bool], None], Config | None] = {
             _check_fit: run.fit and without(run.fit, "seed_everything", "data.seed"),
             _check_merge: run.merge,
             _check_evaluation: run.evaluate or None,
@@ -36,7 +39,7 @@ def check_runs(runs: Sequence[Run]) -> None:
             if config is not None and key not in seen:
                 seen.add(key)
                 try:
-                    check(deepcopy(config))  # a parser fills in what it is given
+                    check(deepcopy(config), with_files)  # a parser fills in what it is given
                 except UserError as error:
                     raise UserError(f"{run.title}: {error.where}", error.what, error.mend) from error
 
@@ -48,20 +51,28 @@ class _Unstarted(InsCPCLI):
         self.config = parser.parse_object(args)
 
     def instantiate_classes(self) -> None:
-        self.datamodule = self._get(self.parser.instantiate_classes(self.config), "data")
+        made = self.parser.instantiate_classes(self.config)
+        self.model, self.datamodule = self._get(made, "model"), self._get(made, "data")
 
 
-def _check_fit(config: Config) -> None:
-    _Unstarted(run=False, args=config).datamodule.require_sources()
+def _check_fit(config: Config, with_files: bool) -> None:
+    given = _Unstarted(run=False, args=config)
+    if with_files:
+        given.datamodule.require_sources()
+        for source in as_sources(given.model.shield.sources) if given.model.shield else ():
+            require_source(source)
 
 
-def _check_merge(config: Config) -> None:
+def _check_merge(config: Config, with_files: bool) -> None:
     _parsed(merge, config, model="", out="")
 
 
-def _check_evaluation(config: Config) -> None:
+def _check_evaluation(config: Config, with_files: bool) -> None:
     given = _parsed(evaluate, config, model="")
-    require_runnable(given.tasks, given.server)
+    if given.server:
+        raise UserError("server", "it would answer for every arm", "Leave it out; the arms' own models answer.")
+    if with_files:
+        require_runnable(given.tasks, None)
 
 
 def _parsed(command: Callable[..., None], config: Config, **given: str) -> Any:

@@ -52,12 +52,13 @@ def _results_file(given: str, tracking_uri: str | None, temporary: Path) -> Path
         return Path(given)
     quiet()
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
+
+    from inscp.callbacks.mlflow_run import store_client
 
     folder, uri = temporary / given, store_uri(tracking_uri)
     folder.mkdir()
     try:
-        client = MlflowClient(uri)
+        client = store_client(uri)
         file = Path(client.download_artifacts(given, RESULTS, str(folder)))
         client.download_artifacts(given, ITEMS, str(folder))
     except MlflowException as error:

@@ -55,6 +55,7 @@ def run_study(
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     if jobs:
+        check_runs(runs, with_files=False)  # which the jobs will see
         ParentRun(study.mlflow, name, study.question).begin()  # which the jobs find
         todo = [run for run in runs if not place(run, outputs).is_done]
         print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, outputs / name / 'jobs')}")
@@ -78,6 +79,8 @@ def report_study(folder: str, out: str = "outputs/experiments") -> None:
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
     into = Path(out) / name / "report"
+    if missing := [run for run in study.runs() if not place(run, Path(out)).is_done]:
+        check_runs(missing)  # a run is known by the files that it names: without them it is not found
     study_page(study, folder, Path(out), into).write(into)
     ParentRun(study.mlflow, name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")

@@ -1,6 +1,7 @@
 """From items to metrics with intervals, and from two evaluations of the same items to what differs."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,9 @@ def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
 
 
 def _weighted(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.asarray((values * weights).sum(axis) / weights.sum(axis))
+    """The mean along an axis; NaN where nothing has a weight."""
+    total = weights.sum(axis)
+    return np.divide((values * weights).sum(axis), total, out=np.full(np.shape(total), np.nan), where=total > 0)
 
 
 def bootstrapped(statistic: Statistic, *samples: np.ndarray) -> Metric:
@@ -63,7 +66,7 @@ def bootstrapped(statistic: Statistic, *samples: np.ndarray) -> Metric:
     value = float(statistic(*samples, axis=-1))
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    low, high = np.percentile(_resampled(statistic, samples), (2.5, 97.5))
+    low, high = np.nanpercentile(_resampled(statistic, samples), (2.5, 97.5))
     return Metric(value, (float(low), float(high)), n)
 
 
@@ -82,10 +85,12 @@ def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metr
 
 
 def _resampled(statistic: Statistic, samples: Sequence[np.ndarray]) -> np.ndarray:
-    result = scipy_stats().bootstrap(
-        samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
-        batch=max(1, _AT_ONCE // len(samples[0])), rng=np.random.default_rng(0),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about an interval of scipy's own, where a resample has no value
+        result = scipy_stats().bootstrap(
+            samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
+            batch=max(1, _AT_ONCE // len(samples[0])), rng=np.random.default_rng(0),
+        )  # fmt: skip
     return np.asarray(result.bootstrap_distribution)
 
 
@@ -103,9 +108,10 @@ class Difference:
     """How a metric differs between two models on the same items.
 
     Attributes:
-        before, after: of the two, over the `n` items that both have.
-        change: after - before, with the paired bootstrap's 95 % interval.
-        p: of no change: McNemar's exact test for shares (McNemar 1947), for means the paired bootstrap's, two-sided.
+        before, after: of the two.
+        change: after - before, with the paired bootstrap's 95 % interval; `n` is that of the one with fewer items.
+        p: of no change: McNemar's exact test for shares of all items (McNemar 1947), else the paired bootstrap's,
+            two-sided.
     """
 
     before: float
@@ -119,33 +125,43 @@ class Difference:
 
 
 def differences(before: Iterable[Item], after: Iterable[Item]) -> dict[str, Difference]:
-    """Metric -> how it differs, over the items that both evaluations have."""
+    """Metric -> how it differs, over the items that both were asked; one that only some have is each one's own mean."""
     earlier = {item.id: item for item in before}
     pairs = [(earlier[item.id], item) for item in after if item.id in earlier]
-    names = list(dict.fromkeys(name for _, item in pairs for name in item.values))
-    found = {name: [pair for pair in pairs if all(name in item.values for item in pair)] for name in names}
-    return {name: _difference(name, shared) for name, shared in found.items() if shared}
+    names = [dict.fromkeys(name for pair in pairs for name in pair[side].values) for side in (0, 1)]
+    return {name: _difference(name, pairs) for name in names[0] if name in names[1]}
 
 
 def _difference(name: str, pairs: Sequence[tuple[Item, Item]]) -> Difference:
-    values = np.array([[float(item.values[name]) for item in pair] for pair in pairs]).T
-    weights = np.array([[item.weights.get(name, 1.0) for item in pair] for pair in pairs]).T
+    pairs = [pair for pair in pairs if any(name in item.values for item in pair)]
+    values = np.array([[float(item.values.get(name, 0.0)) for item in pair] for pair in pairs]).T
+    weights = np.array([[item.weights.get(name, 1.0) * (name in item.values) for item in pair] for pair in pairs]).T
     before, after = (float(_weighted(v, w)) for v, w in zip(values, weights, strict=True))
+    n = int((weights > 0).sum(1).min())
 
     def change(a: np.ndarray, wa: np.ndarray, b: np.ndarray, wb: np.ndarray, axis: int = -1) -> np.ndarray:
         return _weighted(b, wb, axis) - _weighted(a, wa, axis)
 
     samples = (values[0], weights[0], values[1], weights[1])
-    metric = bootstrapped(change, *samples)
-    if all(isinstance(item.values[name], bool) for pair in pairs for item in pair):
+    is_share = all(isinstance(item.values.get(name, True), bool) for pair in pairs for item in pair)
+    low, high = bootstrapped(change, *samples).interval
+    if is_share and n > 1 and low == high:
+        low, high = after - before - most_of_none(n), after - before + most_of_none(n)
+    if is_share and (weights > 0).all():
         p = mcnemar(int((values[0] > values[1]).sum()), int((values[0] < values[1]).sum()))
-    elif len(pairs) < 2:
+    elif n < 2:
         p = math.nan
     else:
         changes = _resampled(change, samples)
+        changes = changes[~np.isnan(changes)]
         # Both tails count themselves in, so that p is never 0 (Davison and Hinkley 1997, 4.11).
         p = min(1.0, 2 * (1 + min((changes <= 0).sum(), (changes >= 0).sum())) / (len(changes) + 1))
-    return Difference(before, after, metric, float(p))
+    return Difference(before, after, Metric(after - before, (low, high), n), float(p))
+
+
+def most_of_none(n: int) -> float:
+    """The exact 95 % bound of a share of which none was seen among n, where all that is drawn again would agree."""
+    return float(1 - 0.025 ** (1 / n))
 
 
 def mcnemar(lost: int, won: int) -> float:

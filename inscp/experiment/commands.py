@@ -1,6 +1,7 @@
 """Commands of this program as processes of their own, which are handed on what asks the study to stop."""
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -57,9 +58,11 @@ class Commands:
         file, last = folder / f"{command}.yaml", ""
         write_whole(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         line = [sys.executable, "-m", "inscp", command, "--config", str(file), *options]
+        # Variables for keys of a training would decide the model too, and are no part of what it is known by.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("INSCP_FIT__")}
         with (folder / f"{command}.log").open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                             start_new_session=True, pass_fds=[lock])  # fmt: skip
+                                             start_new_session=True, pass_fds=[lock], env=environment)  # fmt: skip
             if self._stopped_by:  # in between
                 self._process.send_signal(self._stopped_by)
             assert self._process.stdout is not None
@@ -96,12 +99,16 @@ class Commands:
         Raises:
             Stopped: this process was asked to stop meanwhile.
         """
+        waits = False
         with file.open("w") as opened:
             while True:
                 try:
                     fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    if not waits:
+                        tell(f"    another process works at it and holds {file}; waiting")
+                    waits = True
                     self.leave_if_told()
                     time.sleep(0.5)
             yield opened.fileno()

@@ -78,7 +78,7 @@ def without(config: Mapping[str, Any], *dotted: str) -> Config:
 def digest(*parts: Any) -> str:
     """Of plain values, and of the contents of every file and folder that a text in them names."""
     found = [json.dumps(parts, sort_keys=True, default=str)]
-    found += [_contents(text) for text in dict.fromkeys(_texts(parts))]
+    found += [_contents(text) for text in sorted(set(_texts(parts)))]
     return hashlib.blake2b("\n".join(found).encode(), digest_size=16).hexdigest()
 
 
@@ -102,7 +102,7 @@ def _texts(value: Any) -> Iterator[str]:
 def _contents(text: str) -> str:
     """A digest of what a path holds, every file whole; empty for any other text."""
     try:
-        path = local_path(text)
+        path = local_path(text.removeprefix("remote-code:"))
         if not text or not path.exists():
             return ""
     except (OSError, RuntimeError, ValueError):  # too long, or nobody's home

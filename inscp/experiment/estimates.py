@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from inscp.evaluation.results import Item, Metric
-from inscp.evaluation.statistics import Difference, scipy_stats
+from inscp.evaluation.statistics import Difference, most_of_none, scipy_stats
 from inscp.records import wilson
 
 _RESAMPLES = 2000
@@ -69,7 +69,7 @@ def mean(sample: Sample) -> Metric:
 
 
 def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
-    """How a metric changes between two arms, paired by item.
+    """How a metric changes between two arms, paired by item; one that only some answers have is each arm's own mean.
 
     Args:
         before, after: over the same items.
@@ -77,7 +77,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     """
     old, new = (_of_seeds(sample, _once(sample))[0] for sample in (before, after))
     one, other = float(np.nanmean(old)), float(np.nanmean(new))
-    n = int(((before.weights > 0).any(0) & (after.weights > 0).any(0)).sum())
+    n = min(int((sample.weights > 0).any(0).sum()) for sample in (before, after))
     if n < 2:
         return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan)
     counts = _drawn(before.values.shape[1])
@@ -87,8 +87,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         resampled = _means(_of_seeds(after, counts)) - _means(_of_seeds(before, counts))
         spread = _Spread(float(np.nanvar(resampled)), n - 1, *_seeds_variance(old, new))
     change, is_share = other - one, before.is_share and after.is_share
-    # Where no item differs, nothing that is drawn does, as if that were certain: the exact bound of a share of none.
-    half_width = spread.half_width or (1 - 0.025 ** (1 / n) if is_share else 0.0)
+    half_width = spread.half_width or (most_of_none(n) if is_share else 0.0)
     low, high = change - half_width, change + half_width
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
     return Difference(one, other, Metric(change, interval, n), spread.p(change))

@@ -51,7 +51,7 @@ def goal_grids(comparison: Comparison, goals: Sequence[Goal], language: str) -> 
         return []
     choosing, other = (_scored(comparison.half(number), goals, language) for number in (0, 1))
     chosen = max((row for row in choosing if row != comparison.reference), key=lambda row: choosing[row].rank)
-    labels = [comparison.half(0).column(goal.metric.format(language=language)).label for goal in goals]
+    labels = [comparison.half(0).column(goal.metric_in(language)).label for goal in goals]
     wanted = [_wanted(goal, cell, comparison.reference) for goal, cell in
               zip(goals, choosing[chosen].cells, strict=True)]  # fmt: skip
     heads = [f"{label} {bound}" for label, bound in zip(labels, wanted, strict=True)]
@@ -74,7 +74,7 @@ def goal_grids(comparison: Comparison, goals: Sequence[Goal], language: str) -> 
 
 
 def _scored(comparison: Comparison, goals: Sequence[Goal], language: str) -> dict[str, _Scored]:
-    columns = [comparison.column(goal.metric.format(language=language)) for goal in goals]
+    columns = [comparison.column(goal.metric_in(language)) for goal in goals]
     cells = {row: [_cell(comparison, row, column) for column in columns] for row in comparison.by_row}
     values = {row: [cell.metric.value for cell in of] for row, of in cells.items()}
     reference = values[comparison.reference]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from inscp.callbacks.mlflow_run import find_run
+from inscp.callbacks.mlflow_run import find_run, store_client
 from inscp.callbacks.pieces import Start, read_unsent
 from inscp.callbacks.tracking import RUN_FILE
 
@@ -19,7 +19,6 @@ def curves(model: Path) -> Mapping[str, Curve]:
         model: the exported folder.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
     file = model.parent / RUN_FILE
     if not file.is_file():
@@ -27,7 +26,7 @@ def curves(model: Path) -> Mapping[str, Curve]:
     start = read_unsent(file)[0]
     assert isinstance(start, Start)
     try:
-        client = MlflowClient(start.tracking_uri)
+        client = store_client(start.tracking_uri)
         experiment = client.get_experiment_by_name(start.experiment)
         run = find_run(client, experiment.experiment_id, start.key) if experiment else None
         if run is None:

@@ -65,7 +65,7 @@ def _families(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that start from one another, together."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(run.lineage[0].name, []).append(run)
+        found.setdefault(run.lineage[0].fingerprint, []).append(run)
     return list(found.values())
 
 

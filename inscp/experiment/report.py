@@ -44,7 +44,7 @@ def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
         found = [at for at in places if at.run.language == language]
         comparison = Comparison([Evaluated.read(at.results, rows[id(at)], language, at.run.seed) for at in found],
                                 _row_of(study.baseline, found, rows))  # fmt: skip
-        budgets = {rows[id(at)]: (at.run.arm, at.run.budget) for at in found}
+        budgets = {rows[id(at)]: (at.run.arm, at.run.tokens) for at in found}
         section = _section(comparison, language, budgets, _histories(found, rows), folder)
         by_row = {row: [at for at in found if rows[id(at)] == row] for row in comparison.by_row}
         chosen = goal_grids(comparison, study.goals, language)
@@ -108,17 +108,18 @@ def _histories(places: Sequence[Place], rows: Mapping[int, str]) -> dict[str, di
     """Measure -> row -> its curve, of the first seed of each."""
     found: dict[str, dict[str, Curve]] = {}
     for at in places:
-        if at.run.fit is not None and at.model:
+        row = rows[id(at)]
+        if at.run.fit is not None and at.model and not any(row in of for of in found.values()):
             for measure, curve in curves(Path(at.model)).items():
-                found.setdefault(measure, {}).setdefault(rows[id(at)], curve)
+                found.setdefault(measure, {})[row] = curve
     return found
 
 
 def _row(run: Run, has_budgets: bool) -> str:
-    return f"{run.arm}, {run.budget:,} tokens" if has_budgets and run.budget else run.arm
+    return f"{run.arm}, {run.tokens:,} tokens" if has_budgets and run.tokens else run.arm
 
 
 def _row_of(arm: str, places: Sequence[Place], rows: Mapping[int, str]) -> str:
     """The reference's row: of several budgets the largest."""
-    found = sorted((at for at in places if at.run.arm == arm), key=lambda at: at.run.budget or 0)
+    found = sorted((at for at in places if at.run.arm == arm), key=lambda at: at.run.tokens or 0)
     return rows[id(found[-1])] if found else arm

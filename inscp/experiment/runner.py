@@ -8,13 +8,12 @@ from its last checkpoint.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inscp.callbacks.plain_lines import duration
 from inscp.errors import RunError, UserError
-from inscp.evaluation.results import items_folder
 from inscp.experiment.commands import Commands, Failure, tell
 from inscp.experiment.configuration import Config, changed
 from inscp.experiment.parent import ParentRun
@@ -35,11 +34,11 @@ class Place:
 
     @property
     def model(self) -> str | None:
-        """Its model, as every command takes it; None where it is not made yet."""
+        """Its model, as every command takes it; None where it is not made yet, or its weights were deleted."""
         if self.run.fit is None and self.run.merge is None:
             return self.run.original
         made = sorted(self.folder.glob("*/*/model")) if self.run.fit is not None else [self.folder / "model"]
-        return next((str(path) for path in reversed(made) if path.is_dir()), None)
+        return next((str(path) for path in reversed(made) if any(path.glob("*.safetensors"))), None)
 
     @property
     def results(self) -> Path:
@@ -48,7 +47,8 @@ class Place:
 
     @property
     def is_done(self) -> bool:
-        return self.model is not None and (self.results.is_file() or not self.run.evaluate)
+        """Whether it has been measured; where nothing is, whether its model is there."""
+        return self.results.is_file() if self.run.evaluate else self.model is not None
 
 
 def place(run: Run, out: Path) -> Place:
@@ -75,6 +75,7 @@ class Runner:
         self._study, self._name, self._out = study, name, out
         self._commands = Commands()
         self._parent = ParentRun(study.mlflow, name, study.question)
+        self._failed: dict[str, Failure] = {}
 
     def run(self, runs: Sequence[Run]) -> None:
         """Run what is not done; a run that fails does not keep the others from running.
@@ -91,7 +92,6 @@ class Runner:
                 "--out", f"{self._out} cannot be made ({error.strerror})", "Name another folder."
             ) from error
         todo = [run for run in runs if not place(run, self._out).is_done]
-        failed: dict[str, Failure] = {}
         started, status = time.monotonic(), "KILLED"
         self._parent.begin()
         try:
@@ -100,38 +100,47 @@ class Runner:
                     spent = time.monotonic() - started
                     left = f", {duration(spent / number * (len(todo) - number))} left" if number else ""
                     tell(f"[{len(runs) - len(todo) + number + 1}/{len(runs)}] {run.title}{left}")
-                    if failure := self._try(run):
-                        failed[run.title] = failure
-            status = "FAILED" if failed else "FINISHED"
+                    self._try(run, self._finish)
+            status = "FAILED" if self._failed else "FINISHED"
         finally:
             self._parent.end(status)
-        if failed:
-            where = f"{len(failed)} of {len(runs)} runs failed"
-            what = "; ".join(f"{title}: {failure.why}" for title, failure in failed.items())
-            if all(failure.status == 2 for failure in failed.values()):
+        if self._failed:
+            where = f"{len(self._failed)} of {len(runs)} runs failed"
+            what = "; ".join(f"{title}: {failure.why}" for title, failure in self._failed.items())
+            if all(failure.status == 2 for failure in self._failed.values()):
                 raise UserError(where, what, "Mend it; the same command goes on.")
             raise RunError(f"{where}: {what}")
 
-    def _try(self, run: Run) -> Failure | None:
+    def _try(self, run: Run, action: Callable[[Place, int], Failure | None]) -> None:
+        """Do something with a run that no other process works at, and note its failure."""
         with self._commands.locked(self._out / "runs" / f"{run.fingerprint[:8]}.lock") as lock:
             at = place(run, self._out)
             at.folder.mkdir(parents=True, exist_ok=True)
-            if at.model is None:
-                before = place(run.before, self._out).model if run.before else run.original
-                if before is None:
-                    assert run.before is not None
-                    return Failure(2, f"{run.before.title}, from which it starts, is not there")
-                for results in at.folder.glob("results-*.json"):  # of a model that was removed
-                    shutil.rmtree(items_folder(results), ignore_errors=True)
-                    results.unlink()
-                if failure := self._make(at, before, lock):
-                    return failure
-            if run.evaluate and not at.results.is_file():
-                return self._measure(at, lock)
-        return None
+            if failure := action(at, lock):
+                self._failed[run.title] = failure
 
-    def _make(self, at: Place, before: str, lock: int) -> Failure | None:
+    def _finish(self, at: Place, lock: int) -> Failure | None:
+        """Make and measure what is not there."""
+        if at.is_done:  # by another process, meanwhile
+            return None
+        if failure := self._make(at, lock):
+            return failure
+        return self._measure(at, lock) if at.run.evaluate else None
+
+    def _make(self, at: Place, lock: int) -> Failure | None:
+        """The model, where it is not there."""
         run = at.run
+        if at.model is not None:
+            return None
+        if run.before and run.before.title not in self._failed and place(run.before, self._out).model is None:
+            self._try(run.before, self._make)
+        before = place(run.before, self._out).model if run.before else run.original
+        if before is None:
+            assert run.before is not None
+            return Failure(2, f"{run.before.title}, from which it starts, is not there")
+        for items in at.folder.glob("results-*.items"):  # of answers that another model had begun to give
+            if not items.with_suffix(".json").exists():
+                shutil.rmtree(items)
         if run.fit is None:
             merge = changed(run.merge or {}, {"model": before, "out": str(at.folder / "model")})
             failure = self._commands.run("merge", merge, at.folder, lock)
@@ -147,7 +156,8 @@ class Runner:
 
     def _measure(self, at: Place, lock: int) -> Failure | None:
         fixed = {"model": at.model, "out": str(at.results), "mlflow": self._tracking(at.run)}
-        return self._commands.run("evaluate", changed(at.run.evaluate, fixed), at.folder, lock)
+        failure = self._commands.run("evaluate", changed(at.run.evaluate, fixed), at.folder, lock)
+        return failure or (None if at.is_done else Failure(1, "it ended without results"))
 
     def _tracking(self, run: Run) -> Config:
         """A run of its own under the study's."""

@@ -67,6 +67,10 @@ class Goal:
         if len(bounds) != 1 or bounds[0] <= 0:
             raise UserError(f"goals: {self.metric}", "it has not one bound above 0", "Give at_least, or at_most.")
 
+    def metric_in(self, language: str) -> str:
+        """Its metric in one of the study's languages."""
+        return self.metric.replace("{language}", language)
+
     def bound(self, reference: float) -> float:
         """The bound itself."""
         given = self.at_most if self.at_least is None else self.at_least
@@ -76,8 +80,10 @@ class Goal:
     def margin(self, value: float, reference: float) -> float:
         """How far it is reached: 1 just so, more beyond; 0 where there is no value."""
         bound = self.bound(reference)
+        if math.isnan(value) or math.isnan(bound):
+            return 0.0
         over, under = (value, bound) if self.at_most is None else (bound, value)
-        return 0.0 if math.isnan(value) else over / under if under else math.inf
+        return over / under if under else math.inf if over else 0.0
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,7 @@ class Study:
         original = before.original if before else _original(config)
         if arm.fit is not None:
             return Run(name, language, config["data"].get("token_budget"), seed, original, before, evaluate, fit=config)
-        has_trained = before is not None and before.seed is not None
-        budget, drawn_by = (budget, seed) if has_trained else (None, None)
+        budget, drawn_by = (before.budget, before.seed) if before else (None, None)
         return Run(name, language, budget, drawn_by, original, before, evaluate, merge=arm.merge)
 
 
@@ -214,9 +219,15 @@ class Run:
         """What it starts from, the first at the front, and itself."""
         return [*(self.before.lineage if self.before else []), self]
 
+    @property
+    def tokens(self) -> int | None:
+        """That all its trainings together train on; None where there is none, or one trains on all there is."""
+        found = [one.budget for one in self.lineage if one.fit is not None]
+        return sum(filter(None, found)) if found and all(found) else None
+
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of everything that decides the model."""
+        """A digest of everything that decides the model, but for the program itself."""
         before = self.before.fingerprint if self.before else self.original
         return digest(without(self.fit or {}, *_NO_MATTER), self.merge, before)
 

@@ -199,8 +199,8 @@ class Comparison:
         found = [m for one in self.by_row[row] if (m := _metric(one, column)) is not None]
         if not found:
             return None
-        seeds = tuple(metric.value for metric in found)
-        of_items = self._samples([row], column)
+        seeds = tuple(metric.value for metric in found)  # without those in which no item has it
+        of_items = self._samples([self.by_row[row]], column)
         is_share = bool(of_items) and of_items[0].is_share
         if len(found) == 1:
             return Cell(found[0], seeds, is_share)
@@ -215,13 +215,18 @@ class Comparison:
 
     def change(self, row: str, column: Column) -> Difference | None:
         """How a row differs from the reference; None where the metric is no mean over items that both have."""
-        found = self._samples([self.reference, row], column)
-        seeds = [[one.seed for one in self.by_row[of]] for of in (self.reference, row)]
-        return difference(found[0], found[1], seeds[0] == seeds[1]) if found else None
+        before, after = (self.by_row[of] for of in (self.reference, row))
+        common = {one.seed for one in before} & {one.seed for one in after}
+        if common:  # a seed that one of them lacks says nothing of how they differ
+            before, after = ([one for one in of if one.seed in common] for of in (before, after))
+        found = self._samples([before, after], column)
+        return difference(found[0], found[1], bool(common)) if found else None
 
-    def _samples(self, rows: Sequence[str], column: Column) -> list[Sample]:
-        items = [[one.items.get(column.task, ()) for one in self.by_row[row]] for row in rows]
-        if not all(any(column.metric in item.values for of in row for item in of) for row in items):
+    def _samples(self, rows: Sequence[Sequence[Evaluated]], column: Column) -> list[Sample]:
+        """Of each row; none where the metric of one is no mean over items, or a seed was not asked."""
+        items = [[one.items.get(column.task, ()) for one in row] for row in rows]
+        is_asked = all(all(row) for row in items)
+        if not is_asked or not all(any(column.metric in item.values for of in row for item in of) for row in items):
             return []
         return samples(items, column.metric)
 

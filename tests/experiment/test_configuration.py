@@ -45,6 +45,12 @@ def test_the_digest_is_of_what_a_named_file_holds(tmp_path: Path) -> None:
     assert not {digest(config) for config in configs} & set(before)
 
 
+def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}')
+    config = {"train": str(tmp_path / "text.jsonl"), "language": "fi", "tagger": "InsCPTagger"}
+    assert digest(config) == digest(dict(reversed(config.items())))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "a: ["])
 def test_what_is_no_configuration_is_told(tmp_path: Path, text: str) -> None:
     file = tmp_path / "broken.yaml"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from inscp.evaluation.results import Item
-from inscp.evaluation.statistics import means
+from inscp.evaluation.statistics import differences, means
 from inscp.experiment.estimates import Sample, difference, mean, samples
 
 
@@ -76,6 +76,15 @@ def test_arms_without_and_with_seeds_are_compared_and_the_same_arm_does_not_diff
 def test_only_items_that_all_were_asked_count() -> None:
     found = difference(*samples([[items([1.0, 2.0, 9.0])], [items([2.0, 3.0])]], "m"), same_seeds=True)
     assert (found.before, found.after, found.n) == (1.5, 2.5, 2)
+
+
+def test_what_only_some_answers_have_is_each_arms_own_share_in_the_report_and_in_compare() -> None:
+    before, after = items([True, False, None, None]), items([None, True, True, True])
+    in_report = difference(*samples([[before], [after]], "m"), same_seeds=True)
+    in_compare = differences(before, after)["m"]
+    for found in (in_report, in_compare):
+        assert (found.before, found.after, found.n) == (0.5, 1.0, 2)
+        assert found.change.value == 0.5
 
 
 def test_one_item_has_no_interval() -> None:

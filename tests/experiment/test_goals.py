@@ -54,6 +54,13 @@ def test_of_equally_many_goals_the_one_that_misses_least_is_chosen() -> None:
     assert found[1].title == "Goals: forgetful by the other half"
 
 
+def test_a_multiple_of_nothing_is_reached_by_something_alone() -> None:
+    twice, nan = GOALS[0], float("nan")
+    assert [twice.margin(value, 0.0) >= 1 for value in (0.0, 0.1)] == [False, True]
+    assert twice.margin(0.5, nan) == twice.margin(nan, 0.5) == 0.0
+    assert GOALS[1].margin(103.0, 100.0) >= 1 > GOALS[1].margin(103.1, 100.0)
+
+
 def test_without_goals_or_anything_to_compare_there_is_no_table() -> None:
     assert goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [], "fi") == []
     assert goal_grids(Comparison([ORIGINAL], "instruct"), GOALS, "fi") == []

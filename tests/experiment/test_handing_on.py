@@ -35,13 +35,29 @@ def test_a_command_that_outlives_its_study_keeps_the_place_locked(tmp_path: Path
     assert is_free(file)
 
 
-def test_waiting_for_another_process_can_be_stopped(tmp_path: Path) -> None:
+def test_waiting_for_another_process_is_told_and_can_be_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     commands, file = Commands(), tmp_path / "lock"
     with Commands().locked(file), commands.listening():
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         with pytest.raises(Stopped) as stopped, commands.locked(file):
             raise AssertionError
     assert stopped.value.status == Stopped.RESTART
+    assert capsys.readouterr().err.count("another process works at it") == 1
+
+
+def test_variables_for_keys_of_a_training_reach_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "given"
+    (tmp_path / "python").write_text(f"#!/usr/bin/env bash\nenv > {given}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("INSCP_FIT__MODEL__EMA_DECAY", "0.9")
+    monkeypatch.setenv("INSCP_CACHE", "kept")
+    with Commands().locked(tmp_path / "lock") as lock:
+        assert Commands().run("fit", {}, tmp_path, lock) is None
+    assert "INSCP_CACHE=kept" in given.read_text()
+    assert "EMA_DECAY" not in given.read_text()
 
 
 def test_a_server_that_is_down_is_told_and_stops_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

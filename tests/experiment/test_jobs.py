@@ -49,6 +49,14 @@ def test_elsewhere_one_job_runs_a_training_and_all_that_starts_from_it(
         assert job["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
 
 
+def test_what_several_languages_have_in_common_is_one_job(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x}\n")
+    study = Study("?", [str(tmp_path / "base.yaml")], {"instruct": Arm()}, {"fi": Language(), "ja": Language()})
+    script = write_jobs("skypilot", study.runs(), "study", "out", 1, tmp_path / "jobs")
+    assert len(script.read_text().splitlines()) == 2 + 1
+    assert "instruct, fi; instruct, ja" in next((tmp_path / "jobs").glob("*.yaml")).read_text()
+
+
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (75, True)])
 def test_the_slurm_job_ends_as_the_run_does_and_is_queued_again_at_75(
     status: int, requeued: bool, runs: list[Run], tmp_path: Path

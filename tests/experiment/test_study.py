@@ -60,6 +60,15 @@ def test_a_language_changes_training_and_evaluation(study: Study) -> None:
     assert run.evaluate["tasks"]["t"]["init_args"]["languages"] == ["zh-TW"]
 
 
+def test_stages_sum_their_tokens_and_a_merge_has_those_of_what_it_merges(study: Study) -> None:
+    runs = {run.title: run for run in study.runs()}
+    assert runs["CP then SFT, fi, 100 tokens, seed 0"].tokens == 200
+    assert runs["averaged, fi, 100 tokens, seed 0"].tokens == 100
+    assert runs["instruct, fi"].tokens is None
+    without = {run.title: run for run in replace(study, budgets=[]).runs()}
+    assert without["averaged, fi, 10 tokens, seed 0"].tokens == 10  # of the base
+
+
 def test_a_change_makes_new_runs_of_what_it_changes_alone(study: Study) -> None:
     changed = replace(study, arms=study.arms | {"orgCP": Arm(fit={"data.tagger": "PlainTagger", "data.row_length": 9})})
     before, after = ({run.title: run.name for run in of.runs()} for of in (study, changed))

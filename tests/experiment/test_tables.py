@@ -55,6 +55,28 @@ def test_a_row_of_several_seeds_is_their_mean_paired_with_the_reference(comparis
     assert (change.before, change.after, change.n) == (0.25, 0.75, 4)
 
 
+def test_a_seed_in_which_no_answer_has_a_metric_leaves_it_to_the_others(comparison: Comparison) -> None:
+    original, one, two = comparison.evaluated
+    none = [replace(item, values={"en/ended": False}) for item in two.items["language"]]
+    task = replace(two.results.tasks["language"], metrics=means(none))
+    silent = replace(two, items={"language": none}, results=replace(two.results, tasks={"language": task}))
+    found = Comparison([original, one, silent], "instruct")
+    column = Column("language", "en/in_language_if_sound", "")
+    cell, change = found.cell("InsCP | ours", column), found.change("InsCP | ours", column)
+    assert cell is not None
+    assert change is not None
+    assert (cell.metric.value, cell.is_share, change.after) == (0.75, True, 0.75)
+
+
+def test_a_seed_that_only_one_of_two_rows_has_does_not_count_in_their_difference(comparison: Comparison) -> None:
+    _, one, two = comparison.evaluated
+    found = Comparison([replace(one, row="a"), replace(two, row="a"), replace(one, row="b")], "a")
+    change = found.change("b", Column("language", "en/ended", ""))
+    assert change is not None
+    assert (change.before, change.after) == (0.75, 0.75)
+    assert change.p == 1.0
+
+
 def test_perplexity_over_seeds_is_that_of_the_mean_loss(comparison: Comparison) -> None:
     cell = comparison.cell("InsCP | ours", Column("retention", "held_out/x/perplexity", ""))
     assert cell is not None

@@ -86,6 +86,8 @@ def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path
         ("data.train: broken.jsonl", "data.tain: broken.jsonl", "tain: no such key. Did you mean data.train?"),
         ("weight: 0.5", "wait: 0.5", "wait"),
         ("zh-TW: {}", "zh-TW: {evaluate: {tasks.language.init_args.prompts: none.jsonl}}", "none.jsonl: no such file"),
+        ("zh-TW: {}", "zh-TW: {evaluate: {server: {address: 'http://x', model: y}}}", "it would answer for every arm"),
+        ("{data.train: broken.jsonl}", "{model.shield: {sources: none.jsonl, share: 0.5}}", "none.jsonl: no such file"),
     ],
 )
 def test_what_is_wrong_in_a_later_arm_is_told_before_the_first_one_runs(
@@ -111,7 +113,11 @@ def test_what_is_done_is_not_done_again(
     before = files(project)
     assert main(["experiment", "run", "arms", "--only", "averaged*"]) == 0
     assert files(project) == before
+    for weights in project.glob("outputs/experiments/runs/*/**/model.safetensors"):
+        weights.rename(weights.with_suffix(".deleted"))  # which leaves what was measured
     assert main(["experiment", "run", "arms", "--dry-run"]) == 0
+    for weights in project.glob("outputs/experiments/runs/*/**/model.deleted"):
+        weights.rename(weights.with_suffix(".safetensors"))
     printed = capsys.readouterr().out
     assert printed.count(" done") == 2 + 3
     assert "broken, zh-TW, 1,000 tokens, seed 0" in printed
