@@ -133,6 +133,7 @@ class Runner:
         if at.model is not None:
             return None
         if run.before and run.before.title not in self._failed and place(run.before, self._out).model is None:
+            tell(f"    {run.before.title}, from which it starts, has no weights any more: they are made again")
             self._try(run.before, self._make)
         before = place(run.before, self._out).model if run.before else run.original
         if before is None:

@@ -158,6 +158,17 @@ def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
     assert "report/report.html" in {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
 
 
+def test_another_study_takes_what_is_there_and_makes_deleted_weights_again(project: Path, ran: str) -> None:
+    [weights] = project.glob("outputs/experiments/runs/inscp-*/*/*/model/model.safetensors")
+    results = {file: file.read_bytes() for file in project.glob("outputs/experiments/runs/inscp-*/results-*.json")}
+    (project / "later").mkdir()
+    (project / "later" / "experiment.yaml").write_text(STUDY.replace("weight: 0.5", "weight: 0.25"))
+    weights.unlink()
+    assert "has no weights any more" in run("experiment", "run", "later", "--only", "averaged*", cwd=project).stderr
+    assert len(list(project.glob("outputs/experiments/runs/averaged-*/model/model.safetensors"))) == 2
+    assert {file: file.read_bytes() for file in results} == results
+
+
 def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
     write_project(tmp_path, tiny_model_folder)
     longer = "InsCP: {fit: {data.token_budget: 40000, checkpoint.every_n_steps: 2}}"
