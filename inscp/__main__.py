@@ -46,9 +46,19 @@ options: --version, --debug (show the traceback of an error)
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    0 done; 2 the user's input is wrong; 75 interrupted, the same command goes on; 130 Ctrl-C; 1 anything else.
+    0 done; 2 the user's input is wrong; 75 interrupted, the same command goes on; 130 Ctrl-C; 141 nobody reads on what
+    it prints (`| head`); 1 anything else.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        status = _main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
+
+
+def _main(arguments: list[str]) -> int:
     if "--debug" in arguments:
         os.environ["INSCP_DEBUG"] = "1"
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -1,8 +1,10 @@
 """The commands as a user runs them: in processes of their own, read by their output and exit status."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -51,6 +53,14 @@ def test_help_names_every_command_in_under_a_second_and_a_half() -> None:
     assert time.perf_counter() - start < 1.5
     for command in ("fit", "validate", "test", "inspect", "export", "chat", "track"):
         assert f"  {command} " in done.stdout
+
+
+def test_nobody_reading_on_what_is_printed_is_no_traceback() -> None:
+    reading, printing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "inscp"], stdout=printing, stderr=subprocess.PIPE, timeout=60)
+    os.close(printing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_fit_prints_before_and_after_and_what_to_try_next(fitted: str) -> None:
