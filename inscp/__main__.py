@@ -43,6 +43,9 @@ options: --version, --debug (show the traceback of an error)
 """
 
 
+_WRONG_PATHS = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
@@ -77,6 +80,11 @@ def _main(arguments: list[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except OSError as error:  # a file that may not be read or written, a full disk
+        if os.environ.get("INSCP_DEBUG") or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}. Check the path, its rights and the disk.", file=sys.stderr)
+        return 2 if isinstance(error, _WRONG_PATHS) else 1
     except Stopped as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second Ctrl-C would only change the status
         if str(stopped):  # one rank tells it for all

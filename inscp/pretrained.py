@@ -122,9 +122,17 @@ def weights_fingerprint(spec: str) -> str:
     """A digest by which a model in a folder is told from another one in the same place; empty on the Hub."""
     folder = Path(resolve(spec)[0])
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("config.json")]):
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    others = [folder / name for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
+                                         "tokenizer_config.json", "chat_template.jinja")]  # fmt: skip
+    for path in sorted([*weights, *(path for path in others if path.is_file())]):
+        size = path.stat().st_size
+        step = max(1 << 16, size // 64)  # a small file whole; of a large one samples, as it may have gigabytes
         with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size} ".encode() + file.read(1 << 20))
+            digest.update(f"{path.name} {size} ".encode())
+            for place in range(0, size, step):
+                file.seek(place)
+                digest.update(file.read(1 << 16))
     return digest.hexdigest() if folder.is_dir() else ""
 
 

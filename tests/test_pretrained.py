@@ -9,7 +9,7 @@ import torch
 from transformers import dynamic_module_utils
 
 from inscp.errors import UserError
-from inscp.pretrained import empty_model, load_model, model_name, resolve
+from inscp.pretrained import empty_model, load_model, model_name, resolve, weights_fingerprint
 
 CODE = """
 from pathlib import Path
@@ -68,3 +68,18 @@ def test_code_from_the_hub_is_that_of_one_commit() -> None:
     for spec in ("remote-code:org/name", "remote-code:org/name@main"):
         with pytest.raises(UserError, match="a branch can change"):
             resolve(spec)
+
+
+def test_models_in_the_same_place_are_told_apart_wherever_they_differ(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    (tmp_path / "config.json").write_text("{}")
+    weights.write_bytes(bytes(16 << 20))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 1}')
+    found = [weights_fingerprint(str(tmp_path))]
+    with weights.open("r+b") as file:  # far behind the embedding, which adapters leave as it is
+        file.seek(12 << 20)
+        file.write(b"x" * (1 << 20))
+    found.append(weights_fingerprint(str(tmp_path)))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
+    found.append(weights_fingerprint(str(tmp_path)))
+    assert len(set(found)) == 3

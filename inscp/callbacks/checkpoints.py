@@ -58,11 +58,16 @@ class Checkpoints(Checkpoint):
         self._every_n_steps, self._keep_last = every_n_steps, keep_last
         self._monitor, self._mode, self._keep_best = monitor, mode, keep_best
         self._asynchronous, self._writer = asynchronous, CheckpointWriter(asynchronous)
+        self._newest: int | None = None  # the step that is on disk, or being written
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and stage == "fit":
             remove_partial(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path:
+            self._newest = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -99,10 +104,16 @@ class Checkpoints(Checkpoint):
         """
         path = step_folder(self.folder, trainer.global_step)
         self._finish(trainer)
-        if trainer.strategy.broadcast(path.exists()):  # written before this step's validation, or resumed from
+        is_there = trainer.strategy.broadcast(path.exists())
+        if is_there and self._newest == trainer.global_step:  # written before this step's validation, or resumed from
             if trainer.is_global_zero:
                 add_to_mark(path, mark or {})
             return ""
+        if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
+            if trainer.is_global_zero:
+                remove_checkpoint(path)
+            trainer.strategy.barrier()
+        self._newest = trainer.global_step
         trainer.save_checkpoint(path, storage_options=(self._writer, mark))
         return self._finish(trainer) if wait or not self._asynchronous else ""
 

@@ -6,7 +6,10 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
+from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
+from inscp.errors import RunError
+from inscp.model.checkpoint import step_folder
 from inscp.model.export import assemble, export_model
 from inscp.model.module import InsCPModule
 
@@ -17,18 +20,27 @@ class ExportAtEnd(Callback):
     Args:
         folder: where to; it must not be there yet.
         provenance: knows what the model card tells.
+        checkpoints: keep what was trained where it cannot be exported.
     """
 
-    def __init__(self, folder: Path, provenance: Provenance) -> None:
-        self.folder, self._provenance = folder, provenance
+    def __init__(self, folder: Path, provenance: Provenance, checkpoints: Checkpoints) -> None:
+        self.folder, self._provenance, self._checkpoints = folder, provenance, checkpoints
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        weights = {}
+        weights, problem = {}, ""
         for name, tensor in pl_module.result().items():
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # every rank takes part
             if trainer.is_global_zero:
                 weights[name] = whole.to("cpu", torch.float32)
         if trainer.is_global_zero:
-            origin = self._provenance.origin(trainer)
-            export_model(assemble(origin, weights), trainer.datamodule.tokenizer, self.folder, origin)  # type: ignore
+            try:
+                origin = self._provenance.origin(trainer)
+                export_model(assemble(origin, weights), trainer.datamodule.tokenizer, self.folder, origin)  # type: ignore
+            except Exception as error:  # a full disk, too little memory, …
+                problem = f"the model could not be exported ({str(error).rstrip('.') or type(error).__name__})"
+        if problem := trainer.strategy.broadcast(problem):
+            lost = self._checkpoints.save(trainer, wait=True)
+            kept = step_folder(self._checkpoints.folder, trainer.global_step)
+            mend = f"its weights are kept: python -m inscp export --checkpoint {kept} --out FOLDER"
+            raise RunError(f"{problem}; {lost or mend}")

@@ -79,7 +79,7 @@ class StopWhenAligned(Callback):
         assert isinstance(pl_module, InsCPModule)
         if not self._prompts or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        tokens = tokens_seen(trainer)
+        tokens = trainer.strategy.broadcast(tokens_seen(trainer))  # of which every rank has counted its own
         if tokens // self._every == self._asked_at // self._every:
             return
         measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # which all ranks have asked for

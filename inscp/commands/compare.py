@@ -11,7 +11,16 @@ from inscp.callbacks.store import store_uri
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
-from inscp.evaluation.results import ITEMS, RESULTS, Results, items_folder, read_items, require_same_measure
+from inscp.evaluation.results import (
+    ITEMS,
+    RESULTS,
+    Metric,
+    Results,
+    TaskResult,
+    items_folder,
+    read_items,
+    require_same_measure,
+)
 from inscp.evaluation.statistics import Difference, differences
 
 _RUN = re.compile(r"[0-9a-f]{32}")
@@ -79,9 +88,23 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
         print(f"\n{name:<40}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
         for metric, difference in found.items():
             print(_line(metric, difference))
+        for metric, difference in _no_means(results[0].tasks[name], results[1].tasks[name], found).items():
+            print(_line(metric, difference))
         for setting in _other_settings(*(result.environment.get("settings", {}).get(name, {}) for result in results)):
             print(f"  asked otherwise: {setting}")
     print()
+
+
+def _no_means(old: TaskResult, new: TaskResult, found: Mapping[str, Difference]) -> dict[str, Difference]:
+    """The metrics that are no means over items, which have no interval of their change."""
+    shared = {name: (old.metrics[name], new.metrics[name]) for name in old.metrics if name in new.metrics}
+    return {
+        name: Difference(
+            one.value, other.value, Metric(other.value - one.value, (math.nan, math.nan), other.n), math.nan
+        )
+        for name, (one, other) in shared.items()
+        if name not in found
+    }
 
 
 def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequence[str]:
@@ -105,7 +128,8 @@ def _line(name: str, found: Difference) -> str:
     low, high = found.change.interval
     interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "–"
     numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{found.change.value:>+9,.3f}{interval:>20}"
-    return f"  {name:<38}{numbers}{found.p:>8.3f}{found.n:>7,}"
+    p = f"{found.p:>8.3f}" if math.isfinite(found.p) else f"{'–':>8}"
+    return f"  {name:<38}{numbers}{p}{found.n:>7,}"
 
 
 def _label(model: str) -> str:

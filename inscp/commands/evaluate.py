@@ -75,6 +75,8 @@ def evaluate(
         mlflow: where it is tracked: in the run that made the model, else in a new one.
         cost: what is counted of its cost, and at which prices; nothing where a server answers.
     """
+    if Path(out).is_dir():
+        raise UserError("--out", f"{out} is a folder", "Name a file, as results.json.")
     tasks = _chosen(tasks, only)
     require_runnable(tasks, server)
     counter = WorkCounter()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from inscp.callbacks.before_after import BeforeAfter
@@ -34,6 +35,7 @@ from inscp.model.precision import multiplies_bf16
 from inscp.model.strategies import strategy_for
 
 TRAINER_DEFAULTS = {
+    "inference_mode": False,  # validation comes first, and FSDP2 keeps the buffers of its first forward pass
     "max_epochs": 1,  # the data decides the length: token_budget or epochs
     "use_distributed_sampler": False,  # the data module shares the rows out
     "num_sanity_val_steps": -1,  # the original model's held-out losses, before the first step
@@ -51,6 +53,12 @@ def run(command: str, arguments: list[str]) -> None:
         InsCPCLI(command)
     except Stopped:
         _leave_together()
+        raise
+    except MisconfigurationException as error:
+        raise UserError("trainer", str(error).splitlines()[0], "See python -m inscp fit --help.") from error
+    except SystemExit as error:  # what Lightning makes of Ctrl-C outside the training loop
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
         raise
     _leave_together()
 
@@ -153,7 +161,7 @@ class InsCPCLI(LightningCLI):
             throughput,
             TrainingCost(self._get(self.config_init, "cost"), throughput),
             Interruption(self._get(self.config_init, "checkpoint")),
-            ExportAtEnd(self.model_folder, provenance),
+            ExportAtEnd(self.model_folder, provenance, self._get(self.config_init, "checkpoint")),
             progress(),
         ]
         given["enable_progress_bar"] = sys.stderr.isatty()

@@ -59,10 +59,16 @@ class Pipeline:
     def _tagged(self, source: Source) -> Iterator[TaggedText]:
         tag = self.tagger.bind(self.tokenizer)
         for record in read_records(source, self.on_bad_record, self._report(source)):
-            yield from tag(record)
+            try:
+                documents = tag(record)
+            except UserError as error:
+                where = "" if error.where == record.source else f"{error.where}: "
+                bad_record(record.source, where + error.what, self.on_bad_record, self._report(source), mend=error.mend)
+            else:
+                yield from documents
 
     def _report(self, source: Source) -> ReadReport:
-        return self.reads.setdefault(source.path, ReadReport())
+        return self.reads.setdefault(source.name, ReadReport())
 
     def sequences(self, documents: Iterable[TaggedText] | None = None) -> Iterator[TokenSequence]:
         """Token sequences that fit into rows, of `documents` or of all."""

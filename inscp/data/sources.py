@@ -42,6 +42,8 @@ class Source:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.path:
+            raise UserError("path of a source", "it is empty", "Name a file, a folder or a Hub id.")
         names = set(self.fields or ())
         unknown = names - set(CANONICAL)
         if unknown:
@@ -79,7 +81,12 @@ class ReadReport:
         self.examples.setdefault(why, position)
 
 
-def bad_record(position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport, detail: str = "") -> None:
+_MEND = "Mend or remove the record, or set on_bad_record to skip."
+
+
+def bad_record(
+    position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport, detail: str = "", mend: str = _MEND
+) -> None:
     """The one place that decides what a bad record does: stop with its position, or be counted.
 
     Raises:
@@ -87,7 +94,7 @@ def bad_record(position: str, why: str, on_bad_record: OnBadRecord, report: Read
     """
     if on_bad_record == "error":
         what = f"{why} ({detail})" if detail else why
-        raise UserError(position, what, "Mend or remove the record, or set on_bad_record to skip.")
+        raise UserError(position, what, mend)
     report.skip(position, why)
 
 
@@ -140,7 +147,8 @@ def _files(source: Source) -> list[Path] | None:
         if any((path / name).exists() for name in _SAVED_TO_DISK):
             return None
         # As readers of Parquet folders do: what begins with _ or . tells about the data and is none.
-        files = sorted(p for p in path.rglob("*") if p.is_file() and is_supported(p) and p.name[0] not in "_.")
+        found = (p for p in path.rglob("*") if p.is_file() and is_supported(p))
+        files = sorted(p for p in found if not any(part[0] in "_." for part in p.relative_to(path).parts))
         if not files:
             raise UserError(source.path, "the folder holds no file of a known format", "Check the path.")
         return files

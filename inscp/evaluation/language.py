@@ -1,22 +1,44 @@
 """What can be told of a text without a model: its language, and whether it loops or copies."""
 
-import re
+import unicodedata
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
 
+import regex
+
+from inscp.errors import UserError
 from inscp.optional import library
 
 _LOOP_NGRAM = 4
 _LOOP_SHARE = 0.5
 _COPY_SHARE = 0.8
-# One CJK, kana, hangul or Thai character, else a run of word characters: a unit that carries about one word.
-UNIT = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]|\w+")
+_UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+# One CJK, kana, hangul or Thai character, else a run of other letters with their marks, and digits: about one word.
+UNIT = regex.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|\p{{M}})+")
+_SAME = {"nb": "no", "fil": "tl"}
+"""Codes that fastText's model has under another name."""
 
 
 def primary(tag: str) -> str:
-    """The language of a BCP 47 tag: `zh-TW` or `zh_tw` -> `zh`"""
-    return tag.replace("_", "-").split("-")[0].lower()
+    """The language of a BCP 47 tag, as `identify` calls it: `zh-TW` or `zh_tw` -> `zh`"""
+    code = tag.replace("_", "-").split("-")[0].lower()
+    return _SAME.get(code, code)
+
+
+def require_known(tag: str) -> None:
+    """
+    Raises:
+        UserError: `identify` would never say that a text is in this language.
+    """
+    if primary(tag) not in _known():
+        what = "no language that fastText's model tells apart"
+        raise UserError(tag, what, "Give a BCP 47 tag that begins with its ISO 639 code, as fi or zh-TW.")
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(str(found["lang"]) for found in _detector().detect("a", k=1000))
 
 
 def identify(text: str) -> str:
@@ -44,8 +66,8 @@ def _detector() -> Any:
 
 
 def words(text: str) -> list[str]:
-    """The text in units that carry about one word each, case aside."""
-    return UNIT.findall(text.lower())
+    """The text in units that carry about one word each, case and the spelling of accents aside."""
+    return UNIT.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def loops(text: str) -> bool:

@@ -39,7 +39,8 @@ class Server:
         retries: of a call that failed, each after twice the time.
         timeout: seconds without a word from the server.
         prompt_price, completion_price: of a million tokens, in any currency.
-        budget_calls, budget_money: what one task may take of it, retries included; it stops before it takes more.
+        budget_calls, budget_money: what one task may take of it at one start, retries included; it stops before it
+            takes more, and the same command goes on with as much again.
         options: more keys of the request (`seed`, `max_completion_tokens`); null leaves one out (`temperature`).
     """
 

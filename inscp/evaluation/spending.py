@@ -64,7 +64,7 @@ class Spending:
         with self._changed:
             self._changed.wait_for(lambda: self._fits(reserved) or not self._under_way)
             if not self._fits(reserved):
-                mend = "Raise budget_calls or budget_money and start the same command again; the answers are kept."
+                mend = "The answers are kept; the same command goes on with as much again, or raise the budget."
                 raise UserError("budget", f"the next call may exceed it, after {self}", mend)
             self.calls += 1
             self._under_way += 1

@@ -61,7 +61,7 @@ class LoRA:
                 parameter.zero_()
             elif ".lora_A." in name:
                 bound = parameter.shape[1] ** -0.5  # Kaiming's, with a = sqrt(5)
-                whole = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+                whole = torch.rand(parameter.shape, generator=generator, device="cpu") * 2 * bound - bound
                 parameter.copy_(like(parameter, whole))
 
 

@@ -84,6 +84,9 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore
     if dropout:
         raise UserError("model", "its attention has dropout, which packed rows are not given", "Take eager attention.")
+    if torch.is_autocast_enabled(query.device.type):  # which has made fp32 of what the rotation touched
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(dtype) for x in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or 0
     if query.device.type == "cpu":

@@ -49,6 +49,7 @@ class CheckpointWriter:
     def __init__(self, asynchronous: bool = False) -> None:
         self._asynchronous = asynchronous
         self._pending: Future[None] | None = None
+        self._group: dist.ProcessGroup | None = None
 
     def write(
         self,
@@ -89,7 +90,9 @@ class CheckpointWriter:
 
         self._pending = pending
         if self._asynchronous:
-            saved = dcp.async_save(dict(tensors), storage_writer=storage)
+            if self._group is None and dist.is_initialized():  # the thread must not meet what the training sends
+                self._group = dist.new_group(backend="gloo")
+            saved = dcp.async_save(dict(tensors), storage_writer=storage, process_group=self._group)
             saved.add_done_callback(lambda done: settle(done.result))  # type: ignore[union-attr]
         else:
             settle(lambda: dcp.save(dict(tensors), storage_writer=storage))

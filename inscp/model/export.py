@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,8 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     own = model.generation_config.eos_token_id
     ids = set(own if isinstance(own, list) else [own]) | {tokenizer.eos_token_id}
     if tokenizer.chat_template:
-        ids.add(ChatTemplate(tokenizer).end_of_turn_id)
+        with suppress(UserError):  # a template that tagging cannot take, which a plain training does not need either
+            ids.add(ChatTemplate(tokenizer).end_of_turn_id)
     return sorted(index for index in ids if index is not None)
 
 

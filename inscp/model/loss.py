@@ -159,8 +159,9 @@ def has_linear_head(model: PreTrainedModel) -> bool:
     if type(head) is not nn.Linear or head.bias is not None:
         return False
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 4, head.in_features, generator=generator)
-    small = torch.randn(8, head.in_features, generator=generator)  # logits in the tens, where a soft cap shows
+    with torch.device("cpu"):  # whatever the model is being made on
+        hidden = torch.randn(1, 4, head.in_features, generator=generator)
+        small = torch.randn(8, head.in_features, generator=generator)  # logits in the tens, where a soft cap shows
     body, weight = model.base_model, head.weight
     try:
         body.forward = lambda *_, **__: _BodyOutput(hidden)  # type: ignore[assignment]

@@ -95,6 +95,9 @@ class InsCPModule(LightningModule):
         if self.shield and isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
             what = "tensor parallelism cuts the columns apart"
             raise UserError("model.shield", what, "Set trainer.strategy.tensor_parallel to 1, or leave it out.")
+        if self.adapter and isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
+            what = "the model's plan of tensor parallelism knows nothing of adapters"
+            raise UserError("model.adapter", what, "Set trainer.strategy.tensor_parallel to 1, or leave it out.")
         model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
@@ -154,9 +157,9 @@ class InsCPModule(LightningModule):
         stored = stored_tensors(checkpoint)
         if not self.trainer.optimizers:  # what was trained is judged as it would be exported
             into = {result_name(name, stored): tensor for name, tensor in into.items()}
-        missing = next((name for name in into if name not in stored), None)
+        missing = next((name for name, tensor in into.items() if stored.get(name) != tensor.shape), None)
         if missing:
-            what = f"the checkpoint has no {missing}, which this configuration trains"
+            what = f"the checkpoint has no {missing} of this shape, which this configuration trains"
             raise UserError(str(checkpoint), what, "Resume with the adapter, shield and ema_decay that made it.")
         read_tensors(checkpoint, into)
         self._weights_changed()

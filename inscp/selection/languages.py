@@ -10,7 +10,7 @@ import regex
 
 from inscp.errors import UserError
 from inscp.evaluation.chinese import HAN, Form, count
-from inscp.evaluation.language import likely_languages
+from inscp.evaluation.language import likely_languages, primary, require_known
 from inscp.optional import library
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Filter
@@ -31,13 +31,17 @@ class Language(Filter):
     shorter: int = 0
     _found: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        for language in self.languages:
+            require_known(language)
+
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         if len(candidate.text) < self.shorter:
             return candidate
         likely = likely_languages(candidate.text)
         best = next(iter(likely))
         self._found[best] += 1
-        confidence = sum(likely.get(language, 0.0) for language in self.languages)
+        confidence = sum(likely.get(code, 0.0) for code in {primary(language) for language in self.languages})
         if confidence >= self.confidence:
             return candidate
         return Drop(f"language {best}", f"{confidence:.0%} {', '.join(self.languages)}")
@@ -60,7 +64,9 @@ class Script(Filter):
 
     def __post_init__(self) -> None:
         try:
-            self._pattern = regex.compile("[" + "".join(rf"\p{{Script={name}}}" for name in self.scripts) + "]")
+            self._pattern = regex.compile(
+                r"(?=\p{L})[" + "".join(rf"\p{{Script={name}}}" for name in self.scripts) + "]"
+            )
         except regex.error as error:
             raise UserError("Script", f"{', '.join(self.scripts)}: {error}", "Give names as Han, Latin.") from error
 

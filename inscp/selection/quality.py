@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Refusals(Filter):
             raise UserError("Refusals", f"no regular expression ({error})", "Mend the phrase.") from error
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
-        match = self._pattern.search(candidate.text)
+        match = self._pattern.search(candidate.text.replace("’", "'"))
         return Drop("says it is a model", match[0]) if match else candidate
 
 
@@ -109,6 +110,9 @@ class PersonalData(Filter):
         except ImportError as error:
             mend = 'Give names as in python-stdnum (luhn, iban, fi.hetu), with pip install "inscp[select]".'
             raise UserError("PersonalData", f"{error.name} is not there", mend) from error
+        known = library("phonenumbers", "select").SUPPORTED_REGIONS if self.phone_regions else ()
+        if unknown := next((region for region in self.phone_regions if region not in known), None):
+            raise UserError("PersonalData", f"{unknown} is no region", "Give ISO 3166 codes in capitals, as FI or TW.")
 
     def judge(self, candidate: Candidate) -> Candidate | Drop:
         turns = tuple(Turn(turn.role, self._mask(turn.text)) for turn in candidate.record.turns)
@@ -126,9 +130,13 @@ class PersonalData(Filter):
     def _number(self, match: Any) -> str:
         """The run of groups with the longest valid number in it masked, and what stands beside it looked at too."""
         groups = list(regex.finditer(r"[A-Z0-9]+", match[0]))
-        spans = [(a.start(), b.end()) for i, a in enumerate(groups) for b in groups[i:]]
+        spans = [
+            (a.start(), b.end())
+            for i, a in enumerate(groups)
+            for b in takewhile(lambda b: b.end() - a.start() <= _LONGEST_NUMBER, groups[i:])  # noqa: B023
+        ]
         for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
-            if _SHORTEST_NUMBER <= end - start <= _LONGEST_NUMBER and (kind := self._kind(match[0][start:end])):
+            if end - start >= _SHORTEST_NUMBER and (kind := self._kind(match[0][start:end])):
                 before, after = (_NUMBER.sub(self._number, rest) for rest in (match[0][:start], match[0][end:]))
                 return f"{before}{self._as(kind)}{after}"
         return str(match[0])

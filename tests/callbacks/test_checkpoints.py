@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
+from inscp.model.adapters import LoRA
 from inscp.model.checkpoint import read_about, read_mark, whole_checkpoints
 
 
@@ -164,3 +165,44 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
     with pytest.raises(UserError, match="not a checkpoint of this program"):
         fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "x")), resume=path)
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_damaged_checkpoint_is_written_again_when_the_training_comes_to_it(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    folder = tmp_path / "kept"
+    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9))
+    whole = whole_checkpoints(folder)[0]
+    shard = max(whole[-2].glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    assert len(whole_checkpoints(folder)[1]) == 1
+    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9), resume=whole[-1])
+    assert whole_checkpoints(folder) == (whole, [])
+
+
+class NoInference(Losses):
+    """Looks in which mode validation computes: FSDP2 keeps the buffers of its first forward pass, which may be one."""
+
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        assert not torch.is_inference_mode_enabled()
+        self.seen = True
+
+
+def test_validation_leaves_no_tensors_that_a_training_could_not_use(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    looking = NoInference()
+    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=None), looking)
+    assert looking.seen
+
+
+def test_another_rank_of_the_adapter_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    def run(rank: int, resume: Path | None = None) -> None:
+        saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3)
+        one = trainer(tmp_path, callbacks=[Provenance(tmp_path), saving], enable_checkpointing=True)
+        learner = module(tiny_model_folder, adapter=LoRA(rank=rank))
+        one.fit(learner, datamodule=data_module(corpus, tiny_model_folder), ckpt_path=str(resume) if resume else None)
+
+    run(2)
+    with pytest.raises(UserError, match="of this shape"):
+        run(4, whole_checkpoints(tmp_path / "kept")[0][0])

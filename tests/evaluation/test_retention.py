@@ -98,3 +98,15 @@ def test_held_out_loss_is_of_text_and_end_of_turn(tmp_path: Path, tiny_model_fol
     assert found["held_out/x/loss"].value == pytest.approx(total / count, rel=1e-5)
     assert found["held_out/x/perplexity"].value == pytest.approx(math.exp(total / count), rel=1e-4)
     assert found["held_out/x/perplexity"].n == len(TEXTS)
+
+
+def test_held_out_texts_are_the_same_ones_in_another_folder(tmp_path: Path, tiny_model_folder: str) -> None:
+    found = []
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        folder.mkdir()
+        (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+        task = Retention(held_out={"x": str(folder / "texts.jsonl")})
+        subject = Subject(LocalModel(tiny_model_folder, torch.float32, 64), folder / "items", lambda *_: lambda: None)
+        found.append([item.id for item in task.items(subject)])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == len(TEXTS)

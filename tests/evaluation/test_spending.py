@@ -37,7 +37,7 @@ def test_retries_are_calls_and_the_one_that_the_budget_does_not_have_is_not_made
     with saying(500, 500, "good") as fake:
         chat = chat_with(fake, budget_calls=7, concurrency=4)
         found, said = until_the_budget(chat, 20)
-        assert re.fullmatch(r"budget: .*7 calls.*Raise budget_calls.*", said)
+        assert re.fullmatch(r"budget: .*7 calls.*raise the budget.*", said)
         assert len(fake.asked) == chat.spending.calls == 7
         assert len(found) == 5
 

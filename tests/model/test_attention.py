@@ -133,3 +133,14 @@ def test_attention_that_transformers_gives_no_documents_stays_as_it_is() -> None
     model = llama()
     model.set_attn_implementation("eager")
     assert not NextTokenLoss(model).by_document
+
+
+def test_under_autocast_what_the_rotation_made_fp32_is_computed_in_its_dtype() -> None:
+    q, k = torch.randn(1, 4, 12, 8), torch.randn(1, 2, 12, 8)
+    v = torch.randn(1, 2, 12, 8).bfloat16()
+    documents = Documents((5, 7), CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = attention._attention(torch.nn.Module(), q, k, v, None, documents=documents)
+    plain, _ = attention._attention(torch.nn.Module(), q, k, v.float(), None, documents=documents)
+    assert output.dtype == torch.bfloat16
+    assert relative(output, plain.double()) < 1e-2

@@ -15,9 +15,9 @@ from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
 from inscp.data.tagging import ConversationTagger
-from inscp.errors import UserError
+from inscp.errors import RunError, UserError
 from inscp.model.checkpoint import whole_checkpoints
-from inscp.model.export import Origin, export_model, read_origin
+from inscp.model.export import Origin, end_token_ids, export_model, read_origin
 from inscp.pretrained import load_model, load_tokenizer
 
 GENERATE = """
@@ -36,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) ->
     folder = tmp_path_factory.mktemp("trained")
     provenance, learner = Provenance(folder), module(tiny_model_folder)
     saving = Checkpoints(str(folder / "checkpoints"), every_n_steps=1)
-    callbacks = [provenance, ExportAtEnd(folder / "model", provenance), saving]
+    callbacks = [provenance, ExportAtEnd(folder / "model", provenance, saving), saving]
     data = data_module(write_corpus(folder), tiny_model_folder, validation={"held": str(folder / "corpus.jsonl")})
     trainer(folder, callbacks=callbacks, enable_checkpointing=True).fit(learner, datamodule=data)
     return folder, learner.model
@@ -90,7 +90,7 @@ def test_a_second_stage_knows_the_first_original_and_its_card_tells_both(
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("\n".join(f'{{"question": "{i}?", "answer": "{i}!"}}' for i in range(9)), "utf-8")
     saving = Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=1)
-    callbacks = [provenance, ExportAtEnd(tmp_path / "model", provenance), saving]
+    callbacks = [provenance, ExportAtEnd(tmp_path / "model", provenance, saving), saving]
     data = data_module(pairs, first, tagger=ConversationTagger(), language="fi")
     learner = module(first)
     assert run_name(learner, data) == "InsCP + SFT tiny-llama fi"
@@ -134,3 +134,22 @@ def test_a_folder_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> N
     with pytest.raises(UserError, match="no such checkpoint"):
         export(str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_exported_is_kept_as_a_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
+    (tmp_path / "model").mkdir()  # as a full disk would, it stands in the way
+    provenance, saving = Provenance(tmp_path), Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=None)
+    callbacks = [provenance, ExportAtEnd(tmp_path / "model", provenance, saving), saving]
+    run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)
+    with pytest.raises(RunError, match="python -m inscp export --checkpoint") as told:
+        run.fit(module(tiny_model_folder), datamodule=data_module(write_corpus(tmp_path), tiny_model_folder))
+    kept = str(told.value).partition("--checkpoint ")[2].split()[0]
+    export(kept, str(tmp_path / "exported"))
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+
+
+def test_a_template_that_cannot_be_tagged_with_can_be_exported(tiny_model_folder: str) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    before = end_token_ids(model, tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    assert set(end_token_ids(model, tokenizer)) <= set(before)

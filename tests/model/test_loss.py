@@ -105,3 +105,9 @@ def test_the_module_gives_the_models_own_loss_for_linear_and_scaled_heads(make) 
     batch = PackedBatch(ids, targets, torch.arange(12).repeat(2, 1), (12, 12), step_targets=22, n_tokens=24)
     expected = model(input_ids=ids, labels=ids).loss * 22
     assert torch.allclose(NextTokenLoss(model)(batch), expected, rtol=1e-5)
+
+
+def test_a_linear_head_is_recognised_whatever_device_the_model_is_made_on() -> None:
+    model = llama(tie_word_embeddings=True)
+    with torch.device("meta"):
+        assert has_linear_head(model)

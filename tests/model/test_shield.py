@@ -52,7 +52,9 @@ def fitted(folder: Path, model: str, source: str, trained: Any = None, **options
     learner = InsCPModule(model, optimizer, shield=Shield(source, records=10), ema_decay=0.5)
     provenance = Provenance(folder)
     saving = Checkpoints(str(folder / "kept"), every_n_steps=3, keep_last=99)
-    callbacks = [provenance, saving] if options else [provenance, ExportAtEnd(folder / "model", provenance), saving]
+    callbacks = (
+        [provenance, saving] if options else [provenance, ExportAtEnd(folder / "model", provenance, saving), saving]
+    )
     trainer(folder, callbacks=callbacks, enable_checkpointing=True, **(trained or {})).fit(
         learner, datamodule=data_module(write_corpus(folder), model, row_length=192, epochs=4.0), **options
     )

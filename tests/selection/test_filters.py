@@ -1,6 +1,7 @@
 """Each filter drops what it names, says why, and lets the rest through."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,34 @@ def test_an_answer_may_repeat_what_it_was_asked_about() -> None:
     lines = "one two three\nfour five six\nseven eight nine\nten eleven twelve"
     turns = Turn("user", lines), Turn("assistant", lines)
     assert isinstance(BrokenText().judge(Candidate(Record("a:1", turns), "a", 10)), Candidate)
+
+
+def test_vowel_signs_are_no_letters() -> None:
+    mixed = "लड़का गया और लड़की गयी, " + "and all of this is in English"
+    assert why(Script(["Devanagari"]), mixed) == "other scripts"
+    assert why(Script(["Devanagari"]), "लड़का गया और लड़की गयी") is None
+
+
+def test_languages_are_named_by_any_tag_and_only_by_known_ones() -> None:
+    assert why(Language(["zh-TW"]), "今天天氣很好，我們一起去夜市吃東西吧！") is None
+    with pytest.raises(UserError, match="no language"):
+        Language(["finnish"])
+
+
+def test_curly_apostrophes_hide_no_refusal() -> None:
+    assert why(Refusals(), "I’m sorry, but I can’t assist with that.") == why(
+        Refusals(), "I'm sorry, but I can't assist with that."
+    )
+    assert why(Refusals(), "I’m an AI language model.") == "says it is a model"
+
+
+def test_a_long_table_of_numbers_is_looked_through_in_a_moment() -> None:
+    started = time.perf_counter()
+    PersonalData().judge(candidate("7 " * 5_000))
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("region", ["fi", "Finland"])
+def test_a_region_of_phone_numbers_that_does_not_exist_is_refused(region: str) -> None:
+    with pytest.raises(UserError, match="no region"):
+        PersonalData(phone_regions=[region])

@@ -15,7 +15,7 @@ import regex
 
 from inscp.errors import UserError
 from inscp.evaluation.chinese import expected_form, form_of
-from inscp.evaluation.language import copies, identify, likely_languages, loops, primary, words
+from inscp.evaluation.language import copies, identify, likely_languages, loops, primary, require_known, words
 from inscp.evaluation.prompts import read_table, spread, text_of
 from inscp.evaluation.results import Item
 from inscp.evaluation.statistics import means
@@ -47,7 +47,7 @@ class LanguageAlignment(Task):
         max_new_tokens: responses are cut there.
     """
 
-    version = 2  # of a long answer the whole is looked at
+    version = 3  # of a long answer the whole is looked at; words are told apart in mixed scripts
     source = "arXiv 2405.20175 (Table 1), arXiv 2406.20052"
     licence = "CC0-1.0"
 
@@ -59,6 +59,8 @@ class LanguageAlignment(Task):
     def check(self) -> None:
         if not self.languages:
             raise UserError("languages", "none is given", "Name fields of the prompts' file, as [en, zh-TW].")
+        for language in self.languages:
+            require_known(language)
         read_aligned_prompts(self.prompts, self.languages, self.limit)
 
     def items(self, subject: Subject) -> list[Item]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class Retention(Task):
 
     source = "arXiv 2405.20175"
     licence = "CC0-1.0"
+    version = 2  # held-out texts are the same ones wherever their file lies
     needs_likelihoods = True
 
     held_out: dict[str, str | Source] = field(default_factory=dict)
@@ -85,7 +87,12 @@ class Retention(Task):
         pieces = [piece for piece in tokenize(documents, subject.tokenizer, longest, _refuse) if piece.n_targets]
         key = f"held_out/{name}/loss"
         return [
-            Item(f"{name}: {piece.source} {piece.part}", {key: float(nll) / piece.n_targets}, {key: piece.n_targets})
+            # Without the folder, which is another one on another machine.
+            Item(
+                f"{name}: {Path(piece.source).name} {piece.part}",
+                {key: float(nll) / piece.n_targets},
+                {key: piece.n_targets},
+            )
             for piece, nll in zip(pieces, subject.nlls(f"held-out {name}", pieces), strict=True)
         ]
 
