@@ -26,7 +26,7 @@ from inscp.cost.ledger import Cost, Ledger, Running
 from inscp.errors import UserError
 from inscp.evaluation import suite
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.results import ITEMS, RESULTS, Item, TaskResult, items_file, items_folder
+from inscp.evaluation.results import ITEMS, RESULTS, Item, Results, TaskResult, items_file, items_folder
 from inscp.evaluation.server import ServedModel, Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
@@ -66,7 +66,7 @@ def evaluate(
         model: a model's folder, Hub id, GGUF file or PyPI wheel.
         tasks: name -> class_path and init_args of a task.
         out: the results file. What every item was worth goes into OUT.items beside it, as do the answers.
-        only: names of those of the tasks that are to be run; all without it.
+        only: names of those of the tasks that are to be run; all without it. What else OUT has of this model stays.
         precision: bf16 where the hardware multiplies in it, else fp32.
         batch_size: prompts that are answered at once.
         server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; tasks that measure
@@ -78,6 +78,7 @@ def evaluate(
     if Path(out).is_dir():
         raise UserError("--out", f"{out} is a folder", "Name a file, as results.json.")
     tasks = _chosen(tasks, only)
+    earlier = Results.read(Path(out)) if only and Path(out).exists() else None
     require_runnable(tasks, server)
     counter = WorkCounter()
     backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
@@ -110,9 +111,11 @@ def evaluate(
 
     with _ended(tracker):
         results = suite.run(tasks, subject, environment, on_task)
+    if earlier:
+        results = _beside(earlier, results)
     total = spent.stop() if spent else None
     if total:
-        results = replace(results, environment=environment | {"cost": total.plain()})
+        results = replace(results, environment={**results.environment, "cost": total.plain()})
     results.write(Path(out))
     if tracker:
         if total:
@@ -150,6 +153,15 @@ class _Spent:
         total = self._earlier + now if self._earlier else now
         write_whole(self._file, json.dumps(total.plain(), indent=1) + "\n")
         return total
+
+
+def _beside(earlier: Results, now: Results) -> Results:
+    """What was measured now, and what else had been of the same model in the same way."""
+    one, other = earlier.environment, now.environment
+    if any(one.get(name) != other.get(name) for name in ("model", "weights", "precision")):
+        return now
+    settings = one.get("settings", {}) | other["settings"]
+    return replace(now, tasks={**earlier.tasks, **now.tasks}, environment={**other, "settings": settings})
 
 
 def _chosen(tasks: dict[str, Task], only: list[str] | None) -> dict[str, Task]:

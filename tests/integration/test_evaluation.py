@@ -118,6 +118,16 @@ def test_what_was_answered_is_not_asked_again(project: Path, evaluated: str, tra
     assert cost[1] < cost[0] < 2 * cost[1]  # what was asked before has been paid before
 
 
+def test_one_task_that_is_measured_again_leaves_the_others(project: Path, evaluated: str, trained: str) -> None:
+    before = json.loads((project / "after.json").read_text())
+    run("evaluate", "--config", "tasks.yaml", "--precision", "fp32", "--model", trained, "--out", "after.json",
+        "--only", "[language]", "--mlflow.enabled", "false", cwd=project)  # fmt: skip
+    after = json.loads((project / "after.json").read_text())
+    assert after["tasks"]["retention"] == before["tasks"]["retention"]
+    assert after["tasks"]["language"]["metrics"] == before["tasks"]["language"]["metrics"]
+    assert after["environment"]["settings"] == before["environment"]["settings"]
+
+
 def _keys(answers: bytes) -> list[str]:
     return [json.loads(line)["key"] for line in answers.splitlines()[1:]]
 
@@ -131,6 +141,7 @@ def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str
     assert [float(row[1]), float(row[2])] == pytest.approx(values, abs=1e-3)
     assert int(row[6]) == results[0]["retention"]["counts"]["held_out/x/loss"]
     assert "asked otherwise" not in printed
+    assert re.search(r"held_out/x/perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +– +– +\d+", printed)
     same = run("compare", "after.json", "after.json", cwd=project)
     assert re.search(r"held_out/x/loss +\S+ +\S+ +\+0.000 +\+0.000 to \+0.000 +1.000", same)
 
@@ -153,6 +164,8 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
     (["--config", "tasks.yaml", "--server", "{address: 'http://host/v1', model: m}"], "tasks.retention: it needs"),
     (["--config", "tasks.yaml", "--out", "after.json"], "another model"),
     (["--config", "tasks.yaml", "--model", "nowhere/"], "no such model"),
+    (["--config", "tasks.yaml", "--out", "outputs"], "outputs is a folder"),
+    ([*ALIGNMENT, "[english]"], "english: no language"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line(
     project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str
@@ -248,7 +261,7 @@ def test_what_cannot_be_compared_is_told_in_one_line(project: Path, evaluated: s
     (project / "old.json").write_text('{"schema": 0, "tasks": {}}')
     assert "version 0" in complaint("old.json")
     assert "no results" in complaint("nothing.json")
-    assert "language is Refusals, version 2" in complaint(changed(project, "kind", kind="Refusals"))
+    assert "language is Refusals, version 3" in complaint(changed(project, "kind", kind="Refusals"))
     assert "language is LanguageAlignment, version 9" in complaint(changed(project, "version", version=9))
     others = changed(project, "others")
     items = project / "others.items" / "language.jsonl"
