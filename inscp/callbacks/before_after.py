@@ -26,7 +26,7 @@ class BeforeAfter(Callback):
     Args:
         prompts: a JSONL file with one field a language, the same prompt in each; null measures no answers.
         languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
-        max_prompts: ask only the first so many.
+        max_prompts: ask only so many, spread evenly over the file.
         max_new_tokens: responses are cut there.
 
     Attributes:
