@@ -126,7 +126,7 @@ def _number(metric: Metric, is_share: bool, signed: bool) -> str:
     scale, unit = (100, "" if signed else " %") if is_share else (1, "")
     digits = 0 if is_share else 3 if abs(metric.value) < 1 else 2
     number = f"{'+' if signed else ''},.{digits}f"
-    value, low, high = (scale * one for one in (metric.value, *metric.interval))
+    value, low, high = (round(scale * one, digits) + 0.0 for one in (metric.value, *metric.interval))  # never -0
     between = " to " if signed else "–"
     interval = f" ({low:{number}}{between}{high:{number}})" if math.isfinite(low) else ""
     return f"{value:{number}}{unit}{interval}"
