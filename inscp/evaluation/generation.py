@@ -55,6 +55,7 @@ def generate(
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
     """
     ends = end_token_ids(model, tokenizer)
+    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     for start in range(0, len(prompts), batch_size):
@@ -64,7 +65,7 @@ def generate(
         input_ids = [[ends[0]] * pad + encoded[index] for pad, index in zip(pads, batch, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
         with _greedy(model):
-            answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends)
+            answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, is_sharded)
         for index, ids in zip(batch, answers, strict=True):
             response = str(tokenizer.decode(ids, skip_special_tokens=True))
             ended = bool(ids) and ids[-1] in ends
@@ -72,14 +73,18 @@ def generate(
 
 
 def _answers(
-    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int, ends: Sequence[int]
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    max_new_tokens: int,
+    ends: Sequence[int],
+    is_sharded: bool,
 ) -> list[list[int]]:
     """The new tokens of each row up to its end, some at a time, so that rows that have ended cost nothing more.
 
     Args:
         input_ids, mask: int64 [rows, width], padded on the left.
     """
-    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     answers: list[list[int]] = [[] for _ in input_ids]
     going = torch.arange(len(input_ids))
     cache, left = None, max_new_tokens

@@ -144,7 +144,9 @@ def _difference(name: str, pairs: Sequence[tuple[Item, Item]]) -> Difference:
 
     samples = (values[0], weights[0], values[1], weights[1])
     is_share = all(isinstance(item.values.get(name, True), bool) for pair in pairs for item in pair)
-    low, high = bootstrapped(change, *samples).interval
+    changes = _resampled(change, samples) if len(pairs) > 1 else np.array([])
+    changes = changes[~np.isnan(changes)]
+    low, high = map(float, np.percentile(changes, (2.5, 97.5))) if len(changes) else (math.nan, math.nan)
     if is_share and n > 1 and low == high:
         low, high = after - before - most_of_none(n), after - before + most_of_none(n)
     if is_share and (weights > 0).all():
@@ -152,8 +154,6 @@ def _difference(name: str, pairs: Sequence[tuple[Item, Item]]) -> Difference:
     elif n < 2:
         p = math.nan
     else:
-        changes = _resampled(change, samples)
-        changes = changes[~np.isnan(changes)]
         # Both tails count themselves in, so that p is never 0 (Davison and Hinkley 1997, 4.11).
         p = min(1.0, 2 * (1 + min((changes <= 0).sum(), (changes >= 0).sum())) / (len(changes) + 1))
     return Difference(before, after, Metric(after - before, (low, high), n), float(p))

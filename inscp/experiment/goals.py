@@ -49,9 +49,11 @@ def goal_grids(comparison: Comparison, goals: Sequence[Goal], language: str) -> 
     """
     if not goals or comparison.reference not in comparison.by_row or len(comparison.by_row) < 2:
         return []
-    choosing, other = (_scored(comparison.half(number), goals, language) for number in (0, 1))
+    halves = [comparison.half(number) for number in (0, 1)]
+    columns = [halves[0].column(goal.metric_in(language)) for goal in goals]
+    choosing, other = (_scored(half, goals, columns) for half in halves)
     chosen = max((row for row in choosing if row != comparison.reference), key=lambda row: choosing[row].rank)
-    labels = [comparison.half(0).column(goal.metric_in(language)).label for goal in goals]
+    labels = [column.label for column in columns]
     wanted = [_wanted(goal, cell, comparison.reference) for goal, cell in
               zip(goals, choosing[chosen].cells, strict=True)]  # fmt: skip
     heads = [f"{label} {bound}" for label, bound in zip(labels, wanted, strict=True)]
@@ -73,8 +75,7 @@ def goal_grids(comparison: Comparison, goals: Sequence[Goal], language: str) -> 
     ]  # fmt: skip
 
 
-def _scored(comparison: Comparison, goals: Sequence[Goal], language: str) -> dict[str, _Scored]:
-    columns = [comparison.column(goal.metric_in(language)) for goal in goals]
+def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Column]) -> dict[str, _Scored]:
     cells = {row: [_cell(comparison, row, column) for column in columns] for row in comparison.by_row}
     values = {row: [cell.metric.value for cell in of] for row, of in cells.items()}
     reference = values[comparison.reference]
