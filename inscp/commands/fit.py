@@ -2,16 +2,17 @@
 
 import re
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from inscp.callbacks.before_after import BeforeAfter
 from inscp.callbacks.checkpoints import Checkpoints
@@ -25,7 +26,7 @@ from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
 from inscp.commands.parser import NoSubConfigs, OneLineErrors
 from inscp.commands.quiet import quiet
-from inscp.commands.resume import newest_checkpoint
+from inscp.commands.resume import CONFIG, is_behind_newer, new_folder, newest_checkpoint, same_training
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError
@@ -88,9 +89,9 @@ class LogConfig(SaveConfigCallback):
         config = {key: value for key, value in self.config.items() if key not in ("ckpt_path", "weights_only")}
         text = self.parser.dump(Namespace(config), skip_none=False)
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "config.yaml").write_text(text, "utf-8")
+        (self._folder / CONFIG).write_text(text, "utf-8")
         if tracker := tracker_of(trainer):
-            tracker.log_text(text, "config.yaml")
+            tracker.log_text(text, CONFIG)
             tracker.note_run(self._folder)
 
 
@@ -183,22 +184,30 @@ class InsCPCLI(LightningCLI):
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         given = self._get(self.config_init, "ckpt_path")
         if given == "last":
-            earlier = sorted(runs.glob("*/checkpoints"), reverse=True)
-            found = newest_checkpoint([checkpoints.folder] if checkpoints.is_given_folder else earlier)
+            is_given = checkpoints.is_given_folder
+            found = newest_checkpoint([checkpoints.folder] if is_given else same_training(runs, self._plain_config()))
             self.config_init[self.subcommand]["ckpt_path"] = found and str(found)
         else:
             found = Path(given) if given else None
-        self._resumed = found
-        self.folder = runs / f"{datetime.now():%Y%m%d-%H%M%S}"
+        self._resumed, before = found, None
         if found and self.subcommand == "fit":
             before = Path(read_about(found)[FOLDER_KEY])
             is_ended = (before / "model").exists()
             if is_ended and given == "last":
                 raise Stopped(f"this training has ended; its model is {before / 'model'}", 0)
-            self.folder = self.folder if is_ended else before
+            if is_ended or is_behind_newer(found):  # what came behind it then is left as it is
+                before = None
+        is_made_here = self.subcommand == "fit" and not getattr(rank_zero_only, "rank", 0)  # others write nothing
+        self.folder = before or (new_folder(runs) if is_made_here else runs)
         self.model_folder = self.folder / "model"
         if not checkpoints.is_given_folder:
             checkpoints.folder = self.folder / "checkpoints"
+
+    def _plain_config(self) -> dict[str, Any]:
+        """The configuration as its file has it."""
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        return plain
 
     def after_validate(self) -> None:
         """Print loss (nats a token) and perplexity of each held-out set."""
@@ -217,7 +226,7 @@ class InsCPCLI(LightningCLI):
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else [])]
         lines += [*([f"cost       {cost}"] if cost else []), "", "next:"]
         lines.append(f"  python -m inscp chat --model {model}")
-        lines.append(f"  python -m inscp inspect --config {self.folder / 'config.yaml'}")
+        lines.append(f"  python -m inscp inspect --config {self.folder / CONFIG}")
         if tracker:
             lines.append(f"  {tracker.viewing}")
         print("\n".join(lines))

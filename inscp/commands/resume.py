@@ -1,11 +1,29 @@
-"""Which checkpoint a training goes on from."""
+"""What a training goes on from, and where its files lie."""
 
+import atexit
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from itertools import count
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from inscp.errors import UserError
+from inscp.experiment.configuration import without
 from inscp.model.checkpoint import whole_checkpoints
+
+CONFIG = "config.yaml"
+"""What a run's folder calls its whole configuration."""
+
+_DECIDE = ("seed_everything", "model", "data")
+_NO_MATTER = (
+    "model.activation_checkpointing", "model.compile", "model.attn_implementation",
+    "data.batch_size", "data.num_workers", "data.validation", "data.validation_tagger", "data.force_resume",
+)  # fmt: skip
+"""Keys of those sections that may change while a training is under way."""
 
 
 def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
@@ -28,3 +46,63 @@ def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
             raise UserError(str(folder), "every checkpoint is damaged", "Move them away to start from the beginning.")
     print("no checkpoint yet: starting from the beginning", file=sys.stderr)
     return None
+
+
+def same_training(runs: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Where the earlier attempts at a training keep their checkpoints, the newest first.
+
+    Args:
+        runs: the folder of all trainings of one name. Those that differ in what decides a training (their learning
+            rate, say) are told on standard error.
+        config: of the training, all of it.
+    """
+    found = []
+    for folder in sorted(runs.glob("*/checkpoints"), reverse=True):
+        if other := next(_differing(_deciding(_read(folder.parent / CONFIG)), _deciding(config)), None):
+            what = f"{folder.parent} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
+            print(what, file=sys.stderr)
+        else:
+            found.append(folder)
+    return found
+
+
+def _read(file: Path) -> Any:
+    return yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    return without({name: config.get(name) for name in _DECIDE}, *_NO_MATTER)
+
+
+def _differing(kept: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Dotted names of what is not the same."""
+    if isinstance(kept, Mapping) and isinstance(now, Mapping):
+        for key in {**kept, **now}:
+            yield from _differing(kept.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif kept != now:
+        yield name
+
+
+def is_behind_newer(checkpoint: Path) -> bool:
+    """Whether the same training has whole checkpoints of later steps."""
+    return whole_checkpoints(checkpoint.parent)[0][0].name != checkpoint.name
+
+
+def new_folder(runs: Path) -> Path:
+    """A folder for a run, named after the time, that no other process has: several may start in the same second.
+
+    It goes when the process ends with nothing in it.
+    """
+    name = f"{datetime.now():%Y%m%d-%H%M%S}"
+    for number in count(1):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            atexit.register(_remove_empty, folder)
+            return folder
+    raise AssertionError
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

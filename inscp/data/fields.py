@@ -4,7 +4,7 @@ The names are those in use on the Hub: Alpaca (instruction, input, output), Doll
 ShareGPT (conversations: from, value), OpenAI (messages: role, content), dialogues (utterances: name, text).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from inscp.data.rows import SURROGATE, BadRow, Row
@@ -83,6 +83,23 @@ def _conversation(value: object) -> tuple[Turn, ...] | BadRow:
             return BadRow("a speaker is not known", f"{speaker!r} is none of {', '.join(_ROLES)}")
         turns.append((role, content, "a turn"))
     return _checked(turns) if turns else BadRow("the conversation is empty")
+
+
+def texts(value: Any, but: Container[str] = ()) -> Iterator[str]:
+    """Every text inside a row, or any plain values, however deep.
+
+    Args:
+        value: plain.
+        but: names of fields whose text, or list of texts, is left out.
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from () if name in but and not isinstance(inner, Mapping) else texts(inner, but)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from texts(inner, but)
 
 
 def _checked(turns: Iterable[tuple[Role, Any, str]]) -> tuple[Turn, ...] | BadRow:

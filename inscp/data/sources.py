@@ -105,7 +105,7 @@ def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport)
         UserError: the source is not there, is empty, or (with `error`) a record does not fit.
     """
     before = report.records
-    for position, row in islice(_rows(source), source.limit):
+    for position, row in islice(source_rows(source), source.limit):
         turns = to_turns(row, source.fields)
         if isinstance(turns, BadRow):
             bad_record(position, turns.why, on_bad_record, report, turns.detail)
@@ -160,7 +160,12 @@ def _files(source: Source) -> list[Path] | None:
     return None
 
 
-def _rows(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+def source_rows(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
+    """Every row of a source with its position, as it is.
+
+    Raises:
+        UserError: the source is not there.
+    """
     files = _files(source)
     if files is None:
         for number, row in enumerate(_saved_or_hub(source), 1):

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from inscp.data.fields import texts
 from inscp.errors import UserError
 from inscp.paths import local_path
 
@@ -78,24 +79,12 @@ def without(config: Mapping[str, Any], *dotted: str) -> Config:
 def digest(*parts: Any) -> str:
     """Of plain values, and of the contents of every file and folder that a text in them names."""
     found = [json.dumps(parts, sort_keys=True, default=str)]
-    found += [_contents(text) for text in sorted(set(_texts(parts)))]
+    found += [_contents(text) for text in sorted(set(texts(parts, _NO_PATHS)))]
     return hashlib.blake2b("\n".join(found).encode(), digest_size=16).hexdigest()
 
 
 _NO_PATHS = ("class_path", "language", "languages")
 """Keys of texts that name no file, whatever lies in the current folder."""
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            names_none = key in _NO_PATHS and not isinstance(inner, Mapping)  # a task may be called `language`
-            yield from () if names_none else _texts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
 
 
 @cache

@@ -13,6 +13,7 @@ from inscp import __version__
 from inscp.callbacks.tracking import Tracking
 from inscp.errors import UserError
 from inscp.evaluation.results import SCHEMA
+from inscp.evaluation.tasks import task_version
 from inscp.experiment.configuration import Config, changed, digest, read_configs, without
 
 FILE = "experiment.yaml"
@@ -234,7 +235,9 @@ class Run:
     @cached_property
     def measure(self) -> str:
         """A digest of everything that decides what is measured of the model."""
-        return digest(without(self.evaluate, *_NO_MATTER), SCHEMA, __version__)
+        tasks = self.evaluate.get("tasks", {})
+        versions = {name: task_version(task["class_path"]) for name, task in tasks.items() if "class_path" in task}
+        return digest(without(self.evaluate, *_NO_MATTER), versions, SCHEMA, __version__)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """Filters of quality: broken text, refusals, personal data, and what evaluations will ask."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,9 @@ from typing import Any
 import regex
 import yaml
 
-from inscp.data.rows import BadRow, is_supported, read_rows
-from inscp.data.sources import Source, source_fingerprint
+from inscp.data.fields import texts
+from inscp.data.rows import BadRow, is_supported
+from inscp.data.sources import Source, source_fingerprint, source_rows
 from inscp.errors import UserError
 from inscp.evaluation.language import UNIT, loops, words
 from inscp.evaluation.refusal import SAYS_IT_IS_A_MODEL
@@ -161,8 +163,8 @@ class Contamination(Filter):
     """Leaves out what shares a long run of words with a benchmark, so that an evaluation measures no memory.
 
     Args:
-        benchmarks: files in any format that `data` takes; every text in them counts, answers too.
-        evaluations: configurations of `evaluate`: the files that their tasks name are benchmarks too.
+        benchmarks: files, folders or Hub ids, as `data.train` takes them; every text in them counts, answers too.
+        evaluations: configurations of `evaluate`: the files and folders that their tasks name are benchmarks too.
         n: so many words (of Chinese, Japanese and Thai: characters) in a row (13: GPT-3, arXiv 2005.14165).
         shortest: a benchmark text of fewer words than n counts as a whole, from so many on.
     """
@@ -179,14 +181,11 @@ class Contamination(Filter):
             raise UserError("Contamination", "it knows no benchmark", "Give `benchmarks` or `evaluations`.")
         self._known: dict[int, set[int]] = {}
         for spec in self._files:
-            path = local_path(spec)
-            if not path.is_file():
-                raise UserError(spec, "no such benchmark", "Check the path (it is relative to the current folder).")
             before = sum(map(len, self._known.values()))
-            for position, row in read_rows(path):
+            for position, row in source_rows(Source(spec)):
                 if isinstance(row, BadRow):
                     raise UserError(position, row.why, "Mend the benchmark: what cannot be read protects nothing.")
-                for units in map(words, _texts(row)):
+                for units in map(words, texts(row)):
                     if len(units) >= self.shortest:
                         n = min(self.n, len(units))
                         self._known.setdefault(n, set()).update(_grams(units, n))
@@ -218,21 +217,15 @@ def _files_of_tasks(evaluation: str) -> Iterator[str]:
         what = f"no configuration of evaluate ({str(error).splitlines()[0]})"
         raise UserError(evaluation, what, "Give a file as those in configs/evaluate.") from error
     for name, task in tasks.items():
-        files = [text for text in _texts(task) if is_supported(Path(text))]
+        named = texts(task, but=("class_path", "languages"))
+        files = [text for text in named if is_supported(Path(text)) or os.path.isdir(text)]  # noqa: PTH112  # whatever it is
         if not files:
-            mend = "Give it its data as a file, or take a configuration without it."
-            raise UserError(evaluation, f"the task {name} names no file, so nothing is known of what it asks", mend)
+            mend = "Give it its data as files, or take a configuration without it."
+            raise UserError(
+                evaluation, f"the task {name} names no file and no folder, so nothing is known of what it asks", mend
+            )
         yield from files
 
 
 def _grams(units: list[str], n: int) -> Iterator[int]:
     return (hash(tuple(units[i : i + n])) for i in range(len(units) - n + 1))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text inside a row, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)

@@ -7,6 +7,7 @@ import pytest
 
 from inscp.commands.experiment import read_study
 from inscp.errors import UserError
+from inscp.evaluation.tasks.language_alignment import LanguageAlignment
 from inscp.experiment.study import Arm, Language, Study
 
 
@@ -82,6 +83,12 @@ def test_another_evaluation_trains_nothing_again(study: Study) -> None:
     one, other = before["InsCP, fi, 100 tokens, seed 0"], after["InsCP, fi, 100 tokens, seed 0"]
     assert one.name == other.name
     assert one.measure != other.measure
+
+
+def test_another_version_of_a_task_measures_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [run.measure for run in study.runs()]
+    monkeypatch.setattr(LanguageAlignment, "version", 99)
+    assert not {run.measure for run in study.runs()} & set(before)
 
 
 @pytest.mark.parametrize(("arms", "complaint"), [

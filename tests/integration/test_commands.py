@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from processes import run
 
 from inscp.__main__ import main
+from inscp.commands.resume import new_folder
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,30 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> No
     [found] = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])  # one run for both
     assert found.info.status == "FINISHED"
     assert found.info.run_id in resumed.stdout
+
+
+def test_last_goes_on_from_the_same_training_alone(config: Path) -> None:
+    command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
+               "--trainer.default_root_dir", "lasting", "--checkpoint.every_n_steps", "2",
+               "--checkpoint.keep_last", "99", "--ckpt_path")  # fmt: skip
+    runs = config.parent / "lasting" / "inscp-tiny-llama-zh-tw"
+    first = config.parent / model_folder(run(*command, "null", cwd=config.parent).stdout)
+    shutil.rmtree(first)  # as if it had been killed before it was written
+    other = run(*command, "last", "--model.optimizer.learning_rate", "0.001", cwd=config.parent)
+    assert f"{first.parent.name} has another model.optimizer.learning_rate" in other.stderr
+    assert "starting from the beginning" in other.stderr
+    assert model_folder(other.stdout) != str(first.relative_to(config.parent))
+    same = run(*command, "last", "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2", cwd=config.parent)
+    assert f"going on from lasting/inscp-tiny-llama-zh-tw/{first.parent.name}/checkpoints" in same.stderr
+    assert model_folder(same.stdout) == str(first.relative_to(config.parent))
+    shutil.rmtree(first)
+    older = run(*command, first.parent / "checkpoints" / "step-00000002", cwd=config.parent)
+    assert not first.exists()  # what came behind the checkpoint then is another course
+    assert len(list(runs.iterdir())) == 3, older.stdout
+
+
+def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    assert len({new_folder(tmp_path) for _ in range(20)}) == 20
 
 
 def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_benchmark_is_found_inside_other_text_in_any_script(tmp_path: Path) ->
     (tmp_path / "pretty.jsonl").write_text('{\n "q": "a"\n}', "utf-8")
     with pytest.raises(UserError, match=r"pretty.jsonl:1.*protects nothing"):
         Contamination([str(tmp_path / "pretty.jsonl")])
-    with pytest.raises(UserError, match="no such benchmark"):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
         Contamination(["nowhere.jsonl"])
 
 
@@ -182,6 +182,10 @@ def test_what_an_evaluation_asks_is_a_benchmark(tmp_path: Path) -> None:
     before = one.contents()
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": asked, "answer": "no"}), "utf-8")
     assert Contamination(evaluations=[str(path)]).contents() != before
+    (tmp_path / "group").mkdir()
+    (tmp_path / "asked.jsonl").rename(tmp_path / "group" / "mmlu_geography.jsonl")
+    path.write_text(json.dumps({"tasks": {"mmlu": {"init_args": {"files": str(tmp_path / "group")}}}}), "utf-8")
+    assert why(Contamination(evaluations=[str(path)]), f"Tell me. {asked}?") == "in a benchmark"
     path.write_text("tasks: {arc: {class_path: Knowledge, init_args: {benchmark: arc_challenge}}}", "utf-8")
     with pytest.raises(UserError, match="the task arc names no file"):
         Contamination(evaluations=[str(path)])
