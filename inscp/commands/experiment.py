@@ -19,7 +19,7 @@ from inscp.experiment.page import HTML, MARKDOWN
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner, place
-from inscp.experiment.study import FILE, Arm, Goal, Language, Run, Study, study_name
+from inscp.experiment.study import FILE, Arm, Goal, Language, Run, Stage, Study, study_name
 
 T = TypeVar("T")
 
@@ -51,7 +51,8 @@ def run_study(
         gpus: of a job.
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
-    runs, outputs = _chosen(study.runs(), only), Path(out)
+    every, outputs = study.runs(), Path(out)
+    runs = _chosen(every, only)
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     if jobs:
@@ -61,12 +62,12 @@ def run_study(
         print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, outputs / name / 'jobs')}")
         return
     if dry_run:
-        _list(runs, outputs)
+        _list(runs, every, outputs)
         check_runs(runs)
         return
     check_runs(runs)
     Runner(study, name, outputs).run(runs)
-    _list(runs, outputs)
+    _list(runs, every, outputs)
     print(f"\nnext:\n  python -m inscp experiment report {folder}")
 
 
@@ -107,7 +108,9 @@ def read_study(folder: Path) -> Study:
     rest = parser.parse_object(given | {"arms": {}, "languages": {}})
     values = {name: rest[name] for name in ("question", "fit", "evaluate", "seeds", "budgets", "reference")}
     goals = [Goal(**vars(goal)) for goal in rest.goals]
-    study = Study(**values, arms=arms, languages=languages, goals=goals, mlflow=Tracking(**vars(rest.mlflow)))
+    projected = {name: Stage(**vars(stage)) for name, stage in rest.projected.items()}
+    mlflow = Tracking(**vars(rest.mlflow))
+    study = Study(**values, arms=arms, languages=languages, goals=goals, projected=projected, mlflow=mlflow)
     study.check()
     return study
 
@@ -142,19 +145,19 @@ def _chosen(runs: list[Run], only: str | list[str] | None) -> list[Run]:
     return list({one.name: one for run in chosen for one in run.lineage}.values())
 
 
-def _list(runs: list[Run], out: Path) -> None:
-    """Print the runs with their tokens, what is done of each, and how long the rest will take."""
-    places = [place(run, out) for run in runs]
-    forecast, left = Forecast(places), 0.0
-    print(f"{'':<56}{'tokens':>12}   {'state':<16}{'time':>8}")
-    for at in places:
+def _list(runs: list[Run], every: list[Run], out: Path) -> None:
+    """Print some of a study's runs with their tokens, what is done of each, and how long the rest will take."""
+    forecast, left = Forecast([place(run, out) for run in every]), 0.0
+    wide = max(len(run.title) for run in runs) + 2
+    print(f"{'':<{wide}}{'tokens':>12}   {'state':<16}{'time':>8}")
+    for at in (place(run, out) for run in runs):
         run = at.run
         state = "done" if at.is_done else "to be measured" if at.model and run.evaluate else "to be run"
         seconds = 0.0 if at.is_done else forecast.seconds(at)
         left += seconds or 0.0
         time = "" if at.is_done else "?" if seconds is None else duration(seconds)
         tokens = f"{run.budget:,}" if run.fit is not None and run.budget else ""
-        print(f"{run.title:<56}{tokens:>12}   {state:<16}{time:>8}".rstrip())
+        print(f"{run.title:<{wide}}{tokens:>12}   {state:<16}{time:>8}".rstrip())
     if left:
         note = "" if forecast.knows_evaluations else "   and evaluations, of which none is done yet"
-        print(f"{'':<56}{'':>12}   {'left, about':<16}{duration(left):>8}{note}")
+        print(f"{'':<{wide}}{'':>12}   {'left, about':<16}{duration(left):>8}{note}")

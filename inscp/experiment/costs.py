@@ -1,6 +1,6 @@
 """What the arms of a study have cost, what they would cost at another size, and how long what is left will take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from statistics import fmean, median
@@ -13,6 +13,7 @@ from inscp.errors import UserError
 from inscp.evaluation.results import Results
 from inscp.experiment.page import Grid
 from inscp.experiment.runner import Place
+from inscp.experiment.study import Stage
 from inscp.model.device import best_device
 from inscp.model.export import read_origin
 from inscp.model.precision import inference_dtype
@@ -37,8 +38,13 @@ def evaluation_cost(at: Place) -> Cost | None:
     return Cost(**cost) if cost else None
 
 
-def cost_grids(rows: Mapping[str, Sequence[Place]]) -> list[Grid]:
-    """What each row has cost, a mean over its seeds, and what its trainings would cost at other sizes."""
+def cost_grids(rows: Mapping[str, Sequence[Place]], stages: Mapping[str, Stage]) -> list[Grid]:
+    """What each row has cost, a mean over its seeds, and what its trainings would cost at other sizes.
+
+    Args:
+        rows: the runs of each.
+        stages: by name, that are not run.
+    """
     found = {row: [cost for at in places if (cost := training_cost(at))] for row, places in rows.items()}
     trained = {row: costs for row, costs in found.items() if costs}
     if not trained:
@@ -55,7 +61,7 @@ def cost_grids(rows: Mapping[str, Sequence[Place]]) -> list[Grid]:
     measured = [[row, *map(_number, of.values()), _evaluation_hours(rows[row])] for row, of in means.items()]
     return [
         Grid("What the training cost", note, ["", *heads, "and evaluation, device hours"], measured),
-        _projected({row: of["tokens"] for row, of in means.items()}),
+        _projected(dict(_trainings(rows, {row: of["tokens"] for row, of in means.items()}, stages))),
     ]
 
 
@@ -64,20 +70,37 @@ def _evaluation_hours(places: Sequence[Place]) -> str:
     return _number(fmean(found)) if found else "–"
 
 
-def _projected(tokens: Mapping[str, float]) -> Grid:
+_Trainings = Sequence[tuple[float, float]]  # tokens, and the forward passes that each of them costs
+
+
+def _trainings(
+    rows: Mapping[str, Sequence[Place]], tokens: Mapping[str, float], stages: Mapping[str, Stage]
+) -> Iterator[tuple[str, _Trainings]]:
+    """Each row's, and behind it those with the stages that would follow it."""
+    for row, count in tokens.items():
+        run: _Trainings = [(count, 3.0)]
+        yield row, run
+        for name, stage in stages.items():
+            if stage.after == rows[row][0].run.arm:
+                yield f"{row}, {name} (not run)", [*run, (count * stage.tokens_per_token, stage.passes)]
+
+
+def _projected(trainings: Mapping[str, _Trainings]) -> Grid:
     device = find_device(_DEVICE)
     assert device is not None
     rows = []
-    for row, count in tokens.items():
-        cells = [row, f"{count:,.0f}"]
+    for row, of in trainings.items():
+        cells = [row, f"{sum(tokens for tokens, _ in of):,.0f}"]
         for parameters in _SIZES.values():
-            found = project(parameters, count, device, _UTILISATION)
-            cells += [_number(found.flops), _number(found.device_hours)]
+            found = [project(parameters, tokens, device, _UTILISATION, passes=passes) for tokens, passes in of]
+            cells += [_number(sum(one.flops for one in found)), _number(sum(one.device_hours for one in found))]
         rows.append(cells)
     head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {_DEVICE} hours"))]
+    others = sorted({passes for of in trainings.values() for _, passes in of} - {3.0})
+    beside = f" and {', '.join(f'{passes:g}' for passes in others)} for what was not run" if others else ""
     note = (
-        f"By formula, not measured: FLOPs = 3 x 2 x parameters x tokens; hours = FLOPs / ({device.flops:.3g} FLOP/s x "
-        f"{_UTILISATION:.0%}) / 3600."
+        f"By formula, not measured: FLOPs = passes x 2 x parameters x tokens, 3 passes for training{beside}; "
+        f"hours = FLOPs / ({device.flops:.3g} FLOP/s x {_UTILISATION:.0%}) / 3600."
     )
     return Grid("The same tokens at other sizes", note, head, rows)
 

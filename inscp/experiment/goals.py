@@ -5,7 +5,7 @@ says how good it is.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inscp.evaluation.results import Metric
@@ -36,13 +36,16 @@ class _Scored:
         return self.n_reached, min(self.margins)
 
 
-def goal_grids(comparison: Comparison, goals: Sequence[Goal], language: str) -> list[Grid]:
+def goal_grids(
+    comparison: Comparison, goals: Sequence[Goal], language: str, tokens: Mapping[str, int | None]
+) -> list[Grid]:
     """The rows by the half of the items that chooses, and the chosen one by the other half.
 
     Args:
         comparison: of one language.
         goals: what is wanted; none gives no grids.
         language: of the comparison.
+        tokens: that each row was trained on; None where there are none, or not so many.
 
     Raises:
         UserError: a goal's metric was not measured, or is no mean over items.
@@ -58,7 +61,13 @@ def goal_grids(comparison: Comparison, goals: Sequence[Goal], language: str) -> 
               zip(goals, choosing[chosen].cells, strict=True)]  # fmt: skip
     heads = [f"{label} {bound}" for label, bound in zip(labels, wanted, strict=True)]
     rows = [
-        [row, *map(_marked, of.cells, of.margins), f"{of.n_reached} of {len(goals)}"] for row, of in choosing.items()
+        [
+            row,
+            f"{tokens[row]:,}" if tokens.get(row) else "–",
+            *map(_marked, of.cells, of.margins),
+            f"{of.n_reached} of {len(goals)}",
+        ]
+        for row, of in choosing.items()
     ]
     found = other[chosen]
     reported = [
@@ -69,7 +78,7 @@ def goal_grids(comparison: Comparison, goals: Sequence[Goal], language: str) -> 
     first = f"Every second item; ✓ where it is reached. The most goals, then the least missed, choose {chosen}."
     second = f"The items that had no part in choosing: {found.n_reached} of {len(goals)} goals are reached."
     return [
-        Grid("Goals: the half that chooses", first, ["", *heads, "reached"], rows),
+        Grid("Goals: the half that chooses", first, ["", "tokens", *heads, "reached"], rows),
         Grid(f"Goals: {chosen} by the other half", second,
              ["", "wanted", comparison.reference, chosen, "reached"], reported),
     ]  # fmt: skip

@@ -47,8 +47,8 @@ def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
         budgets = {rows[id(at)]: (at.run.arm, at.run.tokens) for at in found}
         section = _section(comparison, language, budgets, _histories(found, rows), folder)
         by_row = {row: [at for at in found if rows[id(at)] == row] for row in comparison.by_row}
-        chosen = goal_grids(comparison, study.goals, language)
-        sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(by_row)]))
+        chosen = goal_grids(comparison, study.goals, language, {row: tokens for row, (_, tokens) in budgets.items()})
+        sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(by_row, study.projected)]))
     environments = [Results.read(at.results).environment for at in places]
     versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
     facts = {

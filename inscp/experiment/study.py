@@ -88,6 +88,22 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A training that is not run, whose cost the report projects by formula.
+
+    Args:
+        after: the arm that it would follow.
+        tokens_per_token: its tokens, for every one of the trainings behind that arm.
+        passes: what a token costs, in forward passes: 3 training; 4 preference tuning by DPO (arXiv 2305.18290), in
+            which the original's likelihoods are a fourth.
+    """
+
+    after: str
+    tokens_per_token: float = 1.0
+    passes: float = 3.0
+
+
+@dataclass(frozen=True)
 class Study:
     """What `experiment.yaml` holds. Paths in it are relative to the current folder.
 
@@ -101,6 +117,7 @@ class Study:
         budgets: tokens to train on; without any, what the configuration has.
         reference: the arm that the others are compared with; by default the first.
         goals: that an arm should reach; the report chooses one by half of the items and judges it by the other half.
+        projected: stages that are not run, by name, for the costs at other sizes.
         mlflow: where all of it is tracked, under one parent run.
     """
 
@@ -113,6 +130,7 @@ class Study:
     budgets: list[int] = field(default_factory=list)
     reference: str | None = None
     goals: list[Goal] = field(default_factory=list)
+    projected: dict[str, Stage] = field(default_factory=dict)
     mlflow: Tracking = field(default_factory=Tracking)
 
     def check(self) -> None:
@@ -145,8 +163,10 @@ class Study:
                 if before in seen:
                     raise UserError(f"arms.{name}.after", "the arm follows itself", "Begin with the original.")
                 seen.append(before)
-        if self.reference is not None and self.reference not in self.arms:
-            raise UserError("reference", f"there is no arm {self.reference}", f"Name one of: {', '.join(self.arms)}.")
+        named = {"reference": self.reference} | {f"projected.{name}": of.after for name, of in self.projected.items()}
+        for where, arm_name in named.items():
+            if arm_name is not None and arm_name not in self.arms:
+                raise UserError(where, f"there is no arm {arm_name}", f"Name one of: {', '.join(self.arms)}.")
 
     @property
     def baseline(self) -> str:

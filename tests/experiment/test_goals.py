@@ -33,9 +33,10 @@ FORGETFUL = evaluated("forgetful", [1, 1, 1, 1, 1, 1, 1, 1], 3.1)
 
 
 def test_what_was_lucky_where_it_was_chosen_is_judged_elsewhere() -> None:
-    choosing, judging = goal_grids(Comparison([ORIGINAL, LUCKY, FORGETFUL], "instruct"), GOALS, "fi")
+    choosing, judging = goal_grids(Comparison([ORIGINAL, LUCKY, FORGETFUL], "instruct"), GOALS, "fi", {"lucky": 1000})
     reached = {row[0]: row[-1] for row in choosing.rows}
     assert reached == {"instruct": "1 of 2", "lucky": "2 of 2", "forgetful": "1 of 2"}
+    assert [row[1] for row in choosing.rows] == ["–", "1,000", "–"]
     assert judging.title == "Goals: lucky by the other half"
     ended, perplexity = judging.rows
     assert ended[0] == "fi: ended"
@@ -47,10 +48,12 @@ def test_what_was_lucky_where_it_was_chosen_is_judged_elsewhere() -> None:
 
 def test_of_equally_many_goals_the_one_that_misses_least_is_chosen() -> None:
     goals = [Goal("language/{language}/ended", at_least=0.9)]
-    found = goal_grids(Comparison([ORIGINAL, STEADY, LUCKY], "instruct"), goals, "fi")
+    found = goal_grids(Comparison([ORIGINAL, STEADY, LUCKY], "instruct"), goals, "fi", {})
     assert found[1].title == "Goals: lucky by the other half"
     assert [row[-1] for row in found[0].rows] == ["0 of 1", "0 of 1", "1 of 1"]
-    found = goal_grids(Comparison([STEADY, ORIGINAL, FORGETFUL], "steady"), [Goal(GOALS[0].metric, at_least=1.1)], "fi")
+    found = goal_grids(
+        Comparison([STEADY, ORIGINAL, FORGETFUL], "steady"), [Goal(GOALS[0].metric, at_least=1.1)], "fi", {}
+    )
     assert found[1].title == "Goals: forgetful by the other half"
 
 
@@ -62,13 +65,13 @@ def test_a_multiple_of_nothing_is_reached_by_something_alone() -> None:
 
 
 def test_without_goals_or_anything_to_compare_there_is_no_table() -> None:
-    assert goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [], "fi") == []
-    assert goal_grids(Comparison([ORIGINAL], "instruct"), GOALS, "fi") == []
+    assert goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [], "fi", {}) == []
+    assert goal_grids(Comparison([ORIGINAL], "instruct"), GOALS, "fi", {}) == []
 
 
 def test_a_metric_that_was_not_measured_is_told_with_those_that_were() -> None:
     with pytest.raises(UserError, match="language/fi/ended, retention/held_out/en/loss"):
-        goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [Goal("language/en/ended", at_least=1)], "fi")
+        goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [Goal("language/en/ended", at_least=1)], "fi", {})
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 1.0, "at_most": 1.0}, {"at_most": 0.0}])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ arms:
   broken: {fit: {data.train: broken.jsonl}}
 languages: {zh-TW: {}}
 budgets: [1000]
+projected: {preference tuning: {after: InsCP, tokens_per_token: 2, passes: 4}}
 mlflow: {experiment: arms}
 """
 
@@ -153,6 +155,11 @@ def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
     for row in ("| instruct |", "| InsCP |", "| averaged |"):
         assert row in markdown
     assert "3 of 4 measured" in markdown
+    rows = {row: re.findall(rf"^\| {row} \| ([\d,]+) \| (\S+) ", markdown, re.MULTILINE)[-1]
+            for row in ("InsCP", r"InsCP, preference tuning \(not run\)")}  # fmt: skip
+    (tokens, flops), (more_tokens, more_flops) = ([float(n.replace(",", "")) for n in of] for of in rows.values())
+    assert flops == pytest.approx(3 * 2 * 8e9 * tokens, rel=0.01)
+    assert (more_tokens, more_flops) == (3 * tokens, pytest.approx((3 + 2 * 4) * 2 * 8e9 * tokens, rel=0.01))
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     [parent] = client.search_runs([client.get_experiment_by_name("arms").experiment_id], "run_name = 'arms'")
     assert "report/report.html" in {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
