@@ -1,8 +1,9 @@
 # Training on cloud GPUs. Build: docker build -t inscp .
-FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04
+# torch brings its own CUDA 13 libraries; of the base it needs what asks for a driver that knows them.
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && apt-get install --yes --no-install-recommends python3 python3-venv gcc python3-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 inscp \
     && mkdir -p /data /outputs /cache \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Evaluate a model that a server of its own answers for, here vLLM on this node's GPUs, from the repository's root:
-#   MODEL=outputs/…/model CONFIG=configs/evaluate/served.yaml OUT=served.json experiments/evaluation/served.sh
+#   MODEL=outputs/…/model CONFIG=configs/evaluate/paper.yaml OUT=served.json experiments/evaluation/served.sh --only '[bold]'
 # The same command goes on where it was stopped. What follows the script's name goes to evaluate (--server.concurrency 256).
 # Another server: SERVE="transformers serve" SERVE_OPTIONS="--device cuda --dtype bfloat16 --continuous-batching"
 set -eu

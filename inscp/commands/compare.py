@@ -21,7 +21,7 @@ from inscp.evaluation.results import (
     read_items,
     require_same_measure,
 )
-from inscp.evaluation.statistics import Difference, differences
+from inscp.experiment.estimates import Difference, differences
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 _WHAT = "Print how each metric differs from the first evaluation's on the items that both have."

@@ -71,7 +71,7 @@ def evaluate(
         batch_size: prompts that are answered at once.
         server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; tasks that measure
             likelihoods, which it does not give, are an error then. `model` is what is served there, by which its run
-            is found.
+            is found, and how the server calls it unless `server.model` says otherwise.
         mlflow: where it is tracked: in the run that made the model, else in a new one.
         cost: what is counted of its cost, and at which prices; nothing where a server answers.
     """
@@ -81,7 +81,7 @@ def evaluate(
     earlier = Results.read(Path(out)) if only and Path(out).exists() else None
     require_runnable(tasks, server)
     counter = WorkCounter()
-    backend = _served(server) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
+    backend = _served(server, model) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
     folder = items_folder(Path(out))
     running = cost.start([best_device()]) if cost.enabled and not server else None
     subject = Subject(backend, folder, _watch)
@@ -198,8 +198,8 @@ def _ended(tracker: MLflowTracker | None) -> Iterator[None]:
         raise
 
 
-def _served(server: Server) -> ServedModel:
-    served = ServedModel(server)
+def _served(server: Server, model: str) -> ServedModel:
+    served = ServedModel(replace(server, model=server.model or model))
     served.connect()
     return served
 

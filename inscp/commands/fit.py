@@ -57,6 +57,11 @@ def run(command: str, arguments: list[str]) -> None:
         raise
     except MisconfigurationException as error:
         raise UserError("trainer", str(error).splitlines()[0], "See python -m inscp fit --help.") from error
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        mend = "Give micro-batches, no more than the training has, or a share of them (0.25)."
+        raise UserError("trainer.val_check_interval", "it is longer than the training", mend) from error
     except SystemExit as error:  # what Lightning makes of Ctrl-C outside the training loop
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error

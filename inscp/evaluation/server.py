@@ -33,19 +33,21 @@ class Server:
 
     Args:
         address: of the API, most often with `/v1` at its end.
-        model: as the server calls it.
+        model: as the server calls it; of the one that is evaluated, `--model` says it where this does not.
         key_env: the environment variable that holds the key; where it is empty, the server gets none.
         concurrency: calls at once.
         retries: of a call that failed, each after twice the time.
         timeout: seconds without a word from the server.
-        prompt_price, completion_price: of a million tokens, in any currency.
-        budget_calls, budget_money: what one task may take of it at one start, retries included; it stops before it
-            takes more, and the same command goes on with as much again.
+        prompt_price: of a million tokens that it reads, in any currency.
+        completion_price: of a million tokens that it writes.
+        budget_calls: that one task may take of it at one start, retries included; it stops before it takes more, and
+            the same command goes on with as many again.
+        budget_money: the same, in the currency of the prices.
         options: more keys of the request (`seed`, `max_completion_tokens`); null leaves one out (`temperature`).
     """
 
     address: str
-    model: str
+    model: str = ""
     key_env: str = "OPENAI_API_KEY"
     concurrency: int = 8
     retries: int = 5
@@ -82,6 +84,8 @@ class Server:
         if self.budget_money is not None and not (self.prompt_price or self.completion_price):
             what = "budget_money limits nothing where no price is given"
             raise UserError(self.address, what, "Give prompt_price and completion_price, or budget_calls instead.")
+        if not self.model:
+            raise UserError(self.address, "no model is named for it", "Give `model`, as the server calls it.")
         if self.concurrency < 1 or self.retries < 0:
             raise UserError(self.address, "concurrency is below 1, or retries below 0", "Give more.")
         if not self.key.isascii() or any(character.isspace() for character in self.key):

@@ -1,9 +1,8 @@
-"""From items to metrics with intervals, and from two evaluations of the same items to what differs."""
+"""From items to metrics with intervals."""
 
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,13 @@ def bootstrapped(statistic: Statistic, *samples: np.ndarray) -> Metric:
     value = float(statistic(*samples, axis=-1))
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    low, high = np.nanpercentile(_resampled(statistic, samples), (2.5, 97.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about an interval of scipy's own, where a resample has no value
+        result = scipy_stats().bootstrap(
+            samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
+            batch=max(1, _AT_ONCE // n), rng=np.random.default_rng(0),
+        )  # fmt: skip
+    low, high = np.nanpercentile(result.bootstrap_distribution, (2.5, 97.5))
     return Metric(value, (float(low), float(high)), n)
 
 
@@ -84,16 +89,6 @@ def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metr
     return Metric(value, (float(low), float(high)), sum(map(len, groups)))
 
 
-def _resampled(statistic: Statistic, samples: Sequence[np.ndarray]) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about an interval of scipy's own, where a resample has no value
-        result = scipy_stats().bootstrap(
-            samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
-            batch=max(1, _AT_ONCE // len(samples[0])), rng=np.random.default_rng(0),
-        )  # fmt: skip
-    return np.asarray(result.bootstrap_distribution)
-
-
 def scipy_stats() -> Any:
     """scipy's distributions and tests, imported when they are needed."""
     try:
@@ -101,62 +96,6 @@ def scipy_stats() -> Any:
     except ImportError as error:
         raise UserError("scipy", "it is not installed", 'Run pip install "inscp[eval]".') from error
     return stats
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How a metric differs between two models on the same items.
-
-    Attributes:
-        before, after: of the two.
-        change: after - before, with the paired bootstrap's 95 % interval; `n` is that of the one with fewer items.
-        p: of no change: McNemar's exact test for shares of all items (McNemar 1947), else the paired bootstrap's,
-            two-sided.
-    """
-
-    before: float
-    after: float
-    change: Metric
-    p: float
-
-    @property
-    def n(self) -> int:
-        return self.change.n
-
-
-def differences(before: Iterable[Item], after: Iterable[Item]) -> dict[str, Difference]:
-    """Metric -> how it differs, over the items that both were asked; one that only some have is each one's own mean."""
-    earlier = {item.id: item for item in before}
-    pairs = [(earlier[item.id], item) for item in after if item.id in earlier]
-    names = [dict.fromkeys(name for pair in pairs for name in pair[side].values) for side in (0, 1)]
-    return {name: _difference(name, pairs) for name in names[0] if name in names[1]}
-
-
-def _difference(name: str, pairs: Sequence[tuple[Item, Item]]) -> Difference:
-    pairs = [pair for pair in pairs if any(name in item.values for item in pair)]
-    values = np.array([[float(item.values.get(name, 0.0)) for item in pair] for pair in pairs]).T
-    weights = np.array([[item.weights.get(name, 1.0) * (name in item.values) for item in pair] for pair in pairs]).T
-    before, after = (float(_weighted(v, w)) for v, w in zip(values, weights, strict=True))
-    n = int((weights > 0).sum(1).min())
-
-    def change(a: np.ndarray, wa: np.ndarray, b: np.ndarray, wb: np.ndarray, axis: int = -1) -> np.ndarray:
-        return _weighted(b, wb, axis) - _weighted(a, wa, axis)
-
-    samples = (values[0], weights[0], values[1], weights[1])
-    is_share = all(isinstance(item.values.get(name, True), bool) for pair in pairs for item in pair)
-    changes = _resampled(change, samples) if len(pairs) > 1 else np.array([])
-    changes = changes[~np.isnan(changes)]
-    low, high = map(float, np.percentile(changes, (2.5, 97.5))) if len(changes) else (math.nan, math.nan)
-    if is_share and n > 1 and low == high:
-        low, high = after - before - most_of_none(n), after - before + most_of_none(n)
-    if is_share and (weights > 0).all():
-        p = mcnemar(int((values[0] > values[1]).sum()), int((values[0] < values[1]).sum()))
-    elif n < 2:
-        p = math.nan
-    else:
-        # Both tails count themselves in, so that p is never 0 (Davison and Hinkley 1997, 4.11).
-        p = min(1.0, 2 * (1 + min((changes <= 0).sum(), (changes >= 0).sum())) / (len(changes) + 1))
-    return Difference(before, after, Metric(after - before, (low, high), n), float(p))
 
 
 def most_of_none(n: int) -> float:

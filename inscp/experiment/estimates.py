@@ -1,4 +1,4 @@
-"""A metric over several seeds, and how it differs between two arms: intervals over seeds and items.
+"""How a metric differs between two evaluations, or two arms of several seeds: intervals over seeds and items.
 
 Items are drawn again (a bootstrap), which as a product of a matrix of counts with a matrix of values is done for all
 resamples at once. Of seeds there are too few for that: theirs is the variance between them, with as many degrees of
@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from inscp.evaluation.results import Item, Metric
-from inscp.evaluation.statistics import Difference, most_of_none, scipy_stats
+from inscp.evaluation.statistics import mcnemar, most_of_none, scipy_stats
 from inscp.records import wilson
 
 _RESAMPLES = 2000
@@ -31,6 +31,27 @@ class Sample:
     values: np.ndarray
     weights: np.ndarray
     is_share: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a metric differs between two models on the same items.
+
+    Attributes:
+        before, after: of the two.
+        change: after - before, with its 95 % interval; `n` is that of the one with fewer items.
+        p: of no change, two-sided: for shares of all items of one seed each McNemar's exact one (McNemar 1947), else by
+            the t that the interval is from.
+    """
+
+    before: float
+    after: float
+    change: Metric
+    p: float
+
+    @property
+    def n(self) -> int:
+        return self.change.n
 
 
 def samples(seeds: Sequence[Sequence[Sequence[Item]]], metric: str) -> list[Sample]:
@@ -90,7 +111,22 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     half_width = spread.half_width or (most_of_none(n) if is_share else 0.0)
     low, high = change - half_width, change + half_width
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
-    return Difference(one, other, Metric(change, interval, n), spread.p(change))
+    is_exact = is_share and len(old) == len(new) == 1 and bool((before.weights * after.weights).all())
+    p = _mcnemar(before.values, after.values) if is_exact else spread.p(change)
+    return Difference(one, other, Metric(change, interval, n), p)
+
+
+def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Difference]:
+    """Metric -> how it differs between two evaluations, over the items that both were asked."""
+    both = {item.id for item in before} & {item.id for item in after}
+    names = [dict.fromkeys(name for item in items if item.id in both for name in item.values)
+             for items in (before, after)]  # fmt: skip
+    return {name: difference(*samples([[before], [after]], name), same_seeds=True)
+            for name in names[0] if name in names[1]}  # fmt: skip
+
+
+def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:
+    return mcnemar(int((before > after).sum()), int((before < after).sum()))
 
 
 @dataclass(frozen=True)

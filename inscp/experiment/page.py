@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment
 
 from inscp.evaluation.results import Metric
-from inscp.evaluation.statistics import Difference
+from inscp.experiment.estimates import Difference
 from inscp.experiment.tables import Cell, Table
 from inscp.paths import write_whole
 

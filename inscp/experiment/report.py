@@ -109,8 +109,8 @@ def _histories(places: Sequence[Place], rows: Mapping[int, str]) -> dict[str, di
     found: dict[str, dict[str, Curve]] = {}
     for at in places:
         row = rows[id(at)]
-        if at.run.fit is not None and at.model and not any(row in of for of in found.values()):
-            for measure, curve in curves(Path(at.model)).items():
+        if at.run.fit is not None and at.about and not any(row in of for of in found.values()):
+            for measure, curve in curves(at.about).items():
                 found.setdefault(measure, {})[row] = curve
     return found
 

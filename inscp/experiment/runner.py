@@ -37,8 +37,15 @@ class Place:
         """Its model, as every command takes it; None where it is not made yet, or its weights were deleted."""
         if self.run.fit is None and self.run.merge is None:
             return self.run.original
-        made = sorted(self.folder.glob("*/*/model")) if self.run.fit is not None else [self.folder / "model"]
-        return next((str(path) for path in reversed(made) if any(path.glob("*.safetensors"))), None)
+        return next((str(path) for path in reversed(self._exported()) if any(path.glob("*.safetensors"))), None)
+
+    @property
+    def about(self) -> Path | None:
+        """The exported folder, which tells how the model was made also when its weights were deleted."""
+        return next(reversed(self._exported()), None)
+
+    def _exported(self) -> list[Path]:
+        return sorted(self.folder.glob("model" if self.run.fit is None else "*/*/model"))
 
     @property
     def results(self) -> Path:

@@ -17,8 +17,8 @@ from inscp.evaluation.results import (
     read_items,
     require_same_measure,
 )
-from inscp.evaluation.statistics import Difference, means, perplexity, with_perplexities
-from inscp.experiment.estimates import Sample, difference, mean, samples
+from inscp.evaluation.statistics import means, perplexity, with_perplexities
+from inscp.experiment.estimates import Difference, Sample, difference, mean, samples
 
 
 @dataclass(frozen=True)

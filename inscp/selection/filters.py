@@ -55,8 +55,10 @@ class Perplexity(Filter):
     """Keeps a band of perplexity under the scoring model.
 
     Args:
-        minimum, maximum: perplexity. The paper's finding: data of at most 15 always worked.
-        lower, upper: quantiles in [0, 1] of what reaches this filter, source by source.
+        minimum: the lowest perplexity that is kept.
+        maximum: the highest. The paper's finding: data of at most 15 always worked.
+        lower: the same as a quantile in [0, 1] of what reaches this filter, source by source.
+        upper: of the highest.
     """
 
     minimum: float | None = None
@@ -109,7 +111,8 @@ class Length(Filter):
     """Keeps records of so many tokens.
 
     Args:
-        minimum, maximum: tokens of all texts of a record, as counted by the scoring model.
+        minimum: the fewest tokens of all texts of a record, as counted by the scoring model.
+        maximum: the most.
     """
 
     minimum: int = 1

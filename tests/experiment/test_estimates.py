@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from inscp.evaluation.results import Item
-from inscp.evaluation.statistics import differences, means
-from inscp.experiment.estimates import Sample, difference, mean, samples
+from inscp.evaluation.statistics import means
+from inscp.experiment.estimates import Sample, difference, differences, mean, samples
 
 
 def items(values: list[float | bool | None], weights: list[float] | None = None) -> list[Item]:
@@ -78,13 +78,33 @@ def test_only_items_that_all_were_asked_count() -> None:
     assert (found.before, found.after, found.n) == (1.5, 2.5, 2)
 
 
-def test_what_only_some_answers_have_is_each_arms_own_share_in_the_report_and_in_compare() -> None:
+def test_the_p_of_shares_is_mcnemars() -> None:
+    before = [Item(str(i), {"ok": i == 0}) for i in range(30)]
+    after = [Item(str(i), {"ok": 1 <= i <= 9}) for i in range(30)]
+    found = differences(before, after)["ok"]
+    assert (found.before, found.after, found.n) == (1 / 30, 9 / 30, 30)
+    assert found.p == pytest.approx(22 / 1024)
+    assert found.change.value == pytest.approx(8 / 30)
+
+
+def test_the_same_items_are_compared_wherever_they_stand() -> None:
+    noise = np.random.default_rng(0).normal(size=200)
+    before = [Item(str(i), {"x": float(x)}) for i, x in enumerate(noise)]
+    after = [Item(str(i), {"x": float(x) + 0.1 + 0.01 * (i % 3)}) for i, x in enumerate(noise)][50:]
+    found = differences(before, after[::-1])["x"]
+    # Unpaired, a change of 0.11 would drown in noise of 1.
+    assert found.n == 150
+    assert found.change.value == pytest.approx(0.11, abs=1e-3)
+    assert found.change.interval[0] > 0.1
+    assert found.p < 0.01
+    assert differences(before, before)["x"].p == 1.0
+
+
+def test_what_only_some_answers_have_is_each_arms_own_share() -> None:
     before, after = items([True, False, None, None]), items([None, True, True, True])
-    in_report = difference(*samples([[before], [after]], "m"), same_seeds=True)
-    in_compare = differences(before, after)["m"]
-    for found in (in_report, in_compare):
-        assert (found.before, found.after, found.n) == (0.5, 1.0, 2)
-        assert found.change.value == 0.5
+    found = differences(before, after)["m"]
+    assert (found.before, found.after, found.n) == (0.5, 1.0, 2)
+    assert found.change.value == 0.5
 
 
 def test_one_item_has_no_interval() -> None:

@@ -177,6 +177,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: cannot be loaded"),
     (["--model.pretrained", "./no-such-folder"], r"\./no-such-folder: no such model"),
     (["--model.pretrained", "templateless"], r"templateless: it has no chat template.*instruct version"),
+    (["--trainer.val_check_interval", "99"], r"trainer\.val_check_interval: it is longer than the training"),
     (["--trainer.max_epochs", "3"], r"trainer\.max_epochs: the length.*data\.epochs"),
     (["--model.attn_implementation", "nonsense"], r"model\.attn_implementation: nonsense cannot be used"),
     (["--before_after.prompts", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
