@@ -26,7 +26,7 @@ _MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
 
 def training_cost(at: Place) -> Cost | None:
     """Of all the trainings behind a model; None where none was counted."""
-    origin = read_origin(str(at.about)) if at.about else None
+    origin = read_origin(str(at.exported[-1])) if at.exported else None
     found = [Cost(**stage.cost) for stage in (origin.stages if origin else []) if stage.cost]
     return reduce(add, found) if found else None
 

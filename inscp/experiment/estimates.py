@@ -121,8 +121,8 @@ def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Diff
     both = {item.id for item in before} & {item.id for item in after}
     names = [dict.fromkeys(name for item in items if item.id in both for name in item.values)
              for items in (before, after)]  # fmt: skip
-    return {name: difference(*samples([[before], [after]], name), same_seeds=True)
-            for name in names[0] if name in names[1]}  # fmt: skip
+    found = {name: samples([[before], [after]], name) for name in names[0] if name in names[1]}
+    return {name: difference(one, other, same_seeds=True) for name, (one, other) in found.items()}
 
 
 def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:

@@ -20,20 +20,22 @@ class _Scored:
 
     Attributes:
         cells: of each goal.
-        margins: of each goal.
+        reached: whether each is.
+        margin: of the goal that is missed by most.
     """
 
     cells: Sequence[Cell]
-    margins: Sequence[float]
-
-    @property
-    def n_reached(self) -> int:
-        return sum(margin >= 1 for margin in self.margins)
+    reached: Sequence[bool]
+    margin: float
 
     @property
     def rank(self) -> tuple[int, float]:
         """More goals, then the nearer of those that are missed by most."""
-        return self.n_reached, min(self.margins)
+        return sum(self.reached), self.margin
+
+    @property
+    def count(self) -> str:
+        return f"{sum(self.reached)} of {len(self.reached)}"
 
 
 def goal_grids(
@@ -45,38 +47,32 @@ def goal_grids(
         comparison: of one language.
         goals: what is wanted; none gives no grids.
         language: of the comparison.
-        tokens: that each row was trained on; None where there are none, or not so many.
-
-    Raises:
-        UserError: a goal's metric was not measured, or is no mean over items.
+        tokens: of each row that was trained, which alone can be chosen: those of its trainings; None where it takes
+            all that there are.
     """
-    if not goals or comparison.reference not in comparison.by_row or len(comparison.by_row) < 2:
+    trained = [row for row in comparison.by_row if row in tokens]
+    if not goals or not trained or comparison.reference not in comparison.by_row:
         return []
     halves = [comparison.half(number) for number in (0, 1)]
-    columns = [halves[0].column(goal.metric_in(language)) for goal in goals]
+    columns = [comparison.column(goal.metric_in(language)) for goal in goals]
     choosing, other = (_scored(half, goals, columns) for half in halves)
-    chosen = max((row for row in choosing if row != comparison.reference), key=lambda row: choosing[row].rank)
+    chosen = max(trained, key=lambda row: choosing[row].rank)
     labels = [column.label for column in columns]
     wanted = [_wanted(goal, cell, comparison.reference) for goal, cell in
               zip(goals, choosing[chosen].cells, strict=True)]  # fmt: skip
     heads = [f"{label} {bound}" for label, bound in zip(labels, wanted, strict=True)]
     rows = [
-        [
-            row,
-            f"{tokens[row]:,}" if tokens.get(row) else "–",
-            *map(_marked, of.cells, of.margins),
-            f"{of.n_reached} of {len(goals)}",
-        ]
+        [row, f"{tokens[row]:,}" if tokens.get(row) else "–", *map(_marked, of.cells, of.reached), of.count]
         for row, of in choosing.items()
     ]
     found = other[chosen]
     reported = [
-        [label, bound, shown(before), shown(cell), "yes" if margin >= 1 else "no"]
-        for label, bound, before, cell, margin in
-        zip(labels, wanted, other[comparison.reference].cells, found.cells, found.margins, strict=True)
+        [label, bound, shown(before), shown(cell), "yes" if is_reached else "no"]
+        for label, bound, before, cell, is_reached in
+        zip(labels, wanted, other[comparison.reference].cells, found.cells, found.reached, strict=True)
     ]  # fmt: skip
-    first = f"Every second item; ✓ where it is reached. The most goals, then the least missed, choose {chosen}."
-    second = f"The items that had no part in choosing: {found.n_reached} of {len(goals)} goals are reached."
+    first = f"Half of the items; ✓ where it is reached. The most goals, then the least missed, choose {chosen}."
+    second = f"The items that had no part in choosing: {found.count} goals are reached."
     return [
         Grid("Goals: the half that chooses", first, ["", "tokens", *heads, "reached"], rows),
         Grid(f"Goals: {chosen} by the other half", second,
@@ -86,13 +82,13 @@ def goal_grids(
 
 def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Column]) -> dict[str, _Scored]:
     cells = {row: [_cell(comparison, row, column) for column in columns] for row in comparison.by_row}
-    values = {row: [cell.metric.value for cell in of] for row, of in cells.items()}
-    reference = values[comparison.reference]
-    margins = {
-        row: [goal.margin(value, before) for goal, value, before in zip(goals, of, reference, strict=True)]
-        for row, of in values.items()
-    }
-    return {row: _Scored(cells[row], margins[row]) for row in cells}
+    reference, found = cells[comparison.reference], {}
+    for row, of in cells.items():
+        values = [(goal, cell.metric.value, before.metric.value) for goal, cell, before in
+                  zip(goals, of, reference, strict=True)]  # fmt: skip
+        reached = [goal.is_reached(value, before) for goal, value, before in values]
+        found[row] = _Scored(of, reached, min(goal.margin(value, before) for goal, value, before in values))
+    return found
 
 
 def _cell(comparison: Comparison, row: str, column: Column) -> Cell:
@@ -106,5 +102,5 @@ def _wanted(goal: Goal, cell: Cell, reference: str) -> str:
     return f"{sign} {bound:.0%}" if cell.is_share else f"{sign} {bound:g}"
 
 
-def _marked(cell: Cell, margin: float) -> str:
-    return shown(cell) + (" ✓" if margin >= 1 else "")
+def _marked(cell: Cell, is_reached: bool) -> str:
+    return shown(cell) + (" ✓" if is_reached else "")

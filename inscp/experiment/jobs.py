@@ -40,7 +40,7 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, out: str, 
     submit = ["#!/usr/bin/env bash", "set -euo pipefail"]
     jobs = [[run] for run in runs] if scheduler == "slurm" else _families(runs)
     for number, job in enumerate(jobs):
-        titles = [run.title for run in job]
+        titles = [run.title for run in job]  # names have a digest of files, which may be somewhere else
         only = titles[0] if len(titles) == 1 else json.dumps(titles, ensure_ascii=False)
         arguments = ["experiment", "run", study, "--out", out, "--only", only]
         file = folder / f"{job[0].name}{_SUFFIXES[scheduler]}"

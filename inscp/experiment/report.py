@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from inscp.errors import UserError
-from inscp.evaluation.results import Results
 from inscp.experiment import plots
 from inscp.experiment.costs import cost_grids
 from inscp.experiment.goals import goal_grids
@@ -38,18 +37,21 @@ def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
         mend = f"Run `python -m inscp experiment run {given}` first." if study.evaluate else "Give it `evaluate`."
         raise UserError(given, "nothing has been measured yet", mend)
     has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
-    rows = {id(at): _row(at.run, has_budgets) for at in places}
-    sections = []
+    sections, environments = [], []
     for language in study.languages:
-        found = [at for at in places if at.run.language == language]
-        comparison = Comparison([Evaluated.read(at.results, rows[id(at)], language, at.run.seed) for at in found],
-                                _row_of(study.baseline, found, rows))  # fmt: skip
-        budgets = {rows[id(at)]: (at.run.arm, at.run.tokens) for at in found}
-        section = _section(comparison, language, budgets, _histories(found, rows), folder)
-        by_row = {row: [at for at in found if rows[id(at)] == row] for row in comparison.by_row}
-        chosen = goal_grids(comparison, study.goals, language, {row: tokens for row, (_, tokens) in budgets.items()})
-        sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(by_row, study.projected)]))
-    environments = [Results.read(at.results).environment for at in places]
+        rows: dict[str, list[Place]] = {}
+        for at in places:
+            if at.run.language == language:
+                rows.setdefault(_row(at.run, has_budgets), []).append(at)
+        evaluated = [Evaluated.read(at.results, row, language, at.run.seed) for row, of in rows.items() for at in of]
+        comparison = Comparison(evaluated, _row_of(study.baseline, rows))
+        runs_of = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
+        budgets = {row: (run.arm, run.tokens) for row, run in runs_of.items()}
+        trained = {row: run.tokens for row, run in runs_of.items() if run.is_made}
+        section = _section(comparison, language, budgets, _histories(rows), folder)
+        chosen = goal_grids(comparison, study.goals, language, trained)
+        sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(rows, study.projected)]))
+        environments += [one.results.environment for one in evaluated]
     versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
     facts = {
         "command": f"python -m inscp experiment run {given}",
@@ -104,14 +106,13 @@ def _asked(comparison: Comparison) -> Iterator[str]:
     yield from sorted(asked, key=lambda name: (name == _KEPT, name))
 
 
-def _histories(places: Sequence[Place], rows: Mapping[int, str]) -> dict[str, dict[str, Curve]]:
-    """Measure -> row -> its curve, of the first seed of each."""
+def _histories(rows: Mapping[str, Sequence[Place]]) -> dict[str, dict[str, Curve]]:
+    """Measure -> row -> its curve, of the first seed of each of which there is one."""
     found: dict[str, dict[str, Curve]] = {}
-    for at in places:
-        row = rows[id(at)]
-        if at.run.fit is not None and at.about and not any(row in of for of in found.values()):
-            for measure, curve in curves(at.about).items():
-                found.setdefault(measure, {})[row] = curve
+    for row, places in rows.items():
+        trained = [at.exported[-1] for at in places if at.run.fit is not None and at.exported]
+        for measure, curve in next(filter(None, map(curves, trained)), {}).items():
+            found.setdefault(measure, {})[row] = curve
     return found
 
 
@@ -119,7 +120,7 @@ def _row(run: Run, has_budgets: bool) -> str:
     return f"{run.arm}, {run.tokens:,} tokens" if has_budgets and run.tokens else run.arm
 
 
-def _row_of(arm: str, places: Sequence[Place], rows: Mapping[int, str]) -> str:
+def _row_of(arm: str, rows: Mapping[str, Sequence[Place]]) -> str:
     """The reference's row: of several budgets the largest."""
-    found = sorted((at for at in places if at.run.arm == arm), key=lambda at: at.run.tokens or 0)
-    return rows[id(found[-1])] if found else arm
+    found = {row: of[0].run.tokens or 0 for row, of in rows.items() if of[0].run.arm == arm}
+    return max(found, key=lambda row: found[row]) if found else arm

@@ -35,16 +35,13 @@ class Place:
     @property
     def model(self) -> str | None:
         """Its model, as every command takes it; None where it is not made yet, or its weights were deleted."""
-        if self.run.fit is None and self.run.merge is None:
+        if not self.run.is_made:
             return self.run.original
-        return next((str(path) for path in reversed(self._exported()) if any(path.glob("*.safetensors"))), None)
+        return next((str(path) for path in reversed(self.exported) if any(path.glob("*.safetensors"))), None)
 
     @property
-    def about(self) -> Path | None:
-        """The exported folder, which tells how the model was made also when its weights were deleted."""
-        return next(reversed(self._exported()), None)
-
-    def _exported(self) -> list[Path]:
+    def exported(self) -> list[Path]:
+        """The folders of its model, the newest last, which tell how it was made also when the weights were deleted."""
         return sorted(self.folder.glob("model" if self.run.fit is None else "*/*/model"))
 
     @property
@@ -82,7 +79,7 @@ class Runner:
         self._study, self._name, self._out = study, name, out
         self._commands = Commands()
         self._parent = ParentRun(study.mlflow, name, study.question)
-        self._failed: dict[str, Failure] = {}
+        self._failed: dict[str, Failure] = {}  # by the name of the run
 
     def run(self, runs: Sequence[Run]) -> None:
         """Run what is not done; a run that fails does not keep the others from running.
@@ -113,7 +110,8 @@ class Runner:
             self._parent.end(status)
         if self._failed:
             where = f"{len(self._failed)} of {len(runs)} runs failed"
-            what = "; ".join(f"{title}: {failure.why}" for title, failure in self._failed.items())
+            titles = {run.name: run.title for run in runs}
+            what = "; ".join(f"{titles[name]}: {failure.why}" for name, failure in self._failed.items())
             if all(failure.status == 2 for failure in self._failed.values()):
                 raise UserError(where, what, "Mend it; the same command goes on.")
             raise RunError(f"{where}: {what}")
@@ -124,7 +122,7 @@ class Runner:
             at = place(run, self._out)
             at.folder.mkdir(parents=True, exist_ok=True)
             if failure := action(at, lock):
-                self._failed[run.title] = failure
+                self._failed[run.name] = failure
 
     def _finish(self, at: Place, lock: int) -> Failure | None:
         """Make and measure what is not there."""
@@ -139,13 +137,15 @@ class Runner:
         run = at.run
         if at.model is not None:
             return None
-        if run.before and run.before.title not in self._failed and place(run.before, self._out).model is None:
+        if run.before and run.before.name not in self._failed and place(run.before, self._out).model is None:
             tell(f"    {run.before.title}, from which it starts, has no weights any more: they are made again")
             self._try(run.before, self._make)
         before = place(run.before, self._out).model if run.before else run.original
         if before is None:
             assert run.before is not None
             return Failure(2, f"{run.before.title}, from which it starts, is not there")
+        for exported in at.exported:  # of which the weights were deleted: both commands would find it made
+            shutil.rmtree(exported)
         for items in at.folder.glob("results-*.items"):  # of answers that another model had begun to give
             if not items.with_suffix(".json").exists():
                 shutil.rmtree(items)

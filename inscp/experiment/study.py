@@ -1,6 +1,5 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ class Goal:
     """What an arm should reach: one bound.
 
     Args:
-        metric: TASK/METRIC, in which {language} stands for the study's: `language/{language}/ended`.
+        metric: TASK/METRIC, in which {language} stands for the study's: `language/{language}/ended`; a mean over items.
         at_least: the lowest value that reaches it.
         at_most: the highest one.
         times_reference: the bound is a multiple of the reference's value.
@@ -78,13 +77,18 @@ class Goal:
         assert given is not None
         return given * reference if self.times_reference else given
 
-    def margin(self, value: float, reference: float) -> float:
-        """How far it is reached: 1 just so, more beyond; 0 where there is no value."""
+    def is_reached(self, value: float, reference: float) -> bool:
+        """Whether a value is as it should be; NaN never is, and a multiple of nothing takes something."""
         bound = self.bound(reference)
-        if math.isnan(value) or math.isnan(bound):
-            return 0.0
+        if self.at_most is not None:
+            return value <= bound
+        return value >= bound and not value == bound == 0
+
+    def margin(self, value: float, reference: float) -> float:
+        """How far it is reached, as a ratio: 1 just so, more beyond; of what has no ratio 1 or 0."""
+        bound = self.bound(reference)
         over, under = (value, bound) if self.at_most is None else (bound, value)
-        return over / under if under else math.inf if over else 0.0
+        return over / under if over > 0 and under > 0 else float(self.is_reached(value, reference))
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,11 @@ class Study:
         return self.reference or next(iter(self.arms))
 
     def runs(self) -> list["Run"]:
-        """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once."""
+        """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once.
+
+        Raises:
+            UserError: a configuration that cannot be, or a goal of a task that there is not.
+        """
         fit, evaluate = read_configs(self.fit), read_configs(self.evaluate)
         found: dict[str, Run] = {}
         for tag, language in self.languages.items():
@@ -185,6 +193,9 @@ class Study:
                 run = self._run(name, tag, budget, seed, base, measures)
                 for one in run.lineage:
                     found.setdefault(one.name, one)
+        tasks = {task: True for run in found.values() for task in run.evaluate.get("tasks", {})}
+        if unknown := next((goal.metric for goal in self.goals if goal.metric.partition("/")[0] not in tasks), None):
+            raise UserError(f"goals: {unknown}", "no task is called so", f"Begin it with one of: {', '.join(tasks)}.")
         return list(found.values())
 
     def _run(
@@ -229,11 +240,16 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
+        """What a person calls it; its tokens are those of all its trainings, by which it is told from the others."""
         parts = [self.arm, self.language]
-        parts += [f"{self.budget:,} tokens"] if self.budget else []
+        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         return ", ".join(parts)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is a model of its own, and not the original."""
+        return self.fit is not None or self.merge is not None
 
     @property
     def lineage(self) -> list["Run"]:

@@ -1,5 +1,6 @@
 """What was measured, as tables: the paper's five, what it left out, and how each arm differs from the reference."""
 
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from inscp.errors import UserError
 from inscp.evaluation.results import (
     Item,
     Metric,
@@ -46,12 +46,13 @@ class Evaluated:
         return cls(row, language, seed, results, {name: read_items(items_folder(file), name) for name in results.tasks})
 
     def half(self, number: int) -> "Evaluated":
-        """The evaluation by every second item: the metrics that are means over items.
+        """The evaluation by half of the items, the same ones for every model: the metrics that are means over items.
 
         Args:
             number: which half, 0 or 1.
         """
-        items = {task: of[number::2] for task, of in self.items.items()}
+        # By a digest: in the order of a file, kinds of items may alternate.
+        items = {task: [item for item in of if _digest(item.id) % 2 == number] for task, of in self.items.items()}
         tasks = {
             name: replace(task, metrics=with_perplexities(means(items[name])), n=len(items[name]))
             for name, task in self.results.tasks.items()
@@ -146,20 +147,14 @@ class Comparison:
         return {row: found[row] for row in dict.fromkeys(one.row for one in self.evaluated)}
 
     def half(self, number: int) -> "Comparison":
-        """The comparison by every second item, of which there are the halves 0 and 1."""
+        """The comparison by half of the items; the halves are 0 and 1."""
         return Comparison([one.half(number) for one in self.evaluated], self.reference)
 
     def column(self, name: str) -> Column:
-        """The column of a metric, by TASK/METRIC.
-
-        Raises:
-            UserError: nothing of that name was measured.
-        """
-        found = {f"{task}/{metric}": (task, kind, metric) for task, kind, metric in self._metrics()}
-        if name not in found:
-            raise UserError(name, "it was not measured, or is no mean over items", f"Name one of: {', '.join(found)}.")
-        task, kind, metric = found[name]
-        return Column(task, metric, _placed(task, kind, metric)[1])
+        """The column of a metric, by TASK/METRIC; of one that was not measured every cell is None."""
+        task, _, metric = name.partition("/")
+        kinds = [kind for known, kind, of in self._metrics() if (known, of) == (task, metric)]
+        return Column(task, metric, _placed(task, kinds[0], metric)[1] if kinds else f"{name} (not measured)")
 
     def check(self) -> None:
         """
@@ -229,6 +224,10 @@ class Comparison:
         if not is_asked or not all(any(column.metric in item.values for of in row for item in of) for row in items):
             return []
         return samples(items, column.metric)
+
+
+def _digest(id: str) -> int:
+    return hashlib.blake2b(id.encode(), digest_size=1).digest()[0]
 
 
 def _metric(one: Evaluated, column: Column) -> Metric | None:

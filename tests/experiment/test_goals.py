@@ -5,6 +5,7 @@ import pytest
 from inscp.errors import UserError
 from inscp.evaluation.results import Item, Results, TaskResult
 from inscp.evaluation.statistics import means, with_perplexities
+from inscp.experiment import tables
 from inscp.experiment.goals import goal_grids
 from inscp.experiment.study import Goal
 from inscp.experiment.tables import Comparison, Evaluated
@@ -15,9 +16,14 @@ GOALS = [
 ]
 
 
+# Names of items that choose, and of those that judge, in turns.
+IN_TURNS = [name for pair in zip(*([f"item {n}" for n in range(99) if tables._digest(f"item {n}") % 2 == half]
+                                   for half in (0, 1)), strict=False) for name in pair]  # fmt: skip
+
+
 def evaluated(row: str, ended: list[int], loss: float) -> Evaluated:
-    answers = [Item(f"fi: {number}", {"fi/ended": bool(one)}) for number, one in enumerate(ended)]
-    texts = [Item(f"en: {number}", {"held_out/en/loss": loss}) for number in range(4)]
+    answers = [Item(name, {"fi/ended": bool(one)}) for name, one in zip(IN_TURNS, ended, strict=False)]
+    texts = [Item(name, {"held_out/en/loss": loss}) for name in IN_TURNS[:4]]
     tasks = {
         "language": TaskResult("LanguageAlignment", means(answers), len(answers), 1, 0.0),
         "retention": TaskResult("Retention", with_perplexities(means(texts)), len(texts), 1, 0.0),
@@ -30,13 +36,14 @@ ORIGINAL = evaluated("instruct", [1, 0, 0, 1, 0, 0, 0, 0], 3.0)
 LUCKY = evaluated("lucky", [1, 0, 1, 0, 1, 0, 1, 0], 3.0)
 STEADY = evaluated("steady", [1, 1, 1, 1, 0, 1, 0, 1], 3.0)
 FORGETFUL = evaluated("forgetful", [1, 1, 1, 1, 1, 1, 1, 1], 3.1)
+TRAINED = {"lucky": 1000, "steady": 1000, "forgetful": None}
 
 
 def test_what_was_lucky_where_it_was_chosen_is_judged_elsewhere() -> None:
-    choosing, judging = goal_grids(Comparison([ORIGINAL, LUCKY, FORGETFUL], "instruct"), GOALS, "fi", {"lucky": 1000})
+    choosing, judging = goal_grids(Comparison([ORIGINAL, LUCKY, FORGETFUL], "instruct"), GOALS, "fi", TRAINED)
     reached = {row[0]: row[-1] for row in choosing.rows}
     assert reached == {"instruct": "1 of 2", "lucky": "2 of 2", "forgetful": "1 of 2"}
-    assert [row[1] for row in choosing.rows] == ["–", "1,000", "–"]
+    assert [row[1] for row in choosing.rows] == ["–", "1,000", "–"]  # all that there are, of the last
     assert judging.title == "Goals: lucky by the other half"
     ended, perplexity = judging.rows
     assert ended[0] == "fi: ended"
@@ -48,30 +55,43 @@ def test_what_was_lucky_where_it_was_chosen_is_judged_elsewhere() -> None:
 
 def test_of_equally_many_goals_the_one_that_misses_least_is_chosen() -> None:
     goals = [Goal("language/{language}/ended", at_least=0.9)]
-    found = goal_grids(Comparison([ORIGINAL, STEADY, LUCKY], "instruct"), goals, "fi", {})
+    found = goal_grids(Comparison([ORIGINAL, STEADY, LUCKY], "instruct"), goals, "fi", TRAINED)
     assert found[1].title == "Goals: lucky by the other half"
     assert [row[-1] for row in found[0].rows] == ["0 of 1", "0 of 1", "1 of 1"]
-    found = goal_grids(
-        Comparison([STEADY, ORIGINAL, FORGETFUL], "steady"), [Goal(GOALS[0].metric, at_least=1.1)], "fi", {}
-    )
-    assert found[1].title == "Goals: forgetful by the other half"
+
+
+def test_what_was_trained_is_chosen_also_where_it_is_the_reference() -> None:
+    goals = [Goal(GOALS[0].metric, at_least=0.4)]
+    found = goal_grids(Comparison([STEADY, ORIGINAL], "steady"), goals, "fi", TRAINED)
+    assert found[1].title == "Goals: steady by the other half"
 
 
 def test_a_multiple_of_nothing_is_reached_by_something_alone() -> None:
-    twice, nan = GOALS[0], float("nan")
-    assert [twice.margin(value, 0.0) >= 1 for value in (0.0, 0.1)] == [False, True]
-    assert twice.margin(0.5, nan) == twice.margin(nan, 0.5) == 0.0
-    assert GOALS[1].margin(103.0, 100.0) >= 1 > GOALS[1].margin(103.1, 100.0)
+    twice, no_more, nan = GOALS[0], GOALS[1], float("nan")
+    assert [twice.is_reached(value, 0.0) for value in (0.0, 0.1)] == [False, True]
+    assert [no_more.is_reached(value, 0.0) for value in (0.0, 0.1)] == [True, False]
+    assert not twice.is_reached(0.5, nan)
+    assert not twice.is_reached(nan, 0.5)
+    assert [no_more.is_reached(value, 100.0) for value in (103.0, 103.1)] == [True, False]
 
 
-def test_without_goals_or_anything_to_compare_there_is_no_table() -> None:
-    assert goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [], "fi", {}) == []
-    assert goal_grids(Comparison([ORIGINAL], "instruct"), GOALS, "fi", {}) == []
+def test_what_misses_less_is_nearer_and_what_has_no_ratio_is_reached_or_not() -> None:
+    kept = Goal("x", at_least=0.9, times_reference=True)
+    assert kept.margin(0.8, 1.0) > kept.margin(0.5, 1.0)
+    assert (kept.margin(-0.5, -0.2), kept.margin(-0.1, -0.2)) == (0.0, 1.0)  # of what may be negative
+    assert kept.margin(float("nan"), 1.0) == 0.0
 
 
-def test_a_metric_that_was_not_measured_is_told_with_those_that_were() -> None:
-    with pytest.raises(UserError, match="language/fi/ended, retention/held_out/en/loss"):
-        goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [Goal("language/en/ended", at_least=1)], "fi", {})
+def test_without_goals_or_anything_trained_there_is_no_table() -> None:
+    assert goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [], "fi", TRAINED) == []
+    assert goal_grids(Comparison([ORIGINAL], "instruct"), GOALS, "fi", TRAINED) == []
+
+
+def test_a_goal_that_was_not_measured_is_missed_and_told() -> None:
+    goals = [Goal("language/en/ended", at_least=1)]
+    choosing, judging = goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), goals, "fi", TRAINED)
+    assert choosing.head[2] == "language/en/ended (not measured) ≥ 100%"
+    assert judging.rows[0][-2:] == ["–", "no"]
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 1.0, "at_most": 1.0}, {"at_most": 0.0}])

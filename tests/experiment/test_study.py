@@ -8,7 +8,7 @@ import pytest
 from inscp.commands.experiment import read_study
 from inscp.errors import UserError
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment
-from inscp.experiment.study import Arm, Language, Study
+from inscp.experiment.study import Arm, Goal, Language, Study
 
 
 @pytest.fixture
@@ -63,11 +63,23 @@ def test_a_language_changes_training_and_evaluation(study: Study) -> None:
 
 def test_stages_sum_their_tokens_and_a_merge_has_those_of_what_it_merges(study: Study) -> None:
     runs = {run.title: run for run in study.runs()}
-    assert runs["CP then SFT, fi, 100 tokens, seed 0"].tokens == 200
+    assert runs["CP then SFT, fi, 200 tokens, seed 0"].tokens == 200
     assert runs["averaged, fi, 100 tokens, seed 0"].tokens == 100
     assert runs["instruct, fi"].tokens is None
     without = {run.title: run for run in replace(study, budgets=[]).runs()}
     assert without["averaged, fi, 10 tokens, seed 0"].tokens == 10  # of the base
+
+
+def test_a_stage_of_its_own_budget_behind_several_has_titles_that_differ(study: Study) -> None:
+    arms = {"orgCP": Arm(fit={}), "SFT": Arm(fit={"data.token_budget": 50}, after="orgCP")}
+    runs = replace(study, arms=arms, budgets=[100, 200]).runs()
+    assert len({run.title for run in runs}) == len({run.name for run in runs}) == len(runs)
+
+
+def test_a_goal_is_of_a_task_that_there_is(study: Study) -> None:
+    assert replace(study, goals=[Goal("t/{language}/ended", at_least=0.5)]).runs()
+    with pytest.raises(UserError, match=r"goals: language/en/ended: no task is called so. Begin it with one of: t"):
+        replace(study, goals=[Goal("language/en/ended", at_least=0.5)]).runs()
 
 
 def test_a_change_makes_new_runs_of_what_it_changes_alone(study: Study) -> None:

@@ -15,19 +15,20 @@ from processes import Command, run
 
 from inscp.__main__ import main
 
-STUDY = """
+INSCP = "InsCP: {fit: {checkpoint.every_n_steps: 1}}"
+STUDY = f"""
 question: Which arm ends its turns?
 fit: [base.yaml]
 evaluate: [tasks.yaml]
 arms:
-  instruct: {}
-  InsCP: {fit: {}}
-  averaged: {after: InsCP, merge: {method: {class_path: Average, init_args: {weight: 0.5}}}}
-  broken: {fit: {data.train: broken.jsonl}}
-languages: {zh-TW: {}}
+  instruct: {{}}
+  {INSCP}
+  averaged: {{after: InsCP, merge: {{method: {{class_path: Average, init_args: {{weight: 0.5}}}}}}}}
+  broken: {{fit: {{data.train: broken.jsonl}}}}
+languages: {{zh-TW: {{}}}}
 budgets: [1000]
-projected: {preference tuning: {after: InsCP, tokens_per_token: 2, passes: 4}}
-mlflow: {experiment: arms}
+projected: {{preference tuning: {{after: InsCP, tokens_per_token: 2, passes: 4}}}}
+mlflow: {{experiment: arms}}
 """
 
 
@@ -168,20 +169,25 @@ def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
 
 
 def test_another_study_takes_what_is_there_and_makes_deleted_weights_again(project: Path, ran: str) -> None:
-    [weights] = project.glob("outputs/experiments/runs/inscp-*/*/*/model/model.safetensors")
-    results = {file: file.read_bytes() for file in project.glob("outputs/experiments/runs/inscp-*/results-*.json")}
+    made = {arm: next(project.glob(f"outputs/experiments/runs/{arm}-*/**/model/model.safetensors"))
+            for arm in ("inscp", "averaged")}  # fmt: skip
+    results = {file: file.read_bytes() for file in project.glob("outputs/experiments/runs/*/results-*.json")}
+    twice = "  twice: {after: averaged, merge: {method: {class_path: Average, init_args: {weight: 0.5}}}}\nlanguages:"
     (project / "later").mkdir()
-    (project / "later" / "experiment.yaml").write_text(STUDY.replace("weight: 0.5", "weight: 0.25"))
-    weights.unlink()
-    assert "has no weights any more" in run("experiment", "run", "later", "--only", "averaged*", cwd=project).stderr
-    assert len(list(project.glob("outputs/experiments/runs/averaged-*/model/model.safetensors"))) == 2
+    (project / "later" / "experiment.yaml").write_text(STUDY.replace("languages:", twice))
+    for weights in made.values():
+        weights.unlink()
+    told = run("experiment", "run", "later", "--only", "twice*", cwd=project).stderr
+    assert told.count("has no weights any more") == 2
+    assert all(weights.is_file() for weights in made.values())  # the training from its last checkpoint
+    assert len(list(project.glob("outputs/experiments/runs/twice-*/model/model.safetensors"))) == 1
     assert {file: file.read_bytes() for file in results} == results
 
 
 def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
     write_project(tmp_path, tiny_model_folder)
     longer = "InsCP: {fit: {data.token_budget: 40000, checkpoint.every_n_steps: 2}}"
-    text = STUDY.replace("InsCP: {fit: {}}", longer).replace("evaluate: [tasks.yaml]", "evaluate: []")
+    text = STUDY.replace(INSCP, longer).replace("evaluate: [tasks.yaml]", "evaluate: []")
     (tmp_path / "arms" / "experiment.yaml").write_text(text.replace("budgets: [1000]", ""))
     line = ("experiment", "run", "arms", "--only", "InsCP*", "--out", "out")
     process = Command(*line, cwd=tmp_path)
