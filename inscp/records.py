@@ -123,7 +123,7 @@ class PackedBatch:
         lengths: of the documents, row after row, padding included as one a row; their sum is B x L.
         step_targets: how many targets the whole optimizer step has, over micro-batches and ranks: the
             denominator that makes every token weigh the same.
-        n_tokens: tokens that are not padding.
+        step_tokens: how many of its tokens are not padding.
     """
 
     input_ids: torch.Tensor
@@ -131,7 +131,7 @@ class PackedBatch:
     position_ids: torch.Tensor
     lengths: tuple[int, ...]
     step_targets: int
-    n_tokens: int
+    step_tokens: int
 
     def to(self, device: torch.device, non_blocking: bool = False) -> PackedBatch:
         """The same batch on `device` (what Lightning calls)."""

@@ -73,13 +73,17 @@ class StopWhenAligned(Callback):
         self.folder = Path()
         self._history: list[dict[str, Any]] = []
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._history and self._prompts and self._reason():  # it had ended, and its export failed
+            trainer.should_stop = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, InsCPModule)
         if not self._prompts or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        tokens = trainer.strategy.broadcast(tokens_seen(trainer))  # of which every rank has counted its own
+        tokens = tokens_seen(trainer)
         if tokens // self._every == self._asked_at // self._every:
             return
         measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # which all ranks have asked for

@@ -31,7 +31,6 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._step_tokens = 0
         self._seconds = 0.0
         self._started = 0.0
         self._flops_per_token = 0.0
@@ -53,14 +52,12 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        ranks = trainer.datamodule.ranks[0]  # type: ignore[attr-defined]
-        self._step_tokens += batch.n_tokens * ranks  # whose rows are equally full
         self._seconds += time.perf_counter() - self._started
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        self.tokens += self._step_tokens
-        rate = self._step_tokens / self._seconds
-        self._step_tokens, self._seconds = 0, 0.0
+        self.tokens += batch.step_tokens
+        rate = batch.step_tokens / self._seconds
+        self._seconds = 0.0
         pl_module.log("train/tokens_per_second", rate)
         pl_module.log("train/tokens", float(self.tokens))
         pl_module.log("train/mfu", rate * self._flops_per_token / self._peak)

@@ -26,7 +26,7 @@ from inscp.callbacks.throughput import Throughput
 from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
 from inscp.commands.parser import NoSubConfigs, OneLineErrors
 from inscp.commands.quiet import quiet
-from inscp.commands.resume import CONFIG, is_behind_newer, new_folder, newest_checkpoint, same_training
+from inscp.commands.resume import CHECKPOINTS, CONFIG, has_newer, new_folder, newest_checkpoint, same_training
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError
@@ -200,13 +200,13 @@ class InsCPCLI(LightningCLI):
             is_ended = (before / "model").exists()
             if is_ended and given == "last":
                 raise Stopped(f"this training has ended; its model is {before / 'model'}", 0)
-            if is_ended or is_behind_newer(found):  # what came behind it then is left as it is
+            if is_ended or has_newer(found, before):  # what came behind it then is left as it is
                 before = None
         is_made_here = self.subcommand == "fit" and not getattr(rank_zero_only, "rank", 0)  # others write nothing
         self.folder = before or (new_folder(runs) if is_made_here else runs)
         self.model_folder = self.folder / "model"
         if not checkpoints.is_given_folder:
-            checkpoints.folder = self.folder / "checkpoints"
+            checkpoints.folder = self.folder / CHECKPOINTS
 
     def _plain_config(self) -> dict[str, Any]:
         """The configuration as its file has it."""

@@ -15,8 +15,8 @@ from inscp.errors import UserError
 from inscp.experiment.configuration import without
 from inscp.model.checkpoint import whole_checkpoints
 
-CONFIG = "config.yaml"
-"""What a run's folder calls its whole configuration."""
+CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
+"""What a run's folder calls its whole configuration, and the folder of its checkpoints."""
 
 _DECIDE = ("seed_everything", "model", "data")
 _NO_MATTER = (
@@ -57,7 +57,7 @@ def same_training(runs: Path, config: Mapping[str, Any]) -> list[Path]:
         config: of the training, all of it.
     """
     found = []
-    for folder in sorted(runs.glob("*/checkpoints"), reverse=True):
+    for folder in sorted(runs.glob(f"*/{CHECKPOINTS}"), reverse=True):
         if other := next(_differing(_deciding(_read(folder.parent / CONFIG)), _deciding(config)), None):
             what = f"{folder.parent} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
             print(what, file=sys.stderr)
@@ -83,9 +83,10 @@ def _differing(kept: Any, now: Any, name: str = "") -> Iterator[str]:
         yield name
 
 
-def is_behind_newer(checkpoint: Path) -> bool:
-    """Whether the same training has whole checkpoints of later steps."""
-    return whole_checkpoints(checkpoint.parent)[0][0].name != checkpoint.name
+def has_newer(checkpoint: Path, run: Path) -> bool:
+    """Whether a training has whole checkpoints of later steps, beside this one or in the run's folder."""
+    beside = {checkpoint.parent, run / CHECKPOINTS}
+    return any(path.name > checkpoint.name for folder in beside for path in whole_checkpoints(folder)[0])
 
 
 def new_folder(runs: Path) -> Path:

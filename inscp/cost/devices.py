@@ -48,10 +48,15 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def rated_watts(name: str) -> float | None:
-    """The power of one device of this name; of a CPU that of the cores which this process computes on."""
+def rated_watts(name: str, processes: int = 1) -> float | None:
+    """The power of one device of this name.
+
+    Args:
+        name: as the driver tells it.
+        processes: that share a CPU, whose power is that of the cores on which they compute, as many each as this one.
+    """
     if name == "CPU":
-        return _WATTS_PER_CORE * torch.get_num_threads()
+        return _WATTS_PER_CORE * torch.get_num_threads() * processes
     found = find_device(name)
     return found.watts if found else None
 

@@ -6,9 +6,10 @@
 
 N: parameters that a token is multiplied with, that is all but the input embedding, which is looked up (where it is tied
 to the output layer it counts once, as that), and of experts those that are chosen. L: layers. W: heads times their
-width. Padding counts, since it is computed; so does the output layer at positions without a target. Norms, softmax,
-the loss and the optimizer are left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al.
-(arXiv 2203.15556, appendix F).
+width. Padding counts, since it is computed. The output layer counts at every position, as is usual, though the loss
+computes it where there is a target alone: at a prompt that is no target, so much is counted too dear (a fifth of 135 M
+parameters, a sixteenth of 8 B). Norms, softmax, the loss and the optimizer are left out. After Kaplan et al. (arXiv
+2001.08361, section 2.1) and Hoffmann et al. (arXiv 2203.15556, appendix F).
 """
 
 from dataclasses import dataclass

@@ -55,8 +55,11 @@ class Cost:
         for name in _SUMS:
             values = getattr(self, name), getattr(later, name)
             new[name] = None if None in values else sum(values)
-        for name in ("energy_from", "device"):
-            new[name] = _both(getattr(self, name), getattr(later, name))
+        for name in ("energy_from", "currency", "device"):
+            new[name] = "; ".join(filter(None, dict.fromkeys(
+                part for cost in (self, later) for part in getattr(cost, name).split("; "))))  # fmt: skip
+        if self.currency and later.currency and self.currency != later.currency:  # not to be added
+            new["money"], new["currency"] = None, ""
         return replace(later, **new)
 
     def metrics(self, stage: str) -> dict[str, float]:
@@ -82,10 +85,6 @@ class Cost:
         if self.co2_kg is not None:
             parts.append(f"{self.co2_kg:.3g} kg CO2")
         return ", ".join(parts)
-
-
-def _both(earlier: str, later: str) -> str:
-    return earlier if later in earlier else f"{earlier}; {later}" if earlier else later
 
 
 @dataclass(frozen=True)
@@ -147,6 +146,7 @@ class Running:
         self._first = devices[0]
         self._name = device_name(self._first)
         self._count = nodes * (len(devices) if self._first.type == "cuda" else 1)
+        self._processes = len(devices)
         self._sources = counters(devices)
         has_own = ("NVML" if self._first.type == "cuda" else "RAPL") in self._sources
         self._counter = EnergyCounter(devices, self._sources) if has_own else None
@@ -167,7 +167,7 @@ class Running:
         if measured:  # codecarbon passes over a counter that fails in silence
             energy, source = measured * self._nodes, f"measured ({', '.join(self._sources)})"
         else:
-            watts = self._ledger.watts or rated_watts(self._name)
+            watts = self._ledger.watts or rated_watts(self._name, self._processes)
             energy = None if watts is None else hours * watts / 1000
             source = "" if watts is None else f"estimated ({self._count} x {watts:g} W)"
         price = self._ledger.price(self._name)

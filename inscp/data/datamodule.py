@@ -188,6 +188,7 @@ class InsCPDataModule(LightningDataModule):
         ranks, rank = self.ranks
         sampler = PackedRowSampler(
             self.mixture.rows.n_targets,
+            self.mixture.rows.n_tokens,
             self.mixture.order(self.seed),
             self.total_rows,
             self.batch_size,
@@ -205,9 +206,9 @@ class InsCPDataModule(LightningDataModule):
         loaders = []
         for rows in self._validation_rows.values():
             ranks, rank = self.ranks
-            n_rows = len(rows.n_targets)
-            order = Shuffled(n_rows, seed=None)
-            sampler = PackedRowSampler(rows.n_targets, order, n_rows, self.batch_size, ranks=ranks, rank=rank)
+            counts = rows.n_targets, rows.n_tokens
+            order = Shuffled(len(rows.n_targets), seed=None)
+            sampler = PackedRowSampler(*counts, order, len(rows.n_targets), self.batch_size, ranks=ranks, rank=rank)
             loaders.append(self._loader(rows, sampler))
         return loaders
 

@@ -142,5 +142,5 @@ class PackedRows(Dataset[PackedBatch]):
             starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
             position_ids[place] -= torch.from_numpy(starts)
             documents += lengths.tolist()
-        n_tokens = sum(int(self._cached.n_tokens[row]) for row in micro.rows if row != EMPTY_ROW)
-        return PackedBatch(input_ids, targets, position_ids, tuple(documents), micro.step_targets, n_tokens)
+        counts = micro.step_targets, micro.step_tokens
+        return PackedBatch(input_ids, targets, position_ids, tuple(documents), *counts)

@@ -26,11 +26,13 @@ class MicroBatch:
 
     Attributes:
         rows: indices; `EMPTY_ROW` for a row of padding.
-        step_targets: training targets of the whole optimizer step.
+        step_targets: training targets of the whole optimizer step, over micro-batches and ranks.
+        step_tokens: its tokens that are not padding.
     """
 
     rows: tuple[int, ...]
     step_targets: int
+    step_tokens: int
 
 
 class RowOrder(Protocol):
@@ -94,6 +96,7 @@ class PackedRowSampler(Sampler[MicroBatch]):
 
     Args:
         n_targets: int64 [rows]; targets of each row.
+        n_tokens: int64 [rows]; tokens of each row that are not padding.
         order: the endless stream of rows.
         total_rows: how many rows of the endless stream the training takes.
         batch_size: rows a micro-batch.
@@ -105,6 +108,7 @@ class PackedRowSampler(Sampler[MicroBatch]):
     def __init__(
         self,
         n_targets: np.ndarray,
+        n_tokens: np.ndarray,
         order: RowOrder,
         total_rows: int,
         batch_size: int,
@@ -114,7 +118,7 @@ class PackedRowSampler(Sampler[MicroBatch]):
         start: int = 0,
         steps_before: int = 0,
     ) -> None:
-        self._n_targets = np.append(n_targets, 0)  # so that EMPTY_ROW has none
+        self._counts = np.pad(np.stack([n_targets, n_tokens]), ((0, 0), (0, 1)))  # so that EMPTY_ROW has none
         self._order, self._total_rows = order, total_rows
         self._batch_size, self._accumulate, self._ranks, self._rank = batch_size, accumulate, ranks, rank
         self._start, self._steps_before = start, steps_before
@@ -133,6 +137,6 @@ class PackedRowSampler(Sampler[MicroBatch]):
         for begin in range(self._start, self._total_rows, self.rows_per_step):
             rows = self._order.rows(begin, min(begin + self.rows_per_step, self._total_rows))
             rows = np.pad(rows, (0, self.rows_per_step - len(rows)), constant_values=EMPTY_ROW)
-            step_targets = int(self._n_targets[rows].sum())
+            step_targets, step_tokens = map(int, self._counts[:, rows].sum(1))
             for micro in rows.reshape(self._accumulate, self._ranks, self._batch_size)[:, self._rank]:
-                yield MicroBatch(tuple(micro.tolist()), step_targets)
+                yield MicroBatch(tuple(micro.tolist()), step_targets, step_tokens)

@@ -50,4 +50,4 @@ def packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch
     input_ids, targets, lengths = PackedRow(list(pieces)).arrays(length, 0)
     positions = np.concatenate([np.arange(n) for n in lengths])
     ids, wanted, places = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
-    return PackedBatch(ids, wanted, places, tuple(lengths), step_targets=1, n_tokens=length).to(device)
+    return PackedBatch(ids, wanted, places, tuple(lengths), step_targets=1, step_tokens=length).to(device)

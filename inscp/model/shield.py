@@ -114,9 +114,8 @@ class FrozenColumns:
         text = PackedRows(rows)
         with torch.compiler.set_stance("force_eager"):  # what is compiled would not call the hooks
             for row in range(len(rows.n_tokens)):
-                batch = text[MicroBatch((row,), 1)].to(device)
-                n_tokens = batch.n_tokens
-                root(batch)
+                n_tokens = int(rows.n_tokens[row])
+                root(text[MicroBatch((row,), 1, n_tokens)].to(device))
         root.train()
         for hook in hooks:
             hook.remove()

@@ -34,7 +34,7 @@ class Batches(Losses):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.trained += Work.of(batch.lengths)
-        self.tokens += batch.n_tokens
+        self.tokens += batch.step_tokens * ((batch_idx + 1) % trainer.accumulate_grad_batches == 0)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         if not trainer.sanity_checking:

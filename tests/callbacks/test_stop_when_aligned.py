@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from corpus import Losses, data_module, module, trainer, write_corpus
+from safetensors.torch import load_file
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
@@ -188,3 +189,16 @@ def test_the_average_is_asked_where_it_is_what_is_exported(
         module(tiny_model_folder, ema_decay=0.9), datamodule=data
     )
     assert looking.looked
+
+
+def test_what_had_ended_ends_at_once_when_it_is_resumed(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, *[{}] * 20)
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
+    whole = fit(tmp_path / "whole", corpus, tiny_model_folder, asking(corpus), saving)
+    resumed = fit(tmp_path / "resumed", corpus, tiny_model_folder, asking(corpus), Checkpoints(str(tmp_path / "again")),
+                  resume=str(tmp_path / "kept" / f"step-{max(whole.steps):08}"))  # fmt: skip
+    assert not resumed.steps
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "resumed")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

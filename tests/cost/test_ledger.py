@@ -93,3 +93,18 @@ def test_counters_are_read_where_there_are_any(monkeypatch: pytest.MonkeyPatch, 
 def test_what_cannot_be_is_told(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match="positive"):
         Ledger(**wrong)  # type: ignore[arg-type]
+
+
+def test_money_of_two_currencies_is_not_added_and_devices_are_told_apart() -> None:
+    one, other = Cost(money=2.0, currency="USD", device="11 x CPU"), Cost(money=3.0, currency="EUR", device="1 x CPU")
+    both = one + other
+    assert (both.money, both.currency, both.device) == (None, "", "11 x CPU; 1 x CPU")
+    assert (one + one).device == "11 x CPU"
+    assert ((one + one).money, (one + one).currency) == (4.0, "USD")
+
+
+def test_the_power_of_a_cpu_is_that_of_all_processes_that_share_it(no_counters: None) -> None:
+    one, two = (Ledger().start([CPU] * processes).cost(0, 0.0) for processes in (1, 2))
+    assert [cost.energy_from for cost in (one, two)] == [
+        f"estimated (1 x {5 * torch.get_num_threads() * processes:g} W)" for processes in (1, 2)
+    ]

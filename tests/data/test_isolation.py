@@ -45,7 +45,8 @@ def batch(request, tiny_model_folder: str, tmp_path_factory) -> PackedBatch:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
     rows = Pipeline([Source(str(path))], tokenizer, request.param, ROW_LENGTH).rows()
     indices = (*range(rows.report.rows), EMPTY_ROW)
-    return PackedRows(rows, tokenizer.pad_token_id)[MicroBatch(indices, step_targets=0)]
+    micro = MicroBatch(indices, int(rows.n_targets.sum()), int(rows.n_tokens.sum()))
+    return PackedRows(rows, tokenizer.pad_token_id)[micro]
 
 
 def documents(batch: PackedBatch) -> list[tuple[int, int, int]]:
@@ -93,6 +94,7 @@ def test_an_empty_row_has_no_target(batch):
     assert (batch.targets[:-1] != IGNORED).any(dim=1).all()
 
 
-def test_a_batch_counts_its_tokens(batch):
+def test_rows_count_their_targets_and_tokens(batch):
     with_targets = [end - start for row, start, end in documents(batch) if (batch.targets[row, start:end] >= 0).any()]
-    assert batch.n_tokens == sum(with_targets) < batch.input_ids.numel()
+    assert batch.step_tokens == sum(with_targets) < batch.input_ids.numel()
+    assert batch.step_targets == int((batch.targets >= 0).sum())

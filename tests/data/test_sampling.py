@@ -9,6 +9,7 @@ from inscp.data.sampling import EMPTY_ROW, Interleaved, MicroBatch, PackedRowSam
 
 N_ROWS = 37
 N_TARGETS = np.random.default_rng(1).integers(1, 100, N_ROWS)
+N_TOKENS = N_TARGETS + 3
 DIVISIONS = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)]
 
 
@@ -19,7 +20,8 @@ def steps(division: tuple[int, int, int], total: int = N_ROWS, order: RowOrder =
     """The micro-batches of every optimizer step, over all ranks."""
     batch, accumulate, ranks = division
     samplers = [
-        PackedRowSampler(N_TARGETS, order, total, batch, accumulate, ranks, rank, **options) for rank in range(ranks)
+        PackedRowSampler(N_TARGETS, N_TOKENS, order, total, batch, accumulate, ranks, rank, **options)
+        for rank in range(ranks)
     ]
     micros = list(zip(*samplers, strict=True))
     return [
@@ -63,10 +65,11 @@ def test_a_finished_stream_gives_nothing_more():
     assert steps((2, 2, 2), start=N_ROWS) == steps((2, 2, 2), start=40) == []
 
 
-def test_step_targets_is_the_sum_over_the_whole_step():
+def test_targets_and_tokens_of_a_step_are_summed_over_the_whole_of_it():
     for step in steps((2, 2, 2), 100):
-        expected = sum(int(N_TARGETS[row]) for row in rows_of(step) if row != EMPTY_ROW)
-        assert {micro.step_targets for micro in step} == {expected}
+        rows = [row for row in rows_of(step) if row != EMPTY_ROW]
+        expected = int(N_TARGETS[rows].sum())
+        assert {(micro.step_targets, micro.step_tokens) for micro in step} == {(expected, expected + 3 * len(rows))}
         assert expected > 0
 
 
@@ -94,14 +97,14 @@ def test_a_step_may_be_longer_than_the_data():
 @pytest.mark.parametrize("total", [1, 8, 37, 100])
 def test_len_counts_the_micro_batches_of_one_rank(division, total):
     batch, accumulate, ranks = division
-    sampler = PackedRowSampler(N_TARGETS, ORDER, total, batch, accumulate, ranks)
+    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, total, batch, accumulate, ranks)
     assert len(sampler) == len(list(sampler))
-    resumed = PackedRowSampler(N_TARGETS, ORDER, total, batch, accumulate, ranks, start=8, steps_before=1)
+    resumed = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, total, batch, accumulate, ranks, start=8, steps_before=1)
     assert len(resumed) == len(sampler)  # those that were taken before are counted
 
 
 def test_len_after_steps_of_another_size_counts_those_steps_and_what_is_left():
-    sampler = PackedRowSampler(N_TARGETS, ORDER, 40, 4, 2, 2, start=8, steps_before=4)
+    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, 40, 4, 2, 2, start=8, steps_before=4)
     assert len(sampler) == (4 + 2) * 2
     assert len(list(sampler)) == 2 * 2
 
@@ -117,7 +120,7 @@ def test_a_pass_is_shuffled_once_and_not_at_every_step(monkeypatch):
     shuffles = []
     make = np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: shuffles.append(seed) or make(seed))
-    assert len(list(PackedRowSampler(N_TARGETS, Shuffled(N_ROWS, 0), 3 * N_ROWS, 1))) == 3 * N_ROWS
+    assert len(list(PackedRowSampler(N_TARGETS, N_TOKENS, Shuffled(N_ROWS, 0), 3 * N_ROWS, 1))) == 3 * N_ROWS
     assert shuffles == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
 
 

@@ -102,7 +102,7 @@ def test_the_module_gives_the_models_own_loss_for_linear_and_scaled_heads(make) 
     assert has_linear_head(model) is (make is llama)
     ids = torch.randint(3, 64, (2, 12))
     targets = torch.cat([ids[:, 1:], torch.full((2, 1), IGNORED)], dim=1)
-    batch = PackedBatch(ids, targets, torch.arange(12).repeat(2, 1), (12, 12), step_targets=22, n_tokens=24)
+    batch = PackedBatch(ids, targets, torch.arange(12).repeat(2, 1), (12, 12), step_targets=22, step_tokens=24)
     expected = model(input_ids=ids, labels=ids).loss * 22
     assert torch.allclose(NextTokenLoss(model)(batch), expected, rtol=1e-5)
 
