@@ -4,10 +4,13 @@ import json
 import math
 import platform
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger, Running
-from inscp.errors import UserError
+from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import ITEMS, RESULTS, Item, Results, TaskResult, items_file, items_folder
@@ -84,9 +87,9 @@ def evaluate(
     backend = _served(server, model) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
     folder = items_folder(Path(out))
     running = cost.start([best_device()]) if cost.enabled and not server else None
-    subject = Subject(backend, folder, _watch)
     spent = _Spent(running, counter, folder / _COST) if running else None
-    tracker = _tracker(model, mlflow) if mlflow.enabled else None
+    subject = Subject(backend, folder, partial(_watch, spent))
+    tracker = _tracker(model, mlflow, folder) if mlflow.enabled else None
     if tracker:
         tracker.unsent_folder = folder
     environment = {
@@ -109,7 +112,7 @@ def evaluate(
             kept = items_file(folder, name)
             tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
 
-    with _ended(tracker):
+    with _ended(tracker, spent):
         results = suite.run(tasks, subject, environment, on_task)
     if earlier:
         results = _beside(earlier, results)
@@ -139,11 +142,18 @@ class _Spent:
 
     def __init__(self, running: Running, counter: WorkCounter, file: Path) -> None:
         self._running, self._counter, self._file = running, counter, file
+        self._kept = time.monotonic()
         self._earlier = Cost(**json.loads(file.read_text("utf-8"))) if file.exists() else None
 
-    def keep(self) -> None:
-        """For an attempt that goes on where this one is stopped."""
-        self._write(self._running.cost(self._counter.tokens, self._counter.flops))
+    def keep(self, every: float = 0.0) -> None:
+        """For an attempt that goes on where this one is stopped.
+
+        Args:
+            every: so many seconds at most.
+        """
+        if time.monotonic() >= self._kept + every:
+            self._kept = time.monotonic()
+            self._write(self._running.cost(self._counter.tokens, self._counter.flops))
 
     def stop(self) -> Cost:
         """At the end."""
@@ -188,14 +198,29 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
 
 
 @contextmanager
-def _ended(tracker: MLflowTracker | None) -> Iterator[None]:
-    """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end."""
+def _ended(tracker: MLflowTracker | None, spent: _Spent | None) -> Iterator[None]:
+    """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
+
+    def stop(number: int, _: Any) -> None:
+        what = f"{signal.Signals(number).name}: stopped; the same command goes on with what is not answered yet"
+        raise Stopped(what, Stopped.RESTART)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     except BaseException as error:
+        if spent:
+            spent.keep()
         if tracker:
-            tracker.finalize("failed" if isinstance(error, Exception) else "interrupted")
+            tracker.finalize("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
         raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _served(server: Server, model: str) -> ServedModel:
@@ -204,9 +229,15 @@ def _served(server: Server, model: str) -> ServedModel:
     return served
 
 
-def _watch(what: str, total: int) -> Callable[[], None]:
+def _watch(spent: _Spent | None, what: str, total: int) -> Callable[[], None]:
     lines = Lines(what, total, unit="items")
-    return lambda: lines.advance(1, 1, 1)
+
+    def advance() -> None:
+        lines.advance(1, 1, 1)
+        if spent:
+            spent.keep(every=60.0)
+
+    return advance
 
 
 def _lines(name: str, result: TaskResult) -> list[str]:
@@ -232,8 +263,8 @@ def _steps(model: str) -> int:
     return int(origin.training.get("steps", 0)) if origin else 0
 
 
-def _tracker(model: str, tracking: Tracking) -> MLflowTracker:
-    """The run that made the model, as `fit` noted it beside its folder, else a new one."""
+def _tracker(model: str, tracking: Tracking, folder: Path) -> MLflowTracker:
+    """The run that made the model, as `fit` noted it beside its folder, else one of its own, noted in `folder`."""
     made, origin = Path(resolve(model)[0]).parent / RUN_FILE, read_origin(model)
     is_trained = origin is not None and "steps" in origin.training  # and not a merge that lies beside its model
     if tracking.run_id is None and is_trained and made.is_file() and (start := read_unsent(made)[0]):
@@ -242,7 +273,9 @@ def _tracker(model: str, tracking: Tracking) -> MLflowTracker:
         return MLflowTracker(of_run, start.name, {}, dumped([start]), is_addition=True)
     origin = origin or Origin(model, "instruct", "")
     is_addition = tracking.run_id is not None
-    tracker = MLflowTracker(tracking, origin.name, provenance_tags(), is_addition=is_addition)
+    earlier = dumped(read_unsent(own)[:1]) if (own := folder / RUN_FILE).is_file() else None
+    tracker = MLflowTracker(tracking, origin.name, provenance_tags(), earlier, is_addition)
     if not is_addition:
+        tracker.note_run(folder)
         tracker.log_hyperparams({"arm": origin.arms, "model": origin.base_model, "evaluated": model})
     return tracker

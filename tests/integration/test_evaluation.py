@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -203,6 +206,11 @@ def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(
     project: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second task is one of the user's own, in a file beside the configuration."""
+
+    def statuses() -> list[str]:
+        client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+        return [one.info.status for one in client.search_runs([client.get_experiment_by_name("own").experiment_id])]
+
     (project / "own_task.py").write_text(OWN_TASK)
     monkeypatch.syspath_prepend(project)
     tasks = [*ALIGNMENT, "[en]", "--tasks.t.prompts", "prompts.jsonl", "--tasks.t.max_new_tokens", "4",
@@ -211,6 +219,7 @@ def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(
     given = ["--model", tiny_model_folder, "--out", "own.json", "--mlflow.experiment", "own", *tasks]
     assert run("evaluate", *given, "--tasks.own.breaks", "true", cwd=project, status=2) == "error: own: broken. Mend."
     assert not (project / "own.json").exists()
+    assert statuses() == ["FAILED"]
     answers = (project / "own.items" / "answers.jsonl").read_bytes()
     assert len(_keys(answers)) == 6
     assert "own " in run("evaluate", *given, cwd=project)
@@ -218,9 +227,7 @@ def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(
     results = json.loads((project / "own.json").read_text())
     assert results["tasks"]["own"]["kind"] == "Length"
     assert results["environment"]["settings"]["own"]["licence"] == "CC0-1.0"
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("own").experiment_id])
-    assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+    assert statuses() == ["FINISHED"]  # the same run
     for found in runs:
         assert "eval/t/en/ended" in found.data.metrics
         tables = json.loads(found.data.tags["mlflow.loggedArtifacts"])
@@ -272,3 +279,28 @@ def test_what_cannot_be_compared_is_told_in_one_line(project: Path, evaluated: s
 def test_what_was_asked_otherwise_is_told_beside_the_numbers(project: Path, evaluated: str) -> None:
     printed = run("compare", "before.json", changed(project, "longer", settings={"limit": 5}), cwd=project)
     assert re.findall("asked otherwise: .*", printed) == ["asked otherwise: limit None, after 5"]
+
+
+def test_stopped_by_a_signal_it_goes_on_in_the_same_mlflow_run(project: Path, tiny_model_folder: str) -> None:
+    asked = "tasks: {bold: {class_path: BOLD, init_args: {prompts: many.jsonl, prompt_field: en, max_new_tokens: 32}}}"
+    rows = [{"en": f"{i} of them", "group": str(i % 2), "domain": "x"} for i in range(400)]
+    (project / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (project / "many.yaml").write_text(asked)
+    command = ("evaluate", "--config", "many.yaml", "--model", tiny_model_folder, "--out", "many.json",
+               "--batch_size", "4", "--mlflow.experiment", "stopped")  # fmt: skip
+    process, answers = processes.Command(*command, cwd=project), project / "many.items" / "answers.jsonl"
+    while process.poll() is None and (not answers.exists() or answers.read_bytes().count(b"\n") < 20):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 75
+    assert "the same command goes on" in process.stderr.splitlines()[-1]
+    spent = json.loads((project / "many.items" / "cost.json").read_text("utf-8"))
+    assert spent["tokens"] > 0
+    n_answered = answers.read_bytes().count(b"\n")
+    assert n_answered < 400
+    run(*command, cwd=project)
+    total = json.loads((project / "many.json").read_text("utf-8"))["environment"]["cost"]
+    assert total["tokens"] > spent["tokens"]
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    [found] = client.search_runs([client.get_experiment_by_name("stopped").experiment_id])
+    assert found.info.status == "FINISHED"
