@@ -13,6 +13,7 @@ from pathlib import Path
 import processes
 import pytest
 from corpus import write_corpus
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from openai_server import serving
 
@@ -207,9 +208,10 @@ def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(
 ) -> None:
     """The second task is one of the user's own, in a file beside the configuration."""
 
-    def statuses() -> list[str]:
+    def tracked() -> Run:
         client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-        return [one.info.status for one in client.search_runs([client.get_experiment_by_name("own").experiment_id])]
+        [found] = client.search_runs([client.get_experiment_by_name("own").experiment_id])
+        return found
 
     (project / "own_task.py").write_text(OWN_TASK)
     monkeypatch.syspath_prepend(project)
@@ -219,7 +221,7 @@ def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(
     given = ["--model", tiny_model_folder, "--out", "own.json", "--mlflow.experiment", "own", *tasks]
     assert run("evaluate", *given, "--tasks.own.breaks", "true", cwd=project, status=2) == "error: own: broken. Mend."
     assert not (project / "own.json").exists()
-    assert statuses() == ["FAILED"]
+    assert tracked().info.status == "FAILED"
     answers = (project / "own.items" / "answers.jsonl").read_bytes()
     assert len(_keys(answers)) == 6
     assert "own " in run("evaluate", *given, cwd=project)
@@ -227,11 +229,11 @@ def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(
     results = json.loads((project / "own.json").read_text())
     assert results["tasks"]["own"]["kind"] == "Length"
     assert results["environment"]["settings"]["own"]["licence"] == "CC0-1.0"
-    assert statuses() == ["FINISHED"]  # the same run
-    for found in runs:
-        assert "eval/t/en/ended" in found.data.metrics
-        tables = json.loads(found.data.tags["mlflow.loggedArtifacts"])
-        assert {"path": "generations/t.json", "type": "table"} in tables
+    found = tracked()  # the same run
+    assert found.info.status == "FINISHED"
+    assert "eval/t/en/ended" in found.data.metrics
+    tables = json.loads(found.data.tags["mlflow.loggedArtifacts"])
+    assert {"path": "generations/t.json", "type": "table"} in tables
 
 
 OWN_TASK = """
