@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from inscp.callbacks.plain_lines import duration
-from inscp.callbacks.tracking import Tracking
 from inscp.commands.check_study import check_runs
 from inscp.commands.parser import Parser, call
 from inscp.commands.quiet import quiet
@@ -19,7 +18,7 @@ from inscp.experiment.page import HTML, MARKDOWN
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner, place
-from inscp.experiment.study import FILE, Arm, Goal, Language, Run, Stage, Study, study_name
+from inscp.experiment.study import FILE, Arm, Language, Run, Study, study_name
 
 T = TypeVar("T")
 
@@ -105,12 +104,8 @@ def read_study(folder: Path) -> Study:
         for tag, of in _mapping("languages", given.get("languages")).items()
     }
     # The parser would make objects of the classes that arms name, so it sees the rest alone.
-    rest = parser.parse_object(given | {"arms": {}, "languages": {}})
-    values = {name: rest[name] for name in ("question", "fit", "evaluate", "seeds", "budgets", "reference")}
-    goals = [Goal(**vars(goal)) for goal in rest.goals]
-    projected = {name: Stage(**vars(stage)) for name, stage in rest.projected.items()}
-    mlflow = Tracking(**vars(rest.mlflow))
-    study = Study(**values, arms=arms, languages=languages, goals=goals, projected=projected, mlflow=mlflow)
+    rest = parser.instantiate_classes(parser.parse_object(given | {"arms": {}, "languages": {}}))
+    study = Study(**vars(rest) | {"arms": arms, "languages": languages})
     study.check()
     return study
 
