@@ -9,6 +9,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTok
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.template import prompt_ids
+from inscp.evaluation.cache import RoomyLayer, with_room
 from inscp.model.export import end_token_ids
 from inscp.records import Generation, Prompt
 
@@ -22,7 +23,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 _AT_ONCE = 32
 """Tokens between two looks at which rows have ended."""
-_SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+_SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer)
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def _answers(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
             past_key_values=cache,
-            max_new_tokens=min(left, _AT_ONCE),
+            max_new_tokens=min(left, _AT_ONCE if cache else 1),  # the first brings the cache of the model's kind
             do_sample=False,
             eos_token_id=ends,
             pad_token_id=ends[0],
@@ -117,9 +118,10 @@ def _answers(
 
 def _kept(cache: Cache | None, rows: torch.Tensor, n_rows: int) -> Cache | None:
     """The cache of some of `n_rows` rows; None, for the model to compute it anew, where its kind has none to select."""
-    if cache is None or len(rows) == n_rows:
-        return cache
-    if not all(type(layer) in _SELECTABLE for layer in cache.layers):
+    if cache is None:
         return None
-    cache.batch_select_indices(rows)
-    return cache
+    if len(rows) < n_rows:
+        if not all(type(layer) in _SELECTABLE for layer in cache.layers):
+            return None
+        cache.batch_select_indices(rows)
+    return with_room(cache)
