@@ -43,6 +43,8 @@ def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
         for at in places:
             if at.run.language == language:
                 rows.setdefault(_row(at.run, has_budgets), []).append(at)
+        if not rows:
+            continue
         evaluated = [Evaluated.read(at.results, row, language, at.run.seed) for row, of in rows.items() for at in of]
         comparison = Comparison(evaluated, _row_of(study.baseline, rows))
         runs_of = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
