@@ -47,7 +47,7 @@ class LanguageAlignment(Task):
         max_new_tokens: responses are cut there.
     """
 
-    version = 3  # of a long answer the whole is looked at; words are told apart in mixed scripts
+    version = 4  # Chinese without kana is not taken for Japanese
     source = "arXiv 2405.20175 (Table 1), arXiv 2406.20052"
     licence = "CC0-1.0"
 
@@ -74,7 +74,8 @@ class LanguageAlignment(Task):
 
 def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
     """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
-    found = identify(answer.response)
+    among = [language] if primary(language) == "zh" else asked  # of an answer that may be Chinese or Japanese
+    found = identify(answer.response, list(map(primary, among)))
     worth = judged(answer, language) | confusion(answer.response, language, answer.prompt)
     answered_in = _nearest(answer.response, found, asked)
     worth |= {f"answered_in/{tag}": tag == answered_in for tag in (*asked, "other")}
@@ -95,7 +96,7 @@ def _nearest(response: str, found: str, asked: Sequence[str]) -> str:
 
 def judged(answer: Generation, language: str) -> dict[str, bool | float]:
     """What every answer is judged by."""
-    is_in_language = identify(answer.response) == primary(language)
+    is_in_language = identify(answer.response, [primary(language)]) == primary(language)
     flaws = {
         "looped": loops(answer.response),
         "copied": copies(answer.prompt, answer.response),
@@ -125,8 +126,7 @@ def confusion(response: str, language: str, prompt: str) -> dict[str, bool | flo
 
 
 def _is_in(line: str, code: str) -> bool:
-    language, likelihood = next(iter(likely_languages(line).items()))
-    return language == code and likelihood > _LINE_CONFIDENCE
+    return identify(line, [code]) == code and next(iter(likely_languages(line).values())) > _LINE_CONFIDENCE
 
 
 @cache
