@@ -35,10 +35,11 @@ class LanguageAlignment(Task):
     """Asks the same prompts in several languages and tells in which languages the answers are.
 
     Of each language L, over its prompts: `L/answered_in/X` (fastText, but that Chinese clauses without kana are not
-    taken for Japanese; where X are Traditional and Simplified Chinese, by their characters), `L/in_language`, `L/in_script` (Traditional or Simplified, of Chinese answers), `L/ended`,
-    `L/looped`, `L/copied`, `L/empty`, `L/sound` (none of these three), `L/in_language_if_sound`, and as the Language
-    Confusion Benchmark (arXiv 2406.20052) has them `L/line_pass` (every line of five words and more is in the language)
-    and `L/word_pass` (of those, no English word in other scripts); a character counts as a word where no spaces are.
+    taken for Japanese; where X are Traditional and Simplified Chinese, by their characters), `L/in_language`,
+    `L/in_script` (Traditional or Simplified, of Chinese answers), `L/ended`, `L/looped`, `L/copied`, `L/empty`,
+    `L/sound` (none of these three), `L/in_language_if_sound`, and as the Language Confusion Benchmark (arXiv
+    2406.20052) has them `L/line_pass` (every line of five words and more is in the language) and `L/word_pass` (of
+    those, no English word in other scripts); a character counts as a word where no spaces are.
 
     Args:
         prompts: a file with one field a language, the same prompt in each.
