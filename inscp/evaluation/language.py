@@ -44,7 +44,14 @@ def _known() -> frozenset[str]:
 
 
 def identify(text: str, among: Collection[str] = ()) -> str:
-    """ISO 639-1 code of the text's language, by fastText; `und` where there is no text.
+    """ISO 639-1 code of the text's likeliest language; `und` where there is no text."""
+    return next(iter(likely_languages(text, among)))
+
+
+def likely_languages(text: str, among: Collection[str] = ()) -> dict[str, float]:
+    """The five likeliest languages and how likely each is, the likeliest first (fastText, Joulin et al. 2016).
+
+    It is the whole text that is looked at, as it is: what begins in one language and goes on in another is the other.
 
     Args:
         text: of any length.
@@ -52,20 +59,15 @@ def identify(text: str, among: Collection[str] = ()) -> str:
             without kana is not Japanese: so fastText calls one in eleven Chinese clauses of 8 to 15 characters, and
             of Japanese ones (NTREX-128) hardly any is written without.
     """
-    found = next(iter(likely_languages(text)))
-    is_chinese = found == "ja" and "zh" in among and "ja" not in among and not _KANA.search(text)
-    return "zh" if is_chinese else found
-
-
-def likely_languages(text: str) -> dict[str, float]:
-    """The five likeliest languages and how likely each is, the likeliest first (fastText, Joulin et al. 2016).
-
-    It is the whole text that is looked at, as it is: what begins in one language and goes on in another is the other.
-    """
     line = " ".join(text.split())
     if not UNIT.search(line):
         return {"und": 1.0}
-    return {str(found["lang"]): float(found["score"]) for found in _detector().detect(line, k=5)}
+    is_no_japanese = "zh" in among and "ja" not in among and not _KANA.search(line)
+    found: dict[str, float] = {}
+    for one in _detector().detect(line, k=5):
+        code = "zh" if is_no_japanese and one["lang"] == "ja" else str(one["lang"])
+        found.setdefault(code, float(one["score"]))
+    return found
 
 
 @cache

@@ -127,7 +127,8 @@ def confusion(response: str, language: str, prompt: str) -> dict[str, bool | flo
 
 
 def _is_in(line: str, code: str) -> bool:
-    return identify(line, [code]) == code and next(iter(likely_languages(line).values())) > _LINE_CONFIDENCE
+    language, likelihood = next(iter(likely_languages(line, [code]).items()))
+    return language == code and likelihood > _LINE_CONFIDENCE
 
 
 @cache
