@@ -9,13 +9,13 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from inscp.callbacks.tracking import tracker_of
 from inscp.evaluation.generation import generate
 from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
 from inscp.model.module import InsCPModule
 from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation, Turn
+from inscp.tracking.tracker import tracker_of
 
 
 class BeforeAfter(Callback):

@@ -5,11 +5,11 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.throughput import Throughput
-from inscp.callbacks.tracking import tracker_of
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.cost.ledger import Cost, Ledger, Running
 from inscp.model.module import InsCPModule
 from inscp.records import PackedBatch
+from inscp.tracking.tracker import tracker_of
 
 
 def training_cost(trainer: Trainer) -> Cost | None:

@@ -11,8 +11,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.callbacks.tracking import tracker_of
 from inscp.errors import Stopped
+from inscp.tracking.tracker import tracker_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from inscp.callbacks.plain_lines import SECONDS_BETWEEN_LINES, duration
+from inscp.lines import SECONDS_BETWEEN_LINES, duration
 
 
 def progress() -> Callback:

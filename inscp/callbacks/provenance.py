@@ -2,22 +2,15 @@
 
 import json
 import math
-import platform
-import shutil
-import subprocess
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
-from inscp import __version__
 from inscp.callbacks.cost import training_cost
-from inscp.callbacks.tracking import MLflowTracker, tracker_of
 from inscp.cost.ledger import Cost
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
@@ -26,8 +19,8 @@ from inscp.model.export import Origin, read_origin
 from inscp.model.module import InsCPModule
 from inscp.paths import local_path
 from inscp.selection import report as selection
-
-_LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
+from inscp.tracking.environment import hardware
+from inscp.tracking.tracker import MLflowTracker, tracker_of
 
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
@@ -128,23 +121,6 @@ class Provenance(Callback):
         checkpoint[FOLDER_KEY] = str(self._folder)
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         checkpoint[TRACKING_KEY] = tracker.state(measured, trainer.global_step) if tracker is not None else []
-
-
-def provenance_tags() -> dict[str, str]:
-    """Tags of an MLflow run: versions of the libraries and the commit of the folder in which it was started."""
-    tags = {"version.inscp": __version__} | {f"version.{name}": version(name) for name in _LIBRARIES}
-    if shutil.which("git"):
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-        if done.returncode == 0:
-            tags["mlflow.source.git.commit"] = done.stdout.strip()
-    return tags
-
-
-def hardware() -> str:
-    """What computes, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _scoring_cost(folder: Path) -> Cost | None:

@@ -10,13 +10,13 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.throughput import tokens_seen
-from inscp.callbacks.tracking import tracker_of
 from inscp.errors import UserError
 from inscp.evaluation.generation import generate
 from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
 from inscp.model.module import InsCPModule
 from inscp.paths import write_whole
 from inscp.records import Turn
+from inscp.tracking.tracker import tracker_of
 
 ALIGNMENT_FILE = "alignment.json"
 """In a training's folder: every measurement, and why the training ended."""

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from inscp.callbacks.tracking import tracker_of
+from inscp.cost.devices import matrix_rate
 from inscp.cost.flops import ModelSize, Work, training_flops
 from inscp.cost.ledger import peak_memory_gib
 from inscp.model.module import InsCPModule
 from inscp.records import PackedBatch
+from inscp.tracking.tracker import tracker_of
 
 
 def tokens_seen(trainer: Trainer) -> int:
@@ -70,27 +71,9 @@ class Throughput(Callback):
         self.tokens = state_dict["tokens"]
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOPs a second of a square matrix product: the best of several."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(5 if device.type == "cuda" else 2):  # on a CPU one may take a second
-        _synchronize(device)
-        start = time.perf_counter()
-        torch.mm(a, a)
-        _synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
 def _log_memory(trainer: Trainer, name: str) -> None:
     device = trainer.strategy.root_device
     peaks = trainer.strategy.all_gather(torch.tensor(peak_memory_gib(device), device=device)).reshape(-1)
     if tracker := tracker_of(trainer):
         values = {f"memory/rank_{rank}/{name}": float(peak) for rank, peak in enumerate(peaks)}
         tracker.log_at(values, trainer.global_step)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inscp.callbacks.store import store_uri
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
@@ -22,6 +21,7 @@ from inscp.evaluation.results import (
     require_same_measure,
 )
 from inscp.experiment.estimates import Difference, differences
+from inscp.tracking.store import store_uri
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 _WHAT = "Print how each metric differs from the first evaluation's on the items that both have."
@@ -62,7 +62,7 @@ def _results_file(given: str, tracking_uri: str | None, temporary: Path) -> Path
     quiet()
     from mlflow.exceptions import MlflowException
 
-    from inscp.callbacks.mlflow_run import store_client
+    from inscp.tracking.mlflow_run import store_client
 
     folder, uri = temporary / given, store_uri(tracking_uri)
     folder.mkdir()

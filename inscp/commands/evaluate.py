@@ -18,10 +18,6 @@ import torch
 import transformers
 
 from inscp import __version__
-from inscp.callbacks.pieces import Start, dumped, read_unsent
-from inscp.callbacks.provenance import hardware, provenance_tags
-from inscp.callbacks.tracking import RUN_FILE, MLflowTracker, Tracking
-from inscp.commands.lines import Lines
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.cost.flops import WorkCounter
@@ -34,11 +30,15 @@ from inscp.evaluation.server import ServedModel, Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
+from inscp.lines import Lines
 from inscp.model.device import best_device
 from inscp.model.export import Origin, read_origin
 from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.paths import write_whole
 from inscp.pretrained import resolve
+from inscp.tracking.environment import hardware, provenance_tags
+from inscp.tracking.pieces import Start, dumped, read_unsent
+from inscp.tracking.tracker import RUN_FILE, MLflowTracker, Tracking
 
 _COST = "cost.json"
 """Among the items: what all attempts have cost together."""

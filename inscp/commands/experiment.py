@@ -5,7 +5,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
-from inscp.callbacks.plain_lines import duration
 from inscp.commands.check_study import check_runs
 from inscp.commands.parser import Parser, call
 from inscp.commands.quiet import quiet
@@ -19,6 +18,7 @@ from inscp.experiment.parent import ParentRun
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner, place
 from inscp.experiment.study import FILE, Arm, Language, Run, Study, study_name
+from inscp.lines import duration
 
 T = TypeVar("T")
 

@@ -20,10 +20,9 @@ from inscp.callbacks.cost import TrainingCost, training_cost
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.interruption import Interruption
 from inscp.callbacks.progress import progress
-from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
+from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
-from inscp.callbacks.tracking import MLflowTracker, Tracking, tracker_of
 from inscp.commands.parser import NoSubConfigs, OneLineErrors
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import CHECKPOINTS, CONFIG, has_newer, new_folder, newest_checkpoint, same_training
@@ -34,6 +33,8 @@ from inscp.model.checkpoint import FOLDER_KEY, TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import multiplies_bf16
 from inscp.model.strategies import strategy_for
+from inscp.tracking.environment import provenance_tags
+from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
 
 TRAINER_DEFAULTS = {
     "inference_mode": False,  # validation comes first, and FSDP2 keeps the buffers of its first forward pass

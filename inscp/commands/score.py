@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from inscp.commands.lines import Lines, tell_skipped
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.cost.flops import WorkCounter
@@ -21,6 +20,7 @@ from inscp.data.batching import batches
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
+from inscp.lines import Lines, tell_skipped
 from inscp.model.allocator import keep_freed_memory
 from inscp.model.device import attention_for, best_device, scoring_model
 from inscp.model.loss import NextTokenLoss

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from inscp.commands.lines import tell_skipped, telling
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.data.cache import fingerprint
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, read_records, source_fingerprint
 from inscp.errors import UserError
+from inscp.lines import tell_skipped, telling
 from inscp.paths import written_whole
 from inscp.pretrained import load_tokenizer
 from inscp.records import Candidate
@@ -74,8 +74,11 @@ def select(
     score_folder = ScoreFolder(Path(scores)) if scores else None
     spec = model or (score_folder.made_by["model"] if score_folder else "")
 
+    steps = [*(filters or []), *([budget] if budget else [])]
+    replay = as_sources([budget.replay]) if budget and budget.replay is not None else []
+    tokenizer = load_tokenizer(spec) if replay or not score_folder else None  # fails before the long reading
+
     def candidates(of: Iterable[Source], with_scores: ScoreFolder | None) -> Iterator[Candidate]:
-        tokenizer = None if with_scores else load_tokenizer(spec)
         for source in of:
             report = read.setdefault(source.name, ReadReport())
             if with_scores:
@@ -84,8 +87,6 @@ def select(
                 records = read_records(source, on_bad_record, report)
                 yield from counted(source, tokenizer, bounded(records, max_characters, on_bad_record, report))  # type: ignore[arg-type]
 
-    steps = [*(filters or []), *([budget] if budget else [])]
-    replay = as_sources([budget.replay]) if budget and budget.replay is not None else []
     funnel = Funnel(steps, examples, seed)
     settings: dict[str, Any] = {
         "fingerprint": fingerprint(list(digests.values()), score_folder and score_folder.made_by,

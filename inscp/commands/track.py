@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from inscp.callbacks.mlflow_run import MLflowRun, reason
-from inscp.callbacks.pieces import Start, batches, read_unsent
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.errors import RunError
+from inscp.tracking.mlflow_run import MLflowRun, reason
+from inscp.tracking.pieces import Start, batches, read_unsent
 
 
 def run(command: str, arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Devices: what they can compute and what power they take, and what a training would cost on them, by formula."""
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,24 @@ def rated_watts(name: str, processes: int = 1) -> float | None:
         return _WATTS_PER_CORE * torch.get_num_threads() * processes
     found = find_device(name)
     return found.watts if found else None
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOPs a second of a square matrix product: the best of several."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(5 if device.type == "cuda" else 2):  # on a CPU one may take a second
+        _synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, a)
+        _synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

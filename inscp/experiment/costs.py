@@ -5,8 +5,7 @@ from functools import reduce
 from operator import add
 from statistics import fmean, median
 
-from inscp.callbacks.throughput import matrix_rate
-from inscp.cost.devices import find_device, project
+from inscp.cost.devices import find_device, matrix_rate, project
 from inscp.cost.flops import ModelSize, Work, training_flops
 from inscp.cost.ledger import Cost
 from inscp.errors import UserError

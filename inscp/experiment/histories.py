@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from inscp.callbacks.mlflow_run import find_run, store_client
-from inscp.callbacks.pieces import Start, read_unsent
-from inscp.callbacks.tracking import RUN_FILE
+from inscp.tracking.mlflow_run import find_run, store_client
+from inscp.tracking.pieces import Start, read_unsent
+from inscp.tracking.tracker import RUN_FILE
 
 _SHOWN = ("train/loss", "val/", "alignment/")
 _TOKENS = "train/tokens"

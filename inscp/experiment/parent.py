@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from inscp.callbacks.mlflow_run import MLflowRun, reason
-from inscp.callbacks.pieces import End, Start, now
-from inscp.callbacks.store import absolute
-from inscp.callbacks.tracking import Tracking
+from inscp.tracking.mlflow_run import MLflowRun, reason
+from inscp.tracking.pieces import End, Start, now
+from inscp.tracking.store import absolute
+from inscp.tracking.tracker import Tracking
 
 
 class ParentRun:

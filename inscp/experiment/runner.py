@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from inscp.callbacks.plain_lines import duration
 from inscp.errors import RunError, UserError
 from inscp.experiment.commands import Commands, Failure, tell
 from inscp.experiment.configuration import Config, changed
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.study import Run, Study
+from inscp.lines import duration
 
 
 @dataclass(frozen=True)

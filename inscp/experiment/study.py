@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from inscp import __version__
-from inscp.callbacks.tracking import Tracking
 from inscp.errors import UserError
 from inscp.evaluation.results import SCHEMA
 from inscp.evaluation.tasks import task_version
 from inscp.experiment.configuration import Config, changed, digest, read_configs, without
+from inscp.tracking.tracker import Tracking
 
 FILE = "experiment.yaml"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from inscp.callbacks.tracking import Tracking
 from inscp.errors import Stopped
 from inscp.experiment.commands import Commands
 from inscp.experiment.parent import ParentRun
+from inscp.tracking.tracker import Tracking
 
 
 def is_free(file: Path) -> bool:

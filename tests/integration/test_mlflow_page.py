@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from corpus import data_module, module, trainer, write_corpus
 
-from inscp.callbacks.provenance import Provenance, provenance_tags, run_name
-from inscp.callbacks.tracking import MLflowTracker, Tracking
+from inscp.callbacks.provenance import Provenance, run_name
 from inscp.data.tagging import InsCPTagger, PlainTagger
+from inscp.tracking.environment import provenance_tags
+from inscp.tracking.tracker import MLflowTracker, Tracking
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")

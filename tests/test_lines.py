@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from inscp.commands.lines import Lines
+from inscp.lines import Lines
 
 
 def test_a_line_is_of_the_whole_batch_that_is_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("inscp.commands.lines.SECONDS_BETWEEN_LINES", 0.5)
+    monkeypatch.setattr("inscp.lines.SECONDS_BETWEEN_LINES", 0.5)
     lines = Lines("asking", 100, unit="items")
     for batch in range(2):
         time.sleep(0.6)

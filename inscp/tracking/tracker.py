@@ -11,9 +11,9 @@ from lightning import Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from inscp.callbacks.mlflow_run import MLflowRun
-from inscp.callbacks.outbox import Outbox
-from inscp.callbacks.pieces import (
+from inscp.tracking.mlflow_run import MLflowRun
+from inscp.tracking.outbox import Outbox
+from inscp.tracking.pieces import (
     End,
     Metrics,
     Param,
@@ -27,7 +27,7 @@ from inscp.callbacks.pieces import (
     now,
     write_unsent,
 )
-from inscp.callbacks.store import absolute, store_uri
+from inscp.tracking.store import absolute, store_uri
 
 RUN_FILE = "mlflow_run.jsonl"
 """In a training's folder: the run that it is, by which `evaluate` finds it."""

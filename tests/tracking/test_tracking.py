@@ -17,10 +17,11 @@ from mlflow_servers import Server, forgetful_server, silent_server, wait_until
 
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.callbacks.provenance import Provenance, provenance_tags
+from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.throughput import Throughput
-from inscp.callbacks.tracking import MLflowTracker, Tracking
 from inscp.errors import UserError
+from inscp.tracking.environment import provenance_tags
+from inscp.tracking.tracker import MLflowTracker, Tracking
 
 NOWHERE = "http://127.0.0.1:9"
 

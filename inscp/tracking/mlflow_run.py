@@ -14,8 +14,8 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from inscp.callbacks.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
 from inscp.errors import RunError, UserError
+from inscp.tracking.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
 
 _KEY_TAG = "inscp.run"
 _NO_NAME = re.compile(r"[^\w.\-/: ]")

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from inscp.callbacks.mlflow_run import MLflowRun, reason
-from inscp.callbacks.pieces import Piece, Start, batches
 from inscp.errors import RunError
+from inscp.tracking.mlflow_run import MLflowRun, reason
+from inscp.tracking.pieces import Piece, Start, batches
 
 _GATHERING = 1.0  # seconds, like all of these; a call for every step would take Python's lock from fast steps
 _SHORTEST_PAUSE = 1.0

@@ -1,4 +1,4 @@
-"""Progress of long work that is no training: a bar on a terminal, plain lines in a log file."""
+"""Progress of long work: a bar on a terminal, plain lines in a log file. It needs neither torch nor Lightning."""
 
 import sys
 import time
@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from inscp.callbacks.plain_lines import SECONDS_BETWEEN_LINES, duration
-
 T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 10.0
 
 _BURST = 0.3
 """Seconds. A batch is told of piece by piece when it is done; a line after the first piece would leave out the rest."""
@@ -83,3 +83,10 @@ def telling(stream: Iterable[T], what: str) -> Iterator[T]:
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
             print(f"{what} {number:,} records, {number / (now - started):,.0f} a second", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`75.2` -> `1m15s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

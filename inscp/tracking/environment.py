@@ -1,0 +1,29 @@
+"""In what a run was made: libraries, commit, hardware."""
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+
+import torch
+
+from inscp import __version__
+
+_LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
+
+
+def provenance_tags() -> dict[str, str]:
+    """Tags of an MLflow run: versions of the libraries and the commit of the folder in which it was started."""
+    tags = {"version.inscp": __version__} | {f"version.{name}": version(name) for name in _LIBRARIES}
+    if shutil.which("git"):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+        if done.returncode == 0:
+            tags["mlflow.source.git.commit"] = done.stdout.strip()
+    return tags
+
+
+def hardware() -> str:
+    """What computes, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
