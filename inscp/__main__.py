@@ -100,7 +100,13 @@ def _run(command: str, arguments: list[str]) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         mend = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
         raise UserError(command, "no such command", mend)
-    _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
+    try:
+        _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, UserError):  # jsonargparse hides it where a key has several types
+            cause = cause.__cause__
+        raise (cause or error) from None
     return 0
 
 

@@ -6,8 +6,7 @@ import torch
 
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
-from inscp.data.template import prompt_ids
-from inscp.errors import UserError
+from inscp.data.template import prompt_ids, require_chat_template
 from inscp.model.device import best_device
 from inscp.model.export import end_token_ids
 from inscp.model.precision import inference_dtype
@@ -32,8 +31,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     from transformers import TextStreamer
 
     tokenizer = load_tokenizer(model)
-    if not tokenizer.chat_template:
-        raise UserError(model, "it has no chat template, so this is not a chat model", "Take the instruct version.")
+    require_chat_template(tokenizer, model)
     device = best_device()
     llm = load_model(model, inference_dtype()).to(device)  # type: ignore[arg-type]
     ends = end_token_ids(llm, tokenizer)

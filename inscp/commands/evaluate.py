@@ -27,7 +27,7 @@ from inscp.evaluation import suite
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import ITEMS, RESULTS, Item, Results, TaskResult, items_file, items_folder
 from inscp.evaluation.server import ServedModel, Server
-from inscp.evaluation.subject import Subject
+from inscp.evaluation.subject import Backend, Subject
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.lines import Lines
@@ -37,7 +37,7 @@ from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.paths import write_whole
 from inscp.pretrained import resolve
 from inscp.tracking.environment import hardware, provenance_tags
-from inscp.tracking.pieces import Start, dumped, read_unsent
+from inscp.tracking.pieces import dumped, read_run
 from inscp.tracking.tracker import RUN_FILE, MLflowTracker, Tracking
 
 _COST = "cost.json"
@@ -89,46 +89,78 @@ def evaluate(
     running = cost.start([best_device()]) if cost.enabled and not server else None
     spent = _Spent(running, counter, folder / _COST) if running else None
     subject = Subject(backend, folder, partial(_watch, spent))
-    tracker = _tracker(model, mlflow, folder) if mlflow.enabled else None
-    if tracker:
-        tracker.unsent_folder = folder
-    environment = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "versions": {"python": platform.python_version(), "inscp": __version__, "torch": torch.__version__,
-                     "transformers": transformers.__version__},
-        "settings": {name: task.settings for name, task in tasks.items()},
-    } | dict(backend.made_by)  # fmt: skip
+    # A server may know its model by a name that says nothing here.
+    origin = read_origin(model) if server is None or Path(model).is_dir() else None
+    tracked = _Tracked(_tracker(model, origin, mlflow, folder), origin, folder) if mlflow.enabled else None
 
     def on_task(name: str, result: TaskResult, items: list[Item]) -> None:
         print("\n".join(_lines(name, result)), flush=True)
         if spent:
             spent.keep()
-        if tracker:
-            values = {f"eval/{name}/{key}": metric.value for key, metric in result.metrics.items()}
-            tracker.log_at({key: value for key, value in values.items() if math.isfinite(value)}, _steps(model))
-            if columns := _columns(items):
-                tracker.log_table(columns, f"generations/{name}.json")
-            kept = items_file(folder, name)
-            tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
+        if tracked:
+            tracked.task(name, result, items)
 
-    with _ended(tracker, spent):
-        results = suite.run(tasks, subject, environment, on_task)
+    with _ended(tracked, spent):
+        results = suite.run(tasks, subject, _environment(tasks, backend), on_task)
     if earlier:
         results = _beside(earlier, results)
     total = spent.stop() if spent else None
     if total:
         results = replace(results, environment={**results.environment, "cost": total.plain()})
     results.write(Path(out))
-    if tracker:
-        if total:
-            tracker.log_at(total.metrics("evaluation"), _steps(model))
-            tracker.log_hyperparams(total.params("evaluation"))
-        tracker.log_text(Path(out).read_text("utf-8"), RESULTS)
-        tracker.finalize("success")
     ends = [f"\nresults    {out}", f"items      {folder}"]
-    ends += ([f"MLflow run {tracker.address}"] if tracker else []) + ([f"cost       {total}"] if total else [])
-    print("\n".join(ends))
+    if tracked:
+        ends.append(f"MLflow run {tracked.finish(Path(out), total)}")
+    print("\n".join(ends + ([f"cost       {total}"] if total else [])))
+
+
+def _environment(tasks: dict[str, Task], backend: Backend) -> dict[str, Any]:
+    """By what and how it is measured, for the results."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "inscp": __version__, "torch": torch.__version__,
+                     "transformers": transformers.__version__},
+        "settings": {name: task.settings for name, task in tasks.items()},
+        **backend.made_by,
+    }  # fmt: skip
+
+
+class _Tracked:
+    """The evaluation in MLflow.
+
+    Args:
+        tracker: of its run.
+        origin: of the model, where it was made here.
+        folder: of the items.
+    """
+
+    def __init__(self, tracker: MLflowTracker, origin: Origin | None, folder: Path) -> None:
+        self._tracker, self._folder = tracker, folder
+        tracker.unsent_folder = folder
+        self._step = int(origin.training.get("steps", 0)) if origin else 0  # where it lies on the curves of its run
+
+    def task(self, name: str, result: TaskResult, items: list[Item]) -> None:
+        """Keep what a task has measured."""
+        values = {f"eval/{name}/{key}": metric.value for key, metric in result.metrics.items()}
+        self._tracker.log_at({key: value for key, value in values.items() if math.isfinite(value)}, self._step)
+        if columns := _columns(items):
+            self._tracker.log_table(columns, f"generations/{name}.json")
+        kept = items_file(self._folder, name)
+        self._tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
+
+    def finish(self, results: Path, total: Cost | None) -> str:
+        """Keep the results and what they have cost; returns where they are."""
+        if total:
+            self._tracker.log_at(total.metrics("evaluation"), self._step)
+            self._tracker.log_hyperparams(total.params("evaluation"))
+        self._tracker.log_text(results.read_text("utf-8"), RESULTS)
+        self.end("success")
+        return self._tracker.address
+
+    def end(self, status: str) -> None:
+        """Send what is not sent, and end the run."""
+        self._tracker.finalize(status)
 
 
 class _Spent:
@@ -198,7 +230,7 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
 
 
 @contextmanager
-def _ended(tracker: MLflowTracker | None, spent: _Spent | None) -> Iterator[None]:
+def _ended(tracked: _Tracked | None, spent: _Spent | None) -> Iterator[None]:
     """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end.
 
     Raises:
@@ -215,8 +247,8 @@ def _ended(tracker: MLflowTracker | None, spent: _Spent | None) -> Iterator[None
     except BaseException as error:
         if spent:
             spent.keep()
-        if tracker:
-            tracker.finalize("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
+        if tracked:
+            tracked.end("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
         raise
     finally:
         for number, handler in before.items():
@@ -257,23 +289,16 @@ def _columns(items: list[Item]) -> dict[str, list[Any]]:
     return columns and columns | {"worth": [json.dumps(dict(item.values)) for item in items]}
 
 
-def _steps(model: str) -> int:
-    """How many updates made the model: where its metrics lie on the curves of its run."""
-    origin = read_origin(model)
-    return int(origin.training.get("steps", 0)) if origin else 0
-
-
-def _tracker(model: str, tracking: Tracking, folder: Path) -> MLflowTracker:
+def _tracker(model: str, origin: Origin | None, tracking: Tracking, folder: Path) -> MLflowTracker:
     """The run that made the model, as `fit` noted it beside its folder, else one of its own, noted in `folder`."""
-    made, origin = Path(resolve(model)[0]).parent / RUN_FILE, read_origin(model)
     is_trained = origin is not None and "steps" in origin.training  # and not a merge that lies beside its model
-    if tracking.run_id is None and is_trained and made.is_file() and (start := read_unsent(made)[0]):
-        assert isinstance(start, Start)
+    if tracking.run_id is None and is_trained and (made := Path(resolve(model)[0]).parent / RUN_FILE).is_file():
+        start, _ = read_run(made)
         of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)
         return MLflowTracker(of_run, start.name, {}, dumped([start]), is_addition=True)
     origin = origin or Origin(model, "instruct", "")
     is_addition = tracking.run_id is not None
-    earlier = dumped(read_unsent(own)[:1]) if (own := folder / RUN_FILE).is_file() else None
+    earlier = dumped([read_run(own)[0]]) if (own := folder / RUN_FILE).is_file() else None
     tracker = MLflowTracker(tracking, origin.name, provenance_tags(), earlier, is_addition)
     if not is_addition:
         tracker.note_run(folder)

@@ -7,7 +7,7 @@ from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.errors import RunError
 from inscp.tracking.mlflow_run import MLflowRun, reason
-from inscp.tracking.pieces import Start, batches, read_unsent
+from inscp.tracking.pieces import batches, read_run
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -24,8 +24,7 @@ def track(file: str, tracking_uri: str | None = None) -> None:
         tracking_uri: another store than that of the training, or another address of it.
     """
     path = Path(file)
-    start, *rest = read_unsent(path)
-    assert isinstance(start, Start)
+    start, rest = read_run(path)
     start = replace(start, tracking_uri=tracking_uri or start.tracking_uri)
     destination = MLflowRun(start.tracking_uri, start.run_id)
     destination.connect()

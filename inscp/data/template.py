@@ -31,12 +31,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str = SYSTEM_FROM_TEMPLATE) -> None:
-        if not tokenizer.chat_template:
-            raise UserError(
-                tokenizer.name_or_path or "tokenizer",
-                "it has no chat template, so this is not a chat model",
-                "Take the instruct version of the model, or set data.tagger to PlainTagger.",
-            )
+        require_chat_template(tokenizer, mend=", or set data.tagger to PlainTagger")
         self.tokenizer = tokenizer
         self.system = system
         after = self._between(("user", "assistant"))[-1]
@@ -138,17 +133,50 @@ _STRFTIME_NOW = (
 because transformers (5.23, `_plain_template_data`) hands it plain data only. Jinja drops the final line break."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-    """The conversation as the tokenizer's template renders it, on the pinned date."""
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict[str, str]],
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+) -> str:
+    """The conversation as the tokenizer's template renders it, on the pinned date and without reasoning.
+
+    With `enable_thinking=False` templates like Qwen3's open an answer as they render one that has no reasoning, so that
+    what was trained and what is asked begin alike; other templates do not look at it.
+
+    Args:
+        tokenizer: with a chat template.
+        turns: `role` and `content` of each.
+        add_generation_prompt: end with what opens the assistant's answer.
+        continue_final_message: leave the last turn open.
+    """
     return str(
         tokenizer.apply_chat_template(
             turns,
             chat_template=_STRFTIME_NOW + tokenizer.get_chat_template(),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             date_string=PINNED_DATE.strftime("%d %b %Y"),
+            enable_thinking=False,
         )
     )
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", mend: str = "") -> None:
+    """
+    Args:
+        tokenizer: the model's.
+        model: how the user calls it; by default the tokenizer's own name.
+        mend: what else can be done.
+
+    Raises:
+        UserError: it has no chat template.
+    """
+    if not tokenizer.chat_template:
+        where = model or tokenizer.name_or_path or "tokenizer"
+        mend = f"Take the instruct version of the model{mend}."
+        raise UserError(where, "it has no chat template, so this is not a chat model", mend)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:

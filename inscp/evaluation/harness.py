@@ -4,10 +4,12 @@ Only what runs a benchmark imports this module: it imports the harness, which ta
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from inscp.data.template import render, require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.subject import Subject
 from inscp.pretrained import longest_input
@@ -128,26 +130,17 @@ class HarnessModel(TemplateLM):
         Raises:
             UserError: the model has no chat template.
         """
-        if not self.tokenizer.chat_template:
-            raise UserError(self._subject.spec, "it has no chat template", "Take the instruct version.")
+        require_chat_template(self.tokenizer, self._subject.spec)
+        rendered = partial(render, self.tokenizer, add_generation_prompt=add_generation_prompt,
+                           continue_final_message=not add_generation_prompt)  # fmt: skip
         try:
-            text = self._rendered(chat_history, add_generation_prompt)
+            text = rendered(chat_history)
         except TemplateError:  # a template that takes no system turn; the harness leaves it out, too
             chat_history = [turn for turn in chat_history if turn["role"] != "system"]
-            text = self._rendered(chat_history, add_generation_prompt)
+            text = rendered(chat_history)
         if add_generation_prompt:
             self._conversations[text] = tuple(Turn(turn["role"], turn["content"]) for turn in chat_history)  # type: ignore[arg-type]
         return text
-
-    def _rendered(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:

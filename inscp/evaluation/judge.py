@@ -105,7 +105,7 @@ def _case(
 
 def _is_grade(verdict: Verdict) -> bool:
     rating, tag = verdict.get("rating"), verdict.get("language")
-    is_rated = isinstance(rating, int) and not isinstance(rating, bool) and 1 <= rating <= 10
+    is_rated = isinstance(rating, int | float) and not isinstance(rating, bool) and rating in range(1, 11)
     is_tagged = isinstance(tag, str) and bool(_LANGUAGE_TAG.fullmatch(tag))
     return verdict.keys() == {"reason", "language", "rating"} and is_rated and is_tagged and _has_reason(verdict)
 

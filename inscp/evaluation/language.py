@@ -13,12 +13,12 @@ from inscp.optional import library
 
 _LOOP_NGRAM = 4
 _LOOP_SHARE = 0.5
-_COPY_SHARE = 0.8
+_COPY_SHARE, _COPY_WORDS = 0.8, 12
 _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 # One CJK, kana, hangul or Thai character, else a run of other letters with their marks, and digits: about one word.
 UNIT = regex.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|\p{{M}})+")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
-_SAME = {"nb": "no", "fil": "tl"}
+_SAME = {"nb": "no", "fil": "tl", "iw": "he", "in": "id", "cmn": "zh", "arb": "ar", "pes": "fa", "zsm": "ms"}
 """Codes that fastText's model has under another name."""
 
 
@@ -34,13 +34,14 @@ def require_known(tag: str) -> None:
         UserError: `identify` would never say that a text is in this language.
     """
     if primary(tag) not in _known():
-        what = "no language that fastText's model tells apart"
-        raise UserError(tag, what, "Give a BCP 47 tag that begins with its ISO 639 code, as fi or zh-TW.")
+        what = "fastText's language identification does not know this language"
+        raise UserError(tag, what, "Give a BCP 47 tag that begins with its ISO 639 code, such as fi or zh-TW.")
 
 
 @cache
 def _known() -> frozenset[str]:
-    return frozenset(str(found["lang"]) for found in _detector().detect("a", k=1000))
+    # With any threshold it would leave out the least likely ones.
+    return frozenset(str(found["lang"]) for found in _detector().detect("a", k=1000, threshold=-1.0))
 
 
 def identify(text: str, among: Collection[str] = ()) -> str:
@@ -62,12 +63,10 @@ def likely_languages(text: str, among: Collection[str] = ()) -> dict[str, float]
     line = " ".join(text.split())
     if not UNIT.search(line):
         return {"und": 1.0}
-    is_no_japanese = "zh" in among and "ja" not in among and not _KANA.search(line)
-    found: dict[str, float] = {}
-    for one in _detector().detect(line, k=5):
-        code = "zh" if is_no_japanese and one["lang"] == "ja" else str(one["lang"])
-        found.setdefault(code, float(one["score"]))
-    return found
+    found = {str(one["lang"]): float(one["score"]) for one in _detector().detect(line, k=5)}
+    if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
+        found["zh"] = found.get("zh", 0.0) + found.pop("ja")
+    return dict(sorted(found.items(), key=lambda one: -one[1]))
 
 
 @cache
@@ -94,8 +93,11 @@ def loops(text: str) -> bool:
 
 
 def copies(prompt: str, response: str) -> bool:
-    """Whether the response begins by saying the prompt again: four fifths of it in one piece."""
-    asked, said = (" ".join(words(text)) for text in (prompt, response))
-    start = said[: 2 * len(asked)]
-    longest = SequenceMatcher(None, asked, start, autojunk=False).find_longest_match().size
-    return bool(asked) and longest >= _COPY_SHARE * len(asked)
+    """Whether the response begins by saying the prompt again: four fifths of its words in one piece.
+
+    Of a prompt of fewer than fifteen words it has to be more, twelve or all of them: a right answer often takes up a
+    short question (法國的首都是哪裡？ 法國的首都是巴黎。).
+    """
+    asked, said = words(prompt), words(response)
+    longest = SequenceMatcher(None, asked, said[: 2 * len(asked)], autojunk=False).find_longest_match().size
+    return bool(asked) and longest >= max(_COPY_SHARE * len(asked), min(_COPY_WORDS, len(asked)))

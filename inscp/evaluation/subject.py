@@ -56,7 +56,7 @@ class Subject:
         return self.backend.tokenizer
 
     def generate(self, what: str, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
-        """The greedy response to each prompt.
+        """The greedy response to each prompt, without the reasoning that may stand before it in think tags.
 
         Args:
             what: is asked, for people.
@@ -75,7 +75,10 @@ class Subject:
 
         requests = [[max_new_tokens, [[turn.role, turn.text] for turn in prompt]] for prompt in prompts]
         answers = self._journal.answered("generate", requests, answer, self.watch(what, len(prompts)))
-        return [Generation(prompt[-1].text, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return [
+            Generation(prompt[-1].text, _without_reasoning(response), *rest)
+            for prompt, (response, *rest) in zip(prompts, answers, strict=True)
+        ]
 
     def nlls(self, what: str, sequences: Sequence[TokenSequence]) -> np.ndarray:
         """Summed negative log-likelihood of each sequence's targets in nats, float64 [N].
@@ -95,3 +98,9 @@ class Subject:
     def beside(self, backend: Backend, name: str) -> "Subject":
         """Another model, for comparison, with a journal of its own."""
         return Subject(backend, self.folder / name, self.watch)
+
+
+def _without_reasoning(response: str) -> str:
+    """What a user is told by a model that reasons in think tags first; nothing where it was cut while it reasoned."""
+    _, is_over, answer = response.rpartition("</think>")
+    return answer.lstrip() if is_over else "" if response.lstrip().startswith("<think>") else response

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from inscp.tracking.mlflow_run import find_run, store_client
-from inscp.tracking.pieces import Start, read_unsent
+from inscp.tracking.pieces import read_run
 from inscp.tracking.tracker import RUN_FILE
 
 _SHOWN = ("train/loss", "val/", "alignment/")
@@ -23,8 +23,7 @@ def curves(model: Path) -> Mapping[str, Curve]:
     file = model.parent / RUN_FILE
     if not file.is_file():
         return {}
-    start = read_unsent(file)[0]
-    assert isinstance(start, Start)
+    start, _ = read_run(file)
     try:
         client = store_client(start.tracking_uri)
         experiment = client.get_experiment_by_name(start.experiment)

@@ -13,7 +13,7 @@ from inscp.experiment.tables import Cell, Column, Comparison
 _INK = "#7d8794"  # as far from white as from black
 _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
 _MEASURES = {
-    "in_language_if_sound": "answered in the prompt's language (sound answers)",
+    "sound_in_language": "sound answer in the prompt's language (of all)",
     "ended": "ends its turn",
     "looped": "repeats itself",
 }
@@ -51,7 +51,7 @@ def bars(comparison: Comparison, language: str, file: Path) -> bool:
 
 def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) -> bool:
     """English that was kept against target language that was gained; False where either was not asked."""
-    gained = language_columns(comparison, target, ["in_language_if_sound"])
+    gained = language_columns(comparison, target, ["sound_in_language"])
     retained = language_columns(comparison, kept, ["in_language"])
     if target == kept or not gained or not retained:
         return False
@@ -62,7 +62,7 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) 
         if x and y:
             axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt="o", label=row,
                           color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
-    axis.set_xlabel(f"{target} prompts answered in {target}, sound answers", fontsize=8)
+    axis.set_xlabel(f"{target} prompts: sound answers in {target}", fontsize=8)
     axis.set_ylabel(f"{kept} prompts answered in {kept}", fontsize=8)
     axis.set_xlim(right=1.02)
     axis.set_ylim(top=1.02)
@@ -83,7 +83,7 @@ def against_tokens(
         language: whose prompts.
         file: to write.
     """
-    columns = language_columns(comparison, language, ["in_language_if_sound", "ended"])
+    columns = language_columns(comparison, language, ["sound_in_language", "ended"])
     known = {tokens for _, tokens in budgets.values() if tokens}
     if not columns or len(known) < 2:
         return False
@@ -92,9 +92,9 @@ def against_tokens(
     figure = _figure(7.5, 3)
     for axis, column in zip(figure.subplots(1, 2, sharey=True), columns, strict=True):
         for place, arm in enumerate(arms):
-            if not any(tokens for of, tokens in budgets.values() if of == arm):
+            if not any(tokens for name, tokens in budgets.values() if name == arm):
                 continue
-            points = start + sorted((tokens, row) for row, (of, tokens) in budgets.items() if of == arm and tokens)
+            points = start + sorted((tokens, row) for row, (name, tokens) in budgets.items() if name == arm and tokens)
             found = [(tokens, cell) for tokens, row in points if (cell := comparison.cell(row, column))]
             axis.errorbar([tokens for tokens, _ in found], [cell.metric.value for _, cell in found],
                           yerr=[[_error(cell)[end][0] for _, cell in found] for end in (0, 1)], label=arm, marker="o",

@@ -114,24 +114,30 @@ def loaded(lines: Iterable[str]) -> list[Piece]:
     return [_KINDS[values.pop("kind")](**values) for values in objects]
 
 
-def write_unsent(pieces: Iterable[Piece], path: Path) -> None:
-    """Keep pieces, one JSON object a line."""
+def write_run(path: Path, pieces: Iterable[Piece]) -> None:
+    """Keep a run (its `Start`, the first piece) with what belongs to it, one JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in dumped(pieces)), "utf-8")
 
 
-def read_unsent(path: Path) -> list[Piece]:
-    """What `write_unsent` has kept: a `Start`, and what belongs to it.
+def read_run(path: Path) -> tuple[Start, list[Piece]]:
+    """What `write_run` has kept.
 
     Raises:
         UserError: there is no such file, or it is another one.
     """
-    mend = "Give the mlflow_unsent.jsonl of a training."
+    mend = "Give the mlflow_unsent.jsonl of a training, or remove a broken mlflow_run.jsonl."
     if not path.is_file():
         raise UserError(str(path), "no such file", mend)
     try:
-        pieces = loaded(path.read_text("utf-8").splitlines())
-        assert isinstance(pieces[0], Start)
+        return as_run(path.read_text("utf-8").splitlines())
     except Exception as error:  # another file can be wrong in any way
-        raise UserError(str(path), "not a file of what could not be sent to MLflow", mend) from error
-    return pieces
+        raise UserError(str(path), "no MLflow run is kept in it", mend) from error
+
+
+def as_run(lines: Iterable[str]) -> tuple[Start, list[Piece]]:
+    """What `dumped` has made of a run and its pieces."""
+    start, *pieces = loaded(lines)
+    if not isinstance(start, Start):
+        raise TypeError(f"it begins with {type(start).__name__}")
+    return start, pieces

@@ -17,15 +17,14 @@ from inscp.tracking.pieces import (
     End,
     Metrics,
     Param,
-    Piece,
     Start,
     Table,
     Text,
     TrainingData,
+    as_run,
     dumped,
-    loaded,
     now,
-    write_unsent,
+    write_run,
 )
 from inscp.tracking.store import absolute, store_uri
 
@@ -97,7 +96,7 @@ class MLflowTracker(Logger):
         super().__init__()
         self._is_addition = is_addition
         self._tracking, self.unsent_folder, self._is_final = tracking, Path(), False
-        before, unsent = _start_and_rest(earlier or [])
+        before, unsent = as_run(earlier) if earlier else (None, [])
         uri = absolute(tracking.uri)
         if tracking.run_id is not None or (before and before.tracking_uri != uri):  # another run, another store
             before, unsent = None, []
@@ -128,7 +127,7 @@ class MLflowTracker(Logger):
 
     def note_run(self, folder: Path) -> None:
         """Leave in the training's folder which run it is."""
-        write_unsent([self._start], folder / RUN_FILE)
+        write_run(folder / RUN_FILE, [self._start])
 
     @property
     def name(self) -> str:
@@ -218,14 +217,7 @@ class MLflowTracker(Logger):
             return
         file = self.unsent_folder / "mlflow_unsent.jsonl"
         try:
-            write_unsent(unsent, file)
+            write_run(file, unsent)
             rank_zero_warn(f"MLflow has not got everything. Send it the rest with: python -m inscp track {file}")
         except OSError as error:
             rank_zero_warn(f"MLflow has not got everything, and the rest cannot be kept in {file}: {error}")
-
-
-def _start_and_rest(state: Sequence[str]) -> tuple[Start | None, list[Piece]]:
-    match loaded(state):
-        case [Start() as start, *unsent]:
-            return start, unsent
-    return None, []

@@ -11,6 +11,7 @@ import pytest
 from openai_server import CUT, HANGS, OpenAIServer, Reply, serving
 
 from inscp.errors import UserError
+from inscp.evaluation.language import primary
 from inscp.evaluation.results import Item, items_folder, write_items
 from inscp.evaluation.server import Server
 from inscp.evaluation.subject import Subject
@@ -142,7 +143,8 @@ def test_scores_are_by_turn_by_category_and_the_mean_of_both_turns(
     with by_turn(graded(9), graded(4)) as judge:
         bench = task(judge)
         items = bench.items(subject(tmp_path))
-    common = {"unparsed": False, "score/turn_1": 9.0, "score/turn_2": 4.0, "score": 6.5, "in_language": True}
+    common = {"unparsed": False, "score/turn_1": 9.0, "score/turn_2": 4.0, "score": 6.5, "in_language": True,
+              "score_in_language": 6.5}  # fmt: skip
     assert values(items) == [common | {f"score/{q['category']}": 6.5} for q in QUESTIONS]
     assert [item.id for item in items] == ["81", "82", "83"]
     metrics = bench.metrics(items)
@@ -160,6 +162,8 @@ def test_a_question_is_answered_in_its_language_if_both_turns_are(
     with by_turn(graded(5, first), graded(5, second)) as judge:
         [item] = task(judge, limit=1).items(subject(tmp_path))
     assert (item.values["in_language"], item.values["score"]) == (is_in, 5.0)
+    in_theirs = [primary(tag) == "zh" for tag in (first, second)]
+    assert item.values["score_in_language"] == sum(5 if is_one else 1 for is_one in in_theirs) / 2
 
 
 @pytest.mark.parametrize(("options", "shown"), [

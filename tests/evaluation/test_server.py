@@ -278,3 +278,15 @@ def test_without_the_openai_library_one_line_tells_how_to_get_it(monkeypatch: py
 def test_the_openai_library_is_imported_when_a_server_is_asked_only() -> None:
     code = "import sys, inscp.evaluation.server, inscp.evaluation.tasks.mt_bench; print('openai' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+@pytest.mark.parametrize(("said", "response"), [
+    ("<think>They ask why.</think>\n\n因為大氣。", "因為大氣。"),
+    ("They ask why.\n</think>\n\n因為大氣。", "因為大氣。"),  # where the template has opened it
+    ("<think>They ask why", ""),
+    ("a <think> in the text", "a <think> in the text"),
+])  # fmt: skip
+def test_reasoning_is_no_part_of_the_answer(said: str, response: str, tmp_path: Path) -> None:
+    with saying(said) as fake:
+        [answer] = subject_of(server(fake), tmp_path).generate("asking", prompts(1), 16)
+    assert answer.response == response

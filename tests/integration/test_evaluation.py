@@ -169,7 +169,7 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
     (["--config", "tasks.yaml", "--out", "after.json"], "another model"),
     (["--config", "tasks.yaml", "--model", "nowhere/"], "no such model"),
     (["--config", "tasks.yaml", "--out", "outputs"], "outputs is a folder"),
-    ([*ALIGNMENT, "[english]"], "english: no language"),
+    ([*ALIGNMENT, "[english]"], "english: fastText"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line(
     project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str
@@ -201,6 +201,13 @@ def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained
         server.address,
     ]
     assert "no server answers there" in run("evaluate", *gone, cwd=project, status=2)
+
+
+def test_a_served_model_is_tracked_under_the_name_that_the_server_knows(project: Path) -> None:
+    tasks = ["--tasks.t", "LanguageAlignment", "--tasks.t.languages", "[en]", "--tasks.t.prompts", "prompts.jsonl"]
+    with serving(lambda body: "So it is.") as server:
+        given = ["--model", "llama3:8b", "--server.address", server.address, "--out", "named.json", *tasks]
+        assert "MLflow run" in run("evaluate", *given, cwd=project)
 
 
 def test_an_evaluation_that_breaks_off_keeps_what_it_has_and_closes_its_run(

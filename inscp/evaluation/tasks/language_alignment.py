@@ -34,12 +34,14 @@ _LATIN_WORD = re.compile(r"[A-Za-z]+")
 class LanguageAlignment(Task):
     """Asks the same prompts in several languages and tells in which languages the answers are.
 
-    Of each language L, over its prompts: `L/answered_in/X` (fastText, but that Chinese clauses without kana are not
-    taken for Japanese; where X are Traditional and Simplified Chinese, by their characters), `L/in_language`,
-    `L/in_script` (Traditional or Simplified, of Chinese answers), `L/ended`, `L/looped`, `L/copied`, `L/empty`,
-    `L/sound` (none of these three), `L/in_language_if_sound`, and as the Language Confusion Benchmark (arXiv
-    2406.20052) has them `L/line_pass` (every line of five words and more is in the language) and `L/word_pass` (of
-    those, no English word in other scripts); a character counts as a word where no spaces are.
+    Of each language L, over its prompts: `L/answered_in/X` (by fastText, but Chinese without kana is not taken for
+    Japanese; where X names a form of Chinese, as zh-TW does, by the characters too: the paper takes either form),
+    `L/in_language` (X is L), `L/in_script`
+    (Traditional or Simplified, of Chinese answers), `L/ended`, `L/looped`, `L/copied`, `L/empty`, `L/sound` (none of
+    these three), `L/sound_in_language` (both, of all answers), `L/in_language_if_sound` (of the sound answers alone,
+    however few), and as the Language Confusion Benchmark (arXiv 2406.20052) has them `L/line_pass` (every line of five
+    words and more is in the language) and `L/word_pass` (of those, no English word in other scripts); a character
+    counts as a word where no spaces are.
 
     Args:
         prompts: a file with one field a language, the same prompt in each.
@@ -48,7 +50,7 @@ class LanguageAlignment(Task):
         max_new_tokens: responses are cut there.
     """
 
-    version = 4  # Chinese without kana is not taken for Japanese
+    version = 5  # Chinese without kana, the form of Chinese, short questions that are taken up
     source = "arXiv 2405.20175 (Table 1), arXiv 2406.20052"
     licence = "CC0-1.0"
 
@@ -60,8 +62,6 @@ class LanguageAlignment(Task):
     def check(self) -> None:
         if not self.languages:
             raise UserError("languages", "none is given", "Name fields of the prompts' file, as [en, zh-TW].")
-        for language in self.languages:
-            require_known(language)
         read_aligned_prompts(self.prompts, self.languages, self.limit)
 
     def items(self, subject: Subject) -> list[Item]:
@@ -75,10 +75,9 @@ class LanguageAlignment(Task):
 
 def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
     """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
-    among = [language] if primary(language) == "zh" else asked  # of an answer that may be Chinese or Japanese
-    found = identify(answer.response, list(map(primary, among)))
-    worth = judged(answer, language) | confusion(answer.response, language, answer.prompt)
-    answered_in = _nearest(answer.response, found, asked)
+    found = _identified(answer.response, language, asked)
+    answered_in = next((tag for tag in (language, *asked) if _fits(answer.response, found, tag)), "other")
+    worth = judged(answer, answered_in == language) | confusion(answer.response, language, answer.prompt)
     worth |= {f"answered_in/{tag}": tag == answered_in for tag in (*asked, "other")}
     if found == "zh" and (form := expected_form(language)):
         worth["in_script"] = form_of(answer.response) in (form, None)
@@ -88,29 +87,44 @@ def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
     )
 
 
-def _nearest(response: str, found: str, asked: Sequence[str]) -> str:
-    """Which of the languages that were asked a response is in, by its characters where they are the same language."""
-    alike = [tag for tag in asked if primary(tag) == found]
-    in_form = [tag for tag in alike if expected_form(tag) == form_of(response)] if len(alike) > 1 else []
-    return next(iter(in_form or alike), "other")
+def _identified(response: str, language: str, asked: Sequence[str] = ()) -> str:
+    """The code of a response's language, which may be Chinese or Japanese where either was asked for."""
+    among = [language] if primary(language) == "zh" else [language, *asked]
+    return identify(response, list(map(primary, among)))
 
 
-def judged(answer: Generation, language: str) -> dict[str, bool | float]:
-    """What every answer is judged by."""
-    is_in_language = identify(answer.response, [primary(language)]) == primary(language)
-    flaws = {
+def _fits(response: str, found: str, tag: str) -> bool:
+    """Whether a response in the language `found` is in that of a tag, and of Chinese in the form that the tag names."""
+    form = expected_form(tag)
+    return found == primary(tag) and (form is None or form_of(response) in (form, None))
+
+
+def flaws(answer: Generation) -> dict[str, bool]:
+    """Why an answer is none, whatever its language."""
+    return {
         "looped": loops(answer.response),
         "copied": copies(answer.prompt, answer.response),
         "empty": not words(answer.response),
     }
-    worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **flaws}
-    worth["sound"] = not any(flaws.values())
+
+
+def judged(answer: Generation, is_in_language: bool) -> dict[str, bool | float]:
+    """What every answer is judged by."""
+    found = flaws(answer)
+    worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **found}
+    worth["sound"] = not any(found.values())
+    worth["sound_in_language"] = worth["sound"] and is_in_language
     return worth | ({"in_language_if_sound": is_in_language} if worth["sound"] else {})
 
 
 def shares(answers: Sequence[Generation], language: str) -> dict[str, float]:
     """What the answers to prompts in a language come to: name of `judged` -> share."""
-    items = [Item(answer.prompt, judged(answer, language)) for answer in answers]
+
+    def worth(answer: Generation) -> dict[str, bool | float]:
+        response = answer.response
+        return judged(answer, _fits(response, _identified(response, language), language))
+
+    items = [Item(answer.prompt, worth(answer)) for answer in answers]
     return {name: share.value for name, share in means(items).items()}
 
 
@@ -142,7 +156,9 @@ def read_aligned_prompts(spec: str, languages: Sequence[str], limit: int | None 
     """Language -> prompts, from a file with one field a language (`en`, `zh-TW` or `zh_tw`).
 
     Raises:
-        UserError: no file, a broken line, or a language that the file does not have.
+        UserError: no file, a broken line, or a language that the file does not have or that nobody could identify.
     """
+    for language in languages:
+        require_known(language)
     rows = spread(read_table(spec), limit)
     return {language: [text_of(position, row, [language]) for position, row in rows] for language in languages}

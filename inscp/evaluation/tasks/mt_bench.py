@@ -46,7 +46,10 @@ class MTBench(Task):
     """Has a judge grade the answers to questions in two turns from 1 to 10, or compare them with another model's too.
 
     `score` is the mean of both turns; beside it stand `score/turn_1`, `score/turn_2` and `score/CATEGORY`. The language
-    of an answer does not change it: `in_language` is the share of questions that are answered in theirs in both turns.
+    of an answer does not change it: `in_language` is the share of questions that are answered in theirs in both turns,
+    and `score_in_language` rates an answer in another language 1. The paper (arXiv 2405.20175, Tables 4 and 5) has its
+    judge weigh the language inside the rating, by a prompt that it does not give, so that its numbers lie between the
+    two and are to be compared as an order of models only.
     Questions of which a judgement cannot be read count into `unparsed`, and lack what would follow from it. Against an
     opponent: `pairwise/win`, `pairwise/tie`, `pairwise/loss` and `pairwise/consistent`; a win and a loss hold whichever
     of the two stands first, all else is a tie. Answers are greedy, in every category.
@@ -63,6 +66,7 @@ class MTBench(Task):
         opponent_task: what this task is called in it.
     """
 
+    version = 2  # score_in_language
     source = "arXiv 2306.05685"
     licence = "Apache-2.0"
 
@@ -88,8 +92,8 @@ class MTBench(Task):
         judge = Judge(self.judge, subject.folder, subject.watch)
         verdicts = iter(judge.verdicts(list(chain.from_iterable(cases))))
         return [
-            _item(question, answers[question.id], [next(verdicts) for _ in of], self.language)
-            for question, of in zip(asked, cases, strict=True)
+            _item(question, answers[question.id], [next(verdicts) for _ in put], self.language)
+            for question, put in zip(asked, cases, strict=True)
         ]
 
     def _cases(self, question: Question, answers: Sequence[str], others: Sequence[str] | None) -> list[Case]:
@@ -182,8 +186,10 @@ def _graded(grades: Sequence[Verdict], category: str, language: str) -> dict[str
     }
     if len(values) == len(grades):
         score = sum(values.values()) / len(grades)
-        told = {primary(verdict["language"]) for verdict in grades}
-        values |= {"score": score, f"score/{category}": score, "in_language": told == {primary(language)}}
+        fits = [primary(verdict["language"]) == primary(language) for verdict in grades]
+        worth = [verdict["rating"] if is_in else 1 for verdict, is_in in zip(grades, fits, strict=True)]
+        values |= {"score": score, f"score/{category}": score}
+        values |= {"in_language": all(fits), "score_in_language": sum(worth) / len(worth)}
     return values
 
 

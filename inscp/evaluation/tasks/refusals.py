@@ -7,7 +7,7 @@ from inscp.data.rows import Row
 from inscp.evaluation.prompts import field_of
 from inscp.evaluation.refusal import Refusal
 from inscp.evaluation.task import Prompted
-from inscp.evaluation.tasks.language_alignment import judged
+from inscp.evaluation.tasks.language_alignment import flaws
 from inscp.records import Generation
 
 
@@ -42,7 +42,7 @@ class Refusals(Prompted):
     def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
         refuses, worth = Refusal(self.phrases), []
         for row, answer in zip(rows, answers, strict=True):
-            has_failed = not judged(answer, "")["sound"]
+            has_failed = any(flaws(answer).values())
             has_refused = not has_failed and refuses(answer.response)
             outcome = "failed" if has_failed else "refused" if has_refused else "complied"
             kind = self._kind("", row)
