@@ -20,6 +20,8 @@ from inscp.errors import UserError
 from inscp.records import IGNORED, TaggedText, TemplateIds, TextSpan, TokenSequence
 
 _SENTENCE_ENDS = frozenset("\n。！？!?.؟।")
+_MOST_CHARACTERS = 10_000_000
+"""Of one text, which is tokenised in one piece and takes about 150 times its size in memory meanwhile."""
 OnTooLong = Callable[[str, str], None]
 _Piece = tuple[Sequence[int], bool]
 """Token ids, and whether they are training targets."""
@@ -35,7 +37,7 @@ def tokenize(
         tokenizer: a fast tokenizer (character offsets are needed to split long documents).
         row_length: in tokens.
         on_too_long: called with the source and the reason for a document that is too long and must not be split (a
-            conversation); it raises or counts, and the document is left out.
+            conversation) or cannot be held in memory; it raises or counts, and the document is left out.
     """
     if not tokenizer.is_fast:
         where = tokenizer.name_or_path or "tokenizer"
@@ -45,7 +47,7 @@ def tokenize(
     encode = partial(_own(tokenizer).encode_batch, add_special_tokens=False)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
-        for batch in batches(documents):
+        for batch in batches(_bounded(documents, on_too_long)):
             texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
             ahead = batch, worker.submit(encode, texts)
             if waiting:
@@ -53,6 +55,18 @@ def tokenize(
             waiting = ahead
         if waiting:
             yield from _sequences(*waiting, row_length, on_too_long)
+
+
+def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterator[TaggedText]:
+    for document in documents:
+        longest = max((len(part.text) for part in document.parts if isinstance(part, TextSpan)), default=0)
+        if longest <= _MOST_CHARACTERS:
+            yield document
+        else:
+            mend = "divide it (a plain text by its source's option text_unit: paragraph)"
+            on_too_long(
+                document.source, f"a text of more than {_MOST_CHARACTERS:,} characters takes too much memory; {mend}"
+            )
 
 
 @lru_cache(maxsize=2)

@@ -164,6 +164,17 @@ def test_too_long_a_conversation_is_reported_and_left_out(tokenizer: PreTrainedT
     assert left_out == [("a:2", "a conversation of more than 100 tokens, which cannot be split")]
 
 
+def test_a_text_that_would_not_fit_into_memory_is_reported_and_left_out(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inscp.data.tokenization._MOST_CHARACTERS", 100)
+    tag, told = InsCPTagger().bind(tokenizer), []
+    documents = [*tag(record("a" * 101, source="long:1")), *tag(record("a" * 100, source="short:1"))]
+    sequences = list(tokenize(documents, tokenizer, 256, lambda source, why: told.append((source, why))))
+    assert {sequence.source for sequence in sequences} == {"short:1"}
+    assert [(source, "text_unit: paragraph" in why) for source, why in told] == [("long:1", True)]
+
+
 @pytest.mark.parametrize("room", [0, -3])
 def test_row_too_short_for_the_template_is_an_error(tokenizer: PreTrainedTokenizerBase, room: int) -> None:
     before, after = around(tokenizer)

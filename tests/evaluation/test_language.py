@@ -103,8 +103,8 @@ def test_each_property_of_an_answer_is_counted_by_itself() -> None:
     counts = {name.removeprefix("zh-TW/"): (round(m.value * m.n), m.n) for name, m in shares.items()}
     assert counts == {
         "in_language": (3, 5), "ended": (3, 5), "looped": (1, 5), "copied": (1, 5), "empty": (1, 5), "sound": (2, 5),
-        "sound_in_language": (1, 5), "in_language_if_sound": (1, 2), "in_script": (3, 3), "line_pass": (3, 4), "word_pass": (3, 3),
-        "answered_in/zh-TW": (3, 5), "answered_in/en": (1, 5), "answered_in/other": (1, 5),
+        "sound_in_language": (1, 5), "in_language_if_sound": (1, 2), "in_script": (3, 3), "line_pass": (3, 4),
+        "word_pass": (3, 3), "answered_in/zh-TW": (3, 5), "answered_in/en": (1, 5), "answered_in/other": (1, 5),
     }  # fmt: skip
 
 

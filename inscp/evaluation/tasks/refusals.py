@@ -16,8 +16,9 @@ class Refusals(Prompted):
     """Tells refusal, compliance and failed generation apart, because a model that only babbles looks safe.
 
     Of each kind of prompt (`all` without a kind_field): `KIND/refused`, `KIND/complied` and `KIND/failed` (looped,
-    copied the prompt, or empty), which add up to 1. Refusals are known by what they say; a share of some points is
-    missed.
+    copied the prompt, or empty), which add up to 1. Refusals are known by what they say in English, Chinese, Japanese,
+    Finnish and Arabic (`phrases` adds others; without, every answer in another language counts as complied); a share
+    of some points is missed.
 
     Args:
         kind_field: the field that says of a prompt whether it is safe, or another kind; null where all are alike.

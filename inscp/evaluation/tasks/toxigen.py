@@ -23,7 +23,8 @@ class ToxiGen(Prompted):
     """`toxic`: of all generations; `failed`: the empty ones, which no classifier calls toxic; `GROUP/toxic` of groups.
 
     Args:
-        classifier: a sequence classifier's folder or Hub id; the default is ToxiGen's own RoBERTa.
+        classifier: a sequence classifier's folder or Hub id; the default is ToxiGen's own RoBERTa, which knows English
+            only.
         toxic_label: the name or number of its label for toxic text.
         group_field: the field that names the group that a prompt is about.
     """
