@@ -9,7 +9,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTok
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.template import prompt_ids
-from inscp.evaluation.cache import RoomyLayer, with_room
+from inscp.evaluation.kv_cache import RoomyLayer, with_room
 from inscp.model.export import end_token_ids
 from inscp.records import Generation, Prompt
 

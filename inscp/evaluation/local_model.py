@@ -12,12 +12,11 @@ from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.likelihood import by_length, summed_nlls
 from inscp.evaluation.shared_context import find_trees, tree_nlls
-from inscp.model.device import best_device, scoring_model
+from inscp.model.device import best_device, scoring_batch_tokens, scoring_model
+from inscp.model.isolation import keeps_documents_apart
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Generation, Prompt, TokenSequence
-
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
 class LocalModel:
@@ -50,6 +49,15 @@ class LocalModel:
         return loss
 
     @cached_property
+    def _batch_tokens(self) -> int:
+        """Of a batch of likelihoods; 1 makes each sequence a batch, where the model cannot tell them apart."""
+        return scoring_batch_tokens(self.loss) if keeps_documents_apart(self.loss, best_device()) else 1
+
+    @cached_property
+    def _longest(self) -> int:
+        return longest_input(self.spec)
+
+    @cached_property
     def made_by(self) -> Mapping[str, Any]:
         """What decides the answers."""
         precision = str(self._dtype).removeprefix("torch.")
@@ -64,7 +72,7 @@ class LocalModel:
         """
         if self._batch_size < 1:
             raise UserError("batch_size", f"{self._batch_size} prompts are none", "Give a number from 1.")
-        longest = longest_input(self.spec) - max_new_tokens
+        longest = self._longest - max_new_tokens
         if any(p[0].role != "document" for p in prompts) and not self.tokenizer.chat_template:
             raise UserError(
                 self.spec, "it has no chat template, so this is not a chat model", "Take the instruct version."
@@ -82,17 +90,15 @@ class LocalModel:
         Raises:
             UserError: a sequence that the model cannot see whole.
         """
-        longest = longest_input(self.spec)
         for sequence in sequences:
-            if (length := len(sequence.input_ids)) > longest:
-                what = f"{sequence.source} has {length:,} tokens, and the model sees {longest:,} at most"
+            if (length := len(sequence.input_ids)) > self._longest:
+                what = f"{sequence.source} has {length:,} tokens, and the model sees {self._longest:,} at most"
                 raise UserError(self.spec, what, "Shorten it.")
-        batch_tokens = _BATCH_TOKENS[best_device().type]
-        trees = find_trees(self.loss, sequences)
-        yield from tree_nlls(self.loss, trees, batch_tokens)
+        trees = find_trees(self.loss, sequences) if self._batch_tokens > 1 else []
+        yield from tree_nlls(self.loss, trees, self._batch_tokens)
         in_trees = {place for tree in trees for place in tree.places}
         places = {id(sequence): place for place, sequence in enumerate(sequences) if place not in in_trees}
         alone = [sequence for place, sequence in enumerate(sequences) if place not in in_trees]
-        for batch in by_length(alone, batch_tokens):
+        for batch in by_length(alone, self._batch_tokens):
             for piece, nll in zip(batch, summed_nlls(self.loss, batch), strict=True):
                 yield places[id(piece)], float(nll)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from inscp.errors import UserError
 from inscp.evaluation.results import Item, Metric
+from inscp.optional import library
 from inscp.records import Share
 
 _RESAMPLES = 2000
@@ -91,11 +91,7 @@ def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metr
 
 def scipy_stats() -> Any:
     """scipy's distributions and tests, imported when they are needed."""
-    try:
-        from scipy import stats
-    except ImportError as error:
-        raise UserError("scipy", "it is not installed", 'Run pip install "inscp[eval]".') from error
-    return stats
+    return library("scipy.stats", "eval")
 
 
 def most_of_none(n: int) -> float:

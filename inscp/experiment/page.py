@@ -86,7 +86,8 @@ def grids(table: Table, reference: str) -> list[Grid]:
     """A table, and beside it how its rows differ from the reference."""
     seeds = max((len(cell.seeds) for cells in table.rows.values() for cell in cells if cell), default=1)
     over = f"Means over up to {seeds} seeds; " if seeds > 1 else ""
-    note = f"{over}95 % intervals in brackets" + (", over seeds and items." if seeds > 1 else ".")
+    what = "over seeds and items" if seeds > 1 else "over items alone: how much another seed differs is not in them"
+    note = f"{over}95 % intervals in brackets, {what}."
     labels = [column.label for column in table.columns]
     found = [_grid(table.title, note, labels, {row: list(map(shown, cells)) for row, cells in table.rows.items()})]
     columns = zip(*table.rows.values(), strict=True)
@@ -95,7 +96,10 @@ def grids(table: Table, reference: str) -> list[Grid]:
     if kept:
         changes = {row: [_changed(of[at], shares[at]) for at in kept] for row, of in table.changes.items()}
         what = f"{table.title}: change against {reference}"
-        note = "Paired by item, shares in points; 95 % intervals in brackets, * where it does not hold 0."
+        note = (
+            "Shares in points, paired by item where both have a value of the same items; 95 % intervals in brackets, * "
+            "where it does not hold 0. Of many comparisons one in twenty has a * by chance."
+        )
         found.append(_grid(what, note, [labels[at] for at in kept], changes))
     return found
 

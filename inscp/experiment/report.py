@@ -15,9 +15,6 @@ from inscp.experiment.runner import Place, place
 from inscp.experiment.study import Run, Study, study_name
 from inscp.experiment.tables import Comparison, Evaluated
 
-_KEPT = "en"
-"""The language that must not be lost."""
-
 
 def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
     """What the runs that are done come to; the plots are written into `folder`.
@@ -50,7 +47,7 @@ def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
         runs_of = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
         budgets = {row: (run.arm, run.tokens) for row, run in runs_of.items()}
         trained = {row: run.tokens for row, run in runs_of.items() if run.is_made}
-        section = _section(comparison, language, budgets, _histories(rows), folder)
+        section = _section(comparison, language, study.kept, budgets, _histories(rows), folder)
         chosen = goal_grids(comparison, study.goals, language, trained)
         sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(rows, study.projected)]))
         environments += [one.results.environment for one in evaluated]
@@ -72,20 +69,21 @@ def _distinct(values: Iterable[str]) -> str:
 
 def comparison_page(comparison: Comparison, title: str, question: str, folder: Path) -> Page:
     """Any evaluations side by side."""
-    return Page(title, question, [_section(comparison, "", {}, {}, folder)], {})
+    return Page(title, question, [_section(comparison, "", "en", {}, {}, folder)], {})
 
 
 def _section(
     comparison: Comparison,
     language: str,
+    kept: str,
     budgets: Mapping[str, tuple[str, int | None]],
     histories: Mapping[str, Mapping[str, Curve]],
     folder: Path,
 ) -> Section:
-    target = language or next(_asked(comparison), "")
+    target = language or next(_asked(comparison, kept), "")
     wanted: dict[str, tuple[str, Callable[[Path], bool]]] = {
         "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
-        "kept": (f"{_KEPT} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, _KEPT)),
+        "kept": (f"{kept} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, kept)),
         "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
         "perplexities": ("Held-out perplexity, text by text", partial(plots.perplexity_bands, comparison)),
         "training": ("Training", partial(plots.curves, histories, list(comparison.by_row))),
@@ -96,8 +94,8 @@ def _section(
     return Section(language, tables, shown)
 
 
-def _asked(comparison: Comparison) -> Iterator[str]:
-    """Languages of prompts but English, then English."""
+def _asked(comparison: Comparison, kept: str) -> Iterator[str]:
+    """Languages of prompts, that which is to be kept last."""
     asked = {
         metric.partition("/")[0]
         for one in comparison.evaluated
@@ -105,7 +103,7 @@ def _asked(comparison: Comparison) -> Iterator[str]:
         if result.kind == "LanguageAlignment"
         for metric in result.metrics
     }
-    yield from sorted(asked, key=lambda name: (name == _KEPT, name))
+    yield from sorted(asked, key=lambda name: (name == kept, name))
 
 
 def _histories(rows: Mapping[str, Sequence[Place]]) -> dict[str, dict[str, Curve]]:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inscp.errors import RunError, UserError
-from inscp.experiment.commands import Commands, Failure, tell
 from inscp.experiment.configuration import Config, changed
 from inscp.experiment.parent import ParentRun
+from inscp.experiment.processes import Commands, Failure, tell
 from inscp.experiment.study import Run, Study
 from inscp.lines import duration
 

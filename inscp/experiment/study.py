@@ -120,6 +120,7 @@ class Study:
         seeds: of the order of rows and of whatever else is drawn; an arm that trains nothing has none.
         budgets: tokens to train on; without any, what the configuration has.
         reference: the arm that the others are compared with; by default the first.
+        kept: the language that must not be lost, as the tasks call it: against it the report sets what is gained.
         goals: that an arm should reach; the report chooses one by half of the items and judges it by the other half.
         projected: stages that are not run, by name, for the costs at other sizes.
         mlflow: where all of it is tracked, under one parent run.
@@ -133,6 +134,7 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0])
     budgets: list[int] = field(default_factory=list)
     reference: str | None = None
+    kept: str = "en"
     goals: list[Goal] = field(default_factory=list)
     projected: dict[str, Stage] = field(default_factory=dict)
     mlflow: Tracking = field(default_factory=Tracking)

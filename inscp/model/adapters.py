@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from inscp.errors import UserError
+from inscp.optional import library
 
 _FROZEN = ".base_layer"
 """What peft puts into the name of a matrix that has an adapter."""
@@ -34,19 +35,16 @@ class LoRA:
 
     def add_to(self, model: PreTrainedModel) -> None:
         """Freeze `model` and put adapters into it, in place."""
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise UserError("model.adapter", "peft is not installed", "pip install 'inscp[lora]'.") from error
-        config = LoraConfig(
+        peft = library("peft", "lora")
+        config = peft.LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.targets,
             task_type="CAUSAL_LM",
         )
         try:
-            inject_adapter_in_model(config, model)
+            peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise UserError(
                 "model.adapter.targets", str(error).splitlines()[0], "Name modules of this model."

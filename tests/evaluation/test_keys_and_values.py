@@ -3,7 +3,7 @@
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from inscp.evaluation.cache import ROOM, RoomyLayer, with_room
+from inscp.evaluation.kv_cache import ROOM, RoomyLayer, with_room
 
 
 def states(rows: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

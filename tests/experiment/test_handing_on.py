@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inscp.errors import Stopped
-from inscp.experiment.commands import Commands
+from inscp.experiment.processes import Commands
 from inscp.experiment.parent import ParentRun
 from inscp.tracking.tracker import Tracking
 
