@@ -31,7 +31,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str = SYSTEM_FROM_TEMPLATE) -> None:
-        require_chat_template(tokenizer, mend=", or set data.tagger to PlainTagger")
+        require_chat_template(tokenizer, mend=", or PlainTagger as data.tagger and data.validation_tagger")
         self.tokenizer = tokenizer
         self.system = system
         after = self._between(("user", "assistant"))[-1]

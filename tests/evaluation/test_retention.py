@@ -110,3 +110,16 @@ def test_held_out_texts_are_the_same_ones_in_another_folder(tmp_path: Path, tiny
         found.append([item.id for item in task.items(subject)])
     assert found[0] == found[1]
     assert len(set(found[0])) == len(TEXTS)
+
+
+def test_a_base_model_is_measured_on_the_text_alone(tmp_path: Path, tiny_model_folder: str) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_folder, base)
+    (base / "chat_template.jinja").unlink()
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    task = Retention(held_out={"x": str(tmp_path / "texts.jsonl")})
+    subject = Subject(LocalModel(str(base), torch.float32, 64), tmp_path / "results.items", lambda *_: lambda: None)
+    items = task.items(subject)
+    tokens = [len(load_tokenizer(str(base))(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
+    weights = [item.weights["held_out/x/loss"] for item in items]
+    assert all(abs(weight - count) <= 1 for weight, count in zip(weights, tokens, strict=True))

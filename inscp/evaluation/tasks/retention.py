@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
-from inscp.data.tagging import InsCPTagger
+from inscp.data.tagging import InsCPTagger, PlainTagger
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
@@ -32,9 +32,10 @@ class Retention(Task):
     """Held-out perplexity, and how far the model's answers are from the original's.
 
     `held_out/SET/perplexity` and `/loss` (nats a token) of text in the assistant's place after an empty user turn, as
-    the training's own validation. Where there are prompts and an original: `kl`, the Kullback-Leibler divergence
-    KL(original || model) in nats a token over the original's greedy answers; `agreement`, the share of the original's
-    greedy tokens that come before the first one that differs; and `same_answer`.
+    the training's own validation; of a base model, which has no chat template, of the text alone. Where there are
+    prompts and an original: `kl`, the Kullback-Leibler divergence KL(original || model) in nats a token over the
+    original's greedy answers, without the end of the turn; `agreement`, the share of the original's greedy tokens that
+    come before the first one that differs; and `same_answer`.
 
     Args:
         held_out: held-out sets by name, each a source, as in `data.validation`.
@@ -81,7 +82,8 @@ class Retention(Task):
         return origin.original if origin else self.original
 
     def _held_out(self, subject: Subject, name: str, given: str | Source) -> list[Item]:
-        tag = InsCPTagger(loss="response").bind(subject.tokenizer)
+        tagger = InsCPTagger(loss="response") if subject.tokenizer.chat_template else PlainTagger()
+        tag = tagger.bind(subject.tokenizer)
         documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(subject.spec))
         pieces = [piece for piece in tokenize(documents, subject.tokenizer, longest, _refuse) if piece.n_targets]
