@@ -12,7 +12,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,8 +66,7 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(spec, "not a model", "Give a model's folder, a .gguf file or a Hub id.")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
         folder = cache_folder("models") / f"{model_name(spec)}-{digest[:12]}"
         return str(made_once(folder, lambda partial: _import_gguf(path, partial))), None
     if path.is_dir():
@@ -79,6 +78,13 @@ def resolve(spec: str) -> tuple[str, str | None]:
         mend = "Give a model's folder, a .gguf file, a Hub id (org/name, org/name@revision) or pypi:…"
         raise UserError(spec, "no such model", mend)
     return hub["id"], hub["revision"]
+
+
+@cache
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Once for a file as it is: it has gigabytes, and a training asks for its model many times."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
@@ -161,10 +167,29 @@ def _code(spec: str) -> dict[str, Any]:
     return {"trust_remote_code": True, "code_revision": revision}
 
 
+def require_dense(spec: str) -> None:
+    """Whether the weights are what is multiplied with: quantized ones (FP8, GPTQ, AWQ, …) are it times their scales.
+
+    Raises:
+        UserError: they are quantized.
+    """
+    config = _config(spec)
+    for part in (config, config.get_text_config()):
+        if found := getattr(part, "quantization_config", None):
+            method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+            what = f"its weights are quantized ({method or 'by an unnamed method'}), and cannot be trained or merged"
+            raise UserError(spec, what, "Take the model's bf16 version.")
+
+
 def weights_folder(spec: str) -> Path:
-    """The folder that holds a model's safetensors files, downloaded where it is on the Hub."""
+    """The folder that holds a model's safetensors files, downloaded where it is on the Hub.
+
+    Raises:
+        UserError: they are quantized; see `require_dense`.
+    """
     from huggingface_hub import snapshot_download
 
+    require_dense(spec)
     path, revision = resolve(spec)
     if Path(path).is_dir():
         return Path(path)

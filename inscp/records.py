@@ -186,13 +186,13 @@ class Candidate:
 
     Attributes:
         record: as read, or as a filter has changed it.
-        path: the name of its source.
+        source: the name of the source that it was read from.
         n_tokens: of its texts; of its answers alone where answers were scored.
         nll: their summed negative log-likelihood in nats; None without scores.
     """
 
     record: Record
-    path: str
+    source: str
     n_tokens: int
     nll: float | None = None
 

@@ -1,5 +1,6 @@
-"""Code that comes with a model runs only where its name asks for it."""
+"""Which models are taken, and how often their files are read; a model's own code runs only where it is asked for."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +9,17 @@ import pytest
 import torch
 from transformers import dynamic_module_utils
 
+from inscp import pretrained
 from inscp.errors import UserError
-from inscp.pretrained import empty_model, load_model, model_name, resolve, weights_fingerprint
+from inscp.pretrained import (
+    empty_model,
+    load_model,
+    model_name,
+    require_dense,
+    resolve,
+    weights_fingerprint,
+    weights_folder,
+)
 
 CODE = """
 from pathlib import Path
@@ -83,3 +93,29 @@ def test_models_in_the_same_place_are_told_apart_wherever_they_differ(tmp_path: 
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
     found.append(weights_fingerprint(str(tmp_path)))
     assert len(set(found)) == 3
+
+
+def test_quantized_weights_are_not_taken_for_dense_ones(tmp_path: Path, tiny_model_folder: str) -> None:
+    require_dense(tiny_model_folder)
+    folder = tmp_path / "quantized"
+    shutil.copytree(tiny_model_folder, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
+    for read in (require_dense, weights_folder):
+        with pytest.raises(UserError, match=r"quantized: its weights are quantized \(fp8\).*bf16 version"):
+            read(str(folder))
+
+
+def test_a_gguf_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, reads = tmp_path / "model.gguf", []
+    file_digest = hashlib.file_digest
+    monkeypatch.setattr(pretrained, "_import_gguf", lambda _, folder: (folder / "config.json").write_text("{}"))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: reads.append(1) or file_digest(*given))
+    found = []
+    for content in (b"one", b"one", b"another"):
+        if not file.exists() or file.read_bytes() != content:
+            file.write_bytes(content)
+        found.append(resolve(str(file))[0])
+    assert len(reads) == 2
+    assert found[0] == found[1] != found[2]

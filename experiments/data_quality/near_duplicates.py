@@ -40,9 +40,7 @@ def measure(n: int) -> None:
     """Print one line of the table."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.perf_counter()
-    one, texts = NearDuplicates(), Texts(n)
-    one.prepare(texts)
-    dropped = sum(isinstance(one.judge(candidate), Drop) for candidate in texts)
+    dropped = sum(isinstance(verdict, Drop) for _, verdict in NearDuplicates().verdicts(Texts(n)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"| {n:,} | {time.perf_counter() - start:,.0f} s | {peak:.2f} GiB | {before:.2f} GiB | {dropped / n:.2%} |",

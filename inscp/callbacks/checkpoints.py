@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from inscp.callbacks.steps import ends_step
+from inscp.callbacks.throughput import untimed
 from inscp.errors import RunError, UserError
 from inscp.model.checkpoint import (
     CheckpointWriter,
@@ -31,7 +33,7 @@ class Checkpoints(Checkpoint):
 
     Args:
         dirpath: where to; by default `checkpoints` in the run's folder. Give one that outlives the machine where the
-            machine may be taken away.
+            machine may be taken away; a training begins only in one that has no checkpoints of another training.
         every_n_steps: optimizer steps between two checkpoints; null writes none but those of `monitor`.
         keep_last: so many of the newest are kept; 2, so that a damaged one costs little.
         monitor: a metric (`val/zh_tw/loss`); a checkpoint is also written behind every validation.
@@ -72,8 +74,9 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if is_step and self._every_n_steps and trainer.global_step % self._every_n_steps == 0:
+        if not ends_step(trainer, batch_idx):
+            return
+        if self._every_n_steps and trainer.global_step % self._every_n_steps == 0:
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,7 +85,7 @@ class Checkpoints(Checkpoint):
         if self._monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
             raise UserError("checkpoint.monitor", f"there is no {self._monitor}", f"Take one of: {known}.")
-        if (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:  # else inside a step
+        if ends_step(trainer, trainer.fit_loop.batch_idx):  # else inside a step
             self.save(trainer, mark={_METRIC: {self._monitor: float(trainer.callback_metrics[self._monitor])}})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,6 +105,10 @@ class Checkpoints(Checkpoint):
         Returns:
             What went wrong; empty where nothing did.
         """
+        with untimed(trainer):
+            return self._save(trainer, wait, mark)
+
+    def _save(self, trainer: Trainer, wait: bool, mark: Mapping[str, Any] | None) -> str:
         path = step_folder(self.folder, trainer.global_step)
         self._finish(trainer)
         is_there = trainer.strategy.broadcast(path.exists())

@@ -92,5 +92,5 @@ class TrainingCost(Callback):
 
 
 def _ranks(trainer: Trainer) -> int:
-    """That see different rows, equally full ones."""
+    """How many ranks see different rows. The first one's FLOPs stand for each: their rows are about equally full."""
     return int(trainer.datamodule.ranks[0])  # type: ignore[attr-defined]

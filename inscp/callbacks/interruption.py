@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.steps import ends_step
 from inscp.errors import Stopped
 from inscp.tracking.tracker import tracker_of
 
@@ -20,7 +21,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class Interruption(Callback):
     """Saves and stops at SIGTERM, at SIGUSR1 (SLURM's usual warning before the end) and at the first Ctrl-C.
 
-    Whichever rank is told, all stop behind the same step. A second Ctrl-C ends at once.
+    Whichever rank is told, all stop behind the same step; behind the last one the training ends as if nothing had been
+    told, with its model exported. A second Ctrl-C ends at once.
 
     Args:
         checkpoints: writes the checkpoint.
@@ -41,7 +43,7 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return
         received = torch.tensor(self._received, device=trainer.strategy.root_device)
         number = int(trainer.strategy.reduce(received, reduce_op="max"))
@@ -85,5 +87,7 @@ class Interruption(Callback):
                     self._trainer.strategy.launcher.kill(signal.SIGKILL)
                 os._exit(130)
             if self._trainer.is_global_zero:
-                os.write(2, b"\nstopping behind this step, with a checkpoint; Ctrl-C again ends at once\n")
+                os.write(
+                    2, b"\nstopping behind this step, with a checkpoint, or the export; Ctrl-C again ends at once\n"
+                )
         self._received = number

@@ -7,6 +7,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from inscp.callbacks.steps import ends_step
 from inscp.lines import SECONDS_BETWEEN_LINES, duration
 
 
@@ -49,8 +50,7 @@ class PlainProgress(Callback):
         now, step = time.monotonic(), trainer.global_step
         steps = trainer.datamodule.total_steps  # type: ignore[attr-defined]
         is_due = now - self._told >= SECONDS_BETWEEN_LINES or step == steps
-        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not (is_due and is_step and trainer.is_global_zero):
+        if not (is_due and ends_step(trainer, batch_idx) and trainer.is_global_zero):
             return
         self._told = now
         left = (now - self._started) / max(1, step - self._first_step) * (steps - step)

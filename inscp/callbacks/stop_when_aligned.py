@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from inscp.callbacks.throughput import tokens_seen
+from inscp.callbacks.steps import ends_step
+from inscp.callbacks.throughput import tokens_seen, untimed
 from inscp.errors import UserError
 from inscp.evaluation.generation import generate
 from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
@@ -40,8 +41,8 @@ class StopWhenAligned(Callback):
         every_n_tokens: training tokens between two measurements, which are taken behind a step.
         alignment: target for the share of sound answers (no loop, no copy, not empty) that are in the language.
         ended: target for the share of answers that end their turn.
-        tolerance: a gain of more than this is one.
-        patience: measurements in a row without a gain in either.
+        tolerance: a share must rise by more than this to count as a gain.
+        patience: so many measurements in a row must bring no gain in either of the two shares.
         retention: floor for the share of answers in each of the other languages that are in it.
         max_prompts: ask only so many, spread evenly over the file.
         max_new_tokens: responses are cut there.
@@ -81,12 +82,13 @@ class StopWhenAligned(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not self._prompts or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not (self._prompts and ends_step(trainer, batch_idx)):
             return
         tokens = tokens_seen(trainer)
         if tokens // self._every == self._asked_at // self._every:
             return
-        measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # which all ranks have asked for
+        with untimed(trainer):
+            measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # which all ranks have asked for
         self._history.append({"step": trainer.global_step, "tokens": tokens, "measures": measures})
         if tracker := tracker_of(trainer):
             tracker.log_at(_flat(measures), trainer.global_step)
@@ -139,7 +141,7 @@ class StopWhenAligned(Callback):
         write_whole(self.folder / ALIGNMENT_FILE, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history}
+        return {"history": list(self._history)}  # an asynchronous checkpoint is written when there may be more
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._history = list(state_dict["history"])

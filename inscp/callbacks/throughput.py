@@ -1,12 +1,15 @@
 """How fast the training is: tokens a second, model FLOPs utilisation, peak memory."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from inscp.cost.devices import matrix_rate
+from inscp.callbacks.steps import ends_step
+from inscp.cost.devices import device_name, find_device, matrix_rate
 from inscp.cost.flops import ModelSize, Work, training_flops
 from inscp.cost.ledger import peak_memory_gib
 from inscp.model.module import InsCPModule
@@ -19,56 +22,115 @@ def tokens_seen(trainer: Trainer) -> int:
     return next(callback.tokens for callback in trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
 
 
+@contextmanager
+def untimed(trainer: Trainer) -> Iterator[None]:
+    """What is done inside, between two steps, counts as no time of the training."""
+    clocks = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
+    for clock in clocks:
+        clock.pause(trainer)
+    try:
+        yield
+    finally:
+        for clock in clocks:
+            clock.go_on(trainer)
+
+
 class Throughput(Callback):
     """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `memory/peak_gib` at every optimizer step.
 
     And the peak memory of each rank (`memory/rank_0/…`), when the weights are loaded and at the end.
 
-    Tokens are those that are not padding, of all ranks. Time is that of training steps; validation and saving are
-    left out. Utilisation is the FLOPs of `inscp.cost.flops` (forward and backward; attention, which is little in short,
-    isolated documents, and what is computed again are left out) over the rate that a 2048-cubed product of the
-    training's precision reaches on this device, measured at the start.
+    Tokens are those that are not padding, of all ranks. A step's time goes from the end of the step before (of the
+    first, from when its rows are there) to its own: waiting for rows, forward and backward passes, the update, logging.
+    Validation, checkpoints and the questions of `stop_when_aligned` are left out.
+
+    Utilisation (MFU) is the FLOPs of `inscp.cost.flops` (forward and backward; attention, which is little in short,
+    isolated documents, and what is computed again are left out) over the devices' peak. That is the rated one of
+    dense bf16 products where the training computes in bf16 on a device of `inscp.cost.devices.DEVICES`; else what a
+    2048-cubed product of the training's precision reaches there, measured at the start. The parameter `mfu_peak` of
+    the MLflow run says which, and how much.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._seconds = 0.0
-        self._started = 0.0
+        self._step_began: float | None = None
+        self._paused = 0.0
         self._flops_per_token = 0.0
         self._peak = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         self._flops_per_token = training_flops(ModelSize.of(pl_module.model), Work(tokens=1))
-        dtype = torch.bfloat16 if str(trainer.precision).startswith("bf16") else torch.float32
-        self._peak = matrix_rate(pl_module.device, dtype) * trainer.world_size
+        peak, source = peak_rate(pl_module.device, is_bf16=str(trainer.precision).startswith("bf16"))
+        self._peak = peak * trainer.world_size
+        if tracker := tracker_of(trainer):
+            tracker.log_hyperparams({"mfu_peak": source})
         _log_memory(trainer, "loaded_gib")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _log_memory(trainer, "peak_gib")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._started = time.perf_counter()
+        if self._step_began is None:
+            self._step_began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        self._seconds += time.perf_counter() - self._started
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return
+        assert self._step_began is not None
+        now = time.perf_counter()
         self.tokens += batch.step_tokens
-        rate = batch.step_tokens / self._seconds
-        self._seconds = 0.0
+        rate = batch.step_tokens / (now - self._step_began)
+        self._step_began = now
         pl_module.log("train/tokens_per_second", rate)
         pl_module.log("train/tokens", float(self.tokens))
         pl_module.log("train/mfu", rate * self._flops_per_token / self._peak)
         pl_module.log("memory/peak_gib", peak_memory_gib(pl_module.device))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.pause(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.go_on(trainer)
+
+    def pause(self, trainer: Trainer) -> None:
+        """Stop the clock when the device has done what was asked of it."""
+        self._paused = _device_time(trainer)
+
+    def go_on(self, trainer: Trainer) -> None:
+        """Start the clock again when the device has done what was asked of it since."""
+        if self._step_began is not None:
+            self._step_began += _device_time(trainer) - self._paused
 
     def state_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.tokens = state_dict["tokens"]
+
+
+def peak_rate(device: torch.device, is_bf16: bool) -> tuple[float, str]:
+    """FLOPs a second by which the utilisation of one device is measured, and where they are from, for people.
+
+    Args:
+        device: that trains.
+        is_bf16: whether it multiplies in bf16; else in fp32, for which no rate is known.
+    """
+    rated = find_device(device_name(device)) if is_bf16 else None
+    if rated:
+        return rated.flops, f"{rated.flops / 1e12:g} TFLOP/s, rated ({rated.name})"
+    rate = matrix_rate(device, torch.bfloat16 if is_bf16 else torch.float32)
+    return rate, f"{rate / 1e12:.3g} TFLOP/s, measured"
+
+
+def _device_time(trainer: Trainer) -> float:
+    """Seconds, when the device has done what was asked of it."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _log_memory(trainer: Trainer, name: str) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import psutil
 import torch
 
-from inscp.commands.fit import InsCPCLI, best_precision
+from inscp.commands.fit import InsCPCLI
 from inscp.commands.machine import cpu_memory, free_disk, gib, report
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
 from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
 from inscp.model.module import InsCPModule
+from inscp.model.precision import best_precision
 from inscp.model.strategies import FSDP2, strategy_for
 from inscp.pretrained import model_name
 

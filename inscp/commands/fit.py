@@ -2,13 +2,15 @@
 
 import re
 import sys
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,19 +21,29 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.cost import TrainingCost, training_cost
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.interruption import Interruption
+from inscp.callbacks.last_validation import LastValidation
 from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
 from inscp.commands.parser import NoSubConfigs, OneLineErrors
 from inscp.commands.quiet import quiet
-from inscp.commands.resume import CHECKPOINTS, CONFIG, has_newer, new_folder, newest_checkpoint, same_training
+from inscp.commands.resume import (
+    CHECKPOINTS,
+    CONFIG,
+    has_newer,
+    new_folder,
+    newest_checkpoint,
+    require_no_others,
+    require_same_training,
+    same_training,
+)
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError
 from inscp.model.checkpoint import FOLDER_KEY, TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
-from inscp.model.precision import multiplies_bf16
+from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
@@ -46,6 +58,9 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "default_root_dir": "outputs",
 }
+
+_PRECISIONS = (None, "bf16-mixed", "bf16", "32-true", "32", 32)
+"""Those that train, under all their names; None takes `best_precision`."""
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -77,12 +92,26 @@ def _leave_together() -> None:
         dist.destroy_process_group()
 
 
+def _require_offered(trainer: Mapping[str, Any]) -> None:
+    """See that the trainer's section asks for nothing that is decided elsewhere or would train badly.
+
+    Raises:
+        UserError: it does.
+    """
+    if trainer["max_epochs"] != 1:
+        mend = "Leave it, and set data.epochs or data.token_budget."
+        raise UserError("trainer.max_epochs", "the length of a training is a matter of the data", mend)
+    if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
+        mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
+        raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
+
+
 class TrainingParser(NoSubConfigs, OneLineErrors, LightningArgumentParser):
     """Parser of the commands that take a training configuration."""
 
 
 class LogConfig(SaveConfigCallback):
-    """Keeps the whole configuration in the run's folder and as an MLflow artifact."""
+    """Keeps the whole configuration in the run's folder, in every checkpoint, and as an MLflow artifact."""
 
     def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
         super().__init__(*args, save_to_log_dir=False, **kwargs)
@@ -91,14 +120,20 @@ class LogConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / CONFIG).write_text(self._text, "utf-8")
+        if tracker := tracker_of(trainer):
+            tracker.log_text(self._text, CONFIG)
+            tracker.note_run(self._folder)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG] = self._text
+
+    @cached_property
+    def _text(self) -> str:
         # Without the arguments of this one call, so that every command takes the file.
         config = {key: value for key, value in self.config.items() if key not in ("ckpt_path", "weights_only")}
-        text = self.parser.dump(Namespace(config), skip_none=False)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / CONFIG).write_text(text, "utf-8")
-        if tracker := tracker_of(trainer):
-            tracker.log_text(text, CONFIG)
-            tracker.note_run(self._folder)
+        return str(self.parser.dump(Namespace(config), skip_none=False))
 
 
 class InsCPCLI(LightningCLI):
@@ -140,46 +175,57 @@ class InsCPCLI(LightningCLI):
         parser.add_lightning_class_args(StopWhenAligned, "stop_when_aligned")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments("model.pretrained", "data.pretrained", apply_on="instantiate")
+        parser.link_arguments("trainer.max_steps", "data.max_steps")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
         name = run_name(self.model, self.datamodule)
         given = self._get(self.config_init, "trainer")
-        if given["max_epochs"] != 1:
-            mend = "Leave it, and set data.epochs or data.token_budget."
-            raise UserError("trainer.max_epochs", "the length of a training is a matter of the data", mend)
-        if given["precision"] in ("16-mixed", "16-true", 16, "16"):
-            raise UserError("trainer.precision", "fp16 overflows in the loss's sums", "Take bf16-mixed or 32-true.")
+        _require_offered(given)
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
+        self.tracker = self._open_tracker(name) if given["logger"] is None else None
+        if given["logger"] is None:
+            kwargs["logger"] = self.tracker or False
+        given["callbacks"] = [*(given["callbacks"] or []), *self._callbacks()]
+        given["enable_progress_bar"] = sys.stderr.isatty()
+        # The rows end there: Lightning would not enter its loop, and export nothing, where as many steps lie behind.
+        given["max_steps"] = -1
+        if SLURMEnvironment.detect():  # the signal is ours; the recipe puts the job back into the queue
+            given["plugins"] = [*(given["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
+        self.save_config_kwargs = {"folder": self.folder}
+        strategy = strategy_for(given["strategy"], given["accelerator"], given["devices"], given["num_nodes"])
+        precision = given["precision"] or best_precision()
+        return super().instantiate_trainer(precision=precision, strategy=strategy, **kwargs)
+
+    def _open_tracker(self, name: str) -> MLflowTracker | None:
         tracking: Tracking = self._get(self.config_init, "mlflow")
         earlier = read_about(self._resumed)[TRACKING_KEY] if self._resumed and self.subcommand == "fit" else None
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
-        wanted = tracking.enabled and starts_run and given["logger"] is None
-        self.tracker = MLflowTracker(tracking, name, provenance_tags(), earlier) if wanted else None
-        if self.tracker:
-            self.tracker.unsent_folder = self.folder
+        if not (tracking.enabled and starts_run):
+            return None
+        tracker = MLflowTracker(tracking, name, provenance_tags(), earlier)
+        tracker.unsent_folder = self.folder
+        return tracker
+
+    def _callbacks(self) -> list[Callback]:
+        """Those of every run; Lightning puts BeforeAfter, StopWhenAligned and, last of all, Checkpoints behind them."""
+        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
         before_after.folder, before_after.goes_on = self.model_folder, self._resumed is not None
         self._get(self.config_init, "stop_when_aligned").folder = self.folder
         provenance, throughput = Provenance(self.folder), Throughput()
-        given["callbacks"] = [
-            *(given["callbacks"] or []),
+        # In this order. Throughput and TrainingCost count a step before Interruption and Checkpoints keep the counts
+        # and before StopWhenAligned asks for `tokens_seen`. At the end LastValidation measures what TrainingCost counts
+        # and ExportAtEnd tells, and Interruption listens until the export is done, which a signal would break off.
+        return [
             provenance,
             throughput,
+            LastValidation(),
             TrainingCost(self._get(self.config_init, "cost"), throughput),
-            Interruption(self._get(self.config_init, "checkpoint")),
-            ExportAtEnd(self.model_folder, provenance, self._get(self.config_init, "checkpoint")),
+            ExportAtEnd(self.model_folder, provenance, checkpoints),
+            Interruption(checkpoints),
             progress(),
         ]
-        given["enable_progress_bar"] = sys.stderr.isatty()
-        if SLURMEnvironment.detect():  # the signal is ours; the recipe puts the job back into the queue
-            given["plugins"] = [*(given["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
-        self.save_config_kwargs = {"folder": self.folder}
-        if given["logger"] is None:
-            kwargs["logger"] = self.tracker or False
-        strategy = strategy_for(given["strategy"], given["accelerator"], given["devices"], given["num_nodes"])
-        precision = given["precision"] or best_precision()
-        return super().instantiate_trainer(precision=precision, strategy=strategy, **kwargs)
 
     def _find_folder(self, runs: Path) -> None:
         """Decide what the training goes on from and where the run's files lie.
@@ -189,9 +235,12 @@ class InsCPCLI(LightningCLI):
         """
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         given = self._get(self.config_init, "ckpt_path")
+        is_given = checkpoints.is_given_folder
         if given == "last":
-            is_given = checkpoints.is_given_folder
-            found = newest_checkpoint([checkpoints.folder] if is_given else same_training(runs, self._plain_config()))
+            config = self._plain_config()
+            found = newest_checkpoint([checkpoints.folder] if is_given else same_training(runs, config))
+            if found and is_given:
+                require_same_training(found, config)
             self.config_init[self.subcommand]["ckpt_path"] = found and str(found)
         else:
             found = Path(given) if given else None
@@ -203,10 +252,12 @@ class InsCPCLI(LightningCLI):
                 raise Stopped(f"this training has ended; its model is {before / 'model'}", 0)
             if is_ended or has_newer(found, before):  # what came behind it then is left as it is
                 before = None
+        if is_given and self.subcommand == "fit":
+            require_no_others(checkpoints.folder, found if before else None)
         is_made_here = self.subcommand == "fit" and not getattr(rank_zero_only, "rank", 0)  # others write nothing
         self.folder = before or (new_folder(runs) if is_made_here else runs)
         self.model_folder = self.folder / "model"
-        if not checkpoints.is_given_folder:
+        if not is_given:
             checkpoints.folder = self.folder / CHECKPOINTS
 
     def _plain_config(self) -> dict[str, Any]:
@@ -236,8 +287,3 @@ class InsCPCLI(LightningCLI):
         if tracker:
             lines.append(f"  {tracker.viewing}")
         print("\n".join(lines))
-
-
-def best_precision() -> str:
-    """bf16 mixed where the hardware multiplies in bf16, else fp32."""
-    return "bf16-mixed" if multiplies_bf16() else "32-true"

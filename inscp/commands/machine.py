@@ -10,7 +10,8 @@ import psutil
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from inscp.commands.fit import TRAINER_DEFAULTS, best_precision
+from inscp.commands.fit import TRAINER_DEFAULTS
+from inscp.model.precision import best_precision
 from inscp.paths import cache_folder
 
 _CGROUPS = (

@@ -13,10 +13,12 @@ import yaml
 
 from inscp.errors import UserError
 from inscp.experiment.configuration import without
-from inscp.model.checkpoint import whole_checkpoints
+from inscp.model.checkpoint import read_about, whole_checkpoints
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
-"""What a run's folder calls its whole configuration, and the folder of its checkpoints."""
+"""What a run's folder calls its whole configuration (a checkpoint too), and the folder of its checkpoints."""
+
+_DIRPATH = "checkpoint.dirpath"
 
 _DECIDE = ("seed_everything", "model", "data")
 _NO_MATTER = (
@@ -64,6 +66,34 @@ def same_training(runs: Path, config: Mapping[str, Any]) -> list[Path]:
         else:
             found.append(folder)
     return found
+
+
+def require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
+    """See that a checkpoint in a given folder is of the training of this configuration.
+
+    Raises:
+        UserError: it is of another one.
+    """
+    kept = yaml.safe_load(read_about(checkpoint).get(CONFIG, "{}"))
+    if other := next(_differing(_deciding(kept), _deciding(config)), None):
+        what = f"{checkpoint} is of a training with another {other}"
+        raise UserError(_DIRPATH, what, f"Give a folder of its own, or --ckpt_path {checkpoint} to go on from it.")
+
+
+def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
+    """See that a given folder holds no checkpoints but those of the training that goes on: the others would go.
+
+    Args:
+        folder: of the checkpoints.
+        goes_on_from: the training's newest checkpoint, there or elsewhere; None where a training of its own begins.
+
+    Raises:
+        UserError: it does.
+    """
+    whole, _ = whole_checkpoints(folder)
+    if whole and not (goes_on_from and whole[0].samefile(goes_on_from)):
+        what = f"{whole[0]} is there, which this training does not go on from"
+        raise UserError(_DIRPATH, what, "Give a folder of its own, or go on from the newest: --ckpt_path last.")
 
 
 def _read(file: Path) -> Any:

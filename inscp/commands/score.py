@@ -1,11 +1,12 @@
 """`score`: the perplexity of every record under a model; on any number of ranks, and resumable."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read
 from inscp.errors import UserError
 from inscp.lines import Lines, tell_skipped
 from inscp.model.allocator import keep_freed_memory
-from inscp.model.device import attention_for, best_device, scoring_model
+from inscp.model.device import attention_for, best_device, scoring_batch_tokens, scoring_model
+from inscp.model.isolation import require_isolation
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import InferencePrecision, inference_dtype
@@ -32,8 +34,6 @@ from inscp.records import Record
 from inscp.selection.candidates import bounded
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
 from inscp.selection.scores import ScoreFolder, summary
-
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -67,59 +67,41 @@ def score(
         out: the folder that gets the scores, as Parquet.
         given: what the text follows: nothing (`text`), the template with an empty user turn (`template`), or its
             prompt (`response`).
-        window: tokens that the model sees at once.
-        overlap: tokens of context that a later window of a long record repeats; by default 256, at most half a window.
-        batch_tokens: tokens a forward pass; by default 4096 on a CPU and 32768 on a GPU.
-        precision: bf16 where the hardware multiplies in it, else fp32.
+        window: how many tokens the model sees at once.
+        overlap: how many tokens of context a later window of a long record repeats; by default 256, at most half the
+            window.
+        batch_tokens: the most tokens in a forward pass; by default 4096 on a CPU and 32768 on a GPU.
+        precision: the number format that the model computes in; by default bf16 where the hardware multiplies in it,
+            else fp32.
         max_characters: a longer record is a bad one.
         on_bad_record: stop, or skip and count.
         shard_model: spread the model over the ranks (FSDP2), where it does not fit one.
-        cost: what is counted of its cost, and at which prices.
+        cost: which costs of the scoring are counted, and at which prices.
     """
     rank, ranks = _join_ranks()
     sources = as_sources(data)
-
-    def read(reports: list[ReadReport]) -> Iterator[Chunk]:
-        return chunks(sources, max_characters, on_bad_record, reports)
-
+    read = partial(chunks, sources, max_characters, on_bad_record)
     reports = [ReadReport() for _ in sources]
     sizes = {chunk.place: chunk.characters for chunk in read(reports)}  # what is bad is found before anything is loaded
     tokenizer = load_tokenizer(model)
     window = min(window, longest_input(model))
     scoring = Scoring(given, window, min(256, window // 2) if overlap is None else overlap)
-    scoring.tag(tokenizer)
+    scoring.tag(tokenizer)  # a template that does not fit is an error before the weights are loaded
     dtype = inference_dtype(precision)
-    made_by = {
-        "model": model, "weights": weights_fingerprint(model),
-        "given": given, "window": scoring.window, "overlap": scoring.overlap,
-        "precision": "bf16" if dtype == torch.bfloat16 else "fp32", "max_characters": max_characters,
-        "sources": [{"name": s.name, "path": s.path, "fingerprint": source_fingerprint(s)} for s in sources],
-    }  # fmt: skip
-    if rank == 0:
-        ScoreFolder.create(Path(out), made_by)
-    if ranks > 1:
-        dist.barrier()
-    folder = ScoreFolder.create(Path(out), made_by)
+    folder = _shared_folder(Path(out), _made_by(model, scoring, dtype, max_characters, sources), rank, ranks)
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
     running, counter = cost.start(*_devices(ranks)) if cost.enabled and rank == 0 else None, WorkCounter()
     if todo or shard_model:
         loss = _loss(model, dtype, shard_model)
+        require_isolation(loss, model, best_device())
         counter.watch(loss.model)
-        scorer = Scorer(loss, tokenizer, scoring, batch_tokens or _BATCH_TOKENS[best_device().type], shard_model)
+        scorer = Scorer(loss, tokenizer, scoring, batch_tokens or scoring_batch_tokens(loss), shard_model)
         lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
-        for chunk in read([ReadReport() for _ in sources]):
-            if chunk.place in todo:
-                unscored = ReadReport()
-                unusable = partial(bad_record, on_bad_record=on_bad_record, report=unscored)
-                scores = scorer.score(chunk.records, unusable, partial(lines.advance, chunk.characters))
-                folder.write(*chunk.place, scores, unscored.skipped)
-        scorer.finish()
-    work = torch.tensor([counter.tokens, counter.flops], dtype=torch.float64)
-    if ranks > 1:
-        dist.all_reduce(work)
-        dist.destroy_process_group()
+        mine = (chunk for chunk in read([ReadReport() for _ in sources]) if chunk.place in todo)
+        _score_chunks(scorer, mine, folder, on_bad_record, lines)
+    work = _leave_ranks(counter, ranks)
     if rank == 0:
-        _tell(folder, reports, running.stop(int(work[0]), float(work[1])) if running else None)
+        _tell(folder, reports, running.stop(*work) if running else None)
 
 
 @dataclass(frozen=True)
@@ -164,8 +146,38 @@ def _join_ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), ranks
 
 
+def _leave_ranks(counter: WorkCounter, ranks: int) -> tuple[int, float]:
+    """Tokens and FLOPs of all ranks together; what they still had to do together is done."""
+    work = torch.tensor([counter.tokens, counter.flops], dtype=torch.float64)
+    if ranks > 1:
+        dist.all_reduce(work)
+        dist.destroy_process_group()
+    return int(work[0]), float(work[1])
+
+
+def _made_by(
+    model: str, scoring: Scoring, dtype: torch.dtype, max_characters: int, sources: list[Source]
+) -> dict[str, Any]:
+    """Everything that decides the scores."""
+    return {
+        "model": model, "weights": weights_fingerprint(model),
+        "given": scoring.given, "window": scoring.window, "overlap": scoring.overlap,
+        "precision": "bf16" if dtype == torch.bfloat16 else "fp32", "max_characters": max_characters,
+        "sources": [{"name": s.name, "path": s.path, "fingerprint": source_fingerprint(s)} for s in sources],
+    }  # fmt: skip
+
+
+def _shared_folder(out: Path, made_by: dict[str, Any], rank: int, ranks: int) -> ScoreFolder:
+    """The folder of the scores, which the first rank makes before the others look."""
+    if rank == 0:
+        ScoreFolder.create(out, made_by)
+    if ranks > 1:
+        dist.barrier()
+    return ScoreFolder.create(out, made_by)
+
+
 def _devices(ranks: int) -> tuple[list[torch.device], int]:
-    """Those of this machine, and how many machines there are."""
+    """The devices of this machine, and how many machines there are."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     kind = best_device().type
     return [torch.device(kind, index) if kind == "cuda" else torch.device(kind) for index in range(here)], ranks // here
@@ -183,6 +195,18 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
     return loss
 
 
+def _score_chunks(
+    scorer: Scorer, work: Iterable[Chunk], folder: ScoreFolder, on_bad_record: OnBadRecord, lines: Lines
+) -> None:
+    """Score the chunks of this rank, each kept as soon as it is done."""
+    for chunk in work:
+        unscored = ReadReport()
+        unusable = partial(bad_record, on_bad_record=on_bad_record, report=unscored)
+        scores = scorer.score(chunk.records, unusable, partial(lines.advance, chunk.characters))
+        folder.write(*chunk.place, scores, unscored.skipped)
+    scorer.finish()
+
+
 def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> None:
     """Write the report and print it."""
     rows = [(source["name"], folder.numbers(number)) for number, source in enumerate(folder.sources)]
@@ -194,10 +218,10 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> 
         cost = Cost(**folder.cost) + cost
     folder.write_report({"sources": report, "skipped": skipped, "cost": cost.plain() if cost else folder.cost})
     print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   of records: 5 %, half, 95 %")
-    for name, of in report.items():
-        if of["records"]:
-            spread = "  ".join(f"{of[f'perplexity_p{place}']:,.1f}" for place in (5, 50, 95))
-            print(f"{name[-38:]:<40}{of['records']:>9,}{of['tokens']:>12,}{of['perplexity']:>12,.2f}"
-                  f"{of['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
+    for name, row in report.items():
+        if row["records"]:
+            spread = "  ".join(f"{row[f'perplexity_p{place}']:,.1f}" for place in (5, 50, 95))
+            print(f"{name[-38:]:<40}{row['records']:>9,}{row['tokens']:>12,}{row['perplexity']:>12,.2f}"
+                  f"{row['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
     tell_skipped(skipped)
     print(f"\nscores     {folder.folder}" + (f"\ncost       {cost}" if cost else ""))

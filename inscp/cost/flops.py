@@ -6,10 +6,10 @@
 
 N: parameters that a token is multiplied with, that is all but the input embedding, which is looked up (where it is tied
 to the output layer it counts once, as that), and of experts those that are chosen. L: layers. W: heads times their
-width. Padding counts, since it is computed. The output layer counts at every position, as is usual, though the loss
-computes it where there is a target alone: at a prompt that is no target, so much is counted too dear (a fifth of 135 M
-parameters, a sixteenth of 8 B). Norms, softmax, the loss and the optimizer are left out. After Kaplan et al. (arXiv
-2001.08361, section 2.1) and Hoffmann et al. (arXiv 2203.15556, appendix F).
+width, the mean of queries' and values'. Padding counts, since it is computed. The output layer counts at every
+position, as is usual, though the loss computes it where there is a target alone: at a prompt that is no target, so much
+is counted too dear (a fifth of 135 M parameters, a sixteenth of 8 B). Norms, softmax, the loss and the optimizer are
+left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al. (arXiv 2203.15556, appendix F).
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from inscp.model.attention import head_widths, layer_configs
 from inscp.model.blocks import ActivationCheckpointing
 
 
@@ -30,7 +31,7 @@ class ModelSize:
         parameters: all, embeddings included.
         multiplied: N of the formula.
         trained: those of N that are trained.
-        attention_width: L x W of the formula.
+        attention_width: L x W of the formula, layer by layer.
     """
 
     parameters: int
@@ -41,9 +42,10 @@ class ModelSize:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "ModelSize":
         """Of a model as it is trained or asked: sharded, with adapters or without."""
-        config: Any = model.config.get_text_config()
-        chosen = getattr(config, "num_experts_per_tok", None)
-        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        layers = layer_configs(model)
+        last = layers[-1]  # where only some layers have experts, the first ones have none
+        chosen = getattr(last, "num_experts_per_tok", None)
+        experts = getattr(last, "num_local_experts", None) or getattr(last, "num_experts", None)
         looked_up, output = model.get_input_embeddings(), model.get_output_embeddings()
         left_out = {weight for weight in looked_up.parameters() if output is None or weight is not output.weight}
         multiplied = trained = 0.0
@@ -53,8 +55,7 @@ class ModelSize:
             share = chosen / experts if chosen and experts and ".experts." in name else 1.0
             multiplied += share * weight.numel()
             trained += share * weight.numel() * weight.requires_grad
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        width = config.num_hidden_layers * config.num_attention_heads * head
+        width = sum(layer.num_attention_heads * sum(head_widths(layer)) // 2 for layer in layers)
         return cls(sum(weight.numel() for weight in model.parameters()), multiplied, trained, width)
 
 

@@ -42,6 +42,7 @@ class InsCPDataModule(LightningDataModule):
         num_workers: processes that load batches beside the training.
         force_resume: let a checkpoint of other data go on with these, at the same place of the row order.
         pretrained: whose tokenizer is used (taken from the model).
+        max_steps: optimizer steps after which the rows end at the latest, -1 for no limit (taken from the trainer).
     """
 
     def __init__(
@@ -61,11 +62,15 @@ class InsCPDataModule(LightningDataModule):
         num_workers: int = 0,
         force_resume: bool = False,
         pretrained: str = "",
+        max_steps: int = -1,
     ) -> None:
         super().__init__()
         for name, value in {"row_length": row_length, "batch_size": batch_size, "epochs": epochs}.items():
             if value <= 0:
                 raise UserError(f"data.{name}", f"{value} is not positive", "Give a positive number.")
+        for name, value in {"seed": seed, "num_workers": num_workers}.items():
+            if value < 0:
+                raise UserError(f"data.{name}", f"{value} is negative", "Give 0 or more.")
         if token_budget is not None and token_budget <= 0:
             raise UserError("data.token_budget", f"{token_budget} is not positive", "Give tokens, or null for all.")
         self.train_sources = as_sources(train)
@@ -77,7 +82,7 @@ class InsCPDataModule(LightningDataModule):
         self.row_length, self.batch_size, self.num_workers, self.seed = row_length, batch_size, num_workers, seed
         self.token_budget, self.epochs, self.force_resume = token_budget, epochs, force_resume
         self.on_bad_record = on_bad_record
-        self.pretrained = pretrained
+        self.pretrained, self._max_steps = pretrained, max_steps
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._mixture: Mixture | None = None
         self._validation_rows: dict[str, CachedRows] = {}
@@ -135,8 +140,8 @@ class InsCPDataModule(LightningDataModule):
             wanted = self.mixture.n_rows(math.ceil(self.mixture.n_own * self.epochs))
         else:
             wanted = math.ceil(self.token_budget / self.mixture.tokens_per_row)
-        max_steps = self.trainer.max_steps if self.trainer else -1
-        return wanted if max_steps < 0 else min(wanted, self._rows_after(max_steps))
+        is_limited = self._max_steps >= 0 and self.trainer is not None
+        return min(wanted, self._rows_after(self._max_steps)) if is_limited else wanted
 
     @property
     def total_steps(self) -> int:
@@ -175,9 +180,9 @@ class InsCPDataModule(LightningDataModule):
         """Open the packed rows."""
         if stage in ("fit", None) and self._mixture is None:
             own, *replayed = (pipeline.rows() for pipeline in self.pipelines())
-            self._mixture = Mixture(own, len(own.n_tokens))
-            if self.replay:
-                self._mixture = mixed(own, replayed[0], self.replay.share)
+            self._mixture = (
+                mixed(own, replayed[0], self.replay.share) if self.replay else Mixture(own, len(own.n_tokens))
+            )
         for name, sources in self.validation.items():
             if name not in self._validation_rows:
                 self._validation_rows[name] = self.pipeline(sources, self.validation_tagger).rows()

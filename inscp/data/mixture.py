@@ -5,6 +5,7 @@ training, so that it is not forgotten; Ibrahim et al. 2024 (arXiv 2403.08763) sh
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +59,7 @@ class Mixture:
         replayed = Shuffled(len(self.rows.n_tokens) - self.n_own, seed, part=1)
         return Interleaved(own, replayed, self.share, offset=self.n_own)
 
-    @property
+    @cached_property
     def tokens_per_row(self) -> float:
         """The mean over the stream, padding left out."""
         own, replayed = np.split(self.rows.n_tokens, [self.n_own])

@@ -51,7 +51,7 @@ class LocalModel:
     @cached_property
     def _batch_tokens(self) -> int:
         """Of a batch of likelihoods; 1 makes each sequence a batch, where the model cannot tell them apart."""
-        return scoring_batch_tokens(self.loss) 
+        return scoring_batch_tokens(self.loss) if keeps_documents_apart(self.loss, best_device()) else 1
 
     @cached_property
     def _longest(self) -> int:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 import torch._functorch.config as functorch
 from torch import nn
+from torch.nn.attention.varlen import _varlen_attn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from inscp.errors import UserError
-from inscp.model.attention import document_attention
+from inscp.model.cpu_attention import document_attention
 
 ActivationCheckpointing = Literal["none", "block", "selective"] | int
 """Which activations the backward pass computes again: `none`; all of every `block`; of every n-th block (a number);
@@ -28,7 +29,7 @@ _ATTENTION = {
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_cudnn_attention",
     )
-} | {document_attention._opoverload, torch.ops.torch_attn._varlen_attn.default}
+} | {document_attention._opoverload, _varlen_attn._opoverload}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

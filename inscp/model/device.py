@@ -15,6 +15,11 @@ def attention_for(dtype: torch.dtype) -> str:
     return "eager" if best_device().type == "cuda" and dtype == torch.float32 else "sdpa"
 
 
+def scoring_batch_tokens(loss: NextTokenLoss) -> int:
+    """Tokens of a forward pass, all in one row: few where its attention is over the row and not by document."""
+    return 32768 if best_device().type == "cuda" and loss.by_document else 4096
+
+
 def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:
     """A model in evaluation mode on the best device, for likelihoods and, inside, for generation."""
     return NextTokenLoss(load_model(spec, dtype, attention_for(dtype)).to(best_device()))  # type: ignore[arg-type]

@@ -77,6 +77,7 @@ def linear_nll_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Te
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    weight = weight if torch.is_grad_enabled() else weight.detach()  # whose gradient would be made all the same
     return _LinearNLL.apply(hidden, weight, targets, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -14,7 +14,7 @@ from inscp.data.template import special_ids
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.export import read_origin
-from inscp.pretrained import empty_model, load_model, load_tokenizer, weights_folder
+from inscp.pretrained import empty_model, load_model, load_tokenizer, require_dense, weights_folder
 
 Merge = Callable[..., torch.Tensor]
 """Makes a tensor of the result from its name and that tensor of every model, in fp32 and in the order of `models`."""
@@ -137,9 +137,10 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     """The model that `method` makes of `model`, its weights in `dtype`.
 
     Raises:
-        UserError: the models are not of one shape or have not one vocabulary.
+        UserError: the models are not of one shape or have not one vocabulary, or one is quantized.
     """
     models = method.models(model)
+    require_dense(models[0])
     vocabulary = load_tokenizer(models[0]).get_vocab()
     for other in models[1:]:
         if alien := set(vocabulary.items()) ^ set(load_tokenizer(other).get_vocab().items()):

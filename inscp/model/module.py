@@ -2,15 +2,11 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from torch import nn
-from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
 from inscp.errors import RunError, UserError
@@ -19,18 +15,19 @@ from inscp.model.allocator import keep_freed_memory, return_freed_memory
 from inscp.model.average import WeightAverage
 from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, compile_blocks
 from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
+from inscp.model.isolation import require_isolation
+from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
-from inscp.model.parallel import gathered_root
 from inscp.model.precision import ComputeCopies, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
 from inscp.model.weights import load_sharded
-from inscp.pretrained import empty_model, load_model
+from inscp.pretrained import empty_model, load_model, require_dense
 from inscp.records import PackedBatch
 
 
-class InsCPModule(LightningModule):
+class InsCPModule(JudgedModule):
     """Continual pre-training of a causal language model.
 
     Args:
@@ -47,8 +44,6 @@ class InsCPModule(LightningModule):
         compile: compile every block by torch.compile.
         attn_implementation: of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel on the Hub, …
     """
-
-    loss: NextTokenLoss
 
     def __init__(
         self,
@@ -75,13 +70,7 @@ class InsCPModule(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile
         self.attn_implementation = attn_implementation
-        self.weights: dict[str, nn.Parameter] = {}
-        self.average: WeightAverage | None = None
         self.frozen: FrozenColumns | None = None
-        self._copies: ComputeCopies | None = None
-        self.held_out: dict[str, float] = {}
-        self.held_out_before: dict[str, float] = {}
-        self._validation_loss: list[MeanMetric] = []
         self._step_nll = torch.zeros(())
 
     def configure_model(self) -> None:
@@ -92,12 +81,8 @@ class InsCPModule(LightningModule):
         if hasattr(self, "loss"):
             return
         strategy = self.trainer.strategy
-        if self.shield and isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
-            what = "tensor parallelism cuts the columns apart"
-            raise UserError("model.shield", what, "Set trainer.strategy.tensor_parallel to 1, or leave it out.")
-        if self.adapter and isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
-            what = "the model's plan of tensor parallelism knows nothing of adapters"
-            raise UserError("model.adapter", what, "Set trainer.strategy.tensor_parallel to 1, or leave it out.")
+        if isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
+            self._require_whole_matrices()
         model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
@@ -111,10 +96,21 @@ class InsCPModule(LightningModule):
         if self.shield:
             self.frozen = FrozenColumns(model, self.weights)
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
-            self._copies = ComputeCopies(model.to(strategy.root_device), strategy.compute_dtype)  # type: ignore[arg-type]
+            self.copies = ComputeCopies(model.to(strategy.root_device), strategy.compute_dtype)  # type: ignore[arg-type]
+
+    def _require_whole_matrices(self) -> None:
+        reasons = {
+            "shield": "tensor parallelism cuts the columns apart",
+            "adapter": "the model's plan of tensor parallelism knows nothing of adapters",
+        }
+        for name, what in reasons.items():
+            if getattr(self, name):
+                mend = "Set trainer.strategy.tensor_parallel to 1, or leave it out."
+                raise UserError(f"model.{name}", what, mend)
 
     def bare_model(self, make: Callable[..., PreTrainedModel], compiles: bool = False) -> PreTrainedModel:
         """The model that is trained, neither sharded nor compiled yet, from `load_model` or `empty_model`."""
+        require_dense(self.pretrained)
         model = make(self.pretrained, torch.float32, self.attn_implementation)
         if self.adapter:
             self.adapter.add_to(model)
@@ -126,14 +122,21 @@ class InsCPModule(LightningModule):
     def _ranks(self) -> int:
         return int(self.trainer.datamodule.ranks[0])  # type: ignore[attr-defined]
 
-    @property
-    def model(self) -> PreTrainedModel:
-        """The language model (after `configure_model`)."""
-        return self.loss.model
-
     def on_fit_start(self) -> None:
+        self._require_isolation()
         if self.ema_decay is not None:
             self.average = WeightAverage(self.weights, self.ema_decay)
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "validate":
+            self._require_isolation()
+
+    def on_test_start(self) -> None:
+        self._require_isolation()
+
+    def _require_isolation(self) -> None:
+        with self.trainer.precision_plugin.forward_context():
+            require_isolation(self.loss, self.pretrained, self.trainer.strategy.root_device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps: `model.NAME`, `average.NAME`, `shield.NAME`, `optimizer.NAME.STATE`.
@@ -162,17 +165,7 @@ class InsCPModule(LightningModule):
             what = f"the checkpoint has no {missing} of this shape, which this configuration trains"
             raise UserError(str(checkpoint), what, "Resume with the adapter, shield and ema_decay that made it.")
         read_tensors(checkpoint, into)
-        self._weights_changed()
-
-    def result(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name, as they are exported: the average where one is kept."""
-        if self.average:
-            return self.average.tensors
-        return {name: weight.detach() for name, weight in self.weights.items()}
-
-    def _weights_changed(self) -> None:
-        if self._copies:
-            self._copies.refresh()
+        self.weights_changed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["held_out_before"] = self.held_out_before
@@ -201,9 +194,11 @@ class InsCPModule(LightningModule):
                 print(f"shield: reading {rows.report}", file=sys.stderr, flush=True)
             self.frozen.choose(self.shield.share, self.loss, rows, self.device)
         keep_freed_memory()
-        for config in self.trainer.lr_scheduler_configs:  # a resumed optimizer has the rate of step 0 until here
-            for group, rate in zip(self.optimizers().param_groups, config.scheduler.get_last_lr(), strict=True):  # type: ignore
-                group["lr"] = rate
+        for config in self.trainer.lr_scheduler_configs:  # a checkpoint brings the rate that it was trained with
+            schedule: Any = config.scheduler
+            schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
+            for group in schedule.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule.lr_lambdas[0](schedule.last_epoch)
 
     def on_train_end(self) -> None:
         return_freed_memory()
@@ -271,57 +266,6 @@ class InsCPModule(LightningModule):
         super().optimizer_step(*args, **kwargs)
         for optimizer in self.trainer.optimizers:
             optimizer.zero_grad()  # Lightning waits until the next forward pass has all its activations
-        self._weights_changed()
+        self.weights_changed()
         if self.average:
             self.average.update()
-
-    @contextmanager
-    def answering(self) -> Iterator[PreTrainedModel]:
-        """The model as it would be exported now, for generation between two steps; every rank must compute the same."""
-        self._swap_average()
-        self.loss.eval()
-        stance = torch.compiler.set_stance("force_eager") if self.compile_blocks else nullcontext()  # lengths change
-        try:
-            with gathered_root(self.loss), stance, self.trainer.precision_plugin.forward_context():
-                yield self.model
-        finally:
-            self.loss.train()
-            self._swap_average()
-
-    def on_validation_epoch_start(self) -> None:
-        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
-        self._validation_loss = [MeanMetric().to(self.device) for _ in names]
-        self._swap_average()
-
-    def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
-        n_targets = int((batch.targets >= 0).sum())
-        mean = self.loss(batch) / max(1, n_targets)
-        self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
-
-    def on_validation_epoch_end(self) -> None:
-        """Loss (nats a token) and perplexity of each held-out set.
-
-        `held_out` keeps the newest losses by name, `held_out_before` those of the original model.
-        """
-        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
-        prefix = "test" if self.trainer.testing else "val"
-        losses = {name: metric.compute() for name, metric in zip(names, self._validation_loss, strict=True)}
-        for name, loss in losses.items():
-            self.log(f"{prefix}/{name}/loss", loss)
-            self.log(f"{prefix}/{name}/perplexity", loss.exp())
-        values = {name: loss.item() for name, loss in losses.items()}
-        if self.trainer.sanity_checking:
-            self.held_out_before = values
-        else:
-            self.held_out = values
-        self._swap_average()
-
-    def _swap_average(self) -> None:
-        if self.average:
-            self.average.swap()
-            self._weights_changed()
-
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from inscp.errors import UserError
+
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
 
@@ -23,8 +25,11 @@ class Optimizer:
         eps: of Adam.
         schedule: after the warm-up: `cosine` or `linear` decay, `wsd` (stays, then falls over the last fifth;
             Hu et al. 2024, arXiv 2404.06395), or `constant`.
-        warmup: share of the steps in which the rate rises from 0.
+        warmup: share of the training in which the rate rises from 0, below 1.
         final: the rate at the end, as a share of the highest.
+
+    Raises:
+        UserError: a number with which nothing could be trained.
     """
 
     learning_rate: float = 1e-4
@@ -34,6 +39,14 @@ class Optimizer:
     schedule: Schedule = "cosine"
     warmup: float = 0.05
     final: float = 0.1
+
+    def __post_init__(self) -> None:
+        below = {"betas": 1.0, "warmup": 1.0}
+        for name in ("learning_rate", "weight_decay", "betas", "eps", "warmup", "final"):
+            given, end = getattr(self, name), below.get(name, math.inf)
+            if not all(0 <= value < end for value in (given if name == "betas" else (given,))):
+                mend = f"Give a number from 0 to below {end:g}." if end < math.inf else "Give 0 or more."
+                raise UserError(f"model.optimizer.{name}", f"{given} is out of range", mend)
 
     def build(
         self, parameters: Collection[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()

@@ -20,6 +20,11 @@ def multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def best_precision() -> str:
+    """Lightning's `precision` for a training here: bf16 mixed where the hardware multiplies in bf16, else fp32."""
+    return "bf16-mixed" if multiplies_bf16() else "32-true"
+
+
 def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
     """What a model that is not trained computes in: bf16 where the hardware multiplies in it, else fp32."""
     is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"

@@ -1,7 +1,7 @@
 """Which of the candidates that are left make up the token budget."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -13,25 +13,26 @@ from inscp.data.sources import Source
 from inscp.errors import UserError
 from inscp.evaluation.language import words
 from inscp.records import Candidate
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Selector, Verdict, required_perplexity
 
 Ranking = Literal["perplexity", "diversity", "mix", "random"]
 _BUCKETS = 1 << 22
 
 
 @dataclass
-class Budget(Filter):
-    """Keeps the best tokens.
+class Budget(Selector):
+    """Keeps the best candidates, up to a number of tokens.
 
     Args:
-        tokens: so many, the replay's included.
+        tokens: how many are wanted, those of the replay included.
         ranking: what is best: the lowest `perplexity` (what the model is least surprised by); `diversity`, the texts
-            whose words the ones before them had least; the `mix` of both ranks; or `random`.
-        weights: path of a source -> its share of the tokens; by default sources are ranked together.
+            whose words the ones before them had least; the `mix` of both ranks; or a `random` order.
+        weights: name of a source, as the report has it -> its weight, in proportion to which the sources share the
+            tokens; by default all sources are ranked together.
         replay: a source of English (or any other) text that is not filtered but mixed in.
-        replay_share: of the tokens, taken at random from `replay`.
+        replay_share: the share of the tokens, between 0 and 1, that is taken at random from `replay`.
         on_shortage: where there are fewer tokens than asked for: stop with an `error`, or take `all` there are.
-        seed: of what is random.
+        seed: of the random ranking and of the choice of the replay.
     """
 
     tokens: int
@@ -41,8 +42,9 @@ class Budget(Filter):
     replay_share: float = 0.0
     on_shortage: Literal["error", "all"] = "error"
     seed: int = 0
-    looks_at_all = True
-    _next: int = field(default=0, init=False, repr=False)
+    reads_twice = True
+    _key: str = field(default="budget.tokens", init=False, repr=False)
+    """Where in the configuration the tokens are asked for."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -50,71 +52,84 @@ class Budget(Filter):
         if not 0 <= self.replay_share < 1 or (self.replay_share > 0) != (self.replay is not None):
             what = f"a share of {self.replay_share} {'without' if self.replay is None else 'of'} replay"
             raise UserError("budget.replay_share", what, "Give `replay` and a share in (0, 1), or neither.")
+        if self.replay is not None and not 0 < self.replay_tokens < self.tokens:
+            what = f"{self.replay_share} of {self.tokens:,} tokens is {self.replay_tokens:,}"
+            raise UserError("budget.replay_share", what, "Give a share that leaves tokens to both, or no `replay`.")
         if self.weights is not None and (not self.weights or min(self.weights.values()) <= 0):
             raise UserError("budget.weights", f"{self.weights}", "Give every source a positive weight.")
-        self._keeps = np.empty(0, dtype=bool)
 
     @property
     def replay_tokens(self) -> int:
         return round(self.tokens * self.replay_share)
 
-    def prepare(self, candidates: Iterable[Candidate]) -> None:
-        paths: list[str] = []
+    def replay_budget(self) -> "Budget":
+        """The budget by which the replay is chosen, at random."""
+        budget = Budget(self.replay_tokens, "random", on_shortage=self.on_shortage, seed=self.seed)
+        budget._key = "budget.replay_share"
+        return budget
+
+    def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
+        for candidate, keeps in zip(candidates, self._kept(candidates), strict=True):
+            yield candidate, candidate if keeps else Drop("beyond the budget", f"{candidate.n_tokens} tokens")
+
+    def _kept(self, candidates: Iterable[Candidate]) -> np.ndarray:
+        """Which of the candidates the budget keeps: bool [N]."""
+        numbers: dict[str, int] = {}  # name of a source -> its number, in the order of appearance
         sizes, sources, surprises, novelties = array("q"), array("q"), array("d"), array("d")
         counts = np.zeros(_BUCKETS, dtype=np.uint32)
         for candidate in candidates:
-            if candidate.path not in paths:
-                paths.append(candidate.path)
-            sources.append(paths.index(candidate.path))
+            sources.append(numbers.setdefault(candidate.source, len(numbers)))
             sizes.append(candidate.n_tokens)
-            surprises.append(self._perplexity(candidate) if self.ranking in ("perplexity", "mix") else 0.0)
-            novelties.append(_novelty(candidate.text, counts) if self.ranking in ("diversity", "mix") else 0.0)
-        places = {"perplexity": np.asarray(surprises), "diversity": -np.asarray(novelties)}
-        if self.ranking == "random":
-            order = np.random.default_rng(self.seed).permutation(len(sizes))
-        elif self.ranking == "mix":
-            ranks = sum(np.searchsorted(np.sort(values), values) for values in places.values())
-            order = np.argsort(ranks, kind="stable")
-        else:
-            order = np.argsort(places[self.ranking], kind="stable")
-        self._keeps = np.zeros(len(sizes), dtype=bool)
-        tokens, source = np.asarray(sizes, dtype=np.int64), np.asarray(sources, dtype=np.int64)
-        for members, wanted in self._shares(paths, source, order):
-            chosen = take(tokens[members], wanted)
-            if tokens[members].sum() < wanted and self.on_shortage == "error":
-                what = f"{wanted:,} tokens are asked for and {int(tokens[members].sum()):,} are left"
-                raise UserError("budget.tokens", what, "Ask for fewer, loosen a filter, or set budget.on_shortage all.")
-            self._keeps[members[chosen]] = True
+            if self.ranking in ("perplexity", "mix"):
+                surprises.append(required_perplexity(candidate, "budget.ranking"))
+            if self.ranking in ("diversity", "mix"):
+                novelties.append(_novelty(candidate.text, counts))
+        order = self._order(len(sizes), np.asarray(surprises), np.asarray(novelties))
+        keeps = np.zeros(len(sizes), dtype=bool)
+        tokens = np.asarray(sizes, dtype=np.int64)
+        for members, wanted in self._shares(list(numbers), np.asarray(sources, dtype=np.int64), order):
+            there = int(tokens[members].sum())
+            if there < wanted and self.on_shortage == "error":
+                what = f"{wanted:,} tokens are asked for and {there:,} are left"
+                mend = "Ask for fewer, give more text or looser filters, or set budget.on_shortage all."
+                raise UserError(self._key, what, mend)
+            keeps[members[_taken(tokens[members], wanted)]] = True
+        return keeps
 
-    def _shares(self, paths: list[str], source: np.ndarray, order: np.ndarray) -> list[tuple[np.ndarray, int]]:
-        """Which candidates, best first, share how many tokens."""
+    def _order(self, n: int, surprises: np.ndarray, novelties: np.ndarray) -> np.ndarray:
+        """The numbers of the n candidates, best first: int64 [N]. Only what the ranking goes by is given."""
+        if self.ranking == "random":
+            return np.random.default_rng(self.seed).permutation(n)
+        measures = {"perplexity": [surprises], "diversity": [-novelties], "mix": [surprises, -novelties]}[self.ranking]
+        ranks = sum(np.searchsorted(np.sort(values), values) for values in measures)
+        return np.argsort(ranks, kind="stable")
+
+    def _shares(self, names: list[str], sources: np.ndarray, order: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        """Which candidates, best first, share how many tokens.
+
+        Args:
+            names: of the sources.
+            sources: each candidate's source, a place in `names`: int64 [N].
+            order: the numbers of the candidates, best first: int64 [N].
+        """
         wanted = self.tokens - self.replay_tokens
         if self.weights is None:
             return [(order, wanted)]
-        unknown = set(self.weights) ^ set(paths)
+        unknown = set(self.weights) ^ set(names)
         if unknown:
             what = f"{sorted(unknown)[0]} has a weight or is left by the filters, and not both"
-            raise UserError("budget.weights", what, f"Give one to each of {', '.join(paths) or 'no source'}.")
+            raise UserError("budget.weights", what, f"Give one to each of {', '.join(names) or 'no source'}.")
         whole = sum(self.weights.values())
         return [
-            (order[source[order] == number], round(wanted * self.weights[path] / whole))
-            for number, path in enumerate(paths)
+            (order[sources[order] == number], round(wanted * self.weights[name] / whole))
+            for number, name in enumerate(names)
         ]
-
-    def _perplexity(self, candidate: Candidate) -> float:
-        if candidate.perplexity is None:
-            raise UserError("budget.ranking", "the data has no scores", "Run score on it, or rank by diversity.")
-        return candidate.perplexity
-
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
-        place, self._next = self._next, self._next + 1
-        return candidate if self._keeps[place] else Drop("beyond the budget", f"{candidate.n_tokens} tokens")
 
     def found(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "ranking": self.ranking, "replay tokens": self.replay_tokens}
 
 
-def take(sizes: np.ndarray, wanted: int) -> np.ndarray:
+def _taken(sizes: np.ndarray, wanted: int) -> np.ndarray:
     """Which of the sizes, in their order, to take for a sum of at most `wanted`: bool [N]. What is too large is
     passed over for the next that fits, while there is room for a hundredth of what is wanted."""
     taken = np.cumsum(sizes) <= wanted

@@ -1,15 +1,63 @@
 """Records and their scores, side by side."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.batching import batches
-from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
+from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
 from inscp.paths import local_path
 from inscp.records import Candidate, Record
 from inscp.selection.scores import ScoreFolder
+
+
+@dataclass
+class Candidates:
+    """The candidates of some sources, one after the other: with their scores, or with their tokens counted.
+
+    Args:
+        sources: where the records come from.
+        scores: their scores; None where tokens are counted.
+        tokenizer: counts tokens; needed where there are no scores.
+        max_characters: a longer record is a bad one, where there are no scores.
+        on_bad_record: stop, or skip and count.
+
+    Attributes:
+        fingerprints: of the sources' contents.
+
+    Raises:
+        UserError: two sources have one name, by which filters and reports tell them apart.
+    """
+
+    sources: list[Source]
+    scores: ScoreFolder | None
+    tokenizer: PreTrainedTokenizerBase | None
+    max_characters: int
+    on_bad_record: OnBadRecord
+
+    def __post_init__(self) -> None:
+        if len({source.name for source in self.sources}) < len(self.sources):
+            raise UserError("data", "one source is named twice", "Name each once.")
+        self.fingerprints = [source_fingerprint(source) for source in self.sources]
+        self._reports = [ReadReport() for _ in self.sources]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for source, digest, report in zip(self.sources, self.fingerprints, self._reports, strict=True):
+            if self.scores:
+                yield from scored(source, digest, self.scores, self.on_bad_record, report)
+            else:
+                assert self.tokenizer is not None
+                records = read_records(source, self.on_bad_record, report)
+                records = bounded(records, self.max_characters, self.on_bad_record, report)
+                yield from counted(source, self.tokenizer, records)
+
+    @property
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """Name of a source -> reason -> how many of its records were left out, so far as they have been read."""
+        reports = zip(self.sources, self._reports, strict=True)
+        return {source.name: dict(report.skipped) for source, report in reports if report.skipped}
 
 
 def bounded(

@@ -18,25 +18,24 @@ from inscp.errors import UserError
 from inscp.evaluation.language import words
 from inscp.optional import library
 from inscp.records import Candidate
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Selector, Verdict
 
 _SIZE = 128
-"""Hashes a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
+"""Hashes in a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
 _PAIRS = 4096
 _NEWEST = 1 << 20
 
 
 @dataclass
-class ExactDuplicates(Filter):
+class ExactDuplicates(Selector):
     """Leaves out a text that was there before, case, spaces and punctuation aside (8 to 16 bytes a record)."""
 
-    def __post_init__(self) -> None:
-        self._seen = _Digests()
-
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
-        normal = " ".join(words(candidate.text)) or candidate.text
-        digest = int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
-        return candidate if self._seen.add(digest) else Drop("the same text again")
+    def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
+        seen = _Digests()
+        for candidate in candidates:
+            normal = " ".join(words(candidate.text)) or candidate.text
+            digest = int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
+            yield candidate, candidate if seen.add(digest) else Drop("the same text again")
 
 
 class _Digests:
@@ -46,7 +45,7 @@ class _Digests:
         self._sorted, self._newest = np.empty(0, dtype=np.uint64), set[int]()
 
     def add(self, digest: int) -> bool:
-        """Whether it was not there yet."""
+        """Put a number in; returns whether it is new."""
         place = np.searchsorted(self._sorted, np.uint64(digest))
         if digest in self._newest or (place < len(self._sorted) and self._sorted[place] == digest):
             return False
@@ -59,28 +58,35 @@ class _Digests:
 
 
 @dataclass
-class NearDuplicates(Filter):
+class NearDuplicates(Selector):
     """Leaves out all but one of the texts that share most of their runs of words.
 
     Of those it keeps the one with the lowest perplexity where there are scores, else the first.
 
     Args:
-        similarity: of two texts' sets of runs (Jaccard), from which they count as the same; found with a standard
-            error of about 0.04.
-        n: words (of Chinese, Japanese and Thai: characters) a run.
+        similarity: two texts count as the same from this Jaccard similarity of their sets of runs on, which is
+            estimated with a standard error of about 0.04.
+        n: words in a run (characters in Chinese, Japanese and Thai).
     """
 
     similarity: float = 0.8
     n: int = 5
-    looks_at_all = True
+    reads_twice = True
 
     def __post_init__(self) -> None:
         if not 0.3 <= self.similarity < 1:
             raise UserError("NearDuplicates", f"a similarity of {self.similarity}", "Give 0.3 to 1, without 1.")
-        self._twin = np.empty(0, dtype=np.int64)
-        self._next = 0
+        self._n_groups = 0
 
-    def prepare(self, candidates: Iterable[Candidate]) -> None:
+    def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
+        twins = self._twins(candidates)
+        self._n_groups = len(np.unique(twins[twins != np.arange(len(twins))]))
+        for number, (candidate, twin) in enumerate(zip(candidates, twins, strict=True)):
+            detail = f"as record {twin + 1} that came here"
+            yield candidate, candidate if twin == number else Drop("nearly the same text", detail)
+
+    def _twins(self, candidates: Iterable[Candidate]) -> np.ndarray:
+        """For each candidate the number of the one of its group that is kept (its own where it is): int64 [N]."""
         with tempfile.TemporaryDirectory(prefix="inscp-") as temporary:
             path, perplexities = Path(temporary) / "signatures", []
             with path.open("wb") as file:
@@ -88,7 +94,7 @@ class NearDuplicates(Filter):
                     file.write(self._signatures(batch).tobytes())
                     perplexities.append(np.array([c.perplexity or 0.0 for c in batch], dtype=np.float32))
             ranks = np.concatenate(perplexities) if perplexities else np.empty(0, dtype=np.float32)
-            self._twin = _twins(path, ranks, self.similarity)
+            return _kept_of_groups(path, ranks, self.similarity)
 
     def _signatures(self, batch: list[Candidate]) -> np.ndarray:
         """uint32 [N, _SIZE]"""
@@ -102,17 +108,12 @@ class NearDuplicates(Filter):
         units = words(text) or [text]
         return [" ".join(units[i : i + self.n]) for i in range(max(1, len(units) - self.n + 1))]
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
-        place, self._next = self._next, self._next + 1
-        twin = int(self._twin[place])
-        return candidate if twin == place else Drop("nearly the same text", f"as record {twin + 1} that came here")
-
     def found(self) -> dict[str, Any]:
-        return {"kept of groups": len(np.unique(self._twin[self._twin != np.arange(len(self._twin))]))}
+        return {"kept of groups": self._n_groups}
 
 
-def _twins(path: Path, ranks: np.ndarray, similarity: float) -> np.ndarray:
-    """For each signature the one that is kept of its group: itself where it is alone, or the best.
+def _kept_of_groups(path: Path, ranks: np.ndarray, similarity: float) -> np.ndarray:
+    """For each signature the number of the one of its group that is kept.
 
     Args:
         path: the signatures, uint32 [N, _SIZE].
@@ -146,7 +147,7 @@ def _twins(path: Path, ranks: np.ndarray, similarity: float) -> np.ndarray:
 
 
 def _band_width(similarity: float) -> int:
-    """Hashes a band: the widest of which pairs of this similarity still share one nine times of ten."""
+    """Hashes in a band: the most with which two texts of this similarity still share a band nine times of ten."""
     chances = {width: 1 - (1 - similarity**width) ** (_SIZE // width) for width in (1, 2, 4, 8, 16)}
     return max(width for width, chance in chances.items() if chance >= 0.9 or width == 1)
 
@@ -167,7 +168,7 @@ def _mixed(columns: np.ndarray) -> np.ndarray:
 def _alike(
     signatures: np.ndarray, firsts: np.ndarray, others: np.ndarray, similarity: float
 ) -> Iterator[tuple[int, int]]:
-    """The pairs that are as similar as they must be."""
+    """Those of the pairs (firsts[i], others[i]) whose signatures are at least so similar."""
     for begin in range(0, len(firsts), _PAIRS):
         pair = firsts[begin : begin + _PAIRS], others[begin : begin + _PAIRS]
         share = (signatures[pair[0]] == signatures[pair[1]]).mean(axis=1)

@@ -1,8 +1,8 @@
-"""What a filter is, and the filters that need nothing but numbers: perplexity and length."""
+"""What a selector and a filter are, and those that need nothing but numbers: perplexity and length."""
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,24 +25,28 @@ class Drop:
     detail: str = ""
 
 
-class Filter(ABC):
-    """Judges candidates one by one, in their order. A subclass is a dataclass whose fields are the keys of a config.
+Verdict = Candidate | Drop
+"""The candidate that is kept, perhaps changed, or why it is left out."""
 
-    Attributes:
-        looks_at_all: whether `prepare` must have seen every candidate before the first is judged.
-    """
 
-    looks_at_all: bool = False
-
-    def prepare(self, candidates: Iterable[Candidate]) -> None:  # noqa: B027  # most filters have nothing to prepare
-        """See every candidate that will be judged, in the same order."""
+class Selector(ABC):
+    """Keeps some of a stream of candidates. A subclass is a dataclass whose fields are the keys of a config."""
 
     @abstractmethod
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
-        """The candidate, perhaps changed, or why it is left out."""
+    def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
+        """Every candidate, in order, with the verdict on it.
+
+        Args:
+            candidates: too many to be held in memory; they can be read again where `reads_twice`, and else once.
+        """
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether `verdicts` reads the candidates twice, for which they must lie on disk."""
+        return False
 
     def found(self) -> dict[str, Any]:
-        """What the filter saw, for the report."""
+        """What it saw, for the report."""
         return {}
 
     def contents(self) -> str:
@@ -50,15 +54,44 @@ class Filter(ABC):
         return ""
 
 
+class Filter(Selector):
+    """A selector that judges each candidate by itself; a subclass needs no more than `judge`."""
+
+    @abstractmethod
+    def judge(self, candidate: Candidate) -> Verdict:
+        """The verdict on one candidate, whatever the others are."""
+
+    def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
+        for candidate in candidates:
+            yield candidate, self.judge(candidate)
+
+
+def required_perplexity(candidate: Candidate, where: str) -> float:
+    """The candidate's perplexity.
+
+    Args:
+        candidate: of data that should have been scored.
+        where: the filter, or the key of the config, that cannot do without.
+
+    Raises:
+        UserError: the candidate has no score.
+    """
+    if candidate.perplexity is None:
+        mend = "Run score on it and give its folder as `scores`, or choose by something else."
+        raise UserError(where, "the data has no scores", mend)
+    return candidate.perplexity
+
+
 @dataclass
-class Perplexity(Filter):
+class Perplexity(Selector):
     """Keeps a band of perplexity under the scoring model.
 
     Args:
         minimum: the lowest perplexity that is kept.
-        maximum: the highest. The paper's finding: data of at most 15 always worked.
-        lower: the same as a quantile in [0, 1] of what reaches this filter, source by source.
-        upper: of the highest.
+        maximum: the highest perplexity that is kept. The paper's finding: data of at most 15 always worked.
+        lower: the quantile, from 0 to 1, at which the band begins. Quantiles are those of the perplexities that reach
+            this filter, of each source by itself.
+        upper: the quantile at which the band ends.
     """
 
     minimum: float | None = None
@@ -74,20 +107,24 @@ class Perplexity(Filter):
             raise UserError("Perplexity", f"a band from {self.minimum} to {self.maximum}", "Give minimum < maximum.")
 
     @property
-    def looks_at_all(self) -> bool:  # type: ignore[override]
+    def reads_twice(self) -> bool:
         return (self.lower, self.upper) != (0.0, 1.0)
 
-    def prepare(self, candidates: Iterable[Candidate]) -> None:
+    def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
+        if self.reads_twice:
+            self._bounds = self._quantiles(candidates)
+        for candidate in candidates:
+            yield candidate, self._verdict(candidate, *self._bounds.get(candidate.source, (0.0, float("inf"))))
+
+    def _quantiles(self, candidates: Iterable[Candidate]) -> dict[str, tuple[float, float]]:
         values: dict[str, array[float]] = {}
         for candidate in candidates:
-            values.setdefault(candidate.path, array("d")).append(_perplexity(candidate))
-        for path, of in values.items():
-            low, high = np.quantile(of, [self.lower, self.upper])
-            self._bounds[path] = float(low), float(high)
+            values.setdefault(candidate.source, array("d")).append(required_perplexity(candidate, "Perplexity"))
+        bounds = {source: np.quantile(those, [self.lower, self.upper]) for source, those in values.items()}
+        return {source: (float(low), float(high)) for source, (low, high) in bounds.items()}
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
-        value = _perplexity(candidate)
-        low, high = self._bounds.get(candidate.path, (0.0, float("inf")))
+    def _verdict(self, candidate: Candidate, low: float, high: float) -> Verdict:
+        value = required_perplexity(candidate, "Perplexity")
         low = max(low, 0.0 if self.minimum is None else self.minimum)
         high = min(high, float("inf") if self.maximum is None else self.maximum)
         if value < low:
@@ -96,14 +133,7 @@ class Perplexity(Filter):
 
     def found(self) -> dict[str, Any]:
         absolute = [bound for bound in (self.minimum, self.maximum) if bound is not None]
-        return {"bounds": {path: [low, high] for path, (low, high) in self._bounds.items()}, "absolute": absolute}
-
-
-def _perplexity(candidate: Candidate) -> float:
-    value = candidate.perplexity
-    if value is None:
-        raise UserError("Perplexity", "the data has no scores", "Run score on it and give its folder as `scores`.")
-    return value
+        return {"bounds": {source: list(bounds) for source, bounds in self._bounds.items()}, "absolute": absolute}
 
 
 @dataclass
@@ -111,14 +141,14 @@ class Length(Filter):
     """Keeps records of so many tokens.
 
     Args:
-        minimum: the fewest tokens of all texts of a record, as counted by the scoring model.
+        minimum: the fewest tokens that all texts of a record may have together, as counted by the scoring model.
         maximum: the most.
     """
 
     minimum: int = 1
     maximum: int | None = None
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         if candidate.n_tokens < self.minimum:
             return Drop("too short", f"{candidate.n_tokens} tokens")
         if self.maximum is not None and candidate.n_tokens > self.maximum:

@@ -13,7 +13,7 @@ from inscp.evaluation.chinese import HAN, Form, count
 from inscp.evaluation.language import likely_languages, primary, require_known
 from inscp.optional import library
 from inscp.records import Candidate
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Filter, Verdict
 
 
 @dataclass
@@ -22,7 +22,8 @@ class Language(Filter):
 
     Args:
         languages: fastText's codes, as `[zh]`. Varieties have their own: `arz` is Egyptian Arabic, `yue` Cantonese.
-        confidence: so likely they must be together, from 0 to 1. Names, lists and code make it small in any language.
+        confidence: the least probability, from 0 to 1, that a record is in one of them. Names, lists and code make it
+            small in any language.
         shorter: records of fewer characters are kept unseen: of a few words no language can be told.
     """
 
@@ -34,14 +35,15 @@ class Language(Filter):
     def __post_init__(self) -> None:
         for language in self.languages:
             require_known(language)
+        self._codes = frozenset(map(primary, self.languages))
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         if len(candidate.text) < self.shorter:
             return candidate
-        likely = likely_languages(candidate.text)
+        likely = likely_languages(candidate.text, self._codes)
         best = next(iter(likely))
         self._found[best] += 1
-        confidence = sum(likely.get(code, 0.0) for code in {primary(language) for language in self.languages})
+        confidence = sum(likely.get(code, 0.0) for code in self._codes)
         if confidence >= self.confidence:
             return candidate
         return Drop(f"language {best}", f"{confidence:.0%} {', '.join(self.languages)}")
@@ -56,7 +58,7 @@ class Script(Filter):
 
     Args:
         scripts: Unicode's names, as `[Han, Bopomofo]` or `[Latin]`.
-        share: of all letters, at least.
+        share: the least share of the letters, from 0 to 1, that must be of these scripts.
     """
 
     scripts: list[str]
@@ -70,7 +72,7 @@ class Script(Filter):
         except regex.error as error:
             raise UserError("Script", f"{', '.join(self.scripts)}: {error}", "Give names as Han, Latin.") from error
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         letters = len(_LETTER.findall(candidate.text))
         if not letters:
             return Drop("no letters")
@@ -83,22 +85,23 @@ _LETTER = regex.compile(r"\p{L}")
 
 @dataclass
 class Chinese(Filter):
-    """Keeps Chinese in Traditional or in Simplified characters, and where it can be told with a region's words.
+    """Keeps Chinese in Traditional or in Simplified characters, and if asked only that with the words of a region.
 
-    Characters are those of `inscp.evaluation.chinese`. Words (軟件,
-    mainland; 軟體, Taiwan) are those that OpenCC would replace.
+    Characters are those of `inscp.evaluation.chinese`. Words (軟件 on the mainland, 軟體 in Taiwan) are those that
+    OpenCC would replace.
 
     Args:
         characters: the form to keep.
-        foreign: at most this share of the characters may be of the other form.
-        words: `any`, or only those texts that do not use clearly more words of the other region than of this one.
+        foreign: the largest share of the Chinese characters, from 0 to 1, that may be of the other form.
+        words: the region whose words are kept, or `any`. A text is left out where it uses clearly more words of the
+            other region.
     """
 
     characters: Form = "traditional"
     foreign: float = 0.02
     words: Literal["any", "taiwan", "mainland"] = "any"
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         text = candidate.text
         other: Form = "simplified" if self.characters == "traditional" else "traditional"
         foreign = count(text, other)
@@ -107,9 +110,9 @@ class Chinese(Filter):
             return Drop(f"{other} characters", f"{share:.0%}")
         if self.words != "any":
             plain = _converted(text, "t2s")
-            of_mainland = _changes(_converted(plain, "s2tw"), _converted(plain, "s2twp"))
-            of_taiwan = _changes(_converted(text, "tw2s"), _converted(text, "tw2sp"))
-            mine, others = (of_taiwan, of_mainland) if self.words == "taiwan" else (of_mainland, of_taiwan)
+            mainland = _changes(_converted(plain, "s2tw"), _converted(plain, "s2twp"))
+            taiwan = _changes(_converted(text, "tw2s"), _converted(text, "tw2sp"))
+            mine, others = (taiwan, mainland) if self.words == "taiwan" else (mainland, taiwan)
             if others > mine + _BY_CHANCE:
                 return Drop("words of the other region", f"{others} against {mine}")
         return candidate
@@ -117,11 +120,11 @@ class Chinese(Filter):
 
 _SENTENCE, _COMPARED = regex.compile(r"[\n。！？；，]"), 500
 _BY_CHANCE = 2
-"""So many words that OpenCC would replace (支持 by 支援) are used in both regions all the same."""
+"""How many words of a text OpenCC may replace (支持 by 支援) though both regions use them."""
 
 
-def _converted(text: str, by: str) -> str:
-    return str(_converter(by).convert(text))
+def _converted(text: str, conversion: str) -> str:
+    return str(_converter(conversion).convert(text))
 
 
 @cache
@@ -130,7 +133,7 @@ def _converter(name: str) -> Any:
 
 
 def _changes(before: str, after: str) -> int:
-    """How many characters, or words where the length differs too, are not the same."""
+    """In how many characters two texts differ; where their lengths differ too, in how many runs of characters."""
     if len(before) == len(after):
         return sum(a != b for a, b in zip(before, after, strict=True))
     # Sentence by sentence: the comparison takes the square of the length.

@@ -43,7 +43,7 @@ class Scoring:
             raise UserError("--overlap", f"{self.overlap} of a window of {self.window}", "Give 1 to window - 1.")
 
     def tag(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
-        """The record's documents, in which nothing but text is a target."""
+        """What makes the documents of a record, in which only the text that is scored is a target."""
         taggers = {"text": PlainTagger(), "template": InsCPTagger(), "response": ConversationTagger()}
         tag = taggers[self.given].bind(tokenizer)
         return lambda record: [_only_text(document) for document in tag(record)]
@@ -77,7 +77,7 @@ class Scorer:
         loss: the model, in evaluation mode on its device.
         tokenizer: the model's.
         scoring: what is scored.
-        batch_tokens: tokens a forward pass; one longer window makes one of its own.
+        batch_tokens: the most tokens in a forward pass; a longer window has a pass of its own.
         is_sharded: the model is spread over the ranks, which must compute together: see `finish`.
     """
 
@@ -93,7 +93,7 @@ class Scorer:
         """The scores of records, in their order.
 
         Args:
-            records: any number; documents of like length are looked for among them.
+            records: any number; those of like length share a forward pass.
             on_unusable: told of those that have no score, and why.
             on_batch: told after a forward pass what share of the work it was, and how many tokens it scored.
         """

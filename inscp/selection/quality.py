@@ -21,7 +21,7 @@ from inscp.evaluation.refusal import SAYS_IT_IS_A_MODEL
 from inscp.optional import library
 from inscp.paths import local_path
 from inscp.records import Candidate, Turn
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Filter, Verdict
 
 _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\d+);|\[\[|\]\]|\{\{|\}\}|\{\|")
 
@@ -33,15 +33,15 @@ class BrokenText(Filter):
     Every turn is judged by itself, because an answer may well repeat what it was asked about.
 
     Args:
-        markup: at most this share of the characters may be tags, entities and wiki brackets.
-        repeated_lines: at most this share of the lines of three words and more may have been there before (Gopher,
+        markup: the largest share of the characters, from 0 to 1, that may be tags, entities and wiki brackets.
+        repeated_lines: the largest share of the lines of three words and more that may repeat an earlier line (Gopher,
             arXiv 2112.11446).
     """
 
     markup: float = 0.1
     repeated_lines: float = 0.3
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         if not UNIT.search(candidate.text):
             return Drop("no words")
         return next(filter(None, (self._broken(turn.text) for turn in candidate.record.turns)), candidate)
@@ -68,7 +68,7 @@ class Refusals(Filter):
     """Leaves out what a chat model says about itself ("as an AI language model"), in en, zh, ja, fi and ar.
 
     Args:
-        phrases: more of them, as regular expressions, case ignored.
+        phrases: more phrases to look for, as regular expressions, case ignored.
     """
 
     phrases: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Refusals(Filter):
         except regex.error as error:
             raise UserError("Refusals", f"no regular expression ({error})", "Mend the phrase.") from error
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         match = self._pattern.search(candidate.text.replace("’", "'"))
         return Drop("says it is a model", match[0]) if match else candidate
 
@@ -116,7 +116,7 @@ class PersonalData(Filter):
         if unknown := next((region for region in self.phone_regions if region not in known), None):
             raise UserError("PersonalData", f"{unknown} is no region", "Give ISO 3166 codes in capitals, as FI or TW.")
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         turns = tuple(Turn(turn.role, self._mask(turn.text)) for turn in candidate.record.turns)
         return replace(candidate, record=replace(candidate.record, turns=turns))
 
@@ -130,7 +130,7 @@ class PersonalData(Filter):
         return text
 
     def _number(self, match: Any) -> str:
-        """The run of groups with the longest valid number in it masked, and what stands beside it looked at too."""
+        """A run of groups of letters and digits, its longest valid number masked, then those in the rest of it."""
         groups = list(regex.finditer(r"[A-Z0-9]+", match[0]))
         spans = [
             (a.start(), b.end())
@@ -165,8 +165,10 @@ class Contamination(Filter):
     Args:
         benchmarks: files, folders or Hub ids, as `data.train` takes them; every text in them counts, answers too.
         evaluations: configurations of `evaluate`: the files and folders that their tasks name are benchmarks too.
-        n: so many words (of Chinese, Japanese and Thai: characters) in a row (13: GPT-3, arXiv 2005.14165).
-        shortest: a benchmark text of fewer words than n counts as a whole, from so many on.
+        n: how many words in a row (characters in Chinese, Japanese and Thai) must be shared (13: GPT-3, arXiv
+            2005.14165).
+        shortest: the fewest words of a benchmark text that is looked for; one of fewer than n words is looked for
+            as a whole.
     """
 
     benchmarks: list[str] = field(default_factory=list)
@@ -175,8 +177,8 @@ class Contamination(Filter):
     shortest: int = 8
 
     def __post_init__(self) -> None:
-        of_tasks = (file for spec in self.evaluations for file in _files_of_tasks(spec))
-        self._files = list(dict.fromkeys((*self.benchmarks, *of_tasks)))
+        task_files = (file for spec in self.evaluations for file in _files_of_tasks(spec))
+        self._files = list(dict.fromkeys((*self.benchmarks, *task_files)))
         if not self._files:
             raise UserError("Contamination", "it knows no benchmark", "Give `benchmarks` or `evaluations`.")
         self._known: dict[int, set[int]] = {}
@@ -196,7 +198,7 @@ class Contamination(Filter):
     def contents(self) -> str:
         return " ".join(source_fingerprint(Source(spec)) for spec in self._files)
 
-    def judge(self, candidate: Candidate) -> Candidate | Drop:
+    def judge(self, candidate: Candidate) -> Verdict:
         units = words(candidate.text)
         for n, known in self._known.items():
             for place, gram in enumerate(_grams(units, n)):

@@ -20,7 +20,7 @@ def as_dict(funnel: Funnel, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the page shows.
 
     Args:
-        funnel: that has run.
+        funnel: one that has run.
         settings: what made the selection: its fingerprint, sources, scores, replay.
     """
     steps = [
@@ -80,8 +80,8 @@ def _page(report: Mapping[str, Any]) -> str:
     )
 
 
-def _plot(report: Mapping[str, Any], what: str, by: str) -> str:
-    """Histograms before (grey) and after (blue), one row a source, with the thresholds of the filters, as SVG."""
+def _plot(report: Mapping[str, Any], what: str, filter_name: str) -> str:
+    """Histograms before (grey) and after (blue), one row a source, with the thresholds of the filter, as SVG."""
     import matplotlib.figure
 
     before, after = report["before"][what], report["after"][what]
@@ -91,16 +91,16 @@ def _plot(report: Mapping[str, Any], what: str, by: str) -> str:
     figure = matplotlib.figure.Figure(figsize=(8, 0.6 + 1.3 * len(before)), layout="constrained")
     axes = figure.subplots(len(before), 1, sharex=True, squeeze=False)[:, 0]
     used = np.flatnonzero(np.sum(list(before.values()), axis=0))
-    for axis, (path, counts) in zip(axes, before.items(), strict=True):
+    for axis, (source, counts) in zip(axes, before.items(), strict=True):
         axis.stairs(counts, edges, fill=True, color="#c9ced6", label="read")
-        if path in after:
-            axis.stairs(after[path], edges, fill=True, color="#2f6db5", label="kept")
-        for found in (step["found"] for step in report["filters"] if step["name"] == by):
-            for bound in [*found["absolute"], *found.get("bounds", {}).get(path, [])]:
+        if source in after:
+            axis.stairs(after[source], edges, fill=True, color="#2f6db5", label="kept")
+        for found in (step["found"] for step in report["filters"] if step["name"] == filter_name):
+            for bound in [*found["absolute"], *found.get("bounds", {}).get(source, [])]:
                 axis.axvline(bound, color="#c0392b", linewidth=1)
         axis.set_xscale("log")
         axis.set_xlim(edges[used[0]], edges[used[-1] + 1])
-        axis.set_title(path, loc="left", fontsize=8)
+        axis.set_title(source, loc="left", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False)

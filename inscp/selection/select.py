@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from inscp.records import Candidate
-from inscp.selection.filters import Drop, Filter
+from inscp.selection.filters import Drop, Selector
 from inscp.selection.spool import Spool
 
 _SHOWN = 400  # characters of an example
 
 
 class Histogram:
-    """How many values lie where on a logarithmic scale: sixteen bins from 1 to 10 and so on, in constant memory."""
+    """Counts of values on a logarithmic scale, sixteen bins a decade from 1 on, in constant memory."""
 
     PER_DECADE, DECADES = 16, 8
 
@@ -49,31 +49,31 @@ class Census:
             yield candidate
 
     def add(self, candidate: Candidate) -> None:
-        path = candidate.path
-        self.records[path] += 1
-        self.tokens[path] += candidate.n_tokens
-        self.length.setdefault(path, Histogram()).add(candidate.n_tokens)
+        source = candidate.source
+        self.records[source] += 1
+        self.tokens[source] += candidate.n_tokens
+        self.length.setdefault(source, Histogram()).add(candidate.n_tokens)
         if (value := candidate.perplexity) is not None:
-            self.perplexity.setdefault(path, Histogram()).add(value)
+            self.perplexity.setdefault(source, Histogram()).add(value)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "records": dict(self.records),
             "tokens": dict(self.tokens),
-            "perplexity": {path: h.counts.tolist() for path, h in self.perplexity.items()},
-            "length": {path: h.counts.tolist() for path, h in self.length.items()},
+            "perplexity": {source: h.counts.tolist() for source, h in self.perplexity.items()},
+            "length": {source: h.counts.tolist() for source, h in self.length.items()},
         }
 
 
 @dataclass
 class Step:
-    """One filter's line of the funnel.
+    """What one filter of the funnel did.
 
     Attributes:
-        name, settings: of the filter.
-        records, tokens: that are left behind it.
-        dropped: reason -> how many.
-        examples: of what it dropped, a random few.
+        name, settings: the filter's class, and its `repr`.
+        records, tokens: how many it kept.
+        dropped: reason -> how many records it left out for it.
+        examples: a random few of the records that it left out.
         found: what else it saw.
     """
 
@@ -87,40 +87,38 @@ class Step:
 
 
 class Funnel:
-    """Runs filters over candidates.
+    """Runs filters over candidates, once.
 
     Args:
         filters: in the order in which they are applied.
-        n_examples: kept of what each filter drops, and of what is left.
-        seed: of which examples.
+        n_examples: how many records are remembered of what each filter drops, and of what is left.
+        seed: of the choice of these examples.
     """
 
-    def __init__(self, filters: list[Filter], n_examples: int, seed: int) -> None:
+    def __init__(self, filters: list[Selector], n_examples: int, seed: int) -> None:
         self._filters, self._n_examples = filters, n_examples
         self._random = random.Random(seed)
         self.steps = [Step(type(f).__name__, repr(f)) for f in filters]
         self.before, self.after = Census(), Census()
         self.kept_examples: list[dict[str, str]] = []
 
-    def run(self, candidates: Iterable[Candidate], into: Path) -> int:
+    def run(self, candidates: Iterable[Candidate], file: Path) -> int:
         """Write what is left to a Parquet file; returns how many records those are."""
-        with tempfile.TemporaryDirectory(dir=into.parent) as temporary:
+        with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
             stream: Iterable[Candidate] = self.before.counting(candidates)
             for number, (one, step) in enumerate(zip(self._filters, self.steps, strict=True)):
-                if one.looks_at_all:
+                if one.reads_twice:
                     spool = Spool(Path(temporary) / f"{number}.parquet")
                     spool.write(stream)
-                    one.prepare(spool)
                     stream = spool
                 stream = self._through(one, step, stream)
-            written = Spool(into).write(self._kept(stream))
+            written = Spool(file).write(self._kept(stream))
         for one, step in zip(self._filters, self.steps, strict=True):
             step.found = one.found()
         return written
 
-    def _through(self, one: Filter, step: Step, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
-        for candidate in candidates:
-            verdict = one.judge(candidate)
+    def _through(self, one: Selector, step: Step, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        for candidate, verdict in one.verdicts(candidates):
             if isinstance(verdict, Drop):
                 step.dropped[verdict.why] += 1
                 self._sample(step.examples, step.dropped.total(), candidate, f"{verdict.why} {verdict.detail}")
@@ -135,7 +133,8 @@ class Funnel:
             yield candidate
 
     def _sample(self, examples: list[dict[str, str]], seen: int, candidate: Candidate, why: str) -> None:
-        """A uniform sample of what comes by (Vitter's algorithm R)."""
+        """Perhaps remember a candidate, the `seen`-th to come by, so that the examples are a uniform sample of all
+        that did (Vitter's algorithm R)."""
         place = len(examples) if len(examples) < self._n_examples else self._random.randrange(seen)
         if place >= self._n_examples:
             return

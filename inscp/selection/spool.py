@@ -27,14 +27,14 @@ class Spool:
     """A Parquet file of candidates. A text that nobody speaks stands in `text`, a conversation in `messages`.
 
     Args:
-        path: of the file.
+        path: where the file is, or will be.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, candidates: Iterable[Candidate]) -> int:
-        """Keep candidates; returns how many."""
+        """Make the file of these candidates; returns how many they are."""
         written = 0
         with pq.ParquetWriter(self._path, _SCHEMA, compression="zstd") as writer:
             for batch in batches(candidates):
@@ -54,7 +54,7 @@ def _row(candidate: Candidate) -> dict[str, object]:
     is_document = len(turns) == 1 and turns[0].role == "document"
     return {
         "id": candidate.record.source,
-        "source": candidate.path,
+        "source": candidate.source,
         "text": turns[0].text if is_document else None,
         "messages": None if is_document else [{"role": turn.role, "content": turn.text} for turn in turns],
         "n_tokens": candidate.n_tokens,

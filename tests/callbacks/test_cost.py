@@ -43,7 +43,7 @@ class Batches(Losses):
 
 def fit(folder: Path, corpus: Path, model: str, ledger: Ledger, **options: Any) -> tuple[Cost | None, Batches]:
     resume, learner = options.pop("resume", None), options.pop("learner", None) or module(model)
-    data = data_module(corpus, model, validation={"held": str(corpus)})
+    data = data_module(corpus, model, validation={"held": str(corpus)}, max_steps=options.pop("max_steps", -1))
     throughput, batches, provenance = Throughput(), Batches(), Provenance(folder)
     saving = Checkpoints(str(folder / "kept"), every_n_steps=5, keep_last=99)
     counting = [throughput, TrainingCost(ledger, throughput), provenance, batches]

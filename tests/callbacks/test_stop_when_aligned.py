@@ -1,6 +1,7 @@
 """A training ends when the model answers in the language and gains no more, or when it forgets another one."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.stop_when_aligned import StopWhenAligned, is_flat
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
-from inscp.evaluation.tasks import language_alignment
 from inscp.model.export import read_origin
 from inscp.records import Generation
 
@@ -62,17 +62,13 @@ def fit(
 
 def answers(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, bool]) -> None:
     """The n-th measurement of the language that is taught finds the n-th of these, of English all is well."""
-    numbers = {"fi": iter(measured)}
+    taught = iter(measured)
 
-    def judged(answer: Generation, language: str) -> dict[str, bool]:
-        perfect = {"in_language": True, "in_language_if_sound": True, "ended": True}
-        if language == "en":
-            return perfect
-        if answer.prompt.endswith("0?"):
-            numbers["now"] = perfect | next(numbers["fi"])  # type: ignore[assignment]
-        return numbers["now"]  # type: ignore[return-value]
+    def shares(_: Sequence[Generation], language: str) -> dict[str, float]:
+        found = {"in_language": 1.0, "in_language_if_sound": 1.0, "ended": 1.0}
+        return found if language == "en" else found | {name: float(value) for name, value in next(taught).items()}
 
-    monkeypatch.setattr(language_alignment, "judged", judged)
+    monkeypatch.setattr("inscp.callbacks.stop_when_aligned.shares", shares)
 
 
 def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(
@@ -184,11 +180,18 @@ def test_the_average_is_asked_where_it_is_what_is_exported(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
     looking = Answering()
-    data = data_module(corpus, tiny_model_folder)
-    trainer(tmp_path, callbacks=[Provenance(tmp_path), looking], max_steps=3).fit(
+    data = data_module(corpus, tiny_model_folder, max_steps=3)
+    trainer(tmp_path, callbacks=[Provenance(tmp_path), looking]).fit(
         module(tiny_model_folder, ema_decay=0.9), datamodule=data
     )
     assert looking.looked
+
+
+def test_what_a_checkpoint_keeps_does_not_grow_while_it_is_written() -> None:
+    callback = StopWhenAligned()
+    kept = callback.state_dict()
+    callback._history.append({"step": 1})
+    assert kept == {"history": []}
 
 
 def test_what_had_ended_ends_at_once_when_it_is_resumed(

@@ -3,7 +3,17 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from inscp.cost.devices import find_device, project
 from inscp.cost.flops import ModelSize, Work, WorkCounter, forward_flops, recomputed_share, training_flops
@@ -58,6 +68,23 @@ def test_of_experts_those_count_that_are_chosen() -> None:
     dense, experts = llama(), MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2))
     mlp, routers = 3 * 3 * 32 * 64, 3 * 8 * 32
     assert ModelSize.of(experts).multiplied - ModelSize.of(dense).multiplied == mlp + routers
+
+
+def test_layers_with_heads_of_their_own_width_are_counted_one_by_one() -> None:
+    sizes = SIZES | {"num_hidden_layers": 6, "head_dim": 8, "global_head_dim": 16}
+    config = Gemma4TextConfig(**sizes, vocab_size_per_layer_input=300, hidden_size_per_layer_input=8)
+    assert config.layer_types.count("full_attention") == 1
+    assert ModelSize.of(Gemma4ForCausalLM(config)).attention_width == 4 * (5 * 8 + 16)
+
+
+def test_narrow_values_are_counted_as_torch_counts_them() -> None:
+    attention = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    config = DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, **attention, first_k_dense_replace=3)
+    model = DeepseekV3ForCausalLM(config)
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counted:
+        model(IDS)
+    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(counted.get_total_flops(), rel=0.01)
 
 
 def test_what_is_asked_is_counted_token_by_token(tiny_model_folder: str) -> None:

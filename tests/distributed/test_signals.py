@@ -11,6 +11,7 @@ from launch import FSDP2, fit, project, start, steps
 from lightning import Callback, LightningModule, Trainer
 from processes import Command
 
+from inscp.callbacks import export
 from inscp.model.checkpoint import whole_checkpoints
 
 TWO = [*FSDP2, "--data.batch_size", "1"]
@@ -98,3 +99,28 @@ def test_a_second_ctrl_c_ends_at_once(folder: Path, spread: list[Any]) -> None:
     assert process.wait(timeout=60) == 130
     assert time.monotonic() - start_of_end < 30  # of the 60 that the step would take
     assert not list((folder / f"{log}_runs").glob("*/*/checkpoints/step-*"))
+
+
+class LongExport(Callback):
+    """Makes the export take as long as it takes a test to break it off, and leaves a file when it begins."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        write = export.export_model
+
+        def slow(*args: Any) -> None:
+            Path(trainer.default_root_dir, "exporting").touch()
+            time.sleep(2)
+            write(*args)
+
+        export.export_model = slow
+
+
+def test_a_signal_does_not_break_off_the_export(folder: Path) -> None:
+    process = start(folder, "exported", "--trainer.default_root_dir", "exported_runs",
+                    "--trainer.callbacks+", "test_signals.LongExport")  # fmt: skip
+    while not (folder / "exported_runs" / "exporting").exists():
+        assert process.poll() is None, process.stderr[-3000:]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 0, process.stderr[-3000:]
+    assert next((folder / "exported_runs").glob("*/*/model/model.safetensors")).is_file()

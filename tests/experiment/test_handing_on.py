@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from inscp.errors import Stopped
-from inscp.experiment.processes import Commands
 from inscp.experiment.parent import ParentRun
+from inscp.experiment.processes import Commands
 from inscp.tracking.tracker import Tracking
 
 

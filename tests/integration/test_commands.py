@@ -134,6 +134,47 @@ def test_last_goes_on_from_the_same_training_alone(config: Path) -> None:
     assert len(list(runs.iterdir())) == 3, older.stdout
 
 
+def test_behind_its_last_step_a_training_is_measured_and_exported_again(config: Path) -> None:
+    command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
+               "--trainer.default_root_dir", "ending", "--checkpoint.every_n_steps", "1",
+               "--trainer.max_steps", "4", "--ckpt_path", "last")  # fmt: skip
+    whole = run(*command, cwd=config.parent)
+    model = config.parent / model_folder(whole.stdout)
+    weights, card = (model / "model.safetensors").read_bytes(), (model / "README.md").read_text("utf-8")
+    shutil.rmtree(model)  # as if the export had been killed
+    again = run(*command, cwd=config.parent)
+    assert "checkpoints/step-00000004" in again.stderr
+    assert (model / "model.safetensors").read_bytes() == weights
+    held_out = re.compile(r"held perplexity +\d+\.\d+ +\d+\.\d+")
+    assert held_out.findall(again.stdout) == held_out.findall(whole.stdout) != []
+    row = re.compile(r"^\|.*held.*$", re.MULTILINE)
+    assert row.findall((model / "README.md").read_text("utf-8")) == row.findall(card) != []
+
+
+def test_no_training_touches_the_checkpoints_of_another(config: Path) -> None:
+    command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
+               "--trainer.default_root_dir", "sharing", "--checkpoint.every_n_steps", "2",
+               "--checkpoint.dirpath", "shared")  # fmt: skip
+    first = run(*command, "--ckpt_path", "last", cwd=config.parent)
+    kept = sorted((config.parent / "shared").iterdir())
+    assert len(kept) == 2
+    older, newest = (f"shared/{path.name}" for path in kept)
+    other = ["--model.optimizer.learning_rate", "0.001"]
+    for changes, complaint in (
+        ([], f"{newest} is there, which this training does not go on from"),
+        (["--ckpt_path", older], f"{newest} is there, which this training does not go on from"),
+        (["--ckpt_path", newest], f"{newest} is there, which this training does not go on from"),  # it has ended
+        ([*other, "--ckpt_path", "last"], f"{newest} is of a training with another model.optimizer.learning_rate"),
+    ):
+        refused = run(*command, *changes, cwd=config.parent, status=2)
+        assert f"error: checkpoint.dirpath: {complaint}" in refused.stderr
+    assert "has ended" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
+    assert sorted((config.parent / "shared").iterdir()) == kept
+    run_folder = (config.parent / model_folder(first.stdout)).parent
+    shutil.rmtree(run_folder)  # of a machine that was taken away, say
+    assert f"going on from {newest}" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
+
+
 def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     assert len({new_folder(tmp_path) for _ in range(20)}) == 20
 
@@ -185,6 +226,10 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--model.ema_decay", "2"], r"model\.ema_decay: 2\.0 is not between 0 and 1"),
     (["--model.activation_checkpointing", "0"], r"model\.activation_checkpointing: every 0-th block"),
     (["--model.adapter", "LoRA", "--model.adapter.targets", "[nothing]"], r"model\.adapter\.targets: .*nothing"),
+    (["--trainer.precision", "bf16-true"], r"trainer\.precision: bf16-true is not offered\. Take bf16-mixed or"),
+    (["--trainer.precision", "16-mixed"], r"trainer\.precision: 16-mixed is not offered"),
+    (["--model.optimizer.learning_rate", "-1"], r"model\.optimizer\.learning_rate: -1\.0 is out of range"),
+    (["--data.seed", "-1"], r"data\.seed: -1 is negative"),
     (["--checkpoint.keep_last", "0"], r"checkpoint\.keep_last: 0 is not positive"),
     (["--ckpt_path", "nowhere"], r"nowhere: no such checkpoint"),
 ])  # fmt: skip

@@ -146,6 +146,8 @@ def test_what_is_selected_is_what_the_filters_say_and_fit_trains_on_it(
         ({"filters": [{"class_path": "Perplexity", "init_args": {"maximum": 1.001}}], "budget": None},
          "error: Perplexity: it leaves no record"),
         ({"budget": {"tokens": 10**6}}, "error: budget.tokens: 1,000,000 tokens are asked for and"),
+        ({"budget": {"tokens": 1000, "replay": "english.jsonl", "replay_share": 0.9}},
+         "error: budget.replay_share: 900 tokens are asked for and"),
         ({"data": "english.jsonl"}, "error: scores: english.jsonl was not scored in it"),
         ({"scores": None}, "error: select: nothing tells how many tokens"),
         ({"scores": "english.jsonl"}, "error: english.jsonl: no scores in it"),

@@ -5,11 +5,24 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
-from inscp.model import attention
-from inscp.model.attention import Documents, attend_by_document, document_attention
+from inscp.model import attention, cpu_attention
+from inscp.model.attention import Documents, attend_by_document
 from inscp.model.blocks import compile_blocks
+from inscp.model.cpu_attention import document_attention
 from inscp.model.loss import NextTokenLoss
 from inscp.records import IGNORED, PackedBatch
 
@@ -54,7 +67,7 @@ def test_the_operation_keeps_its_contract_with_compilers() -> None:
 
 def test_work_grows_with_the_squares_of_the_documents_lengths() -> None:
     lengths = torch.randint(20, 200, (400,), generator=torch.Generator().manual_seed(0))
-    groups = attention._groups(lengths.numpy().tobytes())
+    groups = cpu_attention._groups(lengths.numpy().tobytes())
     scores = sum(group.count * group.width**2 for group in groups)
     assert scores < 1.5 * (lengths**2).sum()
     assert scores < 0.01 * lengths.sum() ** 2
@@ -70,6 +83,16 @@ def llama() -> PreTrainedModel:
 def mistral() -> PreTrainedModel:
     torch.manual_seed(0)
     return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5, pad_token_id=0, eos_token_id=1))
+
+
+def deepseek() -> PreTrainedModel:
+    """Multi-head latent attention: query heads of 24 numbers, value heads of 16."""
+    torch.manual_seed(0)
+    attention = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+               "first_k_dense_replace": 2, "moe_intermediate_size": 16}  # fmt: skip
+    sizes = SIZES | {"num_key_value_heads": 4}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **attention, **experts, pad_token_id=0, eos_token_id=1))
 
 
 def packed(*lengths: int) -> PackedBatch:
@@ -98,6 +121,39 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_documents_alone(make) ->
     ]
     together, apart = loss_and_gradients(loss, row), loss_and_gradients(loss, *alone)
     assert all(relative(ours, theirs.double()) < 1e-5 for ours, theirs in zip(together, apart, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [(9, 20), (400, 9)])
+def test_values_narrower_than_queries_are_computed_exactly(lengths: tuple[int, ...]) -> None:
+    row, plain = packed(*lengths), deepseek()
+    plain.set_attn_implementation("eager")
+    loss = NextTokenLoss(deepseek())
+    assert loss.by_document
+    ours, theirs = loss_and_gradients(loss, row), loss_and_gradients(NextTokenLoss(plain), row)
+    assert all(relative(a, b.double()) < 1e-5 for a, b in zip(ours, theirs, strict=True))
+
+
+def test_chunks_are_left_to_transformers() -> None:
+    experts = {"num_local_experts": 2, "intermediate_size_mlp": 48, "head_dim": 8, "attention_chunk_size": 8}
+    torch.manual_seed(0)
+    model = Llama4ForCausalLM(Llama4TextConfig(**SIZES, **experts, pad_token_id=0, eos_token_id=1, bos_token_id=1))
+    assert not attend_by_document(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("widest", "on_gpu"), [(256, True), (512, False)])
+def test_a_gpu_attends_by_document_where_its_kernel_takes_every_layers_heads(
+    widest: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = SIZES | {"num_hidden_layers": 6, "head_dim": 8, "global_head_dim": widest}
+    config = Gemma4TextConfig(**sizes, vocab_size_per_layer_input=64, hidden_size_per_layer_input=8)
+    with torch.device("meta"):
+        model = Gemma4ForCausalLM(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert attend_by_document(model) == on_gpu
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model.set_attn_implementation("sdpa")
+    assert attend_by_document(model)
 
 
 @pytest.mark.parametrize("make", [llama, mistral])

@@ -57,14 +57,18 @@ def test_bf16_products_stay_within_a_hundredth() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made."""
+    """Remembers the largest tensor that any operation made; views of `known` are not made."""
 
     largest = 0
+
+    def __init__(self, known: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.known = known
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and (self.known is None or value.data_ptr() != self.known.data_ptr()):
                 self.largest = max(self.largest, value.numel())
         return out
 
@@ -76,6 +80,14 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_alive() -> None:
         gradients(plain)
     assert whole.largest == TOKENS * VOCABULARY
     assert chunked.largest == 32 * VOCABULARY
+
+
+def test_without_gradients_none_is_made_of_the_output_layer() -> None:
+    hidden, weight, targets = inputs()
+    with torch.no_grad(), LargestTensor(weight) as made:
+        total = linear_nll_sum(hidden[:8].detach(), weight, targets[:8])
+    assert total.item() == pytest.approx(plain(hidden[:8], weight, targets[:8]).item(), rel=1e-6)
+    assert made.largest == 8 * VOCABULARY < HIDDEN * VOCABULARY
 
 
 def llama(**options: object) -> LlamaForCausalLM:

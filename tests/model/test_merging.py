@@ -133,3 +133,16 @@ def test_nothing_is_written_over(adapted: str, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "mine").mkdir()
     assert main(["merge", "--model", adapted, "--method", "Average", "--out", str(tmp_path / "mine")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'mine'}: it is there already")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_quantized_models_are_not_merged(place: int, adapted: str, tiny_model_folder: str, tmp_path: Path) -> None:
+    quantized = tmp_path / "quantized"
+    shutil.copytree((adapted, tiny_model_folder)[place], quantized)
+    config = json.loads((quantized / "config.json").read_text("utf-8"))
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    (quantized / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
+    models = [adapted, tiny_model_folder]
+    models[place] = str(quantized)
+    with pytest.raises(UserError, match=r"quantized: its weights are quantized \(fp8\)"):
+        merged(models[0], Average(original=models[1]), torch.float32)

@@ -1,9 +1,12 @@
 """The learning rate rises, then falls as named; norms are not decayed."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from inscp.errors import UserError
 from inscp.model.optim import Optimizer, Schedule
 
 
@@ -43,3 +46,14 @@ def test_one_step_is_that_of_adamw() -> None:
     parameter.grad = torch.full((2, 2), 3.0)
     optimizer.step()
     assert torch.allclose(parameter, torch.full((2, 2), 0.9))  # Adam's first step is the rate itself
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"learning_rate": -1e-4}, {"learning_rate": float("nan")}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)},
+     {"eps": -1e-8}, {"warmup": 1.0}, {"warmup": -0.1}, {"final": -0.1}],
+)  # fmt: skip
+def test_what_nothing_can_be_trained_with_is_told(given: dict[str, Any]) -> None:
+    [name] = given
+    with pytest.raises(UserError, match=rf"model\.optimizer\.{name}: .* is out of range"):
+        Optimizer(**given)

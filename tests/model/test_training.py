@@ -10,6 +10,8 @@ from corpus import Losses, data_module, module, trainer, write_corpus
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import RunError, UserError
+from inscp.model.module import InsCPModule
+from inscp.model.optim import Optimizer
 from inscp.pretrained import load_model
 from inscp.records import IGNORED
 
@@ -75,6 +77,23 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
     assert len(resumed.steps) > 3
 
 
+def test_a_new_learning_rate_counts_from_the_first_step_that_is_trained_with_it(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
+    options = {"enable_checkpointing": True, "callbacks": [saving]}
+    whole = fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
+    losses, tenth = Losses(), Optimizer(learning_rate=1e-3, warmup=0.0, schedule="linear")
+    trainer(tmp_path, callbacks=[Provenance(tmp_path), losses]).fit(
+        InsCPModule(tiny_model_folder, tenth),
+        datamodule=data_module(corpus, tiny_model_folder),
+        ckpt_path=str(tmp_path / "kept" / "step-00000003"),
+    )
+    expected = {step: pytest.approx(rate / 10) for step, (_, rate, _) in whole.steps.items() if step > 3}
+    assert {step: rate for step, (_, rate, _) in losses.steps.items()} == expected
+    assert len(expected) > 3
+
+
 def test_resuming_with_other_data_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
     options = {"enable_checkpointing": True, "callbacks": [saving]}
@@ -106,10 +125,8 @@ def test_resuming_with_steps_of_another_size_goes_on_at_the_next_unseen_row(
         rows = Rows()
         saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
         options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True, "callbacks": [rows, saving]}
-        if path is None:
-            options["max_steps"] = 3
-        fit(tmp_path, corpus, tiny_model_folder, data={"batch_size": batch_size}, trainer_options=options,
-            ckpt_path=path)  # fmt: skip
+        data_options = {"batch_size": batch_size, "max_steps": 3 if path is None else -1}
+        fit(tmp_path, corpus, tiny_model_folder, data=data_options, trainer_options=options, ckpt_path=path)
         seen.append(rows.seen)
     data = data_module(corpus, tiny_model_folder)
     data.setup("fit")
@@ -132,8 +149,8 @@ class Rows(Losses):
 
 def test_max_steps_ends_the_training_with_a_validation(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     losses, learner = Losses(), module(tiny_model_folder)
-    data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)})
-    trainer(tmp_path, callbacks=[Provenance(tmp_path), losses], max_steps=3).fit(learner, datamodule=data)
+    data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)}, max_steps=3)
+    trainer(tmp_path, callbacks=[Provenance(tmp_path), losses]).fit(learner, datamodule=data)
     assert list(losses.steps) == [1, 2, 3]
     assert losses.steps[3][1] < losses.steps[1][1]  # the schedule knows the end
     assert learner.held_out.keys() == {"held"}

@@ -5,20 +5,20 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.records import Candidate, Record, Turn
-from inscp.selection.budget import Budget, take
+from inscp.selection import budget
+from inscp.selection.budget import Budget
 from inscp.selection.filters import Drop
 
 
 def candidates(*rows: tuple[str, int, float, str]) -> list[Candidate]:
     return [
-        Candidate(Record(f"{path}:{i}", (Turn("document", text),)), path, n_tokens, perplexity_log * n_tokens)
-        for i, (path, n_tokens, perplexity_log, text) in enumerate(rows)
+        Candidate(Record(f"{source}:{i}", (Turn("document", text),)), source, n_tokens, perplexity_log * n_tokens)
+        for i, (source, n_tokens, perplexity_log, text) in enumerate(rows)
     ]
 
 
-def kept(budget: Budget, given: list[Candidate]) -> list[int]:
-    budget.prepare(given)
-    return [i for i, candidate in enumerate(given) if not isinstance(budget.judge(candidate), Drop)]
+def kept(one: Budget, given: list[Candidate]) -> list[int]:
+    return [i for i, (_, verdict) in enumerate(one.verdicts(given)) if not isinstance(verdict, Drop)]
 
 
 ROWS = candidates(
@@ -59,14 +59,46 @@ def test_a_budget_beyond_the_data_is_an_error_or_all_of_it_as_the_config_says() 
 
 def test_what_is_too_large_is_passed_over_for_what_fits() -> None:
     sizes = np.array([40, 70, 30, 1000, 25, 5])
-    taken = take(sizes, 100)
+    taken = budget._taken(sizes, 100)
     assert sizes[taken].sum() == 100
     assert not taken[[1, 3]].any()
 
 
 @pytest.mark.parametrize(
-    "options", [{"tokens": 0}, {"tokens": 9, "replay_share": 0.1}, {"tokens": 9, "weights": {"a": -1.0}}]
+    ("options", "key"),
+    [
+        ({"tokens": 0}, "tokens"),
+        ({"tokens": 9, "replay_share": 0.1}, "replay_share"),
+        ({"tokens": 9, "replay": "en.jsonl", "replay_share": 0.05}, "replay_share"),  # none of nine tokens
+        ({"tokens": 9, "replay": "en.jsonl", "replay_share": 0.95}, "replay_share"),  # all nine
+        ({"tokens": 9, "weights": {"a": -1.0}}, "weights"),
+    ],
 )
-def test_a_budget_that_means_nothing_is_refused(options: dict[str, object]) -> None:
-    with pytest.raises(UserError, match="budget"):
+def test_a_budget_that_means_nothing_is_refused(options: dict[str, object], key: str) -> None:
+    with pytest.raises(UserError, match=rf"budget\.{key}: "):
         Budget(**options)  # type: ignore[arg-type]
+
+
+def test_the_replay_is_chosen_by_the_seed_of_its_budget_and_by_nothing_else_of_it() -> None:
+    rows = candidates(*[("en", 1 + i % 3, 1.0, "x") for i in range(50)])
+    first, again, other = (
+        kept(Budget(100, ranking, {"a": 1}, "en.jsonl", 0.2, seed=seed).replay_budget(), rows)
+        for ranking, seed in (("perplexity", 1), ("mix", 1), ("mix", 2))
+    )
+    assert first == again != other
+    assert sum(rows[i].n_tokens for i in first) == 20
+
+
+def test_a_shortage_of_replay_is_an_error_that_names_its_key_or_all_of_it() -> None:
+    short = Budget(100, replay="en.jsonl", replay_share=0.6)
+    with pytest.raises(UserError, match=r"budget\.replay_share: 60 tokens are asked for and 50 are left"):
+        kept(short.replay_budget(), ROWS)
+    short.on_shortage = "all"
+    assert kept(short.replay_budget(), ROWS) == [0, 1, 2, 3, 4]
+
+
+def test_a_ranking_by_perplexity_needs_scores() -> None:
+    unscored = [Candidate(Record("a:1", (Turn("document", "x"),)), "a", 10)]
+    with pytest.raises(UserError, match=r"budget\.ranking: the data has no scores"):
+        kept(Budget(10), unscored)
+    assert kept(Budget(10, "diversity"), unscored) == [0]

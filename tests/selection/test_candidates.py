@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from inscp.data.sources import OnBadRecord, ReadReport, Source, source_fingerprint
 from inscp.errors import UserError
 from inscp.records import Candidate, Record, Score, Turn
-from inscp.selection.candidates import bounded, scored
+from inscp.selection.candidates import Candidates, bounded, scored
 from inscp.selection.scores import ScoreFolder
 
 
@@ -62,3 +63,21 @@ def test_scores_of_records_that_are_gone_are_an_error(docs: Path) -> None:
     folder.write(0, 1, [Score(f"{docs}/d/text.jsonl:1", 1, 1, 1.0)], {})
     with pytest.raises(UserError, match="was scored and is not in"):
         list(candidates(str(docs), folder, "skip", ReadReport()))
+
+
+def test_tokens_are_counted_source_by_source_and_what_is_left_out_with_them(
+    docs: Path, chatml_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    sources = [Source(str(docs / name / "text.jsonl")) for name in "abc"]
+    with (docs / "b" / "text.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"text": "word " * 9}))
+    every = Candidates(sources, None, chatml_tokenizer, max_characters=20, on_bad_record="skip")
+    found = [(c.source, c.n_tokens) for c in every]
+    sizes = [len(chatml_tokenizer.encode("word " * number, add_special_tokens=False)) for number in (1, 2, 3)]
+    assert found == [(source.name, size) for source, size in zip(sources, sizes, strict=True)]
+    assert every.skipped == {sources[1].name: {"a record of more than 20 characters": 1}}
+
+
+def test_a_source_is_named_once(docs: Path, chatml_tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="named twice"):
+        Candidates([Source(str(docs))] * 2, None, chatml_tokenizer, 100, "error")

@@ -8,13 +8,13 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.records import Candidate, Record, Turn
-from inscp.selection.filters import Drop, Filter, Length, Perplexity
+from inscp.selection.filters import Drop, Filter, Length, Perplexity, Selector
 from inscp.selection.languages import Chinese, Language, Script
 from inscp.selection.quality import BrokenText, Contamination, PersonalData, Refusals
 
 
-def candidate(text: str, n_tokens: int = 10, nll: float | None = None, path: str = "a", number: int = 1) -> Candidate:
-    return Candidate(Record(f"{path}:{number}", (Turn("document", text),)), path, n_tokens, nll)
+def candidate(text: str, n_tokens: int = 10, nll: float | None = None, source: str = "a") -> Candidate:
+    return Candidate(Record(f"{source}:1", (Turn("document", text),)), source, n_tokens, nll)
 
 
 def why(one: Filter, text: str) -> str | None:
@@ -22,31 +22,34 @@ def why(one: Filter, text: str) -> str | None:
     return verdict.why if isinstance(verdict, Drop) else None
 
 
+def kept(one: Selector, given: list[Candidate]) -> list[Candidate]:
+    return [before for before, verdict in one.verdicts(given) if isinstance(verdict, Candidate)]
+
+
 def test_a_band_of_perplexity_keeps_what_lies_in_it() -> None:
-    band = Perplexity(minimum=2, maximum=20)
-    kept = [nll for nll in (0.1, 10.0, 29.0, 40.0) if isinstance(band.judge(candidate("x", 10, nll)), Candidate)]
-    assert kept == [10.0, 29.0]
-    assert isinstance(Perplexity(maximum=0).judge(candidate("x", 10, 0.1)), Drop)
+    every = [candidate("x", 10, nll) for nll in (0.1, 10.0, 29.0, 40.0)]
+    assert [c.nll for c in kept(Perplexity(minimum=2, maximum=20), every)] == [10.0, 29.0]
+    assert not kept(Perplexity(maximum=0), every)
 
 
 def test_quantiles_are_those_of_each_source() -> None:
     every = [
-        candidate("x", 1, float(i), path) for path, offset in (("a", 0), ("b", 5)) for i in range(offset, offset + 9)
+        candidate("x", 1, float(i), source)
+        for source, offset in (("a", 0), ("b", 5))
+        for i in range(offset, offset + 9)
     ]
-    thirds = Perplexity(upper=1 / 3)
-    thirds.prepare(every)
-    kept = [(c.path, c.nll) for c in every if isinstance(thirds.judge(c), Candidate)]
-    assert kept == [("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 5.0), ("b", 6.0), ("b", 7.0)]
+    lowest = [(c.source, c.nll) for c in kept(Perplexity(upper=1 / 3), every)]
+    assert lowest == [("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 5.0), ("b", 6.0), ("b", 7.0)]
 
 
 def test_perplexity_without_scores_is_an_error_that_tells_how_to_get_them() -> None:
-    with pytest.raises(UserError, match="Run score"):
-        Perplexity(maximum=15).judge(candidate("x"))
+    for one in (Perplexity(maximum=15), Perplexity(upper=0.5)):
+        with pytest.raises(UserError, match=r"Perplexity: the data has no scores\. Run score"):
+            kept(one, [candidate("x")])
 
 
 def test_length_counts_tokens() -> None:
-    lengths = [n for n in (1, 4, 9, 10) if isinstance(Length(4, 9).judge(candidate("x", n)), Candidate)]
-    assert lengths == [4, 9]
+    assert [c.n_tokens for c in kept(Length(4, 9), [candidate("x", n) for n in (1, 4, 9, 10)])] == [4, 9]
 
 
 def test_language_names_what_it_found() -> None:
@@ -56,6 +59,17 @@ def test_language_names_what_it_found() -> None:
     assert why(one, "😀😀😀😀😀😀") == "language und"
     assert why(one, "Hi") is None
     assert one.found()["languages"] == {"fi": 1, "en": 1, "und": 1}
+
+
+def test_chinese_without_kana_is_no_japanese_where_only_chinese_is_asked_for() -> None:
+    for text in ("最新情報", "自動車製造業", "開始時間及場所"):  # at most 4 % Chinese, fastText says
+        assert why(Language(["zh-TW"]), text) is None
+        assert why(Language(["zh", "fi"]), text) is None
+        assert why(Language(["fi"]), text) == "language ja"
+        both = Language(["zh", "ja"])
+        assert why(both, text) is None
+        assert both.found()["languages"] == {"ja": 1}
+    assert why(Language(["zh"]), "自動車のニュースです") == "language ja"
 
 
 def test_script_is_the_share_of_letters() -> None:
@@ -210,7 +224,7 @@ def test_vowel_signs_are_no_letters() -> None:
 
 def test_languages_are_named_by_any_tag_and_only_by_known_ones() -> None:
     assert why(Language(["zh-TW"]), "今天天氣很好，我們一起去夜市吃東西吧！") is None
-    with pytest.raises(UserError, match="no language"):
+    with pytest.raises(UserError, match="finnish: "):
         Language(["finnish"])
 
 

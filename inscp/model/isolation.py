@@ -1,0 +1,64 @@
+"""Whether a model keeps the documents of a packed row apart, asked of the model itself.
+
+Attention does, where it learns from positions which tokens are one document. Layers that carry a state along the row
+(convolutions, linear attention, state spaces) do not, nor do some models that build their masks without positions.
+There is no list of names: a document stands in a row twice, and a model that keeps documents apart predicts both alike.
+"""
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from inscp.errors import UserError
+from inscp.model.loss import NextTokenLoss
+from inscp.records import IGNORED, PackedBatch
+
+_LENGTH = 24
+"""Tokens of the document, which repeats itself where it sees itself: few are enough."""
+_TOLERANCE = 0.02
+"""Of the norm of the negative log-likelihoods. Both are bitwise alike on a CPU, in bf16 too; SmolLM2-135M that sees the
+first document is off by half (on a CPU, November 2026). A last digit of bf16 logits is 0.005."""
+
+
+@torch.no_grad()
+def keeps_documents_apart(loss: NextTokenLoss, device: torch.device) -> bool:
+    """Whether a document behind another one in a row is as likely as alone: one forward pass of 48 tokens.
+
+    Args:
+        loss: the model with its weights, on one device or sharded; then every rank must ask.
+        device: where it computes.
+    """
+    vocabulary = loss.model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (_LENGTH,), generator=torch.Generator().manual_seed(0))
+    targets, positions = torch.full_like(ids, IGNORED), torch.arange(_LENGTH)
+    targets[:-1] = ids[1:]
+    ids, targets, positions = (tensor.repeat(2)[None] for tensor in (ids, targets, positions))
+    batch = PackedBatch(ids, targets, positions, (_LENGTH, _LENGTH), step_targets=1, step_tokens=2 * _LENGTH)
+    is_training = loss.training
+    try:
+        with torch.compiler.set_stance("force_eager"):  # blocks are compiled for the training's rows alone
+            first, second = loss.eval()(batch.to(device), each=True).chunk(2)
+    finally:
+        loss.train(is_training)
+        if isinstance(loss, FSDPModule):
+            loss.reshard()  # it would keep its weights gathered, and not see what a checkpoint puts into the shards
+    return bool((second - first).norm() <= _TOLERANCE * first.norm())
+
+
+def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device) -> None:
+    """Refuse a model that does not keep documents apart; to be asked in the precision that computes.
+
+    Args:
+        loss, device: as for `keeps_documents_apart`.
+        spec: the model's name for messages.
+
+    Raises:
+        UserError: it lets a document see the one before it.
+    """
+    if keeps_documents_apart(loss, device):
+        return
+    what = "its layers let a document of a packed row see the one before it"
+    loss.model.set_attn_implementation("eager")
+    if keeps_documents_apart(loss, device):
+        raise UserError(spec, what, "Train it with model.attn_implementation eager, which keeps them apart.")
+    mend = "Take a model with plain attention in every layer (Llama, Qwen3, Gemma 3, …); eager attention does not help."
+    raise UserError(spec, what, mend)

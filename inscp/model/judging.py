@@ -1,0 +1,113 @@
+"""A model in training as it is judged: by held-out text and by its answers, always as it would be exported now."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from lightning import LightningModule
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torchmetrics.aggregation import MeanMetric
+from transformers import PreTrainedModel
+
+from inscp.model.average import WeightAverage
+from inscp.model.loss import NextTokenLoss
+from inscp.model.parallel import gathered_root
+from inscp.model.precision import ComputeCopies
+from inscp.records import PackedBatch
+
+
+class JudgedModule(LightningModule):
+    """Measures held-out sets and answers prompts between two optimizer steps, with the average where one is kept.
+
+    Attributes:
+        loss: holds the language model.
+        compile_blocks: whether its blocks are compiled.
+        weights: those that are trained, by name.
+        average: of these; None where none is kept.
+        copies: of the weights, which compute; None where the weights themselves do.
+        held_out: newest loss of each held-out set by its name, in nats a token.
+        held_out_step: optimizer steps behind which these were measured; None before the first time.
+        held_out_before: the losses of the original model.
+    """
+
+    loss: NextTokenLoss
+    compile_blocks: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: dict[str, nn.Parameter] = {}
+        self.average: WeightAverage | None = None
+        self.copies: ComputeCopies | None = None
+        self.held_out: dict[str, float] = {}
+        self.held_out_step: int | None = None
+        self.held_out_before: dict[str, float] = {}
+        self._validation_loss: list[MeanMetric] = []
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The language model (after `configure_model`)."""
+        return self.loss.model
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name, as they are exported: the average where one is kept."""
+        if self.average:
+            return self.average.tensors
+        return {name: weight.detach() for name, weight in self.weights.items()}
+
+    @contextmanager
+    def answering(self) -> Iterator[PreTrainedModel]:
+        """The model as it would be exported now, for generation between two steps; every rank must compute the same."""
+        self._swap_average()
+        self.loss.eval()
+        stance = torch.compiler.set_stance("force_eager") if self.compile_blocks else nullcontext()  # lengths change
+        try:
+            with gathered_root(self.loss), stance, self.trainer.precision_plugin.forward_context():
+                yield self.model
+        finally:
+            self.loss.train()
+            self._swap_average()
+
+    def on_validation_epoch_start(self) -> None:
+        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
+        self._validation_loss = [MeanMetric().to(self.device) for _ in names]
+        self._swap_average()
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
+        n_targets = int((batch.targets >= 0).sum())
+        mean = self.loss(batch) / max(1, n_targets)
+        self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss (nats a token) and perplexity of each held-out set, and keep the losses."""
+        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
+        prefix = "test" if self.trainer.testing else "val"
+        losses = {name: metric.compute() for name, metric in zip(names, self._validation_loss, strict=True)}
+        for name, loss in losses.items():
+            self.log(f"{prefix}/{name}/loss", loss)
+            self.log(f"{prefix}/{name}/perplexity", loss.exp())
+        values = {name: loss.item() for name, loss in losses.items()}
+        if self.trainer.sanity_checking:
+            self.held_out_before = values
+        else:
+            self.held_out, self.held_out_step = values, self.trainer.global_step
+        self._swap_average()
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def weights_changed(self) -> None:
+        """Let what computes know of it."""
+        if self.copies:
+            self.copies.refresh()
+
+    def _swap_average(self) -> None:
+        if self.average is None:
+            return
+        for module in self.loss.modules():  # what was gathered without a backward pass behind it would be used again
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        self.average.swap()
+        self.weights_changed()

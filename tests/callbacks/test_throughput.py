@@ -1,0 +1,92 @@
+"""Tokens a second count what a step waits for and computes, and nothing that is done beside it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from corpus import Losses, data_module, module, trainer, write_corpus
+
+from inscp.callbacks import throughput
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.provenance import Provenance
+from inscp.callbacks.throughput import Throughput, peak_rate, untimed
+from inscp.data.pipeline import PackedRows
+from inscp.model.checkpoint import CheckpointWriter
+
+
+class Clock:
+    """Time that passes only where a test lets it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def passing(self, seconds: float, function: Any) -> Any:
+        """The same function, which takes so long."""
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            self.now += seconds
+            return function(*args, **kwargs)
+
+        return slow
+
+
+class Seconds(Losses):
+    """Lets each micro-batch compute for a second, each validation batch for 1,000; notes the seconds of each step."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.seconds: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._clock.now += 1
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        self._clock.now += 1000
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            rate = float(trainer.callback_metrics["train/tokens_per_second"])
+            self.seconds.append(batch.step_tokens / rate)
+            with untimed(trainer):
+                self._clock.now += 100_000
+
+
+def test_a_step_takes_its_rows_and_its_computing_and_nothing_else(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(throughput, "matrix_rate", lambda *_: 1.0)
+    monkeypatch.setattr(CheckpointWriter, "write", clock.passing(10_000, CheckpointWriter.write))
+    data = data_module(write_corpus(tmp_path), tiny_model_folder, validation={"held": str(tmp_path / "corpus.jsonl")})
+    data.setup("fit")
+    training_rows = data.mixture.rows
+    get = PackedRows.__getitem__
+
+    def reading(rows: PackedRows, batch: Any) -> Any:
+        clock.now += 10 * (rows._cached is training_rows)
+        return get(rows, batch)
+
+    monkeypatch.setattr(PackedRows, "__getitem__", reading)
+    steps = Seconds(clock)
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=2)
+    run = trainer(tmp_path, callbacks=[Throughput(), Provenance(tmp_path), steps, saving], enable_checkpointing=True,
+                  accumulate_grad_batches=2, val_check_interval=6)  # fmt: skip
+    run.fit(module(tiny_model_folder), datamodule=data)
+    first, *others = steps.seconds
+    assert first == pytest.approx(12)  # its first rows were there
+    assert others == pytest.approx([22] * len(others))
+    assert len(others) > 6
+
+
+def test_utilisation_is_of_the_rated_peak_in_bf16_where_the_device_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "matrix_rate", lambda device, dtype: 1e12 * dtype.itemsize)
+    names = {"cuda": "NVIDIA H100 80GB HBM3", "cpu": "CPU"}
+    monkeypatch.setattr(throughput, "device_name", lambda device: names[device.type])
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert peak_rate(gpu, is_bf16=True) == (989e12, "989 TFLOP/s, rated (H100)")
+    assert peak_rate(gpu, is_bf16=False) == (4e12, "4 TFLOP/s, measured")
+    assert peak_rate(cpu, is_bf16=True) == (2e12, "2 TFLOP/s, measured")

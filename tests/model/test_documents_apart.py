@@ -1,0 +1,121 @@
+"""A model that lets packed documents see each other is found out before it is trained or judged in packed rows."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from inscp.errors import UserError
+from inscp.evaluation import local_model
+from inscp.evaluation.likelihood import summed_nlls
+from inscp.evaluation.local_model import LocalModel
+from inscp.model.blocks import compile_blocks
+from inscp.model.isolation import keeps_documents_apart, require_isolation
+from inscp.model.loss import NextTokenLoss
+from inscp.records import PackedBatch, TokenSequence
+
+CPU = torch.device("cpu")
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+APART: list[tuple[str, str, dict[str, Any]]] = [
+    ("llama", "sdpa", {}),
+    ("llama", "eager", {}),
+    ("qwen2", "sdpa", {}),
+    ("gemma2", "eager", {"head_dim": 8}),
+    ("gemma3_text", "sdpa", {"head_dim": 8, "sliding_window": 8}),
+    ("llama4_text", "sdpa", {"head_dim": 8, "num_local_experts": 2, "attention_chunk_size": 8}),
+    ("nemotron", "eager", {}),
+]
+TOGETHER: list[tuple[str, str, dict[str, Any]]] = [
+    ("lfm2", "sdpa", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    ("bloom", "eager", {}),
+    ("nemotron", "sdpa", {}),
+    ("gpt_oss", "eager", {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+]
+
+
+def model(kind: str, attention: str, options: dict[str, Any]) -> PreTrainedModel:
+    """Random, and as far from uniform as a trained one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, **SIZES | options), attn_implementation=attention
+        )
+        for weight in made.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=0.2)
+    return made.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "attention", "options"), APART)
+def test_models_that_keep_documents_apart_pass(
+    kind: str, attention: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    require_isolation(NextTokenLoss(model(kind, attention, options).to(dtype)), kind, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "attention", "options"), TOGETHER)
+def test_models_that_do_not_are_refused_by_name(
+    kind: str, attention: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    mend = (
+        "Train it with model.attn_implementation eager" if kind == "nemotron" else "Take a model with plain attention"
+    )
+    with pytest.raises(UserError, match=rf"^org/{kind}: its layers let .* see the one before it\. .*{mend}"):
+        require_isolation(NextTokenLoss(model(kind, attention, options).to(dtype)), f"org/{kind}", CPU)
+
+
+def test_asking_leaves_the_model_as_it_was() -> None:
+    loss = NextTokenLoss(model("llama", "sdpa", {"attention_dropout": 0.5}).train())
+    before, random = copy.deepcopy(loss.state_dict()), torch.get_rng_state()
+    assert keeps_documents_apart(loss, CPU)
+    assert all(module.training for module in loss.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(weight.grad is None for weight in loss.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())
+
+
+def test_blocks_are_compiled_for_other_rows_than_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    llama = model("llama", "sdpa", {})
+    compile_blocks(llama, selective=False)
+    loss = NextTokenLoss(llama)
+    assert keeps_documents_apart(loss, CPU)
+    assert not graphs
+    ids = torch.arange(12)[None]
+    loss(PackedBatch(ids, ids, ids, (12,), 1, 12))
+    assert graphs
+
+
+def sequences() -> list[TokenSequence]:
+    generator = np.random.default_rng(0)
+    return [TokenSequence("s", ids := generator.integers(3, 64, 20).astype(np.int32), ids) for _ in range(3)]
+
+
+@pytest.mark.parametrize(("kind", "attention", "options", "passes"), [(*APART[0], 1), (*TOGETHER[0], 3)])
+def test_likelihoods_of_a_model_that_does_not_are_computed_one_by_one(
+    kind: str, attention: str, options: dict[str, Any], passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = NextTokenLoss(model(kind, attention, options))
+    alone = [float(summed_nlls(loss, [sequence])[0]) for sequence in sequences()]
+    monkeypatch.setattr(local_model, "scoring_model", lambda *_: loss)
+    monkeypatch.setattr(local_model, "longest_input", lambda _: 512)
+    rows: list[PackedBatch] = []
+    backend = LocalModel("name", torch.float32, 1)
+    assert backend._batch_tokens
+    loss.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0]))
+    assert [nll for _, nll in sorted(backend.nlls(sequences()))] == pytest.approx(alone, rel=1e-5)
+    assert len(rows) == passes

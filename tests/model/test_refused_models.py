@@ -1,0 +1,66 @@
+"""Models that packed rows or quantized weights would spoil are refused before the first step."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from corpus import data_module, module, trainer, write_corpus
+from torch import nn
+from transformers import Lfm2Config, Lfm2ForCausalLM
+
+from inscp.__main__ import main
+from inscp.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def leaking(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
+    """A convolution and an attention layer, with the tokenizer of the tiny model."""
+    folder = tmp_path_factory.mktemp("model") / "tiny-lfm2"
+    shutil.copytree(tiny_model_folder, folder)
+    base = json.loads((folder / "config.json").read_text("utf-8"))
+    sizes = {name: base[name] for name in ("vocab_size", "eos_token_id", "pad_token_id")}
+    config = Lfm2Config(**sizes, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                        num_key_value_heads=2, layer_types=["conv", "full_attention"],
+                        block_auto_adjust_ff_dim=False, bos_token_id=None)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Lfm2ForCausalLM(config)
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("entry", ["fit", "validate"])
+def test_layers_that_carry_a_state_from_document_to_document(
+    entry: str, tmp_path: Path, corpus: Path, leaking: str
+) -> None:
+    run = getattr(trainer(tmp_path), entry)
+    with pytest.raises(UserError, match="tiny-lfm2: its layers let a document of a packed row see the one before it"):
+        run(module(leaking), datamodule=data_module(corpus, leaking, validation={"held-out": str(corpus)}))
+
+
+def test_they_are_not_scored_either(
+    tmp_path: Path, corpus: Path, leaking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(next(corpus.rglob("*.jsonl")) if corpus.is_dir() else corpus)
+    assert main(["score", "--model", leaking, "--data", data, "--out", str(tmp_path / "scores")]) == 2
+    assert "see the one before it" in capsys.readouterr().err
+
+
+def test_quantized_weights(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    folder = tmp_path / "quantized"
+    shutil.copytree(tiny_model_folder, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
+    with pytest.raises(UserError, match=r"its weights are quantized \(fp8\)"):
+        trainer(tmp_path).fit(module(str(folder)), datamodule=data_module(corpus, str(folder)))
