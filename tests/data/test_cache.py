@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from inscp.data import pipeline as pipeline_module
-from inscp.data.cache import CachedRows, DataReport, cached_rows, fingerprint
+from inscp.data.cache import FORMAT_VERSION, CachedRows, DataReport, cached_rows, fingerprint
 from inscp.data.packing import PackReport, pack
 from inscp.data.pipeline import Pipeline, as_sources
 from inscp.data.sources import Source
@@ -245,7 +245,7 @@ def test_the_fingerprints_of_all_changes_differ(pipeline):
 
 def test_the_format_version_changes_the_fingerprint(monkeypatch):
     before = fingerprint("x")
-    monkeypatch.setattr("inscp.data.cache.FORMAT_VERSION", 2)
+    monkeypatch.setattr("inscp.data.cache.FORMAT_VERSION", FORMAT_VERSION + 1)
     assert fingerprint("x") != before
 
 
