@@ -36,13 +36,13 @@ class ParentRun:
         return self._run.run_id
 
     def begin(self) -> None:
-        """It is running, again maybe."""
+        """Tell MLflow that the study is running, for the first time or again."""
         if run_id := self.run_id:
             again = replace(self._start, run_id=run_id)
             self._try(lambda: self._run.send([again]))
 
     def end(self, status: str) -> None:
-        """It has ended for now: `FINISHED`, `FAILED` or `KILLED`."""
+        """Tell MLflow how the study has ended for now: `FINISHED`, `FAILED` or `KILLED`."""
         if self._run.run_id is not None:
             self._try(lambda: self._run.send([End(status, now())]))
 
@@ -50,6 +50,8 @@ class ParentRun:
         """Keep the files of a folder as artifacts."""
         if self.run_id is not None:
             self._try(lambda: self._run.keep_files(folder, artifact))
+        if self._run.is_new:  # of a study whose runs belong to others, nobody else would end it
+            self.end("FINISHED")
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

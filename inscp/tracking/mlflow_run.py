@@ -49,11 +49,13 @@ class MLflowRun:
     Attributes:
         run_id: None until the run has been started.
         experiment_id: None until then, too.
+        is_new: whether it was started here and not found.
     """
 
     def __init__(self, tracking_uri: str, run_id: str | None = None) -> None:
         self.tracking_uri, self.run_id = tracking_uri, run_id
         self.experiment_id: str | None = None
+        self.is_new = False
         self._client: Any = None
         self._steps: dict[str, set[int]] = {}
         self._refused: set[str] = set()
@@ -130,7 +132,7 @@ class MLflowRun:
         self.experiment_id = self._experiment(start.experiment)
         # An earlier try may have started it without our getting the answer.
         found = find_run(self._client, self.experiment_id, start.key)
-        self.run_id = (found or self._create(start)).info.run_id
+        self.run_id, self.is_new = (found or self._create(start)).info.run_id, found is None
 
     def _experiment(self, name: str) -> str:
         if found := self._client.get_experiment_by_name(name):

@@ -13,6 +13,7 @@ import pytest
 from inscp.errors import Stopped
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.processes import Commands
+from inscp.tracking.mlflow_run import store_client
 from inscp.tracking.tracker import Tracking
 
 
@@ -76,3 +77,19 @@ def test_nothing_is_opened_where_nothing_is_tracked(tmp_path: Path) -> None:
     parent.begin()
     parent.end("FINISHED")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_ends_the_run_of_a_study_that_nobody_runs_and_no_other(tmp_path: Path) -> None:
+    tracking = Tracking(tracking_uri=f"sqlite:///{tmp_path}/store.db")
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "report.md").write_text("so")
+    client = store_client(tracking.uri)
+
+    def reported(name: str) -> str:
+        parent = ParentRun(tracking, name, "?")
+        parent.keep(tmp_path / "page", "report")
+        return str(client.get_run(parent.run_id).info.status)
+
+    assert reported("alone") == "FINISHED"
+    ParentRun(tracking, "running", "?").begin()
+    assert reported("running") == "RUNNING"
