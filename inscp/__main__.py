@@ -106,7 +106,9 @@ def _run(command: str, arguments: list[str]) -> int:
         cause: BaseException | None = error
         while cause and not isinstance(cause, UserError):  # jsonargparse hides it where a key has several types
             cause = cause.__cause__
-        raise (cause or error) from None
+        if cause is None:
+            raise
+        raise cause from error
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.steps import ends_step
-from inscp.cost.devices import device_name, find_device, matrix_rate
+from inscp.cost.devices import device_name, find_device, matrix_rate, synchronize
 from inscp.cost.flops import ModelSize, Work, training_flops
 from inscp.cost.ledger import peak_memory_gib
 from inscp.model.module import InsCPModule
@@ -127,9 +127,7 @@ def peak_rate(device: torch.device, is_bf16: bool) -> tuple[float, str]:
 
 def _device_time(trainer: Trainer) -> float:
     """Seconds, when the device has done what was asked of it."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(trainer.strategy.root_device)
     return time.perf_counter()
 
 

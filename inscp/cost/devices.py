@@ -67,15 +67,16 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(5 if device.type == "cuda" else 2):  # on a CPU one may take a second
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(a, a)
-        _synchronize(device)
+        synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from inscp.cost.flops import WorkCounter
+from inscp.data.template import require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.likelihood import by_length, summed_nlls
@@ -73,10 +74,8 @@ class LocalModel:
         if self._batch_size < 1:
             raise UserError("batch_size", f"{self._batch_size} prompts are none", "Give a number from 1.")
         longest = self._longest - max_new_tokens
-        if any(p[0].role != "document" for p in prompts) and not self.tokenizer.chat_template:
-            raise UserError(
-                self.spec, "it has no chat template, so this is not a chat model", "Take the instruct version."
-            )
+        if any(p[0].role != "document" for p in prompts):
+            require_chat_template(self.tokenizer, self.spec)
         for prompt in prompts:
             if (length := len(encode(self.tokenizer, prompt))) > longest:
                 what = f"the prompt “{prompt[-1].text[:40]}…” has {length:,} tokens"
