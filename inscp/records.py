@@ -224,27 +224,3 @@ class Generation:
     response: str
     n_tokens: int
     ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """`count` of `n`, with a 95 % interval."""
-
-    count: int
-    n: int
-
-    @property
-    def value(self) -> float:
-        return self.count / self.n if self.n else float("nan")
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.value, self.n) if self.n else (float("nan"), float("nan"))
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share of n (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
-    z2 = 1.959964**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = (z2 * (share * (1 - share) / n + z2 / (4 * n**2))) ** 0.5 / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -14,7 +14,7 @@ from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
 from inscp.errors import UserError
 from inscp.experiment.configuration import Config, digest, without
-from inscp.experiment.study import Run
+from inscp.experiment.runs import Run
 
 
 def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:

@@ -10,16 +10,8 @@ from typing import Any
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
-from inscp.evaluation.results import (
-    ITEMS,
-    RESULTS,
-    Metric,
-    Results,
-    TaskResult,
-    items_folder,
-    read_items,
-    require_same_measure,
-)
+from inscp.evaluation.items import ITEMS, items_folder, read_values
+from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
 from inscp.experiment.estimates import Difference, differences
 from inscp.tracking.store import store_uri
 
@@ -81,7 +73,7 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
     shared = _shared_tasks(before, results[0], after, results[1])
     print(f"before  {results[0].model}\nafter   {results[1].model}")
     for name in shared:
-        found = differences(*(read_items(items_folder(file), name) for file in (old, new)))
+        found = differences(*(read_values(items_folder(file), name) for file in (old, new)))
         if not found:
             what = f"none of the items of {name} is in {before}"
             raise UserError(after, what, "Evaluate both by the same configuration.")

@@ -24,8 +24,9 @@ from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger, Running
 from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
+from inscp.evaluation.items import ITEMS, Item, items_file, items_folder
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.results import ITEMS, RESULTS, Item, Results, TaskResult, items_file, items_folder
+from inscp.evaluation.results import RESULTS, Results, TaskResult
 from inscp.evaluation.server import ServedModel, Server
 from inscp.evaluation.subject import Backend, Subject
 from inscp.evaluation.task import Task

@@ -15,20 +15,22 @@ from inscp.experiment.costs import Forecast
 from inscp.experiment.jobs import Scheduler, write_jobs
 from inscp.experiment.page import HTML, MARKDOWN
 from inscp.experiment.parent import ParentRun
+from inscp.experiment.places import Places, keep
 from inscp.experiment.report import study_page
-from inscp.experiment.runner import Runner, place
-from inscp.experiment.study import FILE, Arm, Language, Run, Study, study_name
+from inscp.experiment.runner import Runner
+from inscp.experiment.runs import Run
+from inscp.experiment.study import FILE, Arm, Language, Study, study_name
 from inscp.lines import duration
 
 T = TypeVar("T")
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """`python -m inscp experiment run|report FOLDER`"""
+    """`python -m inscp experiment run|report|keep FOLDER`"""
     quiet()
     import_all()
     arguments = ["--dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
-    call(command, {"run": run_study, "report": report_study}, arguments, as_positional=True)
+    call(command, {"run": run_study, "report": report_study, "keep": keep_study}, arguments, as_positional=True)
 
 
 def run_study(
@@ -38,6 +40,7 @@ def run_study(
     dry_run: bool = False,
     jobs: Scheduler | None = None,
     gpus: int = 1,
+    measured: str | None = None,
 ) -> None:
     """Run what is not done of a study; the same command goes on where it was interrupted.
 
@@ -48,42 +51,69 @@ def run_study(
         dry_run: list the runs, and run nothing.
         jobs: write job files of what is not done, for a scheduler to run them side by side, and run nothing.
         gpus: of a job.
+        measured: a folder that `experiment keep` wrote: its runs, measured elsewhere, are done too.
     """
     study, name = read_study(Path(folder)), study_name(Path(folder))
-    every, outputs = study.runs(), Path(out)
+    every, where = study.runs(), _places(out, measured)
     runs = _chosen(every, only)
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     if jobs:
         check_runs(runs, with_files=False)  # which the jobs will see
         ParentRun(study.mlflow, name, study.question).begin()  # which the jobs find
-        todo = [run for run in runs if not place(run, outputs).is_done]
-        print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, outputs / name / 'jobs')}")
+        todo = [run for run in runs if not where.measured_or_made(run).is_done]
+        print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, where.out / name / 'jobs')}")
         return
     if dry_run:
-        _list(runs, every, outputs)
+        _list(runs, every, where)
         check_runs(runs)
         return
     check_runs(runs)
-    Runner(study, name, outputs).run(runs)
-    _list(runs, every, outputs)
-    print(f"\nnext:\n  python -m inscp experiment report {folder}")
+    Runner(study, name, where).run(runs)
+    _list(runs, every, where)
+    given = f" --measured {measured}" if measured else ""
+    print(f"\nnext:\n  python -m inscp experiment report {folder}{given}")
 
 
-def report_study(folder: str, out: str = "outputs/experiments") -> None:
+def report_study(folder: str, out: str = "outputs/experiments", measured: str | None = None) -> None:
     """What the runs that are done come to: Markdown, PNG and one HTML page, kept in the study's MLflow run.
 
     Args:
         folder: that holds experiment.yaml.
         out: as it was given to `experiment run`.
+        measured: likewise.
     """
-    study, name = read_study(Path(folder)), study_name(Path(folder))
-    into = Path(out) / name / "report"
-    if missing := [run for run in study.runs() if not place(run, Path(out)).is_done]:
+    study, name, where = read_study(Path(folder)), study_name(Path(folder)), _places(out, measured)
+    into = where.out / name / "report"
+    if missing := [run for run in study.runs() if not where.measured_or_made(run).is_done]:
         check_runs(missing)  # a run is known by the files that it names: without them it is not found
-    study_page(study, folder, Path(out), into).write(into)
+    study_page(study, folder, where, into).write(into)
     ParentRun(study.mlflow, name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
+
+
+def keep_study(folder: str, measured: str, out: str = "outputs/experiments") -> None:
+    """Keep what a report needs of the runs that are measured: figures, cost and origin; no text, no weights.
+
+    A machine may go then, and another one goes on: give the folder to `run` and `report`.
+
+    Args:
+        folder: that holds experiment.yaml.
+        measured: the folder to add them to, of any number of studies.
+        out: as it was given to `experiment run`.
+    """
+    where = Places(Path(out))
+    print(f"{keep(map(where.made, read_study(Path(folder)).runs()), Path(measured))} runs added to {measured}")
+
+
+def _places(out: str, measured: str | None) -> Places:
+    """
+    Raises:
+        UserError: there is no such folder of measured runs.
+    """
+    if measured is not None and not Path(measured).is_dir():
+        raise UserError("--measured", f"there is no folder {measured}", "`experiment keep` makes it.")
+    return Places(Path(out), Path(measured) if measured else None)
 
 
 def read_study(folder: Path) -> Study:
@@ -140,12 +170,12 @@ def _chosen(runs: list[Run], only: str | list[str] | None) -> list[Run]:
     return list({one.name: one for run in chosen for one in run.lineage}.values())
 
 
-def _list(runs: list[Run], every: list[Run], out: Path) -> None:
+def _list(runs: list[Run], every: list[Run], where: Places) -> None:
     """Print some of a study's runs with their tokens, what is done of each, and how long the rest will take."""
-    forecast, left = Forecast([place(run, out) for run in every]), 0.0
+    forecast, left = Forecast(list(map(where.measured_or_made, every))), 0.0
     wide = max(len(run.title) for run in runs) + 2
     print(f"{'':<{wide}}{'tokens':>12}   {'state':<16}{'time':>8}")
-    for at in (place(run, out) for run in runs):
+    for at in map(where.measured_or_made, runs):
         run = at.run
         state = "done" if at.is_done else "to be measured" if at.model and run.evaluate else "to be run"
         seconds = 0.0 if at.is_done else forecast.seconds(at)

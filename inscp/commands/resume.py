@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from inscp.errors import UserError
-from inscp.experiment.configuration import without
+from inscp.experiment.configuration import LAYOUT, without
 from inscp.model.checkpoint import read_about, whole_checkpoints
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
@@ -21,10 +21,7 @@ CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 _DIRPATH = "checkpoint.dirpath"
 
 _DECIDE = ("seed_everything", "model", "data")
-_NO_MATTER = (
-    "model.activation_checkpointing", "model.compile", "model.attn_implementation",
-    "data.batch_size", "data.num_workers", "data.validation", "data.validation_tagger", "data.force_resume",
-)  # fmt: skip
+_MAY_CHANGE = (*LAYOUT, "data.batch_size", "data.validation", "data.validation_tagger", "data.force_resume")
 """Keys of those sections that may change while a training is under way."""
 
 
@@ -101,7 +98,7 @@ def _read(file: Path) -> Any:
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    return without({name: config.get(name) for name in _DECIDE}, *_NO_MATTER)
+    return without({name: config.get(name) for name in _DECIDE}, *_MAY_CHANGE)
 
 
 def _differing(kept: Any, now: Any, name: str = "") -> Iterator[str]:

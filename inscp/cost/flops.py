@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from inscp.model.attention import head_widths, layer_configs
+from inscp.model.attention import CACHE, head_widths, layer_configs
 from inscp.model.blocks import ActivationCheckpointing
 
 
@@ -121,7 +121,7 @@ class WorkCounter:
 
         def count(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
             ids, positions = named["input_ids"], named.get("position_ids")
-            past = named.get("past_key_values")
+            past = named.get(CACHE)
             counts[0] += ids.numel()
             if positions is None:
                 begin = past.get_seq_length() if past is not None else 0

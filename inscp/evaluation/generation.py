@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.template import prompt_ids
 from inscp.evaluation.kv_cache import RoomyLayer, with_room
+from inscp.model.attention import CACHE
 from inscp.model.export import end_token_ids
 from inscp.records import Generation, Prompt
 
@@ -93,7 +94,7 @@ def _answers(
         output = model.generate(  # type: ignore[operator]
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
-            past_key_values=cache,
+            **{CACHE: cache},
             max_new_tokens=min(left, _AT_ONCE if cache else 1),  # the first brings the cache of the model's kind
             do_sample=False,
             eos_token_id=ends,
@@ -112,7 +113,7 @@ def _answers(
         going = going[kept]
         input_ids = output.sequences[kept]
         mask = torch.cat([mask[kept], torch.ones(len(kept), new.shape[1], dtype=mask.dtype)], 1)
-        cache = _kept(output.past_key_values, kept.to(model.device), len(new))
+        cache = _kept(output.get(CACHE), kept.to(model.device), len(new))
     return answers
 
 

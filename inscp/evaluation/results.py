@@ -7,35 +7,19 @@ what each item was worth, so that two evaluations can be compared item by item.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inscp.errors import UserError
+from inscp.evaluation.items import typed
 from inscp.paths import write_whole
 
 SCHEMA = 2
 
-RESULTS, ITEMS = "results.json", "results.items"
-"""What a results file and the folder of its items are called among the artifacts of an MLflow run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One thing that was asked, and what the answer is worth.
-
-    Attributes:
-        id: the same for every model.
-        values: metric -> value. A bool counts into a share, a number into a mean.
-        weights: metric -> how much its value weighs in the mean, where that is not 1 (tokens, say).
-        shown: what a person wants to see of it: prompt, response, …
-    """
-
-    id: str
-    values: Mapping[str, bool | float]
-    weights: Mapping[str, float] = field(default_factory=dict)
-    shown: Mapping[str, Any] = field(default_factory=dict)
+RESULTS = "results.json"
+"""What a results file is called among the artifacts of an MLflow run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +129,14 @@ def _task(kind: str, metrics: dict[str, Any], intervals: dict[str, Any], counts:
           version: int, seconds: float) -> TaskResult:  # fmt: skip
     def metric(name: str) -> Metric:
         low, high = map(_read_number, intervals[name])
-        return Metric(_read_number(metrics[name]), (low, high), _typed(counts[name], int))
+        return Metric(_read_number(metrics[name]), (low, high), typed(counts[name], int))
 
     if not metrics.keys() == intervals.keys() == counts.keys():
         raise ValueError("metrics, intervals and counts are not of the same names")
     return TaskResult(
-        _typed(kind, str), {name: metric(name) for name in metrics}, _typed(n, int), _typed(version, int),
-        float(_typed(seconds, float, int)),
+        typed(kind, str), {name: metric(name) for name in metrics}, typed(n, int), typed(version, int),
+        float(typed(seconds, float, int)),
     )  # fmt: skip
-
-
-def _typed(value: Any, *kinds: type) -> Any:
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise TypeError(f"{value!r} is no {kinds[0].__name__}")
-    return value
 
 
 def _number(value: float) -> float | None:
@@ -167,45 +145,4 @@ def _number(value: float) -> float | None:
 
 
 def _read_number(value: Any) -> float:
-    return math.nan if value is None else float(_typed(value, float, int))
-
-
-def items_folder(results: Path) -> Path:
-    """Where the items of a results file lie."""
-    return results.with_name(f"{results.stem}.items")
-
-
-def items_file(folder: Path, task: str) -> Path:
-    """Where the items of one task lie."""
-    return folder / f"{task}.jsonl"
-
-
-def write_items(folder: Path, task: str, items: Sequence[Item]) -> None:
-    """Keep the items of a task, one a line."""
-    write_whole(items_file(folder, task), "".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in items))
-
-
-def read_items(folder: Path, task: str) -> list[Item]:
-    """What `write_items` has kept.
-
-    Raises:
-        UserError: there are none, or a line is not one.
-    """
-    path, number = items_file(folder, task), 0
-    mend = "Keep the folder beside the results file, or run evaluate again."
-    try:
-        items = []
-        # An answer may have other line breaks in it, such as U+2028, which JSON leaves as they are.
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):  # noqa: B007
-            items.append(_item(**json.loads(line)))
-        return items
-    except OSError as error:
-        raise UserError(str(path), f"no items of a task ({error.strerror})", mend) from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}:{number}", f"no item of a task ({error})", mend) from error
-
-
-def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[str, Any]) -> Item:
-    for number in (*_typed(values, dict).values(), *_typed(weights, dict).values()):
-        _typed(number, float, int, bool)
-    return Item(_typed(id, str), values, weights, _typed(shown, dict))
+    return math.nan if value is None else float(typed(value, float, int))

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.items import Item
+from inscp.evaluation.results import Metric
 from inscp.optional import library
-from inscp.records import Share
 
 _RESAMPLES = 2000
 _AT_ONCE = 1 << 22  # numbers of resampled data in memory
@@ -42,8 +42,8 @@ def with_perplexities(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
 
 def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
     if all(isinstance(value, bool) for value in values):
-        share = Share(values.count(True), len(values))
-        return Metric(share.value, share.interval, len(values))
+        share = values.count(True) / len(values)
+        return Metric(share, wilson(share, len(values)), len(values))
     numbers, weighs = np.asarray(values, dtype=np.float64), np.asarray(weights)
     return bootstrapped(_weighted, numbers, weighs)
 
@@ -102,3 +102,11 @@ def most_of_none(n: int) -> float:
 def mcnemar(lost: int, won: int) -> float:
     """The exact two-sided p of `lost` against `won` among items on which two models differ."""
     return float(scipy_stats().binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of n (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
+    z2 = 1.959964**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = (z2 * (share * (1 - share) / n + z2 / (4 * n**2))) ** 0.5 / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from inscp.evaluation.results import Item, Results, TaskResult, write_items
+from inscp.evaluation.items import Item, write_items
+from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 

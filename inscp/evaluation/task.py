@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from inscp.data.rows import Row
 from inscp.errors import UserError
+from inscp.evaluation.items import Item
 from inscp.evaluation.prompts import read_table, spread, text_of
-from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.records import Generation, Role, Turn

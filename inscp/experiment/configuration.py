@@ -15,6 +15,9 @@ from inscp.paths import local_path
 
 Config = dict[str, Any]
 
+LAYOUT = ("model.activation_checkpointing", "model.compile", "model.attn_implementation", "data.num_workers")
+"""Keys of a training that say how it is computed and not what: another value is the same training."""
+
 
 def read_configs(paths: Sequence[str]) -> Config:
     """Configuration files, the later over the earlier.

@@ -11,7 +11,7 @@ from inscp.cost.ledger import Cost
 from inscp.errors import UserError
 from inscp.evaluation.results import Results
 from inscp.experiment.page import Grid
-from inscp.experiment.runner import Place
+from inscp.experiment.places import Place
 from inscp.experiment.study import Stage
 from inscp.model.device import best_device
 from inscp.model.export import read_origin

@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from inscp.evaluation.results import Item, Metric
-from inscp.evaluation.statistics import mcnemar, most_of_none, scipy_stats
-from inscp.records import wilson
+from inscp.evaluation.items import Item
+from inscp.evaluation.results import Metric
+from inscp.evaluation.statistics import mcnemar, most_of_none, scipy_stats, wilson
 
 _RESAMPLES = 2000
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 
-from inscp.experiment.study import Run
+from inscp.experiment.runs import Run
 from inscp.paths import write_whole
 
 Scheduler = Literal["slurm", "kubernetes", "skypilot"]

@@ -11,25 +11,26 @@ from inscp.experiment.costs import cost_grids
 from inscp.experiment.goals import goal_grids
 from inscp.experiment.histories import Curve, curves
 from inscp.experiment.page import Page, Section, grids
-from inscp.experiment.runner import Place, place
-from inscp.experiment.study import Run, Study, study_name
+from inscp.experiment.places import Place, Places
+from inscp.experiment.runs import Run
+from inscp.experiment.study import Study, study_name
 from inscp.experiment.tables import Comparison, Evaluated
 
 
-def study_page(study: Study, given: str, out: Path, folder: Path) -> Page:
+def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
     """What the runs that are done come to; the plots are written into `folder`.
 
     Args:
         study: which.
         given: its folder, as the user names it.
-        out: the folder of all outputs.
+        where: its runs lie.
         folder: of the page.
 
     Raises:
         UserError: none has been measured yet.
     """
     runs = study.runs()
-    places = [at for run in runs if run.evaluate and (at := place(run, out)).results.is_file()]
+    places = [at for run in runs if run.evaluate and (at := where.measured_or_made(run)).results.is_file()]
     if not places:
         mend = f"Run `python -m inscp experiment run {given}` first." if study.evaluate else "Give it `evaluate`."
         raise UserError(given, "nothing has been measured yet", mend)

@@ -9,61 +9,16 @@ from its last checkpoint.
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 from inscp.errors import RunError, UserError
 from inscp.experiment.configuration import Config, changed
 from inscp.experiment.parent import ParentRun
+from inscp.experiment.places import Place, Places
 from inscp.experiment.processes import Commands, Failure, tell
-from inscp.experiment.study import Run, Study
+from inscp.experiment.runs import Run
+from inscp.experiment.study import Study
 from inscp.lines import duration
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one run's files lie.
-
-    Attributes:
-        run: it is.
-        folder: of its model.
-    """
-
-    run: Run
-    folder: Path
-
-    @property
-    def model(self) -> str | None:
-        """Its model, as every command takes it; None where it is not made yet, or its weights were deleted."""
-        if not self.run.is_made:
-            return self.run.original
-        return next((str(path) for path in reversed(self.exported) if any(path.glob("*.safetensors"))), None)
-
-    @property
-    def exported(self) -> list[Path]:
-        """The folders of its model, the newest last, which tell how it was made also when the weights were deleted."""
-        return sorted(self.folder.glob("model" if self.run.fit is None else "*/*/model"))
-
-    @property
-    def results(self) -> Path:
-        """Its results file, which is there when it has been measured."""
-        return self.folder / f"results-{self.run.measure[:8]}.json"
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it has been measured; where nothing is, whether its model is there."""
-        return self.results.is_file() if self.run.evaluate else self.model is not None
-
-
-def place(run: Run, out: Path) -> Place:
-    """Where a run's files lie: together with those of other studies, which do not do the same again.
-
-    Args:
-        run: it may have another name in another study.
-        out: the folder of all outputs.
-    """
-    runs = out / "runs"
-    return Place(run, next(runs.glob(f"*-{run.fingerprint[:8]}"), runs / run.name))
 
 
 class Runner:
@@ -72,11 +27,11 @@ class Runner:
     Args:
         study: which study.
         name: of the study.
-        out: the folder of all outputs.
+        places: where its runs lie.
     """
 
-    def __init__(self, study: Study, name: str, out: Path) -> None:
-        self._study, self._name, self._out = study, name, out
+    def __init__(self, study: Study, name: str, places: Places) -> None:
+        self._study, self._name, self._places = study, name, places
         self._commands = Commands()
         self._parent = ParentRun(study.mlflow, name, study.question)
         self._failed: dict[str, Failure] = {}  # by the name of the run
@@ -90,12 +45,11 @@ class Runner:
             RunError: some have failed.
         """
         try:
-            (self._out / "runs").mkdir(parents=True, exist_ok=True)
+            self._places.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                "--out", f"{self._out} cannot be made ({error.strerror})", "Name another folder."
-            ) from error
-        todo = [run for run in runs if not place(run, self._out).is_done]
+            what = f"{self._places.out} cannot be made ({error.strerror})"
+            raise UserError("--out", what, "Name another folder.") from error
+        todo = [run for run in runs if not self._places.measured_or_made(run).is_done]
         started, status = time.monotonic(), "KILLED"
         self._parent.begin()
         try:
@@ -118,8 +72,8 @@ class Runner:
 
     def _try(self, run: Run, action: Callable[[Place, int], Failure | None]) -> None:
         """Do something with a run that no other process works at, and note its failure."""
-        with self._commands.locked(self._out / "runs" / f"{run.fingerprint[:8]}.lock") as lock:
-            at = place(run, self._out)
+        with self._commands.locked(self._places.runs / f"{run.fingerprint[:8]}.lock") as lock:
+            at = self._places.made(run)
             at.folder.mkdir(parents=True, exist_ok=True)
             if failure := action(at, lock):
                 self._failed[run.name] = failure
@@ -137,10 +91,10 @@ class Runner:
         run = at.run
         if at.model is not None:
             return None
-        if run.before and run.before.name not in self._failed and place(run.before, self._out).model is None:
+        if run.before and run.before.name not in self._failed and self._places.made(run.before).model is None:
             tell(f"    {run.before.title}, from which it starts, has no weights any more: they are made again")
             self._try(run.before, self._make)
-        before = place(run.before, self._out).model if run.before else run.original
+        before = self._places.made(run.before).model if run.before else run.original
         if before is None:
             assert run.before is not None
             return Failure(2, f"{run.before.title}, from which it starts, is not there")

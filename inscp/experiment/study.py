@@ -1,18 +1,14 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from inscp import __version__
 from inscp.errors import UserError
-from inscp.evaluation.results import SCHEMA
-from inscp.evaluation.tasks import task_version
-from inscp.experiment.configuration import Config, changed, digest, read_configs, without
+from inscp.experiment.configuration import Config, changed, read_configs
+from inscp.experiment.runs import Run, slug
 from inscp.tracking.tracker import Tracking
 
 FILE = "experiment.yaml"
@@ -151,8 +147,8 @@ class Study:
             if not isinstance(name, str):  # YAML reads 1e-5 and no as something else
                 raise UserError("experiment.yaml", f"{name!r} is no name", "Write it in quotes.")
         for names in (self.arms, self.languages):
-            slugs = [_slug(name) for name in names]
-            if twice := next((name for name in names if slugs.count(_slug(name)) > 1 or not _slug(name)), None):
+            slugs = [slug(name) for name in names]
+            if twice := next((name for name in names if slugs.count(slug(name)) > 1 or not slug(name)), None):
                 raise UserError(twice, "folders could not be told apart by this name", "Take another one.")
         for name, arm in self.arms.items():
             if not all(changes is None or isinstance(changes, Mapping) for changes in (arm.fit, arm.merge)):
@@ -179,7 +175,7 @@ class Study:
         """The arm that the others are compared with."""
         return self.reference or next(iter(self.arms))
 
-    def runs(self) -> list["Run"]:
+    def runs(self) -> list[Run]:
         """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once.
 
         Raises:
@@ -202,7 +198,7 @@ class Study:
 
     def _run(
         self, name: str, language: str, budget: int | None, seed: int, base: Config, evaluate: Config
-    ) -> "Run":  # fmt: skip
+    ) -> Run:  # fmt: skip
         arm = self.arms[name]
         before = self._run(arm.after, language, budget, seed, base, evaluate) if arm.after else None
         drawn = {"data.seed": seed, "seed_everything": seed}
@@ -213,87 +209,6 @@ class Study:
             return Run(name, language, config["data"].get("token_budget"), seed, original, before, evaluate, fit=config)
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
         return Run(name, language, budget, drawn_by, original, before, evaluate, merge=arm.merge)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One arm in one language with one budget and one seed.
-
-    Attributes:
-        arm, language: by their names in the study.
-        budget: tokens that it trains on; None where it trains nothing, or on all there is.
-        seed: None where nothing is trained.
-        original: the model that all begins with.
-        before: the run whose model is the start, in the place of the original.
-        evaluate: the evaluation's configuration; empty measures nothing.
-        fit: the training's configuration, where it trains.
-        merge: the merge's, where it merges.
-    """
-
-    arm: str
-    language: str
-    budget: int | None
-    seed: int | None
-    original: str
-    before: "Run | None"
-    evaluate: Config
-    fit: Config | None = None
-    merge: Config | None = None
-
-    @property
-    def title(self) -> str:
-        """What a person calls it; its tokens are those of all its trainings, by which it is told from the others."""
-        parts = [self.arm, self.language]
-        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
-        parts += [f"seed {self.seed}"] if self.seed is not None else []
-        return ", ".join(parts)
-
-    @property
-    def is_made(self) -> bool:
-        """Whether it is a model of its own, and not the original."""
-        return self.fit is not None or self.merge is not None
-
-    @property
-    def lineage(self) -> list["Run"]:
-        """What it starts from, the first at the front, and itself."""
-        return [*(self.before.lineage if self.before else []), self]
-
-    @property
-    def tokens(self) -> int | None:
-        """That all its trainings together train on; None where there is none, or one trains on all there is."""
-        found = [one.budget for one in self.lineage if one.fit is not None]
-        return sum(filter(None, found)) if found and all(found) else None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of everything that decides the model, but for the program itself."""
-        before = self.before.fingerprint if self.before else self.original
-        return digest(without(self.fit or {}, *_NO_MATTER), self.merge, before)
-
-    @cached_property
-    def measure(self) -> str:
-        """A digest of everything that decides what is measured of the model."""
-        tasks = self.evaluate.get("tasks", {})
-        versions = {name: task_version(task["class_path"]) for name, task in tasks.items() if "class_path" in task}
-        return digest(without(self.evaluate, *_NO_MATTER), versions, SCHEMA, __version__)
-
-    @property
-    def name(self) -> str:
-        """Of its folder: readable, and another one when anything that decides the model changes."""
-        return f"{_slug(self.title)}-{self.fingerprint[:8]}"
-
-    def axes(self) -> Mapping[str, str]:
-        """What tells it from the other runs of the study, as tags."""
-        every = {"arm": self.arm, "language": self.language, "budget": self.budget, "seed": self.seed}
-        return {name: str(value) for name, value in every.items() if value is not None}
-
-
-_NO_MATTER = ("mlflow", "cost", "checkpoint", "before_after", "trainer.default_root_dir", "out")
-"""Keys that decide neither a model nor what is measured of it."""
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^\w.]+", "-", title.replace(",", "").lower()).strip("-")
 
 
 def _original(config: Config) -> str:

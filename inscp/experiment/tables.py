@@ -8,15 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from inscp.evaluation.results import (
-    Item,
-    Metric,
-    Results,
-    TaskResult,
-    items_folder,
-    read_items,
-    require_same_measure,
-)
+from inscp.evaluation.items import Item, items_folder, read_values
+from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
 from inscp.evaluation.statistics import means, perplexity, with_perplexities
 from inscp.experiment.estimates import Difference, Sample, difference, mean, samples
 
@@ -43,7 +36,9 @@ class Evaluated:
     def read(cls, file: Path, row: str, language: str = "", seed: int | None = None) -> "Evaluated":
         """A results file and the items beside it."""
         results = Results.read(file)
-        return cls(row, language, seed, results, {name: read_items(items_folder(file), name) for name in results.tasks})
+        return cls(
+            row, language, seed, results, {name: read_values(items_folder(file), name) for name in results.tasks}
+        )
 
     def half(self, number: int) -> "Evaluated":
         """The evaluation by half of the items, the same ones for every model: the metrics that are means over items.

@@ -15,9 +15,13 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from inscp.errors import UserError
 from inscp.model.cpu_attention import document_attention
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls the keys and values of what was read before: since 5.24 by another name."""
 
 _NAME = "documents"
 _WIDEST = 256

@@ -17,7 +17,7 @@ from inscp.model.adapters import LoRA, merged
 from inscp.paths import written_whole
 from inscp.pretrained import load_model, model_name, resolve
 
-_ORIGIN = "inscp.json"
+ORIGIN = "inscp.json"
 """In an exported folder: its `Origin`."""
 
 
@@ -79,7 +79,7 @@ class Origin:
 
 def read_origin(spec: str) -> Origin | None:
     """What the folder of a model that was made here says of it; None of any other model."""
-    path = Path(resolve(spec)[0]) / _ORIGIN
+    path = Path(resolve(spec)[0]) / ORIGIN
     return Origin(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 
@@ -132,7 +132,7 @@ def export_model(
         # Not from the model's config: else transformers may derive it anew from there, without our end tokens.
         own = {"_from_model_config": False, "eos_token_id": end_token_ids(model, tokenizer)}
         _update_json(partial / "generation_config.json", **own)
-        (partial / _ORIGIN).write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (partial / ORIGIN).write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (partial / "README.md").write_text(model_card(origin), "utf-8")
         for file in partial.iterdir():
             file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is

@@ -14,7 +14,7 @@ from inscp.evaluation.chinese import expected_form, form_of
 from inscp.evaluation.language import copies, identify, loops, require_known, words
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment, confusion, item, read_aligned_prompts
-from inscp.records import Generation, Share
+from inscp.records import Generation
 
 CHINESE = "台灣的夜市很熱鬧，有很多小吃，例如臭豆腐和蚵仔煎，晚上常常擠滿了人。"
 ENGLISH = "Night markets are lively places where people eat, shop and meet friends after work."
@@ -148,14 +148,6 @@ def test_lines_and_words_of_another_language_are_confusion(response: str, found:
 
 def test_english_words_give_nothing_away_among_latin_letters() -> None:
     assert confusion(ENGLISH, "en", "What is a night market?") == {"line_pass": True}
-
-
-def test_wilsons_interval_equals_a_hand_computed_case() -> None:
-    # 8 of 10: centre (0.8 + 3.8415/20) / (1 + 3.8415/10) = 0.7168, half width 0.2265
-    low, high = Share(8, 10).interval
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert Share(0, 5).interval[0] == 0.0
-    assert Share(5, 5).interval[1] == 1.0
 
 
 def test_aligned_prompts_are_read_by_language_tag_however_the_field_is_spelt(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from openai_server import CUT, HANGS, OpenAIServer, Reply, serving
 
 from inscp.errors import UserError
+from inscp.evaluation.items import Item, items_folder, write_items
 from inscp.evaluation.language import primary
-from inscp.evaluation.results import Item, items_folder, write_items
 from inscp.evaluation.server import Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.mt_bench import MTBench
@@ -131,7 +131,7 @@ def test_the_judge_sees_the_turn_that_it_grades_with_what_came_before_it_and_no_
     assert "in turn 1 alone" in first
     assert "再短一點" not in first
     assert "in turn 2 alone" in second
-    tags = re.findall(r"^<(\w+)>\n(.*)\n</\1>$", second, re.MULTILINE)
+    tags = re.findall(r"^<(\w+)_\w+>\n(.*)\n</\1_\w+>$", second, re.MULTILINE)
     assert tags == [("question_1", "寫一首詩"), ("answer_1", "mine 1 寫一首詩"),
                     ("question_2", "再短一點"), ("answer_2", "mine 3 再短一點")]  # fmt: skip
     assert "zh-TW" in second

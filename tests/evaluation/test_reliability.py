@@ -11,8 +11,8 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from inscp.errors import UserError
+from inscp.evaluation.items import Item
 from inscp.evaluation.refusal import Refusal
-from inscp.evaluation.results import Item
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.bold import BOLD
 from inscp.evaluation.tasks.refusals import Refusals

@@ -1,5 +1,6 @@
 """A results file is read back as it was written, and nothing else is taken for one."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from inscp.errors import UserError
-from inscp.evaluation.results import Item, Metric, Results, TaskResult, items_folder, read_items, write_items
+from inscp.evaluation.items import Item, items_folder, read_items, read_values, write_items, write_values
+from inscp.evaluation.results import Metric, Results, TaskResult
 
 RESULTS = Results(
     "a/model",
@@ -58,6 +60,21 @@ def test_items_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert found[0].values["x"] is True
     with pytest.raises(UserError, match=r"other\.jsonl: no items"):
         read_items(folder, "other")
+
+
+def test_values_are_read_alike_with_their_texts_and_without(tmp_path: Path) -> None:
+    items = [Item("What is 1?", {"x": True, "y": 0.25}, {"y": 3.0}, {"prompt": "What is 1?"}), Item("b", {"x": False})]
+    write_items(tmp_path / "whole", "t", items)
+    write_values(tmp_path / "kept", "t", read_values(tmp_path / "whole", "t"))
+    [file] = (tmp_path / "kept").iterdir()
+    assert b"What" not in gzip.decompress(file.read_bytes())
+    found = [read_values(tmp_path / folder, "t") for folder in ("whole", "kept")]
+    assert found[0] == found[1]
+    assert [(dict(item.values), dict(item.weights)) for item in found[0]] == [({"x": True, "y": 0.25}, {"y": 3.0}),
+                                                                              ({"x": False}, {})]  # fmt: skip
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match="no item"):
+        read_values(tmp_path / "kept", "t")
 
 
 ITEM = {"id": "a", "values": {"x": 1.0}, "weights": {}, "shown": {}}

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from inscp.evaluation.results import Item
-from inscp.evaluation.statistics import mcnemar, means, over_groups
+from inscp.evaluation.items import Item
+from inscp.evaluation.statistics import mcnemar, means, over_groups, wilson
 from inscp.evaluation.suite import told_apart
 
 
@@ -48,3 +48,11 @@ def test_a_small_group_counts_as_much_as_a_large_one_in_every_resample() -> None
     assert found.interval == (0.5, 0.5)
     low, high = over_groups(np.std, [[0.0, 1.0] * 20, [2.0, 3.0] * 20]).interval
     assert low < 1.0 < high  # the groups' means are 0.5 and 2.5
+
+
+def test_wilsons_interval_equals_a_hand_computed_case() -> None:
+    # 8 of 10: centre (0.8 + 3.8415/20) / (1 + 3.8415/10) = 0.7168, half width 0.2265
+    low, high = wilson(0.8, 10)
+    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert wilson(0.0, 5)[0] == 0.0
+    assert wilson(1.0, 5)[1] == 1.0

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from inscp.evaluation.results import Item
+from inscp.evaluation.items import Item
 from inscp.evaluation.statistics import means
 from inscp.experiment.estimates import Sample, difference, differences, mean, samples
 

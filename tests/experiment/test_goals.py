@@ -3,7 +3,8 @@
 import pytest
 
 from inscp.errors import UserError
-from inscp.evaluation.results import Item, Results, TaskResult
+from inscp.evaluation.items import Item
+from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means, with_perplexities
 from inscp.experiment import tables
 from inscp.experiment.goals import goal_grids

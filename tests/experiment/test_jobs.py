@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from inscp.experiment.jobs import Scheduler, write_jobs
-from inscp.experiment.study import Arm, Language, Run, Study
+from inscp.experiment.runs import Run
+from inscp.experiment.study import Arm, Language, Study
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from inscp.errors import UserError
-from inscp.evaluation.results import Item, Results, TaskResult
+from inscp.evaluation.items import Item
+from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.retention import Retention
 from inscp.experiment.report import comparison_page

@@ -1,5 +1,6 @@
 """A study as a user runs it: real trainings and evaluations, resumable, under one MLflow run, and reported."""
 
+import gzip
 import json
 import os
 import re
@@ -166,6 +167,40 @@ def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
     [parent] = client.search_runs([client.get_experiment_by_name("arms").experiment_id], "run_name = 'arms'")
     assert "report/report.html" in {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
+
+
+def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts(
+    project: Path, ran: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    assert main(["experiment", "keep", "arms", "--measured", "kept"]) == 0
+    assert main(["experiment", "keep", "arms", "--measured", "kept"]) == 0
+    assert re.findall(r"(\d) runs added to kept", capsys.readouterr().out) == ["3", "0"]
+    kept = {path: path.read_bytes() for path in project.glob("kept/**/*") if path.is_file()}
+    kept = {path: gzip.decompress(of) if path.suffix == ".gz" else of for path, of in kept.items()}
+    assert {path.suffix for path in kept} == {".json", ".gz"}
+    assert not any("是什麼".encode() in of or b"What is" in of for of in kept.values())
+
+    elsewhere = ["--out", "elsewhere", "--measured", "kept"]
+    assert main(["experiment", "run", "arms", "--only", "averaged*", *elsewhere]) == 0
+    assert not list(project.glob("elsewhere/runs/*/*"))
+    assert len(re.findall("averaged.* done|InsCP.* done", capsys.readouterr().out)) == 2
+    for given in ([], elsewhere):
+        assert main(["experiment", "report", "arms", *given]) == 0
+    here, there = (
+        re.findall(r"^\|.*", (project / out / "arms/report/report.md").read_text("utf-8"), re.MULTILINE)
+        for out in ("outputs/experiments", "elsewhere")
+    )
+    assert here == there
+    assert any("InsCP" in line for line in there)
+
+
+def test_a_folder_of_measured_runs_that_is_not_there_is_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    assert main(["experiment", "run", "arms", "--measured", "nowhere"]) == 2
+    assert "--measured: there is no folder nowhere" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_another_study_takes_what_is_there_and_makes_deleted_weights_again(project: Path, ran: str) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from inscp.data.rows import Row
+from inscp.evaluation.items import Item
 from inscp.evaluation.prompts import text_of
-from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import Statistic, means, over_groups
 from inscp.evaluation.task import Prompted
 from inscp.optional import library

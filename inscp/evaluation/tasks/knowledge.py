@@ -14,7 +14,8 @@ from inscp.data.rows import Row
 from inscp.errors import UserError
 from inscp.evaluation.definitions import judged, measures, task_manager
 from inscp.evaluation.documents import POSITION, read_documents
-from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.items import Item
+from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task

@@ -15,9 +15,9 @@ import regex
 
 from inscp.errors import UserError
 from inscp.evaluation.chinese import expected_form, form_of
+from inscp.evaluation.items import Item
 from inscp.evaluation.language import copies, identify, likely_languages, loops, primary, require_known, words
 from inscp.evaluation.prompts import read_table, spread, text_of
-from inscp.evaluation.results import Item
 from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task

@@ -8,10 +8,10 @@ from typing import Any
 
 from inscp.data.rows import Row
 from inscp.errors import UserError
+from inscp.evaluation.items import Item, items_folder, read_items
 from inscp.evaluation.judge import Case, Exchange, Judge, Verdict, compare, grade
 from inscp.evaluation.language import primary
 from inscp.evaluation.prompts import field_of, read_table, spread, text_of
-from inscp.evaluation.results import Item, items_folder, read_items
 from inscp.evaluation.server import Chat, Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
@@ -66,7 +66,7 @@ class MTBench(Task):
         opponent_task: what this task is called in it.
     """
 
-    version = 2  # score_in_language
+    version = 3  # score_in_language; tags that no answer can close
     source = "arXiv 2306.05685"
     licence = "Apache-2.0"
 

@@ -15,10 +15,11 @@ from inscp.data.tagging import InsCPTagger, PlainTagger
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
+from inscp.evaluation.items import Item
 from inscp.evaluation.likelihood import packed
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.prompts import read_table, spread, text_of
-from inscp.evaluation.results import Item, Metric
+from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means, with_perplexities
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task

@@ -1,0 +1,115 @@
+"""What each item of an evaluation was worth: one line for every one, so that evaluations compare item by item."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inscp.errors import UserError
+from inscp.paths import write_whole
+
+ITEMS = "results.items"
+"""What the folder of the items is called among the artifacts of an MLflow run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that was asked, and what the answer is worth.
+
+    Attributes:
+        id: the same for every model.
+        values: metric -> value. A bool counts into a share, a number into a mean.
+        weights: metric -> how much its value weighs in the mean, where that is not 1 (tokens, say).
+        shown: what a person wants to see of it: prompt, response, …
+    """
+
+    id: str
+    values: Mapping[str, bool | float]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
+
+
+def items_folder(results: Path) -> Path:
+    """Where the items of a results file lie."""
+    return results.with_name(f"{results.stem}.items")
+
+
+def items_file(folder: Path, task: str) -> Path:
+    """Where the items of one task lie."""
+    return folder / f"{task}.jsonl"
+
+
+def write_items(folder: Path, task: str, items: Sequence[Item]) -> None:
+    """Keep the items of a task, one a line."""
+    write_whole(items_file(folder, task), "".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in items))
+
+
+def read_items(folder: Path, task: str) -> list[Item]:
+    """What `write_items` has kept.
+
+    Raises:
+        UserError: there are none, or a line is not one.
+    """
+    return _read(items_file(folder, task), Path.read_bytes)
+
+
+def write_values(folder: Path, task: str, items: Sequence[Item]) -> None:
+    """Keep what each item was worth, as `read_values` gives it: small, and free to be passed on."""
+    lines = (json.dumps({"id": item.id, "values": item.values, "weights": item.weights}) + "\n" for item in items)
+    folder.mkdir(parents=True, exist_ok=True)
+    _packed(folder, task).write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+
+
+def read_values(folder: Path, task: str) -> list[Item]:
+    """What `write_items` or `write_values` has kept, without texts: an id is a digest of what was asked.
+
+    Raises:
+        UserError: there are none, or a line is not one.
+    """
+    packed = _packed(folder, task)
+    if packed.is_file():
+        return _read(packed, lambda path: gzip.decompress(path.read_bytes()))
+    return list(map(_nameless, read_items(folder, task)))
+
+
+def _packed(folder: Path, task: str) -> Path:
+    return items_file(folder, task).with_suffix(".jsonl.gz")
+
+
+def _nameless(item: Item) -> Item:
+    return Item(hashlib.blake2b(item.id.encode(), digest_size=8).hexdigest(), item.values, item.weights)
+
+
+def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
+    number = 0
+    mend = "Keep the folder beside the results file, or run evaluate again."
+    try:
+        items = []
+        # An answer may have other line breaks in it, such as U+2028, which JSON leaves as they are.
+        for number, line in enumerate(content(path).splitlines(), 1):  # noqa: B007
+            items.append(_item(**json.loads(line)))
+        return items
+    except OSError as error:
+        raise UserError(str(path), f"no items of a task ({error.strerror or error})", mend) from error
+    except (EOFError, TypeError, ValueError) as error:
+        raise UserError(f"{path}:{number}", f"no item of a task ({error})", mend) from error
+
+
+def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[str, Any] | None = None) -> Item:
+    for number in (*typed(values, dict).values(), *typed(weights, dict).values()):
+        typed(number, float, int, bool)
+    return Item(typed(id, str), values, weights, typed(shown or {}, dict))
+
+
+def typed(value: Any, *kinds: type) -> Any:
+    """`value`, which is of one of these types.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{value!r} is no {kinds[0].__name__}")
+    return value

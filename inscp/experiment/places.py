@@ -1,0 +1,114 @@
+"""Where the files of runs lie: in the folder of all outputs, or measured already where somebody kept them.
+
+A run's folder is named after a digest of what decides its model, and its results after one of what is measured, so that
+what is there whole is done, in whichever study it stands.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from inscp.evaluation.items import items_folder, read_values, write_values
+from inscp.evaluation.results import Results
+from inscp.experiment.runs import Run
+from inscp.model.export import ORIGIN
+from inscp.paths import written_whole
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one run's files lie.
+
+    Attributes:
+        run: it is.
+        folder: of its model.
+    """
+
+    run: Run
+    folder: Path
+
+    @property
+    def model(self) -> str | None:
+        """Its model, as every command takes it; None where it is not made yet, or its weights were deleted."""
+        if not self.run.is_made:
+            return self.run.original
+        return next((str(path) for path in reversed(self.exported) if any(path.glob("*.safetensors"))), None)
+
+    @property
+    def exported(self) -> list[Path]:
+        """The folders of its model, the newest last, which tell how it was made also when the weights were deleted."""
+        return sorted(self.folder.glob("model" if self.run.fit is None else "*/*/model"))
+
+    @property
+    def results(self) -> Path:
+        """Its results file, which is there when it has been measured."""
+        return self.folder / f"results-{self.run.measure[:8]}.json"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has been measured; where nothing is, whether its model is there."""
+        return self.results.is_file() if self.run.evaluate else self.model is not None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the runs of all studies lie.
+
+    Args:
+        out: the folder of all outputs.
+        measured: a folder that `keep` has written, whose runs count as done too.
+    """
+
+    out: Path
+    measured: Path | None = None
+
+    @property
+    def runs(self) -> Path:
+        """The folder of what is made here."""
+        return self.out / "runs"
+
+    def made(self, run: Run) -> Place:
+        """Where it is made here, together with the runs of other studies, in which it may have another name."""
+        return _place(run, self.runs)
+
+    def measured_or_made(self, run: Run) -> Place:
+        """Where its results are: here, or else among what was measured elsewhere."""
+        here = self.made(run)
+        if self.measured is None or here.is_done:
+            return here
+        elsewhere = _place(run, self.measured)
+        return elsewhere if elsewhere.is_done else here
+
+
+def _place(run: Run, runs: Path) -> Place:
+    return Place(run, next(runs.glob(f"*-{run.fingerprint[:8]}"), runs / run.name))
+
+
+def keep(places: Iterable[Place], measured: Path) -> int:
+    """Copy what a report needs of runs that are measured: figures, their cost and origin, no text and no weights.
+
+    Args:
+        places: of the runs.
+        measured: the folder to add them to.
+
+    Returns:
+        how many were added.
+    """
+    added = 0
+    for at in places:
+        kept = _place(at.run, measured)
+        if kept.is_done or not at.results.is_file():
+            continue
+        shutil.rmtree(kept.folder, ignore_errors=True)  # of an earlier measure
+        with written_whole(kept.folder) as folder:
+            shutil.copy(at.results, folder)
+            for task in Results.read(at.results).tasks:
+                items = read_values(items_folder(at.results), task)
+                write_values(items_folder(folder / at.results.name), task, items)
+            for origin in (model / ORIGIN for model in at.exported[-1:]):
+                copy = folder / origin.relative_to(at.folder)
+                copy.parent.mkdir(parents=True)
+                shutil.copy(origin, copy)
+        added += 1
+    return added

@@ -1,0 +1,93 @@
+"""One run of a study, and what it is known by: a digest of all that decides its model, and one of what is measured."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from inscp import __version__
+from inscp.evaluation.results import SCHEMA
+from inscp.evaluation.tasks import task_version
+from inscp.experiment.configuration import LAYOUT, Config, digest, without
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm in one language with one budget and one seed.
+
+    Attributes:
+        arm, language: by their names in the study.
+        budget: tokens that it trains on; None where it trains nothing, or on all there is.
+        seed: None where nothing is trained.
+        original: the model that all begins with.
+        before: the run whose model is the start, in the place of the original.
+        evaluate: the evaluation's configuration; empty measures nothing.
+        fit: the training's configuration, where it trains.
+        merge: the merge's, where it merges.
+    """
+
+    arm: str
+    language: str
+    budget: int | None
+    seed: int | None
+    original: str
+    before: "Run | None"
+    evaluate: Config
+    fit: Config | None = None
+    merge: Config | None = None
+
+    @property
+    def title(self) -> str:
+        """What a person calls it; its tokens are those of all its trainings, by which it is told from the others."""
+        parts = [self.arm, self.language]
+        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
+        parts += [f"seed {self.seed}"] if self.seed is not None else []
+        return ", ".join(parts)
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is a model of its own, and not the original."""
+        return self.fit is not None or self.merge is not None
+
+    @property
+    def lineage(self) -> list["Run"]:
+        """What it starts from, the first at the front, and itself."""
+        return [*(self.before.lineage if self.before else []), self]
+
+    @property
+    def tokens(self) -> int | None:
+        """That all its trainings together train on; None where there is none, or one trains on all there is."""
+        found = [one.budget for one in self.lineage if one.fit is not None]
+        return sum(filter(None, found)) if found and all(found) else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything that decides the model, but for the program itself."""
+        before = self.before.fingerprint if self.before else self.original
+        return digest(without(self.fit or {}, *_NO_MATTER, *LAYOUT), self.merge, before)
+
+    @cached_property
+    def measure(self) -> str:
+        """A digest of everything that decides what is measured of the model."""
+        tasks = self.evaluate.get("tasks", {})
+        versions = {name: task_version(task["class_path"]) for name, task in tasks.items() if "class_path" in task}
+        return digest(without(self.evaluate, *_NO_MATTER), versions, SCHEMA, __version__)
+
+    @property
+    def name(self) -> str:
+        """Of its folder: readable, and another one when anything that decides the model changes."""
+        return f"{slug(self.title)}-{self.fingerprint[:8]}"
+
+    def axes(self) -> Mapping[str, str]:
+        """What tells it from the other runs of the study, as tags."""
+        every = {"arm": self.arm, "language": self.language, "budget": self.budget, "seed": self.seed}
+        return {name: str(value) for name, value in every.items() if value is not None}
+
+
+_NO_MATTER = ("mlflow", "cost", "checkpoint", "before_after", "trainer.default_root_dir", "out")
+"""Keys that decide neither a model nor what is measured of it."""
+
+
+def slug(title: str) -> str:
+    """What a folder may be called after a title: lower-case letters, digits, dots and dashes."""
+    return re.sub(r"[^\w.]+", "-", title.replace(",", "").lower()).strip("-")
