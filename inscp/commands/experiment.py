@@ -92,18 +92,18 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
 
 
-def keep_study(folder: str, measured: str, out: str = "outputs/experiments") -> None:
+def keep_study(folder: str, kept: str, out: str = "outputs/experiments") -> None:
     """Keep what a report needs of the runs that are measured: figures, cost and origin; no text, no weights.
 
-    A machine may go then, and another one goes on: give the folder to `run` and `report`.
+    A machine may go then, and another one goes on: give that folder to `run` and `report` as `--measured`.
 
     Args:
         folder: that holds experiment.yaml.
-        measured: the folder to add them to, of any number of studies.
+        kept: the folder to add them to, of any number of studies.
         out: as it was given to `experiment run`.
     """
     where = Places(Path(out))
-    print(f"{keep(map(where.made, read_study(Path(folder)).runs()), Path(measured))} runs added to {measured}")
+    print(f"{keep(map(where.made, read_study(Path(folder)).runs()), Path(kept))} runs added to {kept}")
 
 
 def _places(out: str, measured: str | None) -> Places:

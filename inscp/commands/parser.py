@@ -34,6 +34,8 @@ class OneLineErrors:
             raise UserError(key[1] if key else "configuration", _plain(message), see_help) from ex
         name = next(group for group in unknown.groups() if group)
         known = {part: key for key in _keys(self) for part in (key.rpartition(".")[2], key)}  # type: ignore[arg-type]
+        if name in known.values():
+            raise UserError(name, "it is given by its place, without its name", see_help) from ex
         near = get_close_matches(name, known, n=1, cutoff=0.5)
         raise UserError(name, "no such key", f"Did you mean {known[near[0]]}?" if near else see_help) from ex
 

@@ -79,7 +79,12 @@ class Origin:
 
 def read_origin(spec: str) -> Origin | None:
     """What the folder of a model that was made here says of it; None of any other model."""
-    path = Path(resolve(spec)[0]) / ORIGIN
+    return origin_in(Path(resolve(spec)[0]))
+
+
+def origin_in(folder: Path) -> Origin | None:
+    """What is said in a folder, with the model or without it, of how it was made; None where nothing is."""
+    path = folder / ORIGIN
     return Origin(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 

@@ -89,7 +89,7 @@ def compared(better: str) -> str:
 
 
 def is_comparison(prompt: str) -> bool:
-    return "<answer_of_A_1>" in prompt
+    return "<answer_of_A_1_" in prompt
 
 
 def judging(grade: Reply = "", comparison: Callable[[str], str] = lambda _: "tie") -> Any:
@@ -177,7 +177,7 @@ def test_the_judge_sees_the_right_answers_up_to_the_turn_in_the_categories_that_
     monkeypatch.chdir(tmp_path)
     with judging() as judge:
         task(judge, **options).items(subject(tmp_path))
-    assert Counter(re.findall(r"^<reference_\d>\nright (\S+)$", "\n".join(judge.prompts()), re.MULTILINE)) == shown
+    assert Counter(re.findall(r"^<reference_\d_\w+>\nright (\S+)$", "\n".join(judge.prompts()), re.MULTILINE)) == shown
 
 
 def test_a_judge_that_cannot_be_read_is_asked_again_in_other_words(
@@ -273,7 +273,7 @@ def opposed(folder: Path, questions: Sequence[Any] = QUESTIONS) -> str:
 
 def mine_is(prompt: str) -> str:
     """The name that the answers of the model under test have."""
-    return "A" if "<answer_of_A_1>\nmine" in prompt else "B"
+    return "A" if re.search(r"<answer_of_A_1_\w+>\nmine", prompt) else "B"
 
 
 @pytest.mark.parametrize(("comparison", "outcome", "is_consistent"), [

@@ -173,8 +173,8 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
     project: Path, ran: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(project)
-    assert main(["experiment", "keep", "arms", "--measured", "kept"]) == 0
-    assert main(["experiment", "keep", "arms", "--measured", "kept"]) == 0
+    assert main(["experiment", "keep", "arms", "kept"]) == 0
+    assert main(["experiment", "keep", "arms", "kept"]) == 0
     assert re.findall(r"(\d) runs added to kept", capsys.readouterr().out) == ["3", "0"]
     kept = {path: path.read_bytes() for path in project.glob("kept/**/*") if path.is_file()}
     kept = {path: gzip.decompress(of) if path.suffix == ".gz" else of for path, of in kept.items()}
@@ -201,6 +201,8 @@ def test_a_folder_of_measured_runs_that_is_not_there_is_told(
     monkeypatch.chdir(project)
     assert main(["experiment", "run", "arms", "--measured", "nowhere"]) == 2
     assert "--measured: there is no folder nowhere" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["experiment", "keep", "arms", "--kept", "kept"]) == 2
+    assert "kept: it is given by its place" in capsys.readouterr().err
 
 
 def test_another_study_takes_what_is_there_and_makes_deleted_weights_again(project: Path, ran: str) -> None:
