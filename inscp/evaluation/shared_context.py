@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from inscp.model.attention import layer_configs
 from inscp.model.loss import NextTokenLoss, linear_nlls
 from inscp.records import IGNORED, TokenSequence
 
@@ -62,8 +63,8 @@ def find_trees(loss: NextTokenLoss, sequences: Sequence[TokenSequence]) -> list[
         loss: the model; one whose attention is not plainly masked has no trees.
         sequences: each with a target.
     """
-    window = getattr(loss.model.config, "sliding_window", None) or _LONGEST_ROW
-    if not (loss.by_document and loss.linear_head) or window < _LONGEST_ROW:
+    windows = [getattr(layer, "sliding_window", None) or _LONGEST_ROW for layer in layer_configs(loss.model)]
+    if not (loss.by_document and loss.linear_head) or min(windows) < _LONGEST_ROW:
         return []
     alike: dict[bytes, list[Tree]] = {}
     for place, sequence in enumerate(sequences):

@@ -1,8 +1,18 @@
 """Continuations behind a context that is computed once are as likely as each behind a context of its own."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from inscp.evaluation.likelihood import summed_nlls
 from inscp.evaluation.local_model import LocalModel
@@ -79,8 +89,22 @@ def test_sequences_with_targets_here_and_there_are_in_no_tree(loss: NextTokenLos
     assert find_trees(loss, plain) == []
 
 
+TEXT = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+IMAGES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "image_size": 28, "patch_size": 14}  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [16, 4096])
+@pytest.mark.parametrize("model", [
+    lambda window: MistralForCausalLM(MistralConfig(**TEXT, sliding_window=window)),
+    lambda window: Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=Gemma3TextConfig(**TEXT, sliding_window=window), vision_config=IMAGES)
+    ),
+])  # fmt: skip
 def test_a_model_that_sees_a_window_only_has_no_trees(
-    loss: NextTokenLoss, sequences: list[TokenSequence], monkeypatch: pytest.MonkeyPatch
+    model: Callable[[int], PreTrainedModel], window: int, sequences: list[TokenSequence]
 ) -> None:
-    monkeypatch.setattr(loss.model.config, "sliding_window", 16, raising=False)
-    assert find_trees(loss, sequences) == []
+    loss = NextTokenLoss(model(window))
+    assert loss.by_document
+    assert bool(find_trees(loss, sequences)) == (window == 4096 and loss.linear_head)
