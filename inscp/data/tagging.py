@@ -6,10 +6,11 @@ paper's orgCP; `ConversationTagger` is supervised fine-tuning on the conversatio
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
+from zlib import crc32
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,21 +34,31 @@ class Tagger(ABC):
         """The tagging function for one tokenizer."""
 
 
-def _enclose(prefix: TemplateIds, suffix: TemplateIds, pairs: Pairs) -> Tag:
-    """Each of the record's texts between `prefix` and `suffix`: turn by turn (section 4.1), or all turns as one."""
+def _enclose(prefixes: Sequence[TemplateIds], suffix: TemplateIds, pairs: Pairs) -> Tag:
+    """Each of the record's texts between a prefix and `suffix`: turn by turn (section 4.1), or all turns as one.
+
+    A text's prefix is drawn by the text itself, so that it has the same one in every order and process.
+    """
 
     def tag(record: Record) -> list[TaggedText]:
         texts = [turn.text for turn in record.turns if turn.role != "system"]
         if pairs == "join":
             texts = ["\n\n".join(texts)]
-        return [TaggedText(record.source, (prefix, TextSpan(text, is_target=True), suffix)) for text in texts]
+        drawn = [prefixes[crc32(text.encode()) % len(prefixes)] for text in texts]
+        return [
+            TaggedText(record.source, (prefix, TextSpan(text, is_target=True), suffix))
+            for prefix, text in zip(drawn, texts, strict=True)
+        ]
 
     return tag
 
 
 @dataclass(frozen=True)
 class InsCPTagger(Tagger):
-    """Text as the assistant's turn after an empty user turn.
+    """Text as the assistant's turn after an empty user turn, or one that asks for it in the target language.
+
+    After an empty turn a small model learns that the assistant speaks the target language, whoever asks; after a
+    request in that language, that it answers in the language that it is asked in.
 
     Args:
         loss: on `all` tokens, the template's included (eq. 2 of the paper), or on the `response`, which is the text
@@ -55,19 +66,25 @@ class InsCPTagger(Tagger):
         pairs: `split` makes question and answer two pieces, each in the assistant's place (the paper); `join` makes
             them one text.
         system: the system turn: `template` (as the template gives it by itself), `none`, or its text.
+        user: what the user says: nothing (the paper), or a request that any text of the language may answer (“Write
+            something.”, in that language); of several, each text has one.
     """
 
     loss: Loss = "all"
     pairs: Pairs = "split"
     system: str = SYSTEM_FROM_TEMPLATE
+    user: str | list[str] = ""
     arm = "InsCP"
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
         template = ChatTemplate(tokenizer, self.system)
-        prefix = TemplateIds(template.before_assistant(), is_target=self.loss == "all")
+        requests = [self.user] if isinstance(self.user, str) else self.user
+        if not requests:
+            raise UserError("data.tagger.user", "there is no request", "Give one at least, or leave the key out.")
+        prefixes = [TemplateIds(template.before_assistant(said), is_target=self.loss == "all") for said in requests]
         suffix = TemplateIds(template.after_assistant, is_target=True)
 
-        return _enclose(prefix, suffix, self.pairs)
+        return _enclose(prefixes, suffix, self.pairs)
 
 
 _END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
@@ -95,7 +112,7 @@ class PlainTagger(Tagger):
         prefix = TemplateIds(begin, is_target=True)
         suffix = TemplateIds((self._end(tokenizer),), is_target=True)
 
-        return _enclose(prefix, suffix, self.pairs)
+        return _enclose([prefix], suffix, self.pairs)
 
     def _end(self, tokenizer: PreTrainedTokenizerBase) -> int:
         vocabulary = tokenizer.get_vocab()

@@ -46,9 +46,17 @@ class ChatTemplate:
         self.end_of_turn_id = after[end]
         self.after_assistant = after[: end + 1]
 
-    def before_assistant(self) -> tuple[int, ...]:
-        """What stands before the assistant's text when the user has said nothing."""
-        return self.literals(("user", "assistant"), empty=(0,))[0]
+    def before_assistant(self, said: str = "") -> tuple[int, ...]:
+        """What stands before the assistant's text when the user has said something, or nothing.
+
+        Args:
+            said: in which nothing is a special token.
+        """
+        if not said:
+            return self.literals(("user", "assistant"), empty=(0,))[0]
+        before, between, _ = self.literals(("user", "assistant"))
+        said_ids = self.tokenizer(said, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return (*before, *said_ids, *between)
 
     def literals(self, roles: Sequence[str], empty: Sequence[int] = ()) -> list[tuple[int, ...]]:
         """Token ids of the template's text before, between and after the turns of a conversation.

@@ -226,6 +226,7 @@ CHANGES: dict[str, Callable[[Pipeline], Pipeline]] = {
     "pairs": lambda p: replace(p, tagger=InsCPTagger(pairs="join")),
     "no system turn": lambda p: replace(p, tagger=InsCPTagger(system="none")),
     "system turn": lambda p: replace(p, tagger=InsCPTagger(system="Purr.")),
+    "request": lambda p: replace(p, tagger=InsCPTagger(user="Purr.")),
     "plain": lambda p: replace(p, tagger=PlainTagger()),
     "conversation": lambda p: replace(p, tagger=ConversationTagger()),
     "end of document": lambda p: replace(p, tagger=PlainTagger(end_of_document="<|endoftext|>")),

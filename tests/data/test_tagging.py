@@ -170,6 +170,26 @@ def test_rendering_is_the_template_s_own(tokenizer: PreTrainedTokenizerBase) -> 
     assert ids_of(InsCPTagger(), tokenizer, document(SIMPLE)) == rendered_ids(tokenizer, turns)
 
 
+def test_a_request_stands_in_the_user_s_turn_as_the_template_has_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    turns = [{"role": "user", "content": "請寫一段話。"}, {"role": "assistant", "content": SIMPLE}]
+    assert ids_of(InsCPTagger(user="請寫一段話。"), tokenizer, document(SIMPLE)) == rendered_ids(tokenizer, turns)
+    targets = targets_of(InsCPTagger(user="請寫一段話。", loss="response"), tokenizer, document(SIMPLE))
+    assert sum(targets) == sum(targets_of(InsCPTagger(loss="response"), tokenizer, document(SIMPLE)))
+
+
+def test_every_request_is_drawn_and_each_text_has_its_own_always(tokenizer: PreTrainedTokenizerBase) -> None:
+    requests, texts = ["One?", "Two?", "Three?"], [f"text {number}" for number in range(40)]
+
+    def said(texts: list[str]) -> dict[str, str]:
+        tagger = InsCPTagger(user=requests)
+        return {text: decode(tokenizer, ids_of(tagger, tokenizer, document(text))) for text in texts}
+
+    assert {request for request in requests for ids in said(texts).values() if request in ids} == set(requests)
+    assert said(texts[::-1]) == said(texts)
+    with pytest.raises(UserError, match="no request"):
+        InsCPTagger(user=[]).bind(tokenizer)
+
+
 @pytest.fixture
 def another_day(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Later(datetime):
