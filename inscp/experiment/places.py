@@ -4,7 +4,6 @@ A run's folder is named after a digest of what decides its model, and its result
 what is there whole is done, in whichever study it stands.
 """
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from inscp.evaluation.items import items_folder, read_values, write_values
 from inscp.evaluation.results import Results
 from inscp.experiment.runs import Run
 from inscp.model.export import ORIGIN
-from inscp.paths import written_whole
+from inscp.paths import write_whole
 
 
 @dataclass(frozen=True)
@@ -100,15 +99,10 @@ def keep(places: Iterable[Place], measured: Path) -> int:
         kept = _place(at.run, measured)
         if kept.is_done or not at.results.is_file():
             continue
-        shutil.rmtree(kept.folder, ignore_errors=True)  # of an earlier measure
-        with written_whole(kept.folder) as folder:
-            shutil.copy(at.results, folder)
-            for task in Results.read(at.results).tasks:
-                items = read_values(items_folder(at.results), task)
-                write_values(items_folder(folder / at.results.name), task, items)
-            for origin in (model / ORIGIN for model in at.exported[-1:]):
-                copy = folder / origin.relative_to(at.folder)
-                copy.parent.mkdir(parents=True)
-                shutil.copy(origin, copy)
+        for origin in (model / ORIGIN for model in at.exported[-1:]):
+            write_whole(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
+        for task in Results.read(at.results).tasks:
+            write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))
+        write_whole(kept.results, at.results.read_text("utf-8"))  # the last, as it says that all is there
         added += 1
     return added

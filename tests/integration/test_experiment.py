@@ -181,6 +181,15 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
     assert {path.suffix for path in kept} == {".json", ".gz"}
     assert not any("是什麼".encode() in of or b"What is" in of for of in kept.values())
 
+    (project / "again").mkdir()
+    other = f"{project}/again/tasks.yaml"
+    Path(other).write_text((project / "tasks.yaml").read_text().replace("max_new_tokens: 4", "max_new_tokens: 2"))
+    (project / "again" / "experiment.yaml").write_text(STUDY.replace("[tasks.yaml]", f"[{other}]"))
+    assert main(["experiment", "run", "again", "--only", "instruct*"]) == 0
+    assert main(["experiment", "keep", "again", "kept"]) == 0
+    assert "1 runs added" in capsys.readouterr().out
+    assert len(list(project.glob("kept/instruct-*/results-*.json"))) == 2  # of one model, both that was measured
+
     elsewhere = ["--out", "elsewhere", "--measured", "kept"]
     assert main(["experiment", "run", "arms", "--only", "averaged*", *elsewhere]) == 0
     assert not list(project.glob("elsewhere/runs/*/*"))
