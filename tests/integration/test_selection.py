@@ -152,6 +152,8 @@ def test_what_is_selected_is_what_the_filters_say_and_fit_trains_on_it(
         ({"scores": None}, "error: select: nothing tells how many tokens"),
         ({"scores": "english.jsonl"}, "error: english.jsonl: no scores in it"),
         ({"filters": [{"class_path": "Perplexety"}]}, "Perplexety"),
+        ({"filters": [{"class_path": "Language", "init_args": {"languages": ["finnish"]}}]}, "finnish"),
+        ({"filters": [{"class_path": "Language", "init_args": {"languages": 5}}]}, "languages"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line_and_nothing_is_written(
