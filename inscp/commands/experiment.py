@@ -62,7 +62,7 @@ def run_study(
         check_runs(runs, with_files=False)  # which the jobs will see
         ParentRun(study.mlflow, name, study.question).begin()  # which the jobs find
         todo = [run for run in runs if not where.measured_or_made(run).is_done]
-        print(f"submit     {write_jobs(jobs, todo, folder, out, gpus, where.out / name / 'jobs')}")
+        print(f"submit     {write_jobs(jobs, todo, folder, where, gpus, where.out / name / 'jobs')}")
         return
     if dry_run:
         _list(runs, every, where)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 
+from inscp.experiment.places import Places
 from inscp.experiment.runs import Run
 from inscp.paths import write_whole
 
@@ -18,7 +19,7 @@ _SUFFIXES: dict[Scheduler, str] = {"slurm": ".sbatch", "kubernetes": ".yaml", "s
 _SUBMITS: dict[Scheduler, str] = {"kubernetes": "kubectl apply -f", "skypilot": "sky jobs launch --yes"}
 
 
-def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, out: str, gpus: int, folder: Path) -> Path:
+def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Places, gpus: int, folder: Path) -> Path:
     """Write the job files and the script that submits them all.
 
     SLURM holds a job back until what it starts from is there, and has a job for each run. The others do not, and their
@@ -28,7 +29,7 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, out: str, 
         scheduler: which.
         runs: each behind what it starts from.
         study: its folder, as `experiment run` takes it.
-        out: where models and results go; all jobs must see it.
+        where: models and results go, and what was measured elsewhere lies; all jobs must see both.
         gpus: of one node, for each job.
         folder: for the files.
 
@@ -42,7 +43,8 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, out: str, 
     for number, job in enumerate(jobs):
         titles = [run.title for run in job]  # names have a digest of files, which may be somewhere else
         only = titles[0] if len(titles) == 1 else json.dumps(titles, ensure_ascii=False)
-        arguments = ["experiment", "run", study, "--out", out, "--only", only]
+        known = ["--measured", str(where.measured)] if where.measured else []
+        arguments = ["experiment", "run", study, "--out", str(where.out), *known, "--only", only]
         file = folder / f"{job[0].name}{_SUFFIXES[scheduler]}"
         text = template.render(
             title="; ".join(titles),

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from inscp.experiment.jobs import Scheduler, write_jobs
+from inscp.experiment.places import Places
 from inscp.experiment.runs import Run
 from inscp.experiment.study import Arm, Language, Study
 
@@ -20,7 +21,7 @@ def runs(tmp_path: Path) -> list[Run]:
 
 
 def test_slurm_holds_a_run_back_until_what_it_starts_from_is_there(runs: list[Run], tmp_path: Path) -> None:
-    script = write_jobs("slurm", runs, "experiments/my study", "out", 8, tmp_path)
+    script = write_jobs("slurm", runs, "experiments/my study", Places(Path("out")), 8, tmp_path)
     first, second = (tmp_path / f"{run.name}.sbatch" for run in runs)
     assert script.read_text().splitlines()[2:] == [
         f"job0=$(sbatch --parsable {first})",
@@ -34,7 +35,7 @@ def test_slurm_holds_a_run_back_until_what_it_starts_from_is_there(runs: list[Ru
 def test_elsewhere_one_job_runs_a_training_and_all_that_starts_from_it(
     scheduler: Scheduler, runs: list[Run], tmp_path: Path
 ) -> None:
-    script = write_jobs(scheduler, runs, "study", "/outputs", 4, tmp_path)
+    script = write_jobs(scheduler, runs, "study", Places(Path("/outputs"), Path("/kept")), 4, tmp_path)
     assert [line.split()[-1] for line in script.read_text().splitlines()[2:]] == [
         str(tmp_path / f"{runs[0].name}.yaml")
     ]
@@ -42,7 +43,17 @@ def test_elsewhere_one_job_runs_a_training_and_all_that_starts_from_it(
     both = '["orgCP, fi, seed 0", "CP then SFT, fi, seed 0"]'
     if scheduler == "kubernetes":
         [container] = job["spec"]["template"]["spec"]["containers"]
-        assert container["args"] == ["experiment", "run", "study", "--out", "/outputs", "--only", both]
+        assert container["args"] == [
+            "experiment",
+            "run",
+            "study",
+            "--out",
+            "/outputs",
+            "--measured",
+            "/kept",
+            "--only",
+            both,
+        ]
         assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
         assert len(job["metadata"]["name"]) <= 63
     else:
@@ -53,7 +64,7 @@ def test_elsewhere_one_job_runs_a_training_and_all_that_starts_from_it(
 def test_what_several_languages_have_in_common_is_one_job(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x}\n")
     study = Study("?", [str(tmp_path / "base.yaml")], {"instruct": Arm()}, {"fi": Language(), "ja": Language()})
-    script = write_jobs("skypilot", study.runs(), "study", "out", 1, tmp_path / "jobs")
+    script = write_jobs("skypilot", study.runs(), "study", Places(Path("out")), 1, tmp_path / "jobs")
     assert len(script.read_text().splitlines()) == 2 + 1
     assert "instruct, fi; instruct, ja" in next((tmp_path / "jobs").glob("*.yaml")).read_text()
 
@@ -62,7 +73,7 @@ def test_what_several_languages_have_in_common_is_one_job(tmp_path: Path) -> Non
 def test_the_slurm_job_ends_as_the_run_does_and_is_queued_again_at_75(
     status: int, requeued: bool, runs: list[Run], tmp_path: Path
 ) -> None:
-    write_jobs("slurm", runs, "study", "out", 1, tmp_path)
+    write_jobs("slurm", runs, "study", Places(Path("out")), 1, tmp_path)
     told = (
         "trap 'sleep 0.2; exit 75' USR1; sleep 0.3; kill -USR1 $PPID; sleep 5 & wait"
         if status == 75
