@@ -61,8 +61,8 @@ def run_study(
     if jobs:
         check_runs(runs, with_files=False)  # which the jobs will see
         ParentRun(study.mlflow, name, study.question).begin()  # which the jobs find
-        todo = [run for run in runs if not where.measured_or_made(run).is_done]
-        print(f"submit     {write_jobs(jobs, todo, folder, where, gpus, where.out / name / 'jobs')}")
+        script = write_jobs(jobs, where.left(runs), folder, where, gpus, where.out / name / "jobs")
+        print(f"submit     {script}")
         return
     if dry_run:
         _list(runs, every, where)
@@ -85,7 +85,7 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
     """
     study, name, where = read_study(Path(folder)), study_name(Path(folder)), _places(out, measured)
     into = where.out / name / "report"
-    if missing := [run for run in study.runs() if not where.measured_or_made(run).is_done]:
+    if missing := where.left(study.runs()):
         check_runs(missing)  # a run is known by the files that it names: without them it is not found
     study_page(study, folder, where, into).write(into)
     ParentRun(study.mlflow, name, study.question).keep(into, "report")

@@ -44,7 +44,7 @@ def items_file(folder: Path, task: str) -> Path:
 
 def write_items(folder: Path, task: str, items: Sequence[Item]) -> None:
     """Keep the items of a task, one a line."""
-    write_whole(items_file(folder, task), "".join(json.dumps(asdict(i), ensure_ascii=False) + "\n" for i in items))
+    write_whole(items_file(folder, task), _lines(items))
 
 
 def read_items(folder: Path, task: str) -> list[Item]:
@@ -58,9 +58,8 @@ def read_items(folder: Path, task: str) -> list[Item]:
 
 def write_values(folder: Path, task: str, items: Sequence[Item]) -> None:
     """Keep what each item was worth, as `read_values` gives it: small, and free to be passed on."""
-    lines = (json.dumps({"id": item.id, "values": item.values, "weights": item.weights}) + "\n" for item in items)
     folder.mkdir(parents=True, exist_ok=True)
-    _packed(folder, task).write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    _packed(folder, task).write_bytes(gzip.compress(_lines(items).encode(), mtime=0))
 
 
 def read_values(folder: Path, task: str) -> list[Item]:
@@ -73,6 +72,10 @@ def read_values(folder: Path, task: str) -> list[Item]:
     if packed.is_file():
         return _read(packed, lambda path: gzip.decompress(path.read_bytes()))
     return list(map(_nameless, read_items(folder, task)))
+
+
+def _lines(items: Sequence[Item]) -> str:
+    return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
 
 
 def _packed(folder: Path, task: str) -> Path:
@@ -98,10 +101,10 @@ def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
         raise UserError(f"{path}:{number}", f"no item of a task ({error})", mend) from error
 
 
-def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[str, Any] | None = None) -> Item:
+def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[str, Any]) -> Item:
     for number in (*typed(values, dict).values(), *typed(weights, dict).values()):
         typed(number, float, int, bool)
-    return Item(typed(id, str), values, weights, typed(shown or {}, dict))
+    return Item(typed(id, str), values, weights, typed(shown, dict))
 
 
 def typed(value: Any, *kinds: type) -> Any:

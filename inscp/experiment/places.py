@@ -79,6 +79,10 @@ class Places:
         elsewhere = _place(run, self.measured)
         return elsewhere if elsewhere.is_done else here
 
+    def left(self, runs: Iterable[Run]) -> list[Run]:
+        """Those that are not done."""
+        return [run for run in runs if not self.measured_or_made(run).is_done]
+
 
 def _place(run: Run, runs: Path) -> Place:
     return Place(run, next(runs.glob(f"*-{run.fingerprint[:8]}"), runs / run.name))

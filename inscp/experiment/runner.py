@@ -49,7 +49,7 @@ class Runner:
         except OSError as error:
             what = f"{self._places.out} cannot be made ({error.strerror})"
             raise UserError("--out", what, "Name another folder.") from error
-        todo = [run for run in runs if not self._places.measured_or_made(run).is_done]
+        todo = self._places.left(runs)
         started, status = time.monotonic(), "KILLED"
         self._parent.begin()
         try:
