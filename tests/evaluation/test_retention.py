@@ -13,9 +13,9 @@ from inscp.data.template import ChatTemplate
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
 from inscp.evaluation.subject import Subject
-from inscp.evaluation.tasks.retention import Retention
+from inscp.evaluation.tasks.retention import Retention, _answered
 from inscp.pretrained import load_model, load_tokenizer
-from inscp.records import Turn
+from inscp.records import Generation, Turn
 
 TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text about nothing much, that goes on for a while."]
 
@@ -69,6 +69,16 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_m
     assert found["kl"].value == pytest.approx(total / count, rel=1e-3)
     assert found["kl"].value > 0
     assert found["agreement"].value < 1
+
+
+def test_the_end_of_a_turn_is_part_of_the_answer(tiny_model_folder: str) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    cut, ended = (
+        _answered(tokenizer, (Turn("user", "Tell me."),), Generation("Tell me.", "Never.", 3, is_over))
+        for is_over in (False, True)
+    )
+    assert ended.input_ids.tolist() == [*cut.input_ids.tolist(), ChatTemplate(tokenizer).end_of_turn_id]
+    assert ended.n_targets == cut.n_targets + 1
 
 
 def test_the_original_is_the_model_that_was_not_made_here(moved: str, tiny_model_folder: str, tmp_path: Path) -> None:

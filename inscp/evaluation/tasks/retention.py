@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.tagging import InsCPTagger, PlainTagger
+from inscp.data.template import ChatTemplate
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
@@ -35,8 +36,8 @@ class Retention(Task):
     `held_out/SET/perplexity` and `/loss` (nats a token) of text in the assistant's place after an empty user turn, as
     the training's own validation; of a base model, which has no chat template, of the text alone. Where there are
     prompts and an original: `kl`, the Kullback-Leibler divergence KL(original || model) in nats a token over the
-    original's greedy answers, without the end of the turn; `agreement`, the share of the original's greedy tokens that
-    come before the first one that differs; and `same_answer`.
+    original's greedy answers, the end of a turn that was ended included; `agreement`, the share of the original's
+    greedy tokens that come before the first one that differs; and `same_answer`.
 
     Args:
         held_out: held-out sets by name, each a source, as in `data.validation`.
@@ -49,7 +50,7 @@ class Retention(Task):
 
     source = "arXiv 2405.20175"
     licence = "CC0-1.0"
-    version = 2  # held-out texts are the same ones wherever their file lies
+    version = 3  # the end of the original's turn is part of its answer
     needs_likelihoods = True
 
     held_out: dict[str, str | Source] = field(default_factory=dict)
@@ -138,6 +139,8 @@ def _records(given: str | Source) -> Iterator[Record]:
 def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation) -> TokenSequence:
     asked = encode(tokenizer, question)
     said = list(tokenizer(answer.response, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    if answer.ended:
+        said.append(ChatTemplate(tokenizer).end_of_turn_id)
     ids = np.array(asked + said, dtype=np.int32)
     return TokenSequence(answer.prompt, ids, np.where(np.arange(len(ids)) < len(asked), IGNORED, ids))
 
