@@ -29,7 +29,8 @@ def local_path(spec: str) -> Path:
         return Path(spec).expanduser()
     path = _SAMPLES / spec.removeprefix(SAMPLES_SCHEME)
     if not path.exists():
-        known = sorted(p.relative_to(_SAMPLES).as_posix() for p in _SAMPLES.rglob("*.jsonl"))
+        samples = (p for p in _SAMPLES.rglob("*") if p.suffix in (".jsonl", ".txt"))
+        known = sorted(p.relative_to(_SAMPLES).as_posix() for p in samples)
         raise UserError(spec, "the package ships no such sample", f"Take one of: {', '.join(known)}.")
     return path
 

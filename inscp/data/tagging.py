@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inscp.data.template import SYSTEM_FROM_TEMPLATE, ChatTemplate, special_ids
 from inscp.errors import UserError
+from inscp.paths import local_path
 from inscp.records import Record, Role, TaggedText, TemplateIds, TextSpan
 
 Tag = Callable[[Record], list[TaggedText]]
@@ -67,7 +68,8 @@ class InsCPTagger(Tagger):
             them one text.
         system: the system turn: `template` (as the template gives it by itself), `none`, or its text.
         user: what the user says: nothing (the paper), or a request that any text of the language may answer (“Write
-            something.”, in that language); of several, each text has one.
+            something.”, in that language); of several, each text has one. A name that ends in .txt is that of a file
+            with one a line: `samples:requests/fi.txt` ships with the package.
     """
 
     loss: Loss = "all"
@@ -75,6 +77,10 @@ class InsCPTagger(Tagger):
     system: str = SYSTEM_FROM_TEMPLATE
     user: str | list[str] = ""
     arm = "InsCP"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.user, str) and self.user.endswith(".txt"):
+            object.__setattr__(self, "user", _lines(self.user))  # what is cached depends on what it says
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
         template = ChatTemplate(tokenizer, self.system)
@@ -85,6 +91,14 @@ class InsCPTagger(Tagger):
         suffix = TemplateIds(template.after_assistant, is_target=True)
 
         return _enclose(prefixes, suffix, self.pairs)
+
+
+def _lines(name: str) -> list[str]:
+    try:
+        lines = local_path(name).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("data.tagger.user", f"{name} cannot be read ({error})", "Name a text file.") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 _END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")

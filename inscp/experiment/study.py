@@ -18,6 +18,8 @@ FILE = "experiment.yaml"
 class Arm:
     """One method: a training, a merge, or (with neither) the original model as it is.
 
+    In its values {language} stands for the study's, as in `data.tagger.user: samples:requests/{language}.txt`.
+
     Args:
         fit: keys of the training that differ from the base (`data.tagger: PlainTagger`); {} where none does.
         merge: keys of `merge` (`method: {class_path: Average, init_args: {weight: 0.5}}`).
@@ -200,15 +202,24 @@ class Study:
         self, name: str, language: str, budget: int | None, seed: int, base: Config, evaluate: Config
     ) -> Run:  # fmt: skip
         arm = self.arms[name]
+        fit, merge = _in_language(arm.fit, language), _in_language(arm.merge, language)
         before = self._run(arm.after, language, budget, seed, base, evaluate) if arm.after else None
         drawn = {"data.seed": seed, "seed_everything": seed}
         limited = {} if budget is None else {"data.token_budget": budget}
-        config = changed(changed(base, drawn | limited), arm.fit or {})
+        config = changed(changed(base, drawn | limited), fit or {})
         original = before.original if before else _original(config)
-        if arm.fit is not None:
+        if fit is not None:
             return Run(name, language, config["data"].get("token_budget"), seed, original, before, evaluate, fit=config)
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
-        return Run(name, language, budget, drawn_by, original, before, evaluate, merge=arm.merge)
+        return Run(name, language, budget, drawn_by, original, before, evaluate, merge=merge)
+
+
+def _in_language(value: Any, language: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _in_language(one, language) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_in_language(one, language) for one in value]
+    return value.replace("{language}", language) if isinstance(value, str) else value
 
 
 def _original(config: Config) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from inscp.data.template import ChatTemplate, special_ids
 from inscp.data.template import render as render_pinned
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
+from inscp.paths import local_path
 from inscp.records import IGNORED, Record, Role, TextSpan, TokenSequence, Turn
 
 SIMPLE = "The miller sleeps."
@@ -188,6 +190,26 @@ def test_every_request_is_drawn_and_each_text_has_its_own_always(tokenizer: PreT
     assert said(texts[::-1]) == said(texts)
     with pytest.raises(UserError, match="no request"):
         InsCPTagger(user=[]).bind(tokenizer)
+
+
+def test_requests_may_stand_in_a_file_and_what_is_cached_depends_on_what_it_says(tmp_path: Path) -> None:
+    file = tmp_path / "requests.txt"
+    file.write_text("Sano jotain.\n\n  Jatka.  \n", "utf-8")
+    tagger = InsCPTagger(user=str(file))
+    assert tagger == InsCPTagger(user=["Sano jotain.", "Jatka."])
+    file.write_text("Jatka.\n", "utf-8")
+    assert repr(InsCPTagger(user=str(file))) != repr(tagger)
+    with pytest.raises(UserError, match=r"data\.tagger\.user: .*none\.txt cannot be read"):
+        InsCPTagger(user=str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match=r"no such sample.*requests/fi\.txt"):
+        InsCPTagger(user="samples:requests/nowhere.txt")
+
+
+def test_the_shipped_requests_are_eight_different_ones_a_language() -> None:
+    files = sorted(local_path("samples:requests/fi.txt").parent.glob("*.txt"))
+    said = [InsCPTagger(user=f"samples:requests/{file.name}").user for file in files]
+    assert len(said) > 10
+    assert all(len(set(requests)) == 8 for requests in said)
 
 
 @pytest.fixture

@@ -61,6 +61,13 @@ def test_a_language_changes_training_and_evaluation(study: Study) -> None:
     assert run.evaluate["tasks"]["t"]["init_args"]["languages"] == ["zh-TW"]
 
 
+def test_a_value_of_an_arm_may_hold_the_language(study: Study) -> None:
+    tagger = {"class_path": "InsCPTagger", "init_args": {"user": ["{language}?", "samples:requests/{language}.txt"]}}
+    asked = replace(study, arms={"asked": Arm(fit={"data.tagger": tagger})})
+    said = {run.language: run.fit["data"]["tagger"]["init_args"]["user"] for run in asked.runs() if run.fit}
+    assert said == {tag: [f"{tag}?", f"samples:requests/{tag}.txt"] for tag in ("fi", "zh-TW")}
+
+
 def test_stages_sum_their_tokens_and_a_merge_has_those_of_what_it_merges(study: Study) -> None:
     runs = {run.title: run for run in study.runs()}
     assert runs["CP then SFT, fi, 200 tokens, seed 0"].tokens == 200
