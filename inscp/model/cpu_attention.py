@@ -1,21 +1,21 @@
 """Attention inside each document of packed rows, on a CPU.
 
-Documents of like length are gathered into batches, padded at their ends, where causal attention does not look; short
-ones are multiplied out there, which is several times as fast as torch's own kernel, long ones given to it.
+Documents of like length are gathered into batches, padded at their ends, where causal attention does not look, and
+given to torch's kernel. Its backward pass is as slow as several forward passes; here are products in its place.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-_SHORT = 384
-"""Documents up to so many tokens are multiplied out."""
+_BLOCK = 256
+"""Queries at once in the backward pass; keys behind the last of them are left out."""
 _SCORES = 1 << 19
-"""Attention scores at once where they are multiplied out: 2 MB, which a cache holds."""
+"""Attention scores at once: 2 MB, which a cache holds."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,10 @@ def document_attention(
     output, log_sums = _outputs(query, value)
     for group in _groups(lengths.numpy().tobytes()):
         q, k, v = (group.gather(x) for x in (query, key, value))
-        if _is_short(group.width, window):
-            result = _multiplied_out(q, k, v, scale)
-        else:
-            result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, 0.0, **_seen(group.width, window, q), scale=scale
-            )
-            group.scatter(log_sum[..., None], log_sums.transpose(1, 2)[..., None])
+        result, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, **_seen(group.width, window, q), scale=scale
+        )
+        group.scatter(log_sum[..., None], log_sums.transpose(1, 2)[..., None])
         group.scatter(result, output.transpose(1, 2))
     return output, log_sums
 
@@ -116,14 +113,9 @@ def _document_attention_backward(
     gradients = _like(query), _like(key), _like(value)
     for group in _groups(lengths.numpy().tobytes()):
         q, k, v = (group.gather(x) for x in (query, key, value))
-        grad = group.gather(gradient.transpose(1, 2))
-        if _is_short(group.width, window):
-            results = _multiplied_out_backward(grad, q, k, v, scale)
-        else:
-            result, log_sum = (group.gather(x) for x in (output.transpose(1, 2), log_sums.transpose(1, 2)[..., None]))
-            results = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad, q, k, v, result, log_sum[..., 0], 0.0, **_seen(group.width, window, q), scale=scale
-            )
+        tokens_first = (gradient, output, log_sums[..., None])
+        grad, result, log_sum = (group.gather(x.transpose(1, 2)) for x in tokens_first)
+        results = _gradients(grad, q, k, v, result, log_sum, scale, window if window < group.width else 0)
         for one, into in zip(results, gradients, strict=True):
             group.scatter(one, into)
     return gradients
@@ -155,10 +147,6 @@ def _backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.
 document_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _is_short(width: int, window: int) -> bool:
-    return width <= _SHORT and not 0 < window < width
-
-
 def _seen(width: int, window: int, like: torch.Tensor) -> dict[str, Any]:
     """What torch's kernel is told about which tokens see which."""
     if not 0 < window < width:
@@ -168,45 +156,57 @@ def _seen(width: int, window: int, like: torch.Tensor) -> dict[str, Any]:
     return {"is_causal": False, "attn_mask": bias.masked_fill_((distance < 0) | (distance >= window), -torch.inf)}
 
 
-def _multiplied_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Causal attention of n documents of one width: q [n, H, W, D], k and v [n, H', W, D] -> [n, H, W, D]."""
-    queries, keys, values = _folded(q, k), _folded(k, k), _folded(v, k)
-    output = queries.new_empty(*queries.shape[:-1], v.shape[-1])
-    for part in _parts(queries, keys):
-        shares = _shares(queries[part], keys[part], scale)
-        torch.bmm(shares.to(v.dtype), values[part], out=output[part])
-    return output.view(*q.shape[:-1], v.shape[-1])
+def _gradients(
+    gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: torch.Tensor,
+    log_sums: torch.Tensor, scale: float, window: int,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Of causal attention of n documents of one width, block by block as in FlashAttention-2 (arXiv 2307.08691).
 
+    Passes over the scores cost more than the products. So what is subtracted from each score (`log_sums`) and from
+    each share's gradient (the mean of its row) is a column of the product itself. The mean's is two columns, the second
+    with what the first one loses in low precision. Scores and shares are fp32 until the shares are known.
 
-def _multiplied_out_backward(
-    gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, ...]:
-    queries, keys, values, grads = _folded(q, k), _folded(k, k), _folded(v, k), _folded(gradient, k)
-    q_grad, k_grad, v_grad = (torch.empty_like(x) for x in (queries, keys, values))
-    for part in _parts(queries, keys):
-        shares = _shares(queries[part], keys[part], scale)
-        torch.bmm(shares.to(v.dtype).mT, grads[part], out=v_grad[part])
-        shares_grad = torch.bmm(grads[part], values[part].mT)
-        means = torch.sum(shares * shares_grad, -1, keepdim=True)
-        scores_grad = shares.mul_(shares_grad - means).mul_(scale).to(q.dtype)
-        torch.bmm(scores_grad, keys[part], out=q_grad[part])
-        torch.bmm(scores_grad.mT, queries[part], out=k_grad[part])
-    return q_grad.view(q.shape), k_grad.view(k.shape), v_grad.view(v.shape)
+    Args:
+        gradient, q, output: [n, H, W, D].
+        k, v: [n, H', W, D].
+        log_sums: fp32 [n, H, W, 1].
 
+    Returns:
+        the gradients of q, k and v.
+    """
+    kinds, width, dtype = k.shape[0] * k.shape[1], q.shape[2], q.dtype
 
-def _folded(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """[n, H, W, D] -> [n H', H / H' W, D]: heads that share a key one below the other, for one product to serve all."""
-    return x.reshape(len(k) * k.shape[1], -1, x.shape[-1])
+    def folded(x: torch.Tensor) -> torch.Tensor:
+        """[n, H, W, D] -> [n H', H / H', W, D]: heads that share a key together, for one product to serve all."""
+        return x.reshape(kinds, -1, width, x.shape[-1])
 
-
-def _parts(queries: torch.Tensor, keys: torch.Tensor) -> Iterator[slice]:
-    at_once = max(1, _SCORES // (queries.shape[1] * keys.shape[1]))
-    return (slice(begin, begin + at_once) for begin in range(0, len(queries), at_once))
-
-
-def _shares(queries: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(queries keys^T scale) in fp32, products included, without a look ahead."""
-    width = keys.shape[1]
-    future = torch.full((width, width), -torch.inf).triu_(1).repeat(queries.shape[1] // width, 1)
-    scores = torch.baddbmm(future, queries.float(), keys.float().mT, alpha=scale)
-    return torch.softmax(scores, -1, out=scores)
+    means = (gradient.float() * output).sum(-1, keepdim=True)
+    coarse = means.to(dtype)
+    queries, grads, k, v = folded(q), folded(gradient), k.flatten(0, 1), v.flatten(0, 1)
+    query_columns = folded(torch.cat([q.float() * scale, -log_sums], -1))
+    grad_columns = folded(torch.cat([gradient, -coarse, (coarse - means).to(dtype)], -1))
+    key_columns, value_columns = F.pad(k.float(), (0, 1), value=1), F.pad(v, (0, 2), value=1)
+    q_grad, k_grad, v_grad = torch.empty_like(queries), torch.zeros_like(k).float(), torch.zeros_like(v).float()
+    for begin in range(0, width, _BLOCK):
+        end, first = min(width, begin + _BLOCK), max(0, begin - window + 1) if window else 0
+        seen, n_queries, n_keys = slice(first, end), end - begin, end - first
+        at_once = max(1, _SCORES // (queries.shape[1] * n_queries * n_keys))
+        for start in range(0, kinds, at_once):
+            part = slice(start, start + at_once)
+            block, block_grads, scored, lifted = (
+                x[part, :, begin:end].flatten(1, 2) for x in (queries, grads, query_columns, grad_columns)
+            )
+            shares = torch.bmm(scored, key_columns[part, seen].mT).exp_().to(dtype)
+            square = shares.view(-1, n_queries, n_keys).tril_(begin - first)
+            if window:
+                square.triu_(begin - first - window + 1)
+            scores_grad = torch.bmm(lifted, value_columns[part, seen].mT).mul_(shares)
+            q_grad[part, :, begin:end] = torch.bmm(scores_grad, k[part, seen]).view_as(q_grad[part, :, begin:end])
+            k_grad[part, seen] += torch.bmm(scores_grad.mT, block)
+            v_grad[part, seen] += torch.bmm(shares.mT, block_grads)
+    sizes = (-1, k.shape[0] // len(q))
+    return (
+        q_grad.mul_(scale).view(q.shape),
+        k_grad.mul_(scale).to(dtype).unflatten(0, sizes),
+        v_grad.to(dtype).unflatten(0, sizes),
+    )

@@ -37,7 +37,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize(
-    ("lengths", "window"), [((5, 1, 60, 62, 13, 99, 71, 71), 0), ((450, 9), 0), ((100, 200, 30), 50)]
+    ("lengths", "window"), [((5, 1, 60, 62, 13, 99, 71, 71), 0), ((450, 9), 0), ((100, 200, 30), 50), ((600, 40), 50)]
 )
 def test_values_and_gradients_are_those_behind_a_mask(
     lengths: tuple[int, ...], window: int, dtype: torch.dtype, tolerance: float
@@ -57,6 +57,17 @@ def test_values_and_gradients_are_those_behind_a_mask(
     output = F.scaled_dot_product_attention(q, keys, values, seen, scale=0.3).transpose(1, 2)
     expected = [output, *torch.autograd.grad(output, (q, k, v), outer.double())]
     assert all(relative(ours, plain) < tolerance for ours, plain in zip(found, expected, strict=True))
+
+
+def test_scores_far_above_what_an_exponential_holds_leave_finite_gradients() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 300, 8).mul(factor).requires_grad_() for factor in (20, 20, 1))
+    output, _ = document_attention(q, k, v, Documents((300,), CPU).lengths, 1.0, 0)
+    found = torch.autograd.grad(output.sum(), v)[0]
+    scores = (q @ k.mT).detach()
+    assert scores.max() > 100  # above fp32's largest exponential, 88
+    shares = scores.masked_fill(torch.ones(300, 300, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    assert relative(found, shares.sum(-2)[..., None].expand_as(found).double()) < 1e-3
 
 
 def test_the_operation_keeps_its_contract_with_compilers() -> None:
