@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_BLOCK = 256
+_BLOCK = 128
 """Queries at once in the backward pass; keys behind the last of them are left out."""
 _SCORES = 1 << 19
 """Attention scores at once: 2 MB, which a cache holds."""
@@ -186,7 +186,12 @@ def _gradients(
     query_columns = folded(torch.cat([q.float() * scale, -log_sums], -1))
     grad_columns = folded(torch.cat([gradient, -coarse, (coarse - means).to(dtype)], -1))
     key_columns, value_columns = F.pad(k.float(), (0, 1), value=1), F.pad(v, (0, 2), value=1)
-    q_grad, k_grad, v_grad = torch.empty_like(queries), torch.zeros_like(k).float(), torch.zeros_like(v).float()
+    summed = dtype if width <= _BLOCK else torch.float32  # of one block there is nothing to sum
+    q_grad, k_grad, v_grad = (
+        torch.empty_like(queries),
+        torch.zeros_like(k, dtype=summed),
+        torch.zeros_like(v, dtype=summed),
+    )
     for begin in range(0, width, _BLOCK):
         end, first = min(width, begin + _BLOCK), max(0, begin - window + 1) if window else 0
         seen, n_queries, n_keys = slice(first, end), end - begin, end - first
@@ -202,11 +207,18 @@ def _gradients(
                 square.triu_(begin - first - window + 1)
             scores_grad = torch.bmm(lifted, value_columns[part, seen].mT).mul_(shares)
             q_grad[part, :, begin:end] = torch.bmm(scores_grad, k[part, seen]).view_as(q_grad[part, :, begin:end])
-            k_grad[part, seen] += torch.bmm(scores_grad.mT, block)
-            v_grad[part, seen] += torch.bmm(shares.mT, block_grads)
+            _add(scores_grad.mT, block, k_grad[part, seen])
+            _add(shares.mT, block_grads, v_grad[part, seen])
     sizes = (-1, k.shape[0] // len(q))
     return (
         q_grad.mul_(scale).view(q.shape),
         k_grad.mul_(scale).to(dtype).unflatten(0, sizes),
         v_grad.to(dtype).unflatten(0, sizes),
     )
+
+
+def _add(a: torch.Tensor, b: torch.Tensor, into: torch.Tensor) -> None:
+    if a.dtype == into.dtype:
+        into.baddbmm_(a, b)
+    else:
+        into += torch.bmm(a, b)
