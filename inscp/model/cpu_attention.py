@@ -218,6 +218,7 @@ def _gradients(
 
 
 def _add(a: torch.Tensor, b: torch.Tensor, into: torch.Tensor) -> None:
+    """Add the products a b to sums that may be of a higher precision."""
     if a.dtype == into.dtype:
         into.baddbmm_(a, b)
     else:
