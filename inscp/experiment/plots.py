@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from inscp.experiment.tables import Cell, Column, Comparison
 
@@ -129,8 +129,9 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
                 axis.barh(place, upper - lower, left=lower, color=_colour(place), height=0.7)
                 axis.plot([middle, middle], [place - 0.35, place + 0.35], color="white", linewidth=1.5)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))  # as many as there is room for, wide or narrow
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"{name.split('/')[1]}: perplexity of held-out texts", fontsize=8, color=_INK)
         _plain(axis)
     figure.axes[0].set_yticks(range(len(rows)), rows)
