@@ -174,7 +174,8 @@ def _gradients(
     Returns:
         the gradients of q, k and v.
     """
-    kinds, width, dtype = k.shape[0] * k.shape[1], q.shape[2], q.dtype
+    (count, heads, width, _), dtype = k.shape, q.dtype
+    kinds = count * heads
 
     def folded(x: torch.Tensor) -> torch.Tensor:
         """[n, H, W, D] -> [n H', H / H', W, D]: heads that share a key together, for one product to serve all."""
@@ -206,14 +207,13 @@ def _gradients(
             if window:
                 square.triu_(begin - first - window + 1)
             scores_grad = torch.bmm(lifted, value_columns[part, seen].mT).mul_(shares)
-            q_grad[part, :, begin:end] = torch.bmm(scores_grad, k[part, seen]).view_as(q_grad[part, :, begin:end])
+            q_grad[part, :, begin:end] = torch.bmm(scores_grad, k[part, seen]).unflatten(1, (-1, n_queries))
             _add(scores_grad.mT, block, k_grad[part, seen])
             _add(shares.mT, block_grads, v_grad[part, seen])
-    sizes = (-1, k.shape[0] // len(q))
     return (
         q_grad.mul_(scale).view(q.shape),
-        k_grad.mul_(scale).to(dtype).unflatten(0, sizes),
-        v_grad.to(dtype).unflatten(0, sizes),
+        k_grad.mul_(scale).to(dtype).unflatten(0, (count, heads)),
+        v_grad.to(dtype).unflatten(0, (count, heads)),
     )
 
 

@@ -73,11 +73,12 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_m
 
 def test_the_end_of_a_turn_is_part_of_the_answer(tiny_model_folder: str) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
+    end = ChatTemplate(tokenizer).end_of_turn_id
     cut, ended = (
-        _answered(tokenizer, (Turn("user", "Tell me."),), Generation("Tell me.", "Never.", 3, is_over))
+        _answered(tokenizer, (Turn("user", "Tell me."),), Generation("Tell me.", "Never.", 3, is_over), end)
         for is_over in (False, True)
     )
-    assert ended.input_ids.tolist() == [*cut.input_ids.tolist(), ChatTemplate(tokenizer).end_of_turn_id]
+    assert ended.input_ids.tolist() == [*cut.input_ids.tolist(), end]
     assert ended.n_targets == cut.n_targets + 1
 
 

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.tagging import InsCPTagger, PlainTagger
-from inscp.data.template import ChatTemplate
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
@@ -24,7 +23,7 @@ from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means, with_perplexities
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
-from inscp.model.export import read_origin
+from inscp.model.export import end_token_ids, read_origin
 from inscp.pretrained import longest_input, resolve
 from inscp.records import IGNORED, Generation, Prompt, Record, TokenSequence, Turn
 
@@ -108,9 +107,10 @@ class Retention(Task):
         backend = subject.backend.like(original)
         before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = subject.generate("asking the same", questions, self.max_new_tokens)
+        end = end_token_ids(backend.loss.model, subject.tokenizer)[0]  # any: what is compared comes before it
         items = []
         for question, old, new in zip(questions, before, after, strict=True):
-            sequence = _answered(subject.tokenizer, question, old)
+            sequence = _answered(subject.tokenizer, question, old, end)
             worth: dict[str, bool | float] = {"same_answer": old.response == new.response}
             worth["agreement"] = _agreement(subject.tokenizer, old.response, new.response)
             weights = {}
@@ -136,11 +136,11 @@ def _records(given: str | Source) -> Iterator[Record]:
         yield from read_records(source, "error", ReadReport())
 
 
-def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation) -> TokenSequence:
+def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation, end: int) -> TokenSequence:
     asked = encode(tokenizer, question)
     said = list(tokenizer(answer.response, add_special_tokens=False, split_special_tokens=True)["input_ids"])
     if answer.ended:
-        said.append(ChatTemplate(tokenizer).end_of_turn_id)
+        said.append(end)
     ids = np.array(asked + said, dtype=np.int32)
     return TokenSequence(answer.prompt, ids, np.where(np.arange(len(ids)) < len(asked), IGNORED, ids))
 
