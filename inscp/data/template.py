@@ -5,6 +5,7 @@ the sentinels is the template's own text. Because only sentinels pass through th
 rewrite the data, and because the data is tokenised apart, nothing in it becomes a special token.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -188,8 +189,26 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", m
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
-    """The conversation up to where the assistant begins to answer, as token ids."""
-    return list(tokenizer(render(tokenizer, turns, add_generation_prompt=True), add_special_tokens=False)["input_ids"])
+    """The conversation up to where the assistant begins to answer, as token ids.
+
+    Only the template's own tokens are special: an end of turn that somebody writes stays text, as in training.
+    """
+    special = sorted({str(tokenizer.convert_ids_to_tokens(index)) for index in special_ids(tokenizer)})
+    named = re.compile("|".join(map(re.escape, reversed(special))) or "(?!)")  # of two that begin alike, the longer one
+    said: list[str] = []
+
+    def hidden(name: re.Match[str]) -> str:
+        said.append(name[0])
+        return f"inscpsentinel{len(said) - 1}name"
+
+    inert = [{**turn, "content": named.sub(hidden, turn["content"])} for turn in turns]
+    text = render(tokenizer, inert, add_generation_prompt=True)
+    ids: list[int] = []
+    for number, piece in enumerate(re.split(r"inscpsentinel(\d+)name", text)):
+        is_name = number % 2 == 1
+        piece = said[int(piece)] if is_name else piece
+        ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=is_name)["input_ids"]
+    return ids
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tagger
-from inscp.data.template import ChatTemplate, special_ids
+from inscp.data.template import ChatTemplate, prompt_ids, special_ids
 from inscp.data.template import render as render_pinned
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
@@ -131,6 +131,20 @@ def test_special_token_strings_in_every_turn_stay_text(style: Style, tokenizer: 
         return [index for index in ids if index in special_ids(tokenizer)]
 
     assert specials(" ".join(style.special_tokens)) == specials(SIMPLE)
+
+
+def test_special_token_strings_in_a_prompt_stay_text(style: Style, tokenizer: PreTrainedTokenizerBase) -> None:
+    def asked(text: str) -> list[int]:
+        return prompt_ids(tokenizer, [{"role": role, "content": text} for role in ("user", "assistant", "user")])
+
+    def specials(ids: list[int]) -> list[int]:
+        return [index for index in ids if index in special_ids(tokenizer)]
+
+    text = " and ".join(style.special_tokens)
+    assert specials(asked(text)) == specials(asked(SIMPLE))
+    assert all(decode(tokenizer, asked(text)).count(token) >= 3 for token in style.special_tokens)
+    turns = [{"role": role, "content": SIMPLE} for role in ("user", "assistant", "user")]
+    assert asked(SIMPLE) == rendered_ids(tokenizer, turns, add_generation_prompt=True)
 
 
 # --- what stands around the text
