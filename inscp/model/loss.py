@@ -114,7 +114,10 @@ class _LinearNLL(torch.autograd.Function):
             if hidden_grad is not None:
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
-                weight_grad += torch.mm(logits.T, chunk, out=product)
+                grown = _in_cached_rows(torch.mm(logits.T, chunk, out=product))
+                # torch makes an fp32 copy of what it adds to fp32 sums: here never of all of it
+                for sums, part in zip(_in_cached_rows(weight_grad), grown, strict=True):
+                    sums += part
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
@@ -133,12 +136,12 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
 
     Softmax in fp32, on a CPU for so many rows at a time as its caches hold.
     """
-    at_once = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = _in_cached_rows(logits)
     nlls = torch.empty(len(logits), 1, dtype=torch.float32, device=logits.device)
-    exact = torch.empty(min(at_once, len(logits)), logits.shape[1], dtype=torch.float32, device=logits.device)
+    exact = torch.empty(parts[0].shape, dtype=torch.float32, device=logits.device)
     shares = torch.empty_like(exact)
-    parts = (tensor.split(at_once) for tensor in (logits, targets[:, None], nlls))
-    for part, target, nll in zip(*parts, strict=True):
+    rows = (tensor.split(len(parts[0])) for tensor in (targets[:, None], nlls))
+    for part, target, nll in zip(parts, *rows, strict=True):
         x, p = exact[: len(part)].copy_(part), shares[: len(part)]
         torch.softmax(x, 1, out=p)
         highest, place = x.max(1, keepdim=True)  # whose share never underflows
@@ -146,6 +149,11 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
         if into_gradients:
             part.copy_(p.scatter_add_(1, target, p.new_full(target.shape, -1.0)))
     return nlls[:, 0]
+
+
+def _in_cached_rows(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """[N, …] in parts of so many rows as a CPU's caches hold; elsewhere as it is."""
+    return x.split(max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x))
 
 
 @torch.no_grad()
