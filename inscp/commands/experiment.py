@@ -53,8 +53,8 @@ def run_study(
         gpus: of a job.
         measured: a folder that `experiment keep` wrote: its runs, measured elsewhere, are done too.
     """
-    study, name = read_study(Path(folder)), study_name(Path(folder))
-    every, where = study.runs(), _places(out, measured)
+    study, name, where = read_study(Path(folder)), study_name(Path(folder)), _places(out, measured)
+    every = study.runs(where.contents)
     runs = _chosen(every, only)
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
@@ -85,8 +85,14 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
     """
     study, name, where = read_study(Path(folder)), study_name(Path(folder)), _places(out, measured)
     into = where.out / name / "report"
-    if missing := where.left(study.runs()):
+    runs = study.runs(where.contents)
+    missing = where.left(runs)
+    try:
         check_runs(missing)  # a run is known by the files that it names: without them it is not found
+    except UserError as error:
+        if len(missing) == len(runs):
+            raise
+        print(f"without    {len(missing)} of {len(runs)} runs: {error}", flush=True)
     study_page(study, folder, where, into).write(into)
     ParentRun(study.mlflow, name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -14,6 +15,8 @@ from inscp.errors import UserError
 from inscp.paths import local_path
 
 Config = dict[str, Any]
+Contents = Mapping[str, str]
+"""Digests of what files and folders hold, by how a configuration names them."""
 
 LAYOUT = ("model.activation_checkpointing", "model.compile", "model.attn_implementation", "data.num_workers")
 """Keys of a training that say how it is computed and not what: another value is the same training."""
@@ -79,11 +82,23 @@ def without(config: Mapping[str, Any], *dotted: str) -> Config:
     return result
 
 
-def digest(*parts: Any) -> str:
-    """Of plain values, and of the contents of every file and folder that a text in them names."""
+def digest(*parts: Any, known: Contents = MappingProxyType({})) -> str:
+    """Of plain values, and of the contents of every file and folder that a text in them names.
+
+    Args:
+        parts: the values.
+        known: what files hold that are not here.
+    """
+    contents = {**known, **contents_of(*parts)}
     found = [json.dumps(parts, sort_keys=True, default=str)]
-    found += [_contents(text) for text in sorted(set(texts(parts, _NO_PATHS)))]
+    found += [contents.get(text, "") for text in sorted(set(texts(parts, _NO_PATHS)))]
     return hashlib.blake2b("\n".join(found).encode(), digest_size=16).hexdigest()
+
+
+def contents_of(*parts: Any) -> dict[str, str]:
+    """A digest of what each file and folder holds that a text in plain values names, by that text."""
+    found = {text: _contents(text) for text in texts(parts, _NO_PATHS)}
+    return {text: contents for text, contents in found.items() if contents}
 
 
 _NO_PATHS = ("class_path", "language", "languages")

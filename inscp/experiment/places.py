@@ -4,15 +4,20 @@ A run's folder is named after a digest of what decides its model, and its result
 what is there whole is done, in whichever study it stands.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from inscp.evaluation.items import items_folder, read_values, write_values
 from inscp.evaluation.results import Results
+from inscp.experiment.configuration import Contents
 from inscp.experiment.runs import Run
 from inscp.model.export import ORIGIN
 from inscp.paths import write_whole
+
+_CONTENTS = "contents.json"
+"""In a folder of kept runs: digests of the files by which they are told."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class Places:
         """The folder of what is made here."""
         return self.out / "runs"
 
+    @property
+    def contents(self) -> Contents:
+        """What the files hold by which the measured runs are told, for where they are not."""
+        file = self.measured and self.measured / _CONTENTS
+        return json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
+
     def made(self, run: Run) -> Place:
         """Where it is made here, together with the runs of other studies, in which it may have another name."""
         return _place(run, self.runs)
@@ -91,6 +102,8 @@ def _place(run: Run, runs: Path) -> Place:
 def keep(places: Iterable[Place], measured: Path) -> int:
     """Copy what a report needs of runs that are measured: figures, their cost and origin, no text and no weights.
 
+    What their files hold is noted, for a report to find them where the files are not.
+
     Args:
         places: of the runs.
         measured: the folder to add them to.
@@ -98,15 +111,18 @@ def keep(places: Iterable[Place], measured: Path) -> int:
     Returns:
         how many were added.
     """
-    added = 0
+    added, contents = 0, {**Places(measured, measured).contents}
     for at in places:
         kept = _place(at.run, measured)
-        if kept.is_done or not at.results.is_file():
-            continue
-        for origin in (model / ORIGIN for model in at.exported[-1:]):
-            write_whole(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
-        for task in Results.read(at.results).tasks:
-            write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))
-        write_whole(kept.results, at.results.read_text("utf-8"))  # the last, as it says that all is there
-        added += 1
+        if not kept.is_done and at.results.is_file():
+            for origin in (model / ORIGIN for model in at.exported[-1:]):
+                write_whole(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
+            for task in Results.read(at.results).tasks:
+                write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))
+            write_whole(kept.results, at.results.read_text("utf-8"))  # the last, as it says that all is there
+            added += 1
+        if kept.is_done:
+            contents |= at.run.contents
+    if contents:
+        write_whole(measured / _CONTENTS, json.dumps(contents, indent=1, sort_keys=True) + "\n")
     return added

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from inscp import __version__
 from inscp.evaluation.results import SCHEMA
 from inscp.evaluation.tasks import task_version
-from inscp.experiment.configuration import LAYOUT, Config, digest, without
+from inscp.experiment.configuration import LAYOUT, Config, Contents, contents_of, digest, without
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Run:
         evaluate: the evaluation's configuration; empty measures nothing.
         fit: the training's configuration, where it trains.
         merge: the merge's, where it merges.
+        known: what files hold that are not here.
     """
 
     arm: str
@@ -35,6 +36,7 @@ class Run:
     evaluate: Config
     fit: Config | None = None
     merge: Config | None = None
+    known: Contents = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -64,14 +66,30 @@ class Run:
     def fingerprint(self) -> str:
         """A digest of everything that decides the model, but for the program itself."""
         before = self.before.fingerprint if self.before else self.original
-        return digest(without(self.fit or {}, *_NO_MATTER, *LAYOUT), self.merge, before)
+        return digest(self._training, self.merge, before, known=self.known)
 
     @cached_property
     def measure(self) -> str:
         """A digest of everything that decides what is measured of the model."""
         tasks = self.evaluate.get("tasks", {})
         versions = {name: task_version(task["class_path"]) for name, task in tasks.items() if "class_path" in task}
-        return digest(without(self.evaluate, *_NO_MATTER), versions, SCHEMA, __version__)
+        return digest(self._evaluation, versions, SCHEMA, __version__, known=self.known)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Of the files that both digests depend on."""
+        return {
+            **(self.before.contents if self.before else {}),
+            **contents_of(self._training, self.merge, self.original, self._evaluation),
+        }
+
+    @property
+    def _training(self) -> Config:
+        return without(self.fit or {}, *_NO_MATTER, *LAYOUT)
+
+    @property
+    def _evaluation(self) -> Config:
+        return without(self.evaluate, *_NO_MATTER)
 
     @property
     def name(self) -> str:

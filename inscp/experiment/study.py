@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inscp.errors import UserError
-from inscp.experiment.configuration import Config, changed, read_configs
+from inscp.experiment.configuration import Config, Contents, changed, read_configs
 from inscp.experiment.runs import Run, slug
 from inscp.tracking.tracker import Tracking
 
@@ -177,8 +177,11 @@ class Study:
         """The arm that the others are compared with."""
         return self.reference or next(iter(self.arms))
 
-    def runs(self) -> list[Run]:
+    def runs(self, known: Contents | None = None) -> list[Run]:
         """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once.
+
+        Args:
+            known: what files hold that are not here, for runs to be told by.
 
         Raises:
             UserError: a configuration that cannot be, or a goal of a task that there is not.
@@ -190,7 +193,7 @@ class Study:
             measures = changed(evaluate, language.evaluate)
             budgets: list[int | None] = [*self.budgets] or [None]
             for name, budget, seed in product(self.arms, budgets, self.seeds):
-                run = self._run(name, tag, budget, seed, base, measures)
+                run = self._run(name, tag, budget, seed, base, measures, known or {})
                 for one in run.lineage:
                     found.setdefault(one.name, one)
         tasks = {task: True for run in found.values() for task in run.evaluate.get("tasks", {})}
@@ -199,19 +202,20 @@ class Study:
         return list(found.values())
 
     def _run(
-        self, name: str, language: str, budget: int | None, seed: int, base: Config, evaluate: Config
-    ) -> Run:  # fmt: skip
+        self, name: str, language: str, budget: int | None, seed: int, base: Config, evaluate: Config, known: Contents
+    ) -> Run:
         arm = self.arms[name]
         fit, merge = _in_language(arm.fit, language), _in_language(arm.merge, language)
-        before = self._run(arm.after, language, budget, seed, base, evaluate) if arm.after else None
+        before = self._run(arm.after, language, budget, seed, base, evaluate, known) if arm.after else None
         drawn = {"data.seed": seed, "seed_everything": seed}
         limited = {} if budget is None else {"data.token_budget": budget}
         config = changed(changed(base, drawn | limited), fit or {})
         original = before.original if before else _original(config)
         if fit is not None:
-            return Run(name, language, config["data"].get("token_budget"), seed, original, before, evaluate, fit=config)
+            budget = config["data"].get("token_budget")
+            return Run(name, language, budget, seed, original, before, evaluate, fit=config, known=known)
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
-        return Run(name, language, budget, drawn_by, original, before, evaluate, merge=merge)
+        return Run(name, language, budget, drawn_by, original, before, evaluate, merge=merge, known=known)
 
 
 def _in_language(value: Any, language: str) -> Any:

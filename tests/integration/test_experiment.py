@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from processes import Command, run
 
 from inscp.__main__ import main
+from inscp.experiment import configuration
 
 INSCP = "InsCP: {fit: {checkpoint.every_n_steps: 1}}"
 STUDY = f"""
@@ -67,6 +70,18 @@ def ran(project: Path) -> str:
     process = Command("experiment", "run", "arms", cwd=project)
     assert process.wait(timeout=600) == 2  # for a wrong input
     return process.stderr
+
+
+@contextmanager
+def hidden(file: Path) -> Iterator[None]:
+    """As where there is no such file, of which nothing is remembered."""
+    aside = file.rename(file.with_suffix(".hidden"))
+    configuration._contents.cache_clear()
+    try:
+        yield
+    finally:
+        aside.rename(file)
+        configuration._contents.cache_clear()
 
 
 def files(project: Path) -> dict[Path, int]:
@@ -194,8 +209,12 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
     assert main(["experiment", "run", "arms", "--only", "averaged*", *elsewhere]) == 0
     assert not list(project.glob("elsewhere/runs/*/*"))
     assert len(re.findall("averaged.* done|InsCP.* done", capsys.readouterr().out)) == 2
-    for given in ([], elsewhere):
-        assert main(["experiment", "report", "arms", *given]) == 0
+    assert main(["experiment", "report", "arms"]) == 0
+    with hidden(project / "corpus.jsonl"), hidden(project / "prompts.jsonl"):
+        assert main(["experiment", "report", "arms", *elsewhere]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"^without    1 of 4 runs: broken, zh-TW.*corpus\.jsonl: no such file", said, re.MULTILINE)
+        assert main(["experiment", "report", "arms"]) == 2  # nothing says what they held
     here, there = (
         re.findall(r"^\|.*", (project / out / "arms/report/report.md").read_text("utf-8"), re.MULTILINE)
         for out in ("outputs/experiments", "elsewhere")
