@@ -41,7 +41,7 @@ class TrainingCost(Callback):
     @property
     def cost(self) -> Cost | None:
         """So far; on the first rank."""
-        return self._with_earlier(self._running.cost(*self._counts)) if self._running else self._earlier
+        return self._running.cost(*self._counts) if self._running else self._earlier
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
@@ -50,7 +50,8 @@ class TrainingCost(Callback):
         self._size, self._flops = ModelSize.of(pl_module.model), 0.0
         self._recomputed = recomputed_share(pl_module.activation_checkpointing)
         self._tokens_before = self._throughput.tokens
-        self._running = self._ledger.start(trainer.strategy.parallel_devices, trainer.num_nodes)  # type: ignore[attr-defined]
+        devices = trainer.strategy.parallel_devices  # type: ignore[attr-defined]
+        self._running = self._ledger.start(devices, trainer.num_nodes, self._earlier)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
@@ -83,12 +84,9 @@ class TrainingCost(Callback):
     def _counts(self) -> tuple[int, float]:
         return self._throughput.tokens - self._tokens_before, self._flops
 
-    def _with_earlier(self, now: Cost) -> Cost:
-        return self._earlier + now if self._earlier else now
-
     def _stop(self) -> None:
         if self._running:
-            self._earlier, self._running = self._with_earlier(self._running.stop(*self._counts)), None
+            self._earlier, self._running = self._running.stop(*self._counts), None
 
 
 def _ranks(trainer: Trainer) -> int:

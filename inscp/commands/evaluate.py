@@ -21,7 +21,7 @@ from inscp import __version__
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.cost.flops import WorkCounter
-from inscp.cost.ledger import Cost, Ledger, Running
+from inscp.cost.ledger import Cost, Ledger
 from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
 from inscp.evaluation.items import ITEMS, Item, items_file, items_folder
@@ -87,8 +87,7 @@ def evaluate(
     counter = WorkCounter()
     backend = _served(server, model) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
     folder = items_folder(Path(out))
-    running = cost.start([best_device()]) if cost.enabled and not server else None
-    spent = _Spent(running, counter, folder / _COST) if running else None
+    spent = _Spent(cost, counter, folder / _COST) if cost.enabled and not server else None
     subject = Subject(backend, folder, partial(_watch, spent))
     # A server may know its model by a name that says nothing here.
     origin = read_origin(model) if server is None or Path(model).is_dir() else None
@@ -168,15 +167,16 @@ class _Spent:
     """What the evaluation has cost, earlier attempts included, of which nothing is asked again.
 
     Args:
-        running: since this attempt began.
+        ledger: prices.
         counter: of what passed through the model.
         file: keeps it.
     """
 
-    def __init__(self, running: Running, counter: WorkCounter, file: Path) -> None:
-        self._running, self._counter, self._file = running, counter, file
+    def __init__(self, ledger: Ledger, counter: WorkCounter, file: Path) -> None:
+        earlier = Cost(**json.loads(file.read_text("utf-8"))) if file.exists() else None
+        self._running = ledger.start([best_device()], earlier=earlier)
+        self._counter, self._file = counter, file
         self._kept = time.monotonic()
-        self._earlier = Cost(**json.loads(file.read_text("utf-8"))) if file.exists() else None
 
     def keep(self, every: float = 0.0) -> None:
         """For an attempt that goes on where this one is stopped.
@@ -192,8 +192,7 @@ class _Spent:
         """At the end."""
         return self._write(self._running.stop(self._counter.tokens, self._counter.flops))
 
-    def _write(self, now: Cost) -> Cost:
-        total = self._earlier + now if self._earlier else now
+    def _write(self, total: Cost) -> Cost:
         write_whole(self._file, json.dumps(total.plain(), indent=1) + "\n")
         return total
 

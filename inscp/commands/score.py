@@ -90,7 +90,9 @@ def score(
     dtype = inference_dtype(precision)
     folder = _shared_folder(Path(out), _made_by(model, scoring, dtype, max_characters, sources), rank, ranks)
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
-    running, counter = cost.start(*_devices(ranks)) if cost.enabled and rank == 0 else None, WorkCounter()
+    earlier = Cost(**folder.cost) if folder.cost else None  # of scores that are there already
+    running = cost.start(*_devices(ranks), earlier) if cost.enabled and rank == 0 else None
+    counter = WorkCounter()
     if todo or shard_model:
         loss = _loss(model, dtype, shard_model)
         require_isolation(loss, model, best_device())
@@ -214,8 +216,6 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> 
     counts = [report.skipped + folder.unscored(number) for number, report in enumerate(reports)]
     skipped = {source["name"]: dict(count) for source, count in zip(folder.sources, counts, strict=True) if count}
     report = {name: summary(*columns) for name, columns in [*rows, ("all", every)]}
-    if cost and folder.cost:  # of scores that were there already
-        cost = Cost(**folder.cost) + cost
     folder.write_report({"sources": report, "skipped": skipped, "cost": cost.plain() if cost else folder.cost})
     print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   of records: 5 %, half, 95 %")
     for name, row in report.items():

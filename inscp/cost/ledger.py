@@ -116,14 +116,15 @@ class Ledger:
             where = f"cost.prices.{negative}" if negative else "cost.watts"
             raise UserError(where, "it is not positive", "Give a positive number.")
 
-    def start(self, devices: Sequence[torch.device], nodes: int = 1) -> "Running":
-        """Begin a stage.
+    def start(self, devices: Sequence[torch.device], nodes: int = 1, earlier: Cost | None = None) -> "Running":
+        """Begin a stage, or go on with one.
 
         Args:
             devices: of this machine.
             nodes: machines that do the same.
+            earlier: what it has cost before it was stopped.
         """
-        return Running(self, devices, nodes)
+        return Running(self, devices, nodes, earlier)
 
     def price(self, device: str) -> float | None:
         """Of one hour of a device of this name; the longest part of it that has a price decides."""
@@ -132,16 +133,17 @@ class Ledger:
 
 
 class Running:
-    """A stage that is running: what it has cost so far.
+    """A stage that is running: what it has cost so far, earlier attempts included.
 
     Args:
         ledger: prices.
         devices: of this machine.
         nodes: machines that do the same.
+        earlier: what it has cost before it was stopped.
     """
 
-    def __init__(self, ledger: Ledger, devices: Sequence[torch.device], nodes: int) -> None:
-        self._ledger, self._nodes = ledger, nodes
+    def __init__(self, ledger: Ledger, devices: Sequence[torch.device], nodes: int, earlier: Cost | None) -> None:
+        self._ledger, self._nodes, self._earlier = ledger, nodes, earlier
         self._intensity = co2_intensity(ledger.country, ledger.region) if ledger.country else None
         self._first = devices[0]
         self._name = device_name(self._first)
@@ -153,7 +155,11 @@ class Running:
         self._started = time.perf_counter()
 
     def cost(self, tokens: int, flops: float) -> Cost:
-        """So far."""
+        """So far.
+
+        Args:
+            tokens, flops: since this attempt began.
+        """
         return self._cost(tokens, flops, self._counter.kwh() if self._counter else None)
 
     def stop(self, tokens: int, flops: float) -> Cost:
@@ -171,7 +177,7 @@ class Running:
             energy = None if watts is None else hours * watts / 1000
             source = "" if watts is None else f"estimated ({self._count} x {watts:g} W)"
         price = self._ledger.price(self._name)
-        return Cost(
+        now = Cost(
             tokens,
             flops,
             seconds,
@@ -185,6 +191,7 @@ class Running:
             f"{self._count} x {self._name}",
             self._ledger.country or "",
         )
+        return self._earlier + now if self._earlier else now
 
 
 def peak_memory_gib(device: torch.device) -> float:
