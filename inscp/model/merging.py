@@ -14,7 +14,7 @@ from inscp.data.template import special_ids
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.export import read_origin
-from inscp.pretrained import empty_model, load_model, load_tokenizer, require_dense, weights_folder
+from inscp.pretrained import load_model, load_tokenizer, require_dense, weights_folder
 
 Merge = Callable[..., torch.Tensor]
 """Makes a tensor of the result from its name and that tensor of every model, in fp32 and in the order of `models`."""
@@ -31,8 +31,8 @@ class Merging(ABC):
         """What is merged with `model`, and `model` itself; the first one's tokenizer and settings are the result's."""
 
     @abstractmethod
-    def bind(self, models: tuple[str, ...]) -> Merge:
-        """The arithmetic, for those models."""
+    def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
+        """The arithmetic, for those models, of which the first one is loaded."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Average(Merging):
     def models(self, model: str) -> tuple[str, ...]:
         return model, self.original or _original(model)
 
-    def bind(self, models: tuple[str, ...]) -> Merge:
+    def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
         return lambda _, adapted, original: torch.lerp(original, adapted, self.weight)
 
 
@@ -78,7 +78,7 @@ class ChatVector(Merging):
     def models(self, model: str) -> tuple[str, ...]:
         return self.chat, model, self.base or _original(model)
 
-    def bind(self, models: tuple[str, ...]) -> Merge:
+    def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
         return lambda _, chat, adapted, base: adapted + self.scale * (chat - base)
 
 
@@ -105,10 +105,10 @@ class ElChat(Merging):
     def models(self, model: str) -> tuple[str, ...]:
         return model, self.source or _original(model)
 
-    def bind(self, models: tuple[str, ...]) -> Merge:
-        skeleton, special = empty_model(models[0], torch.float32), sorted(special_ids(load_tokenizer(models[1])))
-        outer = {id(layer.weight) for layer in (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())}
-        names = {name for name, weight in skeleton.named_parameters() if id(weight) in outer}
+    def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
+        special = sorted(special_ids(load_tokenizer(models[1])))
+        outer = {id(layer.weight) for layer in (first.get_input_embeddings(), first.get_output_embeddings())}
+        names = {name for name, weight in first.named_parameters() if id(weight) in outer}
 
         def merge(name: str, adapted: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
             if name not in names:
@@ -149,7 +149,7 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     result = load_model(models[0], dtype)
     weights = dict(result.named_parameters())
     readers = [_reader(other, models[0], weights) for other in models[1:]]
-    merge = method.bind(models)
+    merge = method.bind(models, result)
     for name, weight in weights.items():
         weight.copy_(merge(name, weight.float(), *(read(name) for read in readers)))
     return result
