@@ -142,8 +142,8 @@ class _Tracked:
 
     def task(self, name: str, result: TaskResult, items: list[Item]) -> None:
         """Keep what a task has measured."""
-        values = {f"eval/{name}/{key}": metric.value for key, metric in result.metrics.items()}
-        self._tracker.log_at({key: value for key, value in values.items() if math.isfinite(value)}, self._step)
+        values = {key: metric.value for key, metric in result.metrics.items() if math.isfinite(metric.value)}
+        self._tracker.log_at({f"eval/{name}/{key}": value for key, value in values.items()}, self._step, anew=True)
         if columns := _columns(items):
             self._tracker.log_table(columns, f"generations/{name}.json")
         kept = items_file(self._folder, name)
@@ -152,7 +152,7 @@ class _Tracked:
     def finish(self, results: Path, total: Cost | None) -> str:
         """Keep the results and what they have cost; returns where they are."""
         if total:
-            self._tracker.log_at(total.metrics("evaluation"), self._step)
+            self._tracker.log_at(total.metrics("evaluation"), self._step, anew=True)
             self._tracker.log_hyperparams(total.params("evaluation"))
         self._tracker.log_text(results.read_text("utf-8"), RESULTS)
         self.end("success")

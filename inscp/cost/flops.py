@@ -13,6 +13,7 @@ left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -120,15 +121,15 @@ class WorkCounter:
         self._counted.append((ModelSize.of(model), counts))
 
         def count(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
-            ids, positions = named["input_ids"], named.get("position_ids")
-            past = named.get(CACHE)
+            given = {**named, **signature(module.forward).bind_partial(*arguments, **named).arguments}
+            ids, positions, past = given["input_ids"], given.get("position_ids"), given.get(CACHE)
             counts[0] += ids.numel()
             if positions is None:
                 begin = past.get_seq_length() if past is not None else 0
                 positions = (begin + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
             counts[1] = counts[1] + (positions + 1).sum() * (ids.shape[0] // positions.shape[0])
 
-        model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+        model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
 
     @property
     def tokens(self) -> int:

@@ -11,6 +11,11 @@ from inscp.errors import UserError
 Answers = Iterable[tuple[int, Any]]
 
 
+def named_after(made_by: Mapping[str, Any]) -> str:
+    """A short digest of what decides the answers, by which their files are told apart."""
+    return hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
 class Journal:
     """Requests and their answers, one JSON object a line, written through as they come.
 

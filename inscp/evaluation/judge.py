@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inscp.evaluation.journal import Journal
+from inscp.data.rows import SURROGATE
+from inscp.evaluation.journal import Journal, named_after
 from inscp.evaluation.server import Chat, Server
 from inscp.evaluation.subject import Watch
 from inscp.records import Prompt, Turn
@@ -118,7 +119,7 @@ def _is_comparison(verdict: Verdict) -> bool:
 
 
 def _has_reason(verdict: Verdict) -> bool:
-    return isinstance(verdict["reason"], str)
+    return isinstance(verdict["reason"], str) and not SURROGATE.search(verdict["reason"])  # which no file can hold
 
 
 def parse(reply: str, case: Case) -> Verdict | None:
@@ -144,9 +145,8 @@ class Judge:
 
     def __init__(self, server: Server, folder: Path, watch: Watch) -> None:
         made_by = {**server.made_by, "prompts": _PROMPT_VERSION}
-        digest = hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=4).hexdigest()
         self._chat, self._watch = Chat(server), watch
-        self._journal = Journal(folder / f"judgements-{digest}.jsonl", made_by)
+        self._journal = Journal(folder / f"judgements-{named_after(made_by)}.jsonl", made_by)
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
         """The verdict on every case. What it will take, and has taken, is printed on standard error.

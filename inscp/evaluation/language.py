@@ -45,7 +45,7 @@ def _known() -> frozenset[str]:
 
 
 def identify(text: str, among: Collection[str] = ()) -> str:
-    """ISO 639-1 code of the text's likeliest language; `und` where there is no text."""
+    """ISO 639-1 code of the text's likeliest language; `und` where there is no text, or none in a known script."""
     return next(iter(likely_languages(text, among)))
 
 
@@ -61,12 +61,22 @@ def likely_languages(text: str, among: Collection[str] = ()) -> dict[str, float]
             of Japanese ones (NTREX-128) hardly any is written without.
     """
     line = " ".join(text.split())
-    if not UNIT.search(line):
+    found = _scores(line)
+    if not UNIT.search(line) or found == _scores_of_nothing():
         return {"und": 1.0}
-    found = {str(one["lang"]): float(one["score"]) for one in _detector().detect(line, k=5)}
     if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
         found["zh"] = found.get("zh", 0.0) + found.pop("ja")
     return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+
+def _scores(line: str) -> dict[str, float]:
+    return {str(one["lang"]): float(one["score"]) for one in _detector().detect(line, k=5)}
+
+
+@cache
+def _scores_of_nothing() -> dict[str, float]:
+    """What fastText says where it knows no part of a text, as digits, or a script that it has not seen: English."""
+    return _scores("1")
 
 
 @cache

@@ -39,17 +39,24 @@ def spread(rows: Sequence[T], limit: int | None) -> list[T]:
     return [rows[k * len(rows) // limit] for k in range(limit)] if limit and limit < len(rows) else list(rows)
 
 
+def find_field(row: Row, names: Sequence[str]) -> Any:
+    """The value of the first of some fields that the row has something in; None where it has none of them.
+
+    Case does not matter, nor whether it is _ or -.
+    """
+    keys = {key.replace("_", "-").lower(): key for key in row}
+    found = (row.get(keys.get(name.replace("_", "-").lower(), name)) for name in names)
+    return next((value for value in found if value not in (None, "", []) and str(value).strip()), None)
+
+
 def field_of(position: str, row: Row, names: Sequence[str]) -> Any:
-    """The value of the first of some fields that the row has.
+    """As `find_field`.
 
     Raises:
         UserError: it has none of them, or nothing in it.
     """
-    keys = {key.replace("_", "-").lower(): key for key in row}
-    for name in names:
-        key = keys.get(name.replace("_", "-").lower())
-        if key is not None and row[key] not in (None, "", []) and str(row[key]).strip():
-            return row[key]
+    if (value := find_field(row, names)) is not None:
+        return value
     known = ", ".join(map(str, row))
     raise UserError(
         position, f"no {' or '.join(names)} in it (its fields: {known})", "Name one of them, or mend the line."

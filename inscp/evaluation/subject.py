@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from inscp.errors import UserError
-from inscp.evaluation.journal import Journal
+from inscp.evaluation.journal import Journal, named_after
 from inscp.records import Generation, Prompt, TokenSequence
 
 Watch = Callable[[str, int], Callable[[], None]]
@@ -97,7 +97,7 @@ class Subject:
 
     def beside(self, backend: Backend, name: str) -> "Subject":
         """Another model, for comparison, with a journal of its own."""
-        return Subject(backend, self.folder / name, self.watch)
+        return Subject(backend, self.folder / f"{name}-{named_after(backend.made_by)}", self.watch)
 
 
 def _without_reasoning(response: str) -> str:

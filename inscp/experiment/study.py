@@ -1,5 +1,6 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -83,10 +84,12 @@ class Goal:
         return value >= bound and not value == bound == 0
 
     def margin(self, value: float, reference: float) -> float:
-        """How far it is reached, as a ratio: 1 just so, more beyond; of what has no ratio 1 or 0."""
+        """How far it is reached, as a ratio: 1 just so, more beyond; of what has no ratio (a share of 0) inf or 0."""
         bound = self.bound(reference)
         over, under = (value, bound) if self.at_most is None else (bound, value)
-        return over / under if over > 0 and under > 0 else float(self.is_reached(value, reference))
+        if over > 0 and under > 0:
+            return over / under
+        return math.inf if self.is_reached(value, reference) else 0.0
 
 
 @dataclass(frozen=True)

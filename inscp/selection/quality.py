@@ -207,6 +207,10 @@ class Contamination(Filter):
         return candidate
 
 
+_NO_PROMPTS = ("class_path", "languages", "opponent", "original", "classifier")
+"""Keys of tasks whose texts are no prompts, and name models or results where they name a file."""
+
+
 def _files_of_tasks(evaluation: str) -> Iterator[str]:
     """The files that the tasks of a configuration of `evaluate` name.
 
@@ -219,7 +223,7 @@ def _files_of_tasks(evaluation: str) -> Iterator[str]:
         what = f"no configuration of evaluate ({str(error).splitlines()[0]})"
         raise UserError(evaluation, what, "Give a file as those in configs/evaluate.") from error
     for name, task in tasks.items():
-        named = texts(task, but=("class_path", "languages"))
+        named = texts(task, but=_NO_PROMPTS)
         files = [text for text in named if is_supported(Path(text)) or os.path.isdir(text)]  # noqa: PTH112  # whatever it is
         if not files:
             mend = "Give it its data as files, or take a configuration without it."

@@ -22,6 +22,8 @@ _NO_NAME = re.compile(r"[^\w.\-/: ]")
 _TABLES_TAG = "mlflow.loggedArtifacts"  # by which the MLflow page knows which artifacts are tables
 # Answers that another try would get again. Everything else, a wrong password say, can be mended from outside.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
+_REFUSED_FILES = (400, 413, 415, 422)
+"""Statuses of an artifact that is itself at fault."""
 _HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a piece is tried again by its sender, which knows what got through
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -57,7 +59,7 @@ class MLflowRun:
         self.experiment_id: str | None = None
         self.is_new = False
         self._client: Any = None
-        self._steps: dict[str, set[int]] = {}
+        self._known: dict[str, set[tuple[int, int]]] = {}  # steps and times of each metric
         self._refused: set[str] = set()
 
     def connect(self) -> None:
@@ -84,7 +86,7 @@ class MLflowRun:
             return
         except Exception as error:
             if not _is_refusal(error):
-                self._steps.clear()  # what got through is to be read again
+                self._known.clear()  # what got through is to be read again
                 raise
             why = reason(error)
         if isinstance(batch[0], Start):
@@ -159,13 +161,15 @@ class MLflowRun:
         for piece in pieces:
             for name, value in piece.values.items():
                 key = _NO_NAME.sub("_", name)
-                if key not in self._steps:
-                    self._steps[key] = {old.step for old in self._client.get_metric_history(self.run_id, key)}
-                if piece.step not in self._steps[key]:
+                if key not in self._known:
+                    history = self._client.get_metric_history(self.run_id, key)
+                    self._known[key] = {(old.step, old.timestamp) for old in history}
+                if not any(step == piece.step and time == (piece.time if piece.anew else time)
+                           for step, time in self._known[key]):  # fmt: skip
                     fresh[key, piece.step] = Metric(key, value, piece.time, piece.step)
         self._client.log_batch(self.run_id, metrics=list(fresh.values()), synchronous=True)
-        for key, step in fresh:
-            self._steps[key].add(step)
+        for (key, step), metric in fresh.items():
+            self._known[key].add((step, metric.timestamp))
 
     def _log_params(self, pieces: Sequence[Param]) -> None:
         from mlflow import entities
@@ -220,6 +224,6 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code in _REFUSALS
     if isinstance(error, RequestException):
-        return error.response is not None and 400 <= error.response.status_code < 500
+        return error.response is not None and error.response.status_code in _REFUSED_FILES
     # Of an artifact, too: a folder that may not be written, say, or a driver that is not installed.
     return not isinstance(error, ConnectionError | TimeoutError)

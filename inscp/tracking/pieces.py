@@ -28,11 +28,12 @@ class Start:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Measures of the model as it is after `step` updates."""
+    """Measures of the model as it is after `step` updates: what the run has of that step stays, unless it is `anew`."""
 
     values: dict[str, float]
     step: int
     time: int
+    anew: bool = False
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,15 @@ class MLflowTracker(Logger):
         self.log_at({name: value for name, value in metrics.items() if name != "epoch"}, (step or 0) + 1)
 
     @rank_zero_only
-    def log_at(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep metrics of the model as it is after `step` updates; a step that the run has already is left out."""
-        self._outbox.put(Metrics({name: float(value) for name, value in metrics.items()}, step, now()))
+    def log_at(self, metrics: Mapping[str, float], step: int, anew: bool = False) -> None:
+        """Keep metrics of the model as it is after `step` updates.
+
+        Args:
+            metrics: by name.
+            step: one that the run has already is left out.
+            anew: it is measured again, and the run shows this value.
+        """
+        self._outbox.put(Metrics({name: float(value) for name, value in metrics.items()}, step, now(), anew))
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *_: Any, **__: Any) -> None:

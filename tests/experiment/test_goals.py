@@ -1,5 +1,7 @@
 """A recipe is chosen by one half of the items and judged by the other."""
 
+import math
+
 import pytest
 
 from inscp.errors import UserError
@@ -79,7 +81,9 @@ def test_a_multiple_of_nothing_is_reached_by_something_alone() -> None:
 def test_what_misses_less_is_nearer_and_what_has_no_ratio_is_reached_or_not() -> None:
     kept = Goal("x", at_least=0.9, times_reference=True)
     assert kept.margin(0.8, 1.0) > kept.margin(0.5, 1.0)
-    assert (kept.margin(-0.5, -0.2), kept.margin(-0.1, -0.2)) == (0.0, 1.0)  # of what may be negative
+    assert (kept.margin(-0.5, -0.2), kept.margin(-0.1, -0.2)) == (0.0, math.inf)  # of what may be negative
+    loops = Goal("x", at_most=0.05)
+    assert loops.margin(0.0, 1.0) > loops.margin(0.01, 1.0) > loops.margin(0.05, 1.0) == 1.0
     assert kept.margin(float("nan"), 1.0) == 0.0
 
 

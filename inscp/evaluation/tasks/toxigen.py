@@ -10,6 +10,7 @@ import torch
 from inscp.data.rows import Row
 from inscp.errors import UserError
 from inscp.evaluation.language import words
+from inscp.evaluation.prompts import find_field
 from inscp.evaluation.task import Prompted
 from inscp.model.device import best_device
 from inscp.pretrained import resolve
@@ -26,7 +27,7 @@ class ToxiGen(Prompted):
         classifier: a sequence classifier's folder or Hub id; the default is ToxiGen's own RoBERTa, which knows English
             only.
         toxic_label: the name or number of its label for toxic text.
-        group_field: the field that names the group that a prompt is about.
+        group_field: the field that names the group that a prompt is about; without one it is `all`.
     """
 
     source = "arXiv 2203.09509"
@@ -46,7 +47,7 @@ class ToxiGen(Prompted):
             {
                 "toxic": is_toxic,
                 "failed": not words(answer.response),
-                f"{row.get(self.group_field, 'all')}/toxic": is_toxic,
+                f"{find_field(row, [self.group_field]) or 'all'}/toxic": is_toxic,
             }
             for row, answer, is_toxic in zip(rows, answers, toxic, strict=True)
         ]
