@@ -95,28 +95,28 @@ def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
     return _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, revision=revision, **_code(spec)))
 
 
-def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa") -> "PreTrainedModel":
+def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel":
     """A causal language model with its weights, in evaluation mode.
 
     Args:
         spec: as for `resolve`.
         dtype: of the weights.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`, …
+        attn_implementation: `eager`, `flash_attention_2`, …; by default `sdpa` where the model has it, else `eager`.
     """
     from transformers import AutoModelForCausalLM
 
     path, revision = resolve(spec)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation, **_code(spec)}
+    options = {"dtype": dtype, **_attention(attn_implementation), **_code(spec)}
     make = partial(AutoModelForCausalLM.from_pretrained, path, revision=revision, **options)
     return _made(spec, make, attn_implementation)
 
 
-def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str = "sdpa") -> "PreTrainedModel":
+def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel":
     """The same model before its weights are read: parameters on the meta device, buffers in place."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    options = {"dtype": dtype, "attn_implementation": attn_implementation, **_code(spec)}
+    options = {"dtype": dtype, **_attention(attn_implementation), **_code(spec)}
     config = _config(spec)
     with init_empty_weights(include_buffers=False):
         model = _made(spec, partial(AutoModelForCausalLM.from_config, config, **options), attn_implementation)
@@ -196,15 +196,20 @@ def weights_folder(spec: str) -> Path:
     return Path(_loaded(spec, lambda: snapshot_download(path, revision=revision, allow_patterns="*.safetensors")))
 
 
-def _made(spec: str, make: Callable[[], "PreTrainedModel"], attn_implementation: str) -> "PreTrainedModel":
+def _attention(implementation: str | None) -> dict[str, str]:
+    return {"attn_implementation": implementation} if implementation else {}  # transformers checks what it is given
+
+
+def _made(spec: str, make: Callable[[], "PreTrainedModel"], attn_implementation: str | None) -> "PreTrainedModel":
     def made() -> "PreTrainedModel":
         try:
             return make()
         except (ImportError, ValueError) as error:
-            if attn_implementation not in str(error) and not isinstance(error, ImportError):
+            is_about_it = isinstance(error, ImportError) or "attn_implementation" in str(error)
+            if attn_implementation is None or not (is_about_it or attn_implementation in str(error)):
                 raise
             what = f"{attn_implementation} cannot be used ({str(error).splitlines()[0]})"
-            raise UserError("model.attn_implementation", what, "Take sdpa, or install what it needs.") from error
+            raise UserError("model.attn_implementation", what, "Leave it out, or install what it needs.") from error
 
     return _loaded(spec, made)
 

@@ -136,6 +136,15 @@ _GRANITE = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"""
 
+_OLMO_2 = """
+{{- bos_token }}
+{%- for turn in messages %}
+{{- '<|' + turn.role + '|>\n' + turn.content }}
+{%- if turn.role == 'assistant' %}{{ eos_token }}{% endif %}
+{%- if turn.role != 'assistant' or not loop.last %}{{ '\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
+
 _CHATML_TOKENS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 _LLAMA_3_TOKENS = ("<|eot_id|>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
 _PHI_3_TOKENS = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>")
@@ -197,6 +206,8 @@ STYLES = {
         bos_token="<|end_of_text|>",
         has_default_system=True,
     ),
+    # OLMo 2 closes its last answer without the line break of the others.
+    "olmo_2": Style(_OLMO_2, ("<|endoftext|>",), "<|endoftext|>", bos_token="<|endoftext|>"),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import dynamic_module_utils
+from transformers import Gemma2Config, Gemma2ForCausalLM, dynamic_module_utils
 
 from inscp import pretrained
 from inscp.errors import UserError
@@ -47,6 +47,15 @@ def folder(tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPat
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": own}), "utf-8")
     return folder
+
+
+def test_attention_is_eager_where_the_model_has_no_other_and_is_never_taken_in_silence(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    Gemma2ForCausalLM(Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1)).save_pretrained(tmp_path)
+    for load in (load_model, empty_model):
+        assert load(str(tmp_path), torch.float32).config._attn_implementation == "eager"
+        with pytest.raises(UserError, match=r"model\.attn_implementation: sdpa cannot be used.*Leave it out"):
+            load(str(tmp_path), torch.float32, "sdpa")
 
 
 def test_without_being_asked_for_it_does_not_run(folder: Path, tmp_path: Path) -> None:

@@ -233,7 +233,8 @@ class InsCPDataModule(LightningDataModule):
         """What a resumed training needs to go on at the next unseen row, on any number of ranks."""
         assert self.trainer is not None
         step = self.trainer.global_step
-        return self._identity | {"step": step, "rows_seen": self._rows_after(step)}
+        # Behind the last row a step is padded, which another budget would see as rows that were trained on.
+        return self._identity | {"step": step, "rows_seen": min(self._rows_after(step), self.total_rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the rows that were seen.

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,8 +99,11 @@ class Pipeline:
 
         def finish(data_report: DataReport) -> None:
             if not data_report.rows:
-                mend = "Give a larger data.row_length, or other data."
-                raise UserError("data", f"every document is too long for rows of {self.row_length} tokens", mend)
+                skipped = sum((read.skipped for read in self.reads.values()), Counter[str]())
+                [(why, count)] = skipped.most_common(1)
+                first = next(read.examples[why] for read in self.reads.values() if why in read.examples)
+                what = f"no record is left ({count:,} are left out as this one: {why})"
+                raise UserError(first, what, "Give a larger data.row_length, another tagger, or other data.")
             data_report.records = {name: read.records for name, read in self.reads.items()}
             data_report.skipped = {name: dict(read.skipped) for name, read in self.reads.items() if read.skipped}
             data_report.first_skipped = {name: read.examples for name, read in self.reads.items() if read.skipped}

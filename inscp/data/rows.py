@@ -145,9 +145,21 @@ def _parquet(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
 
     number = 0
     for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
+        try:
+            rows: list[Row | BadRow] = batch.to_pylist()
+        except (UnicodeDecodeError, OverflowError, ValueError):  # then which of them it is
+            rows = [_plain(batch.slice(place, 1)) for place in range(batch.num_rows)]
+        for row in rows:
             number += 1
             yield f"{path}#{number}", row
+
+
+def _plain(row: pa.RecordBatch) -> Row | BadRow:
+    """A batch of one row."""
+    try:
+        return dict(row.to_pylist()[0])
+    except (UnicodeDecodeError, OverflowError, ValueError) as error:
+        return BadRow("a value cannot be read", str(error))
 
 
 def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row | BadRow]]:

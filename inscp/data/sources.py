@@ -15,6 +15,8 @@ from inscp.paths import local_path
 from inscp.records import Record
 
 OnBadRecord = Literal["error", "skip"]
+_ABOUT = ("readme", "license", "licence", "dataset_info", "dataset_infos")
+"""Names of files in a folder that tell about its data."""
 _SAVED_TO_DISK = ("state.json", "dataset_dict.json")
 
 
@@ -146,8 +148,8 @@ def _files(source: Source) -> list[Path] | None:
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED_TO_DISK):
             return None
-        # As readers of Parquet folders do: what begins with _ or . tells about the data and is none.
-        found = (p for p in path.rglob("*") if p.is_file() and is_supported(p))
+        # As readers of Parquet folders do: what begins with _ or . tells about the data and is none, as its card does.
+        found = (p for p in path.rglob("*") if p.is_file() and is_supported(p) and p.stem.lower() not in _ABOUT)
         files = sorted(p for p in found if not any(part[0] in "_." for part in p.relative_to(path).parts))
         if not files:
             raise UserError(source.path, "the folder holds no file of a known format", "Check the path.")

@@ -8,6 +8,7 @@ rewrite the data, and because the data is tokenised apart, nothing in it becomes
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -79,7 +80,14 @@ class ChatTemplate:
         turns = [{"role": role, "content": content} for role, content in zip(roles, sentinels, strict=True)]
         if self.system not in (SYSTEM_FROM_TEMPLATE, NO_SYSTEM) and roles[0] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
-        rest = self._render(turns)
+        mend = "Leave data.tagger.system at template, or take data with turns that the template accepts."
+        rest = _accepted(self.tokenizer, turns, mend)
+        if turns[0]["role"] == "system" and turns[0]["content"].strip() not in rest:
+            raise UserError(
+                self.tokenizer.name_or_path or "tokenizer",
+                "its chat template leaves the system turn out where the assistant has the last word",
+                "Leave data.tagger.system at template, or take data without system turns.",
+            )
         result: list[tuple[int, ...]] = []
         for role, sentinel in zip(roles, sentinels, strict=True):
             if not sentinel:
@@ -96,22 +104,21 @@ class ChatTemplate:
 
     def _later_round(self, empty: bool) -> tuple[int, ...]:
         """What opens a user turn that is not the first one, which is what opens a turn without any system turn."""
-        first, _, between, *_, after = self._between(("user", "assistant") * 2, empty=(2,) if empty else ())
-        shared = 0
-        while shared < min(len(between), len(after)) and between[shared] == after[shared]:
-            shared += 1
-        opening, begin = between[shared:], self.tokenizer.bos_token_id
+        first = self._between(("user", "assistant"), empty=(0,) if empty else ())[0]
+        _, _, between, *_, after = self._between(("user", "assistant") * 2, empty=(2,) if empty else ())
+        # What closes an answer stands at the end too, but for a line break, say; and what opens the first turn ends as
+        # what opens a later one.
+        closing, known = _shared(between, after), _shared(between[::-1], first[::-1])
+        if not closing:
+            raise UserError(
+                self.tokenizer.name_or_path or "tokenizer",
+                "its chat template closes the last answer otherwise than the ones before it, so that what opens a turn "
+                "cannot be told",
+                "Leave data.tagger.system at template.",
+            )
+        opening, begin = between[max(closing, len(between) - known) :], self.tokenizer.bos_token_id
         lacks_begin = begin is not None and first[:1] == (begin,) and opening[:1] != (begin,)
         return ((begin,) if lacks_begin else ()) + opening
-
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        try:
-            return render(self.tokenizer, turns)
-        except Exception as error:  # a template may raise anything, its own refusals included
-            roles = "/".join(turn["role"] for turn in turns)
-            what = f"its chat template refuses the turns {roles} ({error})"
-            mend = "Leave data.tagger.system at template, or take data with turns that the template accepts."
-            raise UserError(self.tokenizer.name_or_path or "tokenizer", what, mend) from error
 
     def _ids(self, literal: str, after_text: bool, before_text: bool) -> tuple[int, ...]:
         def encode(text: str) -> tuple[int, ...]:
@@ -125,6 +132,11 @@ class ChatTemplate:
             literal = literal.removesuffix(" ")
         ahead, whole = encode("\n"), encode(f"\n{literal}")
         return whole[len(ahead) :] if after_text and whole[: len(ahead)] == ahead else encode(literal)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 _DATE_CODES = {
@@ -172,6 +184,20 @@ def render(
     )
 
 
+def _accepted(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str, **options: bool) -> str:
+    """As `render`.
+
+    Raises:
+        UserError: the template refuses the turns.
+    """
+    try:
+        return render(tokenizer, turns, **options)
+    except Exception as error:  # a template may raise anything, its own refusals included
+        roles = "/".join(turn["role"] for turn in turns)
+        what = f"its chat template refuses the turns {roles} ({error})"
+        raise UserError(tokenizer.name_or_path or "tokenizer", what, mend) from error
+
+
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", mend: str = "") -> None:
     """
     Args:
@@ -192,6 +218,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
     """The conversation up to where the assistant begins to answer, as token ids.
 
     Only the template's own tokens are special: an end of turn that somebody writes stays text, as in training.
+
+    Raises:
+        UserError: the template refuses the turns.
     """
     special = sorted({str(tokenizer.convert_ids_to_tokens(index)) for index in special_ids(tokenizer)})
     named = re.compile("|".join(map(re.escape, reversed(special))) or "(?!)")  # of two that begin alike, the longer one
@@ -202,7 +231,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
         return f"inscpsentinel{len(said) - 1}name"
 
     inert = [{**turn, "content": named.sub(hidden, turn["content"])} for turn in turns]
-    text = render(tokenizer, inert, add_generation_prompt=True)
+    mend = "Ask without a system turn, or by turns that the template accepts."
+    text = _accepted(tokenizer, inert, mend, add_generation_prompt=True)
     ids: list[int] = []
     for number, piece in enumerate(re.split(r"inscpsentinel(\d+)name", text)):
         is_name = number % 2 == 1

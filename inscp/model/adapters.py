@@ -49,6 +49,10 @@ class LoRA:
             raise UserError(
                 "model.adapter.targets", str(error).splitlines()[0], "Name modules of this model."
             ) from error
+        # Tied, an adapter would be trained on one side and exported on both.
+        if any(hasattr(layer, "lora_A") for layer in (model.get_input_embeddings(), model.get_output_embeddings())):
+            what = "adapters of embeddings and output layer are not offered"
+            raise UserError("model.adapter.targets", what, "Name matrices of the blocks, or take all-linear.")
 
     @torch.no_grad()
     def initialise(self, model: nn.Module) -> None:

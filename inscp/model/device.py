@@ -10,9 +10,9 @@ def best_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def attention_for(dtype: torch.dtype) -> str:
-    """Attention by document has no fp32 kernel on GPUs."""
-    return "eager" if best_device().type == "cuda" and dtype == torch.float32 else "sdpa"
+def attention_for(dtype: torch.dtype) -> str | None:
+    """Attention by document has no fp32 kernel on GPUs; elsewhere what the model takes by itself."""
+    return "eager" if best_device().type == "cuda" and dtype == torch.float32 else None
 
 
 def scoring_batch_tokens(loss: NextTokenLoss) -> int:

@@ -1,6 +1,7 @@
 """A trained model becomes a Hugging Face folder that any serving stack loads, with a model card."""
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp import __version__
@@ -128,7 +131,9 @@ def export_model(
     with written_whole(folder) as partial:
         written: dict[int, torch.Tensor] = {}  # a tied tensor is cast once, so that it is written once
         state = {
-            name: written.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", dtype))
+            name: written.setdefault(
+                tensor.data_ptr(), tensor.detach().to("cpu", _stored_as(model, name, dtype, tensor))
+            )
             for name, tensor in model.state_dict().items()
         }
         model.save_pretrained(partial, state_dict=state)
@@ -139,8 +144,15 @@ def export_model(
         _update_json(partial / "generation_config.json", **own)
         (partial / ORIGIN).write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (partial / "README.md").write_text(model_card(origin), "utf-8")
-        for file in partial.iterdir():
+        for file in filter(Path.is_file, partial.rglob("*")):
             file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is
+
+
+def _stored_as(model: PreTrainedModel, name: str, dtype: torch.dtype, tensor: torch.Tensor) -> torch.dtype:
+    """As a load in `dtype` has it: counts are no floats, and some tensors stay fp32 (by which experts are chosen)."""
+    exact = model._keep_in_fp32_modules_strict or ()
+    is_exact = any(re.search(rf"(^|\.){re.escape(part)}($|\.)", name) for part in exact)
+    return tensor.dtype if is_exact or not tensor.is_floating_point() else dtype
 
 
 def require_new(folder: Path) -> None:
@@ -180,12 +192,12 @@ _METHODS = {
 
 def model_card(origin: Origin) -> str:
     """The model card, in the Hub's format: YAML front matter, then Markdown."""
-    base = f"base_model: {origin.original}\n" if "/" in origin.original and ":" not in origin.original else ""
+    base = f"base_model: {name}\n" if (name := _hub_id(origin.original)) else ""
     stages = origin.stages
     heads = [f"Stage {number}, {stage.arm}: " if stages[1:] else "" for number, stage in enumerate(stages, 1)]
     sections = "".join(_sections(stage, head) for stage, head in zip(stages, heads, strict=True))
     return f"""---
-language: {origin.language.split("-")[0]}
+language: "{origin.language.split("-")[0]}"
 library_name: transformers
 pipeline_tag: text-generation
 {base}tags: [inscp, continual-pre-training, {", ".join(stage.arm for stage in stages)}]
@@ -210,6 +222,16 @@ print(chat([{{"role": "user", "content": "…"}}], max_new_tokens=256)[0]["gener
 Language was taught; facts were not checked. A small model invents facts in any language. Measure safety and
 refusals in your own setting before you serve it.
 """
+
+
+def _hub_id(spec: str) -> str | None:
+    """What a model is called on the Hub, without its revision; None where it is somewhere else."""
+    name = spec.partition("@")[0]
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if "/" not in name or Path(name).exists() else name
 
 
 def _sections(stage: Origin, head: str) -> str:

@@ -95,8 +95,8 @@ class Layout:
 def skeleton(module: InsCPModule) -> PreTrainedModel:
     """The model that `module` trains, not yet sharded, on the meta device: only its config.json is read."""
 
-    def make(spec: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-        return empty_model(spec, dtype, "eager" if attention == "eager" else "sdpa")
+    def make(spec: str, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+        return empty_model(spec, dtype, "eager" if attention == "eager" else None)
 
     return module.bare_model(make).train()
 

@@ -19,7 +19,7 @@ from inscp.model.isolation import require_isolation
 from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
-from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.precision import ComputeCopies, freeze_unreached, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
 from inscp.model.weights import load_sharded
@@ -42,7 +42,8 @@ class InsCPModule(JudgedModule):
             a third more time); a number k (every k-th block); `selective` (all but attention and every second
             matrix product; with `compile` the compiler's choice).
         compile: compile every block by torch.compile.
-        attn_implementation: of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel on the Hub, …
+        attn_implementation: of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel on the Hub, …; null takes
+            sdpa where the model has it, else eager.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class InsCPModule(JudgedModule):
         ema_decay: float | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
         compile: bool = False,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
         if ema_decay is not None and not 0 < ema_decay < 1:
@@ -112,6 +113,7 @@ class InsCPModule(JudgedModule):
         """The model that is trained, neither sharded nor compiled yet, from `load_model` or `empty_model`."""
         require_dense(self.pretrained)
         model = make(self.pretrained, torch.float32, self.attn_implementation)
+        freeze_unreached(model)
         if self.adapter:
             self.adapter.add_to(model)
         if not (compiles and self.activation_checkpointing == "selective"):  # which the compiler does better
@@ -154,10 +156,13 @@ class InsCPModule(JudgedModule):
 
     def read(self, checkpoint: Path) -> None:
         """Fill weights, average and optimizer from a checkpoint; where nothing is trained, the weights alone."""
+        stored = stored_tensors(checkpoint)
         for optimizer in self.trainer.optimizers:
             allocate_state(optimizer)
+            for name, weight in self.weights.items():
+                if f"optimizer.{name}.step" not in stored:  # no gradient has reached it yet: an expert never chosen
+                    optimizer.state.pop(weight, None)
         into = self.tensors()
-        stored = stored_tensors(checkpoint)
         if not self.trainer.optimizers:  # what was trained is judged as it would be exported
             into = {result_name(name, stored): tensor for name, tensor in into.items()}
         missing = next((name for name, tensor in into.items() if stored.get(name) != tensor.shape), None)

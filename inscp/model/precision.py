@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 InferencePrecision = Literal["bf16", "fp32"]
 
@@ -29,6 +30,14 @@ def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
     """What a model that is not trained computes in: bf16 where the hardware multiplies in it, else fp32."""
     is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
     return torch.bfloat16 if is_bf16 else torch.float32
+
+
+def freeze_unreached(model: PreTrainedModel) -> None:
+    """Train nothing that no text passes through, as the towers of a model that also sees or hears."""
+    parts = (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings())
+    reached = {weight for part in parts if part is not None for weight in part.parameters()}
+    for weight in model.parameters():
+        weight.requires_grad_(weight in reached)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:

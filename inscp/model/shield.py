@@ -71,7 +71,7 @@ class FrozenColumns:
         self._modules = {
             f"{name}.weight": module
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head
+            if isinstance(module, nn.Linear) and module is not head and f"{name}.weight" in weights
         }
         self.weights = {name: weights[name] for name in self._modules}
         self.tensors = {

@@ -1,5 +1,7 @@
 """Pretrained weights straight into a sharded model: no rank holds the whole, except where names must be converted."""
 
+from itertools import chain
+
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PreTrainedModel
@@ -32,13 +34,14 @@ def fill(model: PreTrainedModel, spec: str) -> None:
         model: with storage for its parameters; may have adapters.
         spec: as for `inscp.pretrained.resolve`.
     """
-    wanted = {original_name(name): p for name, p in model.named_parameters() if ".lora_" not in name}
+    kept = model.state_dict().keys()  # of buffers those that files hold: a router's correction bias, a layer's scalar
+    tensors = {name: tensor for name, tensor in chain(model.named_parameters(), model.named_buffers()) if name in kept}
+    names = {original_name(name): name for name in tensors if ".lora_" not in name}
     folder = weights_folder(spec)
     stored = stored_tensors(folder)
-    if all(stored.get(name) == parameter.shape for name, parameter in wanted.items()):
-        read_tensors(folder, {name: parameter.detach() for name, parameter in wanted.items()})
+    if all(stored.get(original) == tensors[name].shape for original, name in names.items()):
+        read_tensors(folder, {original: tensors[name].detach() for original, name in names.items()})
         return
-    names = {original_name(name): name for name, _ in model.named_parameters()}
     whole = load_model(spec, torch.float32).state_dict() if is_first_rank() else {}
     renamed = {names[name]: tensor for name, tensor in whole.items() if name in names}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)

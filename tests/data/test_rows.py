@@ -72,6 +72,18 @@ def test_parquet_gives_the_same_rows(tmp_path):
     assert read(tmp_path / "a.parquet") == [(f"a.parquet#{n}", row) for n, row in enumerate(ROWS, 1)]
 
 
+def test_a_value_of_parquet_that_python_cannot_hold_is_a_bad_row_and_the_others_are_rows(tmp_path):
+    years = pa.array([0, 10**15], pa.timestamp("s"))  # the second one after the year 9999
+    parquet.write_table(pa.table({"text": ["early", "late"], "date": years}), tmp_path / "dates.parquet")
+    broken = pa.array([b"whole", b"\xff"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"text": broken}), tmp_path / "bytes.parquet")
+    for name, text in (("dates", "early"), ("bytes", "whole")):
+        (_, first), (position, second) = read(tmp_path / f"{name}.parquet")
+        assert first["text"] == text
+        assert position == f"{name}.parquet#2"
+        assert second.why == "a value cannot be read"
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_json_object_is_one_row(tmp_path, indent):
     path = write(tmp_path / "a.json", json.dumps(ROWS[0], indent=indent, ensure_ascii=False))

@@ -175,10 +175,12 @@ def test_fingerprint_of_a_saved_data_set_follows_its_contents(tmp_path):
     assert a == b != c
 
 
-def test_hidden_folders_are_no_data_and_an_empty_path_is_no_folder(folder):
+def test_hidden_folders_and_what_tells_of_the_data_are_no_data_and_an_empty_path_is_no_folder(folder):
     before = texts(Source(str(folder)))
     (folder / ".ipynb_checkpoints").mkdir()
     (folder / ".ipynb_checkpoints" / "copy.jsonl").write_text('{"text": "again"}')
+    (folder / "README.md").write_text("# What this is")
+    (folder / "LICENSE.txt").write_text("Take it.")
     assert texts(Source(str(folder))) == before
     with pytest.raises(UserError, match="it is empty"):
         Source("")

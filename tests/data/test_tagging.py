@@ -309,6 +309,26 @@ def test_system_none_gives_the_plain_style(with_system: str, without: str, turns
     assert bare == ids_of(tagger(), tokenizer_for(STYLES[without]), record)
 
 
+def test_a_turn_that_cannot_be_opened_by_itself_or_a_system_text_that_gets_lost_is_an_error() -> None:
+    last = "{%- if turn.role == 'assistant' and loop.last %}<|endoftext|>{% else %}<|im_end|>\n{% endif %}"
+    tokenizer = tokenizer_for(STYLES["chatml"])
+    tokenizer.chat_template = STYLES["chatml"].template.replace("+ '<|im_end|>\n' }}", "}}" + last)
+    with pytest.raises(UserError, match="closes the last answer otherwise than the ones before it"):
+        InsCPTagger(system="none").bind(tokenizer)(document(SIMPLE))
+    tokenizer.chat_template = (
+        "{%- if messages[0].role == 'system' and messages[-1].role == 'assistant' %}{% set messages = messages[1:] %}"
+        "{% endif %}" + STYLES["chatml"].template
+    )
+    with pytest.raises(UserError, match="leaves the system turn out where the assistant has the last word"):
+        InsCPTagger(system=SYSTEM).bind(tokenizer)(document(SIMPLE))
+
+
+def test_a_prompt_that_the_template_refuses_is_an_error() -> None:
+    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": SIMPLE}]
+    with pytest.raises(UserError, match="refuses the turns system/user"):
+        prompt_ids(tokenizer_for(STYLES["gemma"]), turns)
+
+
 @pytest.mark.parametrize("tagger", [InsCPTagger(system=SYSTEM), ConversationTagger(system=SYSTEM)])
 def test_given_system_text_appears_once(style: Style, tokenizer: PreTrainedTokenizerBase, tagger: Tagger) -> None:
     record = conversation(("user", "Who?"), ("assistant", SIMPLE))

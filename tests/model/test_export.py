@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from corpus import data_module, module, trainer, write_corpus
 from safetensors.torch import load_file
 
@@ -17,7 +18,7 @@ from inscp.commands.export import export
 from inscp.data.tagging import ConversationTagger
 from inscp.errors import RunError, UserError
 from inscp.model.checkpoint import whole_checkpoints
-from inscp.model.export import Origin, end_token_ids, export_model, read_origin
+from inscp.model.export import Origin, end_token_ids, export_model, model_card, read_origin
 from inscp.pretrained import load_model, load_tokenizer
 
 GENERATE = """
@@ -121,6 +122,35 @@ def test_a_tied_embedding_is_written_once(tiny_model_folder: str, tmp_path: Path
     model.tie_weights()
     export_model(model, load_tokenizer(tiny_model_folder), tmp_path / "tied", Origin(tiny_model_folder, "InsCP", "fi"))
     assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")
+
+
+def test_what_has_to_stay_fp32_does_and_every_template_can_be_read(tiny_model_folder: str, tmp_path: Path) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    model._keep_in_fp32_modules_strict = {"norm"}
+    model.register_buffer("seen", torch.tensor([2**20 + 1]))
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tools": "{{ messages }}"}
+    export_model(model, tokenizer, tmp_path / "exact", Origin(tiny_model_folder, "InsCP", "fi"))
+    stored = load_file(tmp_path / "exact" / "model.safetensors")
+    assert (stored["model.norm.weight"].dtype, stored["seen"].item()) == (torch.float32, 2**20 + 1)
+    assert stored["model.layers.0.input_layernorm.weight"].dtype == torch.bfloat16
+    folders = [path for path in (tmp_path / "exact").rglob("*") if path.is_dir()]
+    assert len(folders) == 1
+    assert all(path.stat().st_mode & 0o555 == 0o555 for path in folders)
+
+
+@pytest.mark.parametrize(
+    ("spec", "base_model"),
+    [
+        ("org/name", "org/name"),
+        ("org/name@main", "org/name"),
+        ("/data/name", None),
+        ("../base/name", None),
+        ("gpt2", None),
+    ],
+)
+def test_the_card_is_one_that_the_hub_takes(spec: str, base_model: str | None) -> None:
+    front = yaml.safe_load(model_card(Origin(spec, "InsCP", "no")).split("---")[1])
+    assert (front.get("base_model"), front["language"]) == (base_model, "no")
 
 
 def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""What is read into a sharded model is all that its files hold."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma4TextConfig,
+    PretrainedConfig,
+)
+
+from inscp.model.precision import freeze_unreached, trained_weights
+from inscp.model.weights import fill, materialise
+from inscp.pretrained import empty_model, load_model
+
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+CONFIGS: dict[str, PretrainedConfig] = {
+    # A scalar a layer, in files that are laid out as the model is.
+    "gemma4": Gemma4TextConfig(**SIZES, head_dim=8, vocab_size_per_layer_input=32, hidden_size_per_layer_input=8),
+    # A correction of each expert's score, in files that hold every expert by itself.
+    "deepseek": DeepseekV3Config(
+        **SIZES,
+        **LATENT,
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+    ),
+}
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path):  # type: ignore[no-untyped-def]
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_buffers_that_files_hold_are_read_too(name: str, tmp_path: Path, one_rank: None) -> None:
+    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    held = {key: buffer for key, buffer in model.named_buffers() if key in model.state_dict()}
+    assert held
+    for buffer in held.values():
+        buffer.uniform_(1.0, 2.0)
+    model.save_pretrained(tmp_path / "model")
+    sharded = empty_model(str(tmp_path / "model"), torch.float32)
+    materialise(sharded, torch.device("cpu"))
+    fill(sharded, str(tmp_path / "model"))
+    whole = load_model(str(tmp_path / "model"), torch.float32).state_dict()
+    for key, tensor in sharded.state_dict().items():
+        assert torch.equal(tensor, whole[key]), key
+    assert all(torch.equal(whole[key], buffer) for key, buffer in held.items())
+
+
+def test_what_no_text_passes_through_is_not_trained() -> None:
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 28, "patch_size": 14}  # fmt: skip
+    text = SIZES | {"head_dim": 8}
+    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4))
+    freeze_unreached(model)
+    kept = trained_weights(model)
+    assert set(kept) == {name for name, _ in model.named_parameters() if "language_model" in name or "lm_head" in name}
+    assert len(kept) < len(list(model.parameters()))
