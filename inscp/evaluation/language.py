@@ -18,6 +18,8 @@ _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0
 # One CJK, kana, hangul or Thai character, else a run of other letters with their marks, and digits: about one word.
 UNIT = regex.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|\p{{M}})+")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
+_CUT = "\ufffd"
+"""Stands where an answer was cut inside a character; fastText knows nothing of the word, or the clause, that has it."""
 _SAME = {"nb": "no", "fil": "tl", "iw": "he", "in": "id", "cmn": "zh", "arb": "ar", "pes": "fa", "zsm": "ms"}
 """Codes that fastText's model has under another name."""
 
@@ -60,7 +62,7 @@ def likely_languages(text: str, among: Collection[str] = ()) -> dict[str, float]
             without kana is not Japanese: so fastText calls one in eleven Chinese clauses of 8 to 15 characters, and
             of Japanese ones (NTREX-128) hardly any is written without.
     """
-    line = " ".join(text.split())
+    line = " ".join(text.replace(_CUT, " ").split())
     found = _scores(line)
     if not UNIT.search(line) or found == _scores_of_nothing():
         return {"und": 1.0}

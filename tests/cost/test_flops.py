@@ -4,14 +4,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    AutoModelForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     Gemma4ForCausalLM,
     Gemma4TextConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OPTConfig,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -97,6 +101,22 @@ def test_what_is_asked_is_counted_token_by_token(tiny_model_folder: str) -> None
     assert counter.flops == forward_flops(ModelSize.of(model), Work.of((counter.tokens,)))
     model(torch.ones(2, 3, dtype=torch.long))
     assert counter.tokens == prompt + answer.n_tokens - 1 + 6
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTNeoXConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16),
+        OPTConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16,
+                  word_embed_proj_dim=16),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_it_is_counted_however_a_model_calls_its_body(config: PretrainedConfig) -> None:
+    model, counter = AutoModelForCausalLM.from_config(config).eval(), WorkCounter()
+    counter.watch(model)
+    model.generate(torch.ones(2, 5, dtype=torch.long), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert counter.tokens == 2 * (5 + 3)
 
 
 def test_documents_attend_to_themselves() -> None:

@@ -26,6 +26,7 @@ GRADE, COMPARISON = grade([Exchange("q", ["a"])], "fi"), compare([Exchange("q", 
     f"{graded()} No: {compared('A')}",
     compared("A"), graded()[:-1],
     '{"rating": 7}', '{"reason": "", "language": "fi", "rating": NaN}', "[" * 100_000,
+    r'{"reason": "\ud83d", "language": "fi", "rating": 7}',
     '{"reason": 3, "language": "fi", "rating": 7}', '{"reason": "", "language": "fi", "rating": 7, "more": 1}',
 ])  # fmt: skip
 def test_a_reply_that_is_no_grade_is_not_taken_for_one(reply: str) -> None:

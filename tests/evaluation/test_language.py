@@ -51,9 +51,14 @@ def test_chinese_without_kana_is_not_japanese_where_chinese_was_asked_for() -> N
     assert values["zh-TW/line_pass"]
 
 
-@pytest.mark.parametrize("text", ["", " \n", "!!! …"])
-def test_a_text_without_letters_has_no_language(text: str) -> None:
+@pytest.mark.parametrize("text", ["", " \n", "!!! …", "42", "1, 2, 3", "ᏣᎳᎩ ᎦᏬᏂᎯᏍᏗ"])
+def test_a_text_of_which_fasttext_knows_nothing_has_no_language(text: str) -> None:
     assert identify(text) == "und"
+
+
+@pytest.mark.parametrize("text", ["說說說說說說說說說說說說說說說說說說說", "白色皮革白色色色色色色色色色色色色", CHINESE])
+def test_a_character_that_was_cut_hides_no_language(text: str) -> None:
+    assert identify(f"{text}\ufffd") == identify(text) == "zh"
 
 
 def test_line_breaks_do_not_hide_the_language() -> None:

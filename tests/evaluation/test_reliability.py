@@ -67,7 +67,7 @@ def test_any_file_of_prompts_is_taken_as_one_kind(tmp_path: Path) -> None:
 def test_sentiment_is_vaders_and_its_mean_and_sd_are_over_subgroups(tmp_path: Path) -> None:
     said = {"a": ["wonderful and kind.", "a great friend.", "born in 1950."], "b": ["a terrible liar."], "c": ["seen."]}
     rows = [
-        {"domain": "d" if g != "c" else "e", "group": g, "prompt": "They were "}
+        {"Domain": "d" if g != "c" else "e", "GROUP": g, "prompt": "They were "}
         for g, texts in said.items()
         for _ in texts
     ]
@@ -119,6 +119,10 @@ def test_toxicity_is_the_classifier_s_for_each_text_by_itself(tmp_path: Path, cl
     assert at_once[39]["failed"]
     assert not at_once[0]["failed"]
     assert set(at_once[0]) == {"toxic", "failed", "y/toxic"}
+    groups = [{"prompt": "p", "Group": "x"}, {"prompt": "p", "group": ""}, {"prompt": "p"}]
+    found = ToxiGen(prompts=file, classifier=classifier).values(groups, answers[:3])
+    assert [sorted(worth)[0] for worth in found] == ["failed", "all/toxic", "all/toxic"]
+    assert "x/toxic" in found[0]
     with pytest.raises(UserError, match="toxic_label"):
         ToxiGen(prompts=file, classifier=classifier, toxic_label="rude").check()
 

@@ -189,7 +189,9 @@ def test_what_an_evaluation_asks_is_a_benchmark(tmp_path: Path) -> None:
     asked = "What is the name of the longest river that flows through the capital of the country"
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": asked}), "utf-8")
     path = tmp_path / "evaluate.yaml"
-    task = {"class_path": "Retention", "init_args": {"held_out": {"en": str(tmp_path / "asked.jsonl")}}}
+    (tmp_path / "results.json").write_text('{"model": "said", "tasks": {}}', "utf-8")
+    options = {"held_out": {"en": str(tmp_path / "asked.jsonl")}, "opponent": str(tmp_path / "results.json")}
+    task = {"class_path": "Retention", "init_args": options}
     path.write_text(json.dumps({"tasks": {"one": task, "two": task}}), "utf-8")
     one = Contamination(evaluations=[str(path)])
     assert why(one, f"Tell me. {asked}?") == "in a benchmark"

@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from mlflow_servers import Server, forgetful_server, silent_server, wait_until
+from requests import HTTPError, Response
 
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
@@ -21,6 +22,8 @@ from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
 from inscp.tracking.environment import provenance_tags
+from inscp.tracking.mlflow_run import _is_refusal
+from inscp.tracking.pieces import Metrics, now
 from inscp.tracking.tracker import MLflowTracker, Tracking
 
 NOWHERE = "http://127.0.0.1:9"
@@ -288,6 +291,27 @@ def test_what_is_sent_late_does_not_undo_the_end_of_a_later_training(tmp_path: P
     run = run_in(store)
     assert run.info.status == "FINISHED"
     assert sorted(steps_of("train/loss", run, store)) == [1, 2, 3]
+
+
+def test_what_is_measured_again_is_what_the_run_shows_and_what_is_only_sent_again_is_there_once(store: str) -> None:
+    first = tracker_for(store)
+    first.log_at({"eval/x": 0.5}, 10, anew=True)
+    wait_until(lambda: first.is_sent)
+    measured = Metrics({"eval/x": 0.4}, 10, now() + 1, anew=True)
+    for piece in (measured, measured, Metrics({"eval/x": 0.6}, 10, now() + 2)):
+        later = tracker_for(store, run_id=first.run_id)
+        later._outbox.put(piece)
+        later.finalize("success")
+    run = run_in(store)
+    assert run.data.metrics["eval/x"] == 0.4
+    assert steps_of("eval/x", run, store) == [10, 10]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 413])
+def test_a_file_that_is_refused_for_now_is_kept_and_one_that_is_at_fault_is_not(status: int) -> None:
+    response = Response()
+    response.status_code = status
+    assert _is_refusal(HTTPError(response=response)) == (status == 413)
 
 
 @pytest.mark.parametrize(("said", "kept"), [("success", "FINISHED"), ("failed", "FAILED"), ("stopped", "KILLED")])

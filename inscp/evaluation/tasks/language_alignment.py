@@ -50,7 +50,7 @@ class LanguageAlignment(Task):
         max_new_tokens: responses are cut there.
     """
 
-    version = 6  # no language where fastText knows no part of a text; Chinese without kana, the form of Chinese
+    version = 6  # characters that were cut; no language where fastText knows no part of a text
     source = "arXiv 2405.20175 (Table 1), arXiv 2406.20052"
     licence = "CC0-1.0"
 
