@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from corpus import Losses, data_module, module, trainer, write_corpus
+from transformers import PreTrainedModel
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
@@ -75,6 +76,26 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
     assert min(resumed.steps) == 4
     assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 3}
     assert len(resumed.steps) > 3
+
+
+def test_weights_that_no_gradient_has_reached_do_not_keep_a_run_from_going_on(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_an_idle_matrix(learner: InsCPModule, *args: Any) -> PreTrainedModel:
+        model = bare_model(learner, *args)
+        model.model.idle = torch.nn.Linear(2, 2)
+        return model
+
+    bare_model = InsCPModule.bare_model
+    monkeypatch.setattr(InsCPModule, "bare_model", with_an_idle_matrix)
+    saving = {
+        "callbacks": [Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)],
+        "enable_checkpointing": True,
+    }
+    whole = fit(tmp_path, corpus, tiny_model_folder, trainer_options=saving)
+    resumed = fit(tmp_path, corpus, tiny_model_folder, ckpt_path=str(tmp_path / "kept" / "step-00000003"),
+                  weights_only=True)  # fmt: skip
+    assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 3}
 
 
 def test_a_new_learning_rate_counts_from_the_first_step_that_is_trained_with_it(
