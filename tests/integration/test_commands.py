@@ -227,7 +227,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--model.ema_decay", "2"], r"model\.ema_decay: 2\.0 is not between 0 and 1"),
     (["--model.activation_checkpointing", "0"], r"model\.activation_checkpointing: every 0-th block"),
     (["--model.adapter", "LoRA", "--model.adapter.targets", "[nothing]"], r"model\.adapter\.targets: .*nothing"),
-    (["--model.adapter", "LoRA", "--model.adapter.targets", "[embed_tokens]"], r"adapters of embeddings"),
+    (["--model.adapter", "LoRA", "--model.adapter.targets", "[embed_tokens]"], r"model\.adapter\.targets: adapters"),
     (["--trainer.precision", "bf16-true"], r"trainer\.precision: bf16-true is not offered\. Take bf16-mixed or"),
     (["--trainer.precision", "16-mixed"], r"trainer\.precision: 16-mixed is not offered"),
     (["--model.optimizer.learning_rate", "-1"], r"model\.optimizer\.learning_rate: -1\.0 is out of range"),
