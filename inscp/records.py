@@ -124,6 +124,8 @@ class PackedBatch:
         step_targets: how many targets the whole optimizer step has, over micro-batches and ranks: the
             denominator that makes every token weigh the same.
         step_tokens: how many of its tokens are not padding.
+        places: int64 [N]; which of the B x L positions have a target, found where the batch is made: on a GPU all
+            would wait until it is known how many they are.
     """
 
     input_ids: torch.Tensor
@@ -132,9 +134,14 @@ class PackedBatch:
     lengths: tuple[int, ...]
     step_targets: int
     step_tokens: int
+    places: torch.Tensor = None  # type: ignore[assignment]  # by default those of the targets
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> PackedBatch:
-        """The same batch on `device` (what Lightning calls)."""
+    def __post_init__(self) -> None:
+        if self.places is None:
+            object.__setattr__(self, "places", (self.targets.flatten() != IGNORED).nonzero()[:, 0])
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> PackedBatch:
+        """The same batch on `device` (what Lightning calls, without the second argument)."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
@@ -147,6 +154,7 @@ class PackedBatch:
             input_ids=change(self.input_ids),
             targets=change(self.targets),
             position_ids=change(self.position_ids),
+            places=change(self.places),
         )
 
 

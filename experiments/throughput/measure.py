@@ -31,6 +31,7 @@ QUICKSTART = (
     "#sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
 TORCH = "torch>=2.11,<2.14"
+_TRL = ["trl==1.16.0", "liger-kernel"]  # whose kernels it uses on a GPU
 SYSTEMS: dict[str, dict[str, Any]] = {
     "inscp": {"title": "inscp", "peer": "inscp"},
     "inscp_compile": {"title": "inscp, compile", "peer": "inscp", "compile": True},
@@ -40,8 +41,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "compile": True,
         "activation_checkpointing": True,
     },
-    "trl": {"title": "TRL SFTTrainer, packing", "peer": "trl", "install": ["trl==1.16.0"]},
-    "plain": {"title": "plain transformers loop", "peer": "plain", "install": ["trl==1.16.0"], "environment": "trl"},
+    "trl": {"title": "TRL SFTTrainer, packing", "peer": "trl", "install": _TRL},
+    "plain": {"title": "plain transformers loop", "peer": "plain", "install": _TRL, "environment": "trl"},
     "litgpt": {"title": "litgpt in a plain loop, pure bf16", "peer": "litgpt", "install": ["litgpt==0.5.13"]},
 }
 
@@ -63,6 +64,8 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=cache_folder("peers"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
+    if given.model != QUICKSTART:  # whose shape alone its peer has
+        given.systems = [name for name in given.systems if name != "litgpt"]
 
     folder = Path(tempfile.mkdtemp())
     names = ("rows", "row_length", "precision", "device", "attention", "steps")

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from inscp.errors import UserError
 from inscp.model.cpu_attention import document_attention
+from inscp.model.precision import multiplies_bf16
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What transformers calls the keys and values of what was read before: since 5.24 by another name."""
@@ -47,7 +48,8 @@ class Documents:
         self.lengths[: len(lengths)] = torch.tensor(lengths)
         self.longest = max(lengths)
         if device.type == "cuda":
-            self.ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+            ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, pin_memory=True)
+            self.ends = ends.to(device, non_blocking=True)  # the CPU is ahead of the GPU, and stays so
 
 
 def attend_by_document(model: PreTrainedModel) -> bool:
@@ -57,6 +59,8 @@ def attend_by_document(model: PreTrainedModel) -> bool:
         whether it does; its body then takes `documents`. Calls without them (generation) are as they were.
     """
     if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
+        return False
+    if torch.cuda.is_available() and not multiplies_bf16():  # nor has FlashAttention, which needs an Ampere
         return False
     for layer in layer_configs(model):
         if torch.cuda.is_available() and max(head_widths(layer)) > _WIDEST:  # Gemma 4

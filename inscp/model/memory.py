@@ -116,7 +116,7 @@ def step_memory(
     Raises:
         UserError: the model does something that only values decide (some mixtures of experts).
     """
-    root = _EveryTarget(model)
+    root = NextTokenLoss(model)
     with _sharded(root, layout), FakeTensorMode(allow_non_fake_inputs=True):
         materialise(root, torch.device("cpu"))
         model.tie_weights()
@@ -145,13 +145,14 @@ def _step(
     averages = live.add(average.tensors.values()) if average else 0
     lengths = (shape.row_length,) * shape.rows
     ids = torch.zeros(shape.rows, shape.row_length, dtype=torch.long)
+    places = torch.arange(ids.numel())  # fake targets cannot be told from padding
     # The second time gradients are there; and DTensor does not try out every operation on the whole any more.
     for _ in range(2 if shape.micro_batches > 1 or isinstance(layout.strategy, FSDP2) else 1):
         if shape.micro_batches == 1:
             optimizer.zero_grad()
         live.restart()
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed and isinstance(layout.strategy, DDP)):
-            total = root(PackedBatch(ids, ids, ids, lengths, 1, 1))
+            total = root(PackedBatch(ids, ids, ids, lengths, 1, 1, places))
         total.backward()
         del total
     gradients = live.at_peak(p.grad for p in trained.values() if p.grad is not None)
@@ -160,13 +161,6 @@ def _step(
     if isinstance(layout.strategy, DDP):
         gradients += sum(p.nbytes for p in trained.values())  # the buckets in which they are reduced
     return MemoryEstimate(weights, gradients, states, averages, rest, kept)
-
-
-class _EveryTarget(NextTokenLoss):
-    """Fake targets cannot be told from padding."""
-
-    def at_targets(self, values: torch.Tensor, is_target: torch.Tensor) -> torch.Tensor:
-        return values.flatten(0, 1).clone()
 
 
 @contextmanager

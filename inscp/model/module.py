@@ -84,7 +84,8 @@ class InsCPModule(JudgedModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
             self._require_whole_matrices()
-        model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
+        with torch.device("cpu"):  # Lightning's own would be where all of it is loaded to, in fp32
+            model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
         self.loss = NextTokenLoss(model.train())
@@ -97,7 +98,7 @@ class InsCPModule(JudgedModule):
         if self.shield:
             self.frozen = FrozenColumns(model, self.weights)
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
-            self.copies = ComputeCopies(model.to(strategy.root_device), strategy.compute_dtype)  # type: ignore[arg-type]
+            self.copies = ComputeCopies(model, strategy.compute_dtype, strategy.root_device)
 
     def _require_whole_matrices(self) -> None:
         reasons = {

@@ -49,24 +49,27 @@ class ComputeCopies:
     """Copies of a model's weights, in their place in the model; their gradients are added to the fp32 weights'.
 
     Args:
-        model: on its device; tied weights stay tied. Of frozen weights only the copy is kept.
+        model: tied weights stay tied; frozen weights are in `dtype` alone from now on.
         dtype: of the copies.
+        device: where the model is moved to; by default it stays where it is.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
+        for frozen in model.parameters():
+            if not frozen.requires_grad:  # before they are moved: a device may hold no more than their copies
+                frozen.data = frozen.data.to(dtype)
+        if device is not None:
+            model.to(device)
         self._trained: dict[nn.Parameter, nn.Parameter] = {}
-        copies: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
             for name, weight in module._parameters.items():
-                if weight is None:
+                if weight is None or not weight.requires_grad:
                     continue
-                if weight not in copies:
-                    copies[weight] = nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad)
-                module._parameters[name] = copies[weight]
-        for weight, copy in copies.items():
-            if weight.requires_grad:
-                self._trained[weight] = copy
-                copy.register_post_accumulate_grad_hook(_hand_on(weight))
+                if weight not in self._trained:
+                    self._trained[weight] = nn.Parameter(weight.detach().to(dtype))
+                module._parameters[name] = self._trained[weight]
+        for weight, copy in self._trained.items():
+            copy.register_post_accumulate_grad_hook(_hand_on(weight))
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -3,7 +3,8 @@
 All three keep the same checkpoints, so that a training goes on under another strategy or on another number of ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,6 +172,16 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         has_copies = self.device_mesh["copies"].size() > 1
         mesh = self.device_mesh["copies", "shards"] if has_copies else self.device_mesh["shards"]
         shard(root, mesh, self.compute_dtype, self.reshard_after_forward, self.cpu_offload)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """For the micro-batches but the last of a step: their gradients stay inside a copy."""
+        root = self.lightning_module.loss  # type: ignore[union-attr]
+        root.set_requires_all_reduce(False)  # type: ignore[operator, union-attr]
+        try:
+            yield
+        finally:
+            root.set_requires_all_reduce(True)  # type: ignore[operator, union-attr]
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
         """Complete the gradients before an optimizer step, where the model's tensor parallel plan demands it."""

@@ -12,8 +12,8 @@ from inscp.pretrained import load_model, weights_folder
 
 
 def materialise(root: torch.nn.Module, device: torch.device) -> None:
-    """Give storage on `device` to what is on the meta device, without values, and move the rest there."""
-    root._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device))
+    """Give storage on `device` to what is on the meta device, without values; the rest stays where sharding put it."""
+    root._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
 
 
 def load_sharded(root: torch.nn.Module, model: PreTrainedModel, spec: str, device: torch.device) -> None:

@@ -152,15 +152,16 @@ def test_chunks_are_left_to_transformers() -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize(("widest", "on_gpu"), [(256, True), (512, False)])
-def test_a_gpu_attends_by_document_where_its_kernel_takes_every_layers_heads(
-    widest: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("widest", "bf16", "on_gpu"), [(256, True, True), (512, True, False), (256, False, False)])
+def test_a_gpu_attends_by_document_where_its_kernel_takes_every_layers_heads_and_it_multiplies_bf16(
+    widest: int, bf16: bool, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = SIZES | {"num_hidden_layers": 6, "head_dim": 8, "global_head_dim": widest}
     config = Gemma4TextConfig(**sizes, vocab_size_per_layer_input=64, hidden_size_per_layer_input=8)
     with torch.device("meta"):
         model = Gemma4ForCausalLM(config)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     assert attend_by_document(model) == on_gpu
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model.set_attn_implementation("sdpa")

@@ -64,7 +64,8 @@ def test_frozen_weights_have_no_fp32_left() -> None:
     frozen = model[0].weight
     copies = ComputeCopies(model, torch.bfloat16)
     assert all(frozen is not weight for weight in copies._trained)
-    assert not model[0].weight.requires_grad
+    assert (model[0].weight.requires_grad, model[0].weight.dtype) == (False, torch.bfloat16)
+    assert next(iter(copies._trained)).dtype == torch.float32
     model(torch.randn(2, 4).bfloat16()).sum().backward()
     assert model[0].weight.grad is None
 

@@ -44,7 +44,9 @@ def train(
 
 
 def peak_kib() -> int:
-    """The process's highest resident memory so far."""
+    """The highest memory so far: of the GPU's tensors, else the process's."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() // 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
