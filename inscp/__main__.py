@@ -43,7 +43,7 @@ options: --version, --debug (show the traceback of an error)
 """
 
 
-_WRONG_PATHS = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_WRONG_PATHS = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 def main(argv: list[str] | None = None) -> int:

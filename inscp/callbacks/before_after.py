@@ -118,5 +118,5 @@ def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, 
             is_share = name in _LABELS
             numbers = (value, after.get(group, {}).get(name))
             cells = ["–" if x is None else f"{x:.0%}" if is_share else f"{x:.2f}" for x in numbers]
-            lines.append(f"  {_LABELS.get(name, name):<36}{cells[0]:>9}{cells[1]:>9}")
+            lines.append(f"  {_LABELS.get(name, name):<36} {cells[0]:>8} {cells[1]:>8}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """When checkpoints are written, and which are kept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,8 +64,16 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
+        if stage == "fit":
+            self._require_measured(trainer.datamodule.validation)  # type: ignore[attr-defined]
         if trainer.is_global_zero and stage == "fit":
             remove_partial(self.folder)
+
+    def _require_measured(self, held_out: Iterable[str]) -> None:
+        known = [f"val/{name}/{kind}" for name in held_out for kind in ("loss", "perplexity")]
+        if self._monitor is not None and self._monitor not in known:
+            mend = f"Take one of: {', '.join(known)}." if known else "Name held-out sets in data.validation."
+            raise UserError("checkpoint.monitor", f"there is no {self._monitor}", mend)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path:
@@ -82,9 +90,6 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        if self._monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise UserError("checkpoint.monitor", f"there is no {self._monitor}", f"Take one of: {known}.")
         if ends_step(trainer, trainer.fit_loop.batch_idx):  # else inside a step
             self.save(trainer, mark={_METRIC: {self._monitor: float(trainer.callback_metrics[self._monitor])}})
 

@@ -65,6 +65,12 @@ class StopWhenAligned(Callback):
         for name, count in {"every_n_tokens": every_n_tokens, "patience": patience}.items():
             if count < 1:
                 raise UserError(f"{where}.{name}", f"{count} is not positive", "Give 1 or more.")
+        shares = {"alignment": alignment, "ended": ended, "tolerance": tolerance, "retention": retention}
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise UserError(f"{where}.{name}", f"{share:g} is not between 0 and 1", "Give 0.9, say.")
+        if languages and not prompts:
+            raise UserError(f"{where}.prompts", "there is none to ask", "Name a file with one field a language.")
         if prompts and not languages:
             raise UserError(f"{where}.languages", "none is given", "Name the taught one first, as [zh-TW, en].")
         self._prompts = read_aligned_prompts(prompts, languages or [], max_prompts) if prompts else {}

@@ -7,6 +7,7 @@ import torch
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.data.template import prompt_ids, require_chat_template
+from inscp.errors import UserError
 from inscp.model.device import best_device
 from inscp.model.export import end_token_ids
 from inscp.model.precision import inference_dtype
@@ -30,6 +31,8 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     """
     from transformers import TextStreamer
 
+    if max_new_tokens < 1:
+        raise UserError("max_new_tokens", f"{max_new_tokens} are none", "Give a number from 1.")
     tokenizer = load_tokenizer(model)
     require_chat_template(tokenizer, model)
     device = best_device()

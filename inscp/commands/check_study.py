@@ -48,7 +48,7 @@ class _Unstarted(InsCPCLI):
     """`fit` as far as the configuration goes: no trainer, which may need devices that are somewhere else."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_object(args)
+        self.config = parser.parse_object(args, env=False)  # as for the commands that will run it
 
     def instantiate_classes(self) -> None:
         made = self.parser.instantiate_classes(self.config)

@@ -3,6 +3,7 @@
 from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
+from shlex import join
 from typing import Any, TypeVar
 
 from inscp.commands.check_study import check_runs
@@ -71,8 +72,8 @@ def run_study(
     check_runs(runs)
     Runner(study, name, where).run(runs)
     _list(runs, every, where)
-    given = f" --measured {measured}" if measured else ""
-    print(f"\nnext:\n  python -m inscp experiment report {folder}{given}")
+    given = ["--measured", measured] if measured else []
+    print(f"\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', 'report', folder, *given])}")
 
 
 def report_study(folder: str, out: str = "outputs/experiments", measured: str | None = None) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
-from inscp.commands.parser import NoSubConfigs, OneLineErrors
+from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
     CHECKPOINTS,
@@ -59,6 +60,16 @@ TRAINER_DEFAULTS = {
     "default_root_dir": "outputs",
 }
 
+_LEAST: dict[str, tuple[float, ...]] = {
+    "max_steps": (1, -1),
+    "devices": (1, -1),
+    "num_nodes": (1,),
+    "accumulate_grad_batches": (1,),
+    "gradient_clip_val": (0,),
+    "val_check_interval": (1e-6,),
+    "limit_train_batches": (1e-6,),
+}
+"""The least number with which there is something to train, and another one that means something to Lightning."""
 _PRECISIONS = (None, "bf16-mixed", "bf16", "32-true", "32", 32)
 """Those that train, under all their names; None takes `best_precision`."""
 
@@ -101,6 +112,11 @@ def _require_offered(trainer: Mapping[str, Any]) -> None:
     if trainer["max_epochs"] != 1:
         mend = "Leave it, and set data.epochs or data.token_budget."
         raise UserError("trainer.max_epochs", "the length of a training is a matter of the data", mend)
+    for name, (least, *others) in _LEAST.items():
+        if isinstance(value := trainer[name], int | float) and value < least and value not in others:
+            raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
+    if trainer["barebones"]:
+        raise UserError("trainer.barebones", "nothing would be kept of the training", "Leave it out.")
     if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
@@ -143,8 +159,10 @@ class InsCPCLI(LightningCLI):
     `before_after` BeforeAfter, `stop_when_aligned` StopWhenAligned, `mlflow` Tracking, `cost` Ledger.
     """
 
-    def __init__(self, command: str = "fit", **kwargs: Any) -> None:
+    def __init__(self, command: str = "fit", run: bool = True, **kwargs: Any) -> None:
         self._command = command
+        # Where nothing is run there is no subcommand, and its name must be told, for `fit`'s variables to count.
+        prefix = "INSCP" if run else "INSCP_FIT_"
         super().__init__(
             InsCPModule,
             InsCPDataModule,
@@ -153,9 +171,15 @@ class InsCPCLI(LightningCLI):
             save_config_callback=LogConfig,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            parser_kwargs={"prog": "python -m inscp", "default_env": True, "env_prefix": "INSCP"},
+            parser_kwargs={"prog": "python -m inscp", "default_env": True, "env_prefix": prefix},
+            run=run,
             **kwargs,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        own = getattr(self, "_subcommand_parsers", {}).get(self._command, parser)
+        require_known_variables(f"INSCP_{self._command.upper()}__", own)
+        super().parse_arguments(parser, args)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one that is run: the parser of each takes a fifth of a second to make."""
@@ -182,6 +206,8 @@ class InsCPCLI(LightningCLI):
         name = run_name(self.model, self.datamodule)
         given = self._get(self.config_init, "trainer")
         _require_offered(given)
+        if self.subcommand != "fit" and not self.datamodule.validation:
+            raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         self.tracker = self._open_tracker(name) if given["logger"] is None else None
         if given["logger"] is None:
@@ -199,7 +225,7 @@ class InsCPCLI(LightningCLI):
 
     def _open_tracker(self, name: str) -> MLflowTracker | None:
         tracking: Tracking = self._get(self.config_init, "mlflow")
-        earlier = read_about(self._resumed)[TRACKING_KEY] if self._resumed and self.subcommand == "fit" else None
+        earlier = read_about(self._resumed)[TRACKING_KEY] if self._resumed and self._is_continued else None
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
         if not (tracking.enabled and starts_run):
             return None
@@ -244,7 +270,10 @@ class InsCPCLI(LightningCLI):
             self.config_init[self.subcommand]["ckpt_path"] = found and str(found)
         else:
             found = Path(given) if given else None
-        self._resumed, before = found, None
+        self._resumed, before = (
+            found,
+            None,
+        )  # a checkpoint may begin another training, with a folder and a run of its own
         if found and self.subcommand == "fit":
             before = Path(read_about(found)[FOLDER_KEY])
             is_ended = (before / "model").exists()
@@ -255,6 +284,7 @@ class InsCPCLI(LightningCLI):
         if is_given and self.subcommand == "fit":
             require_no_others(checkpoints.folder, found if before else None)
         is_made_here = self.subcommand == "fit" and not getattr(rank_zero_only, "rank", 0)  # others write nothing
+        self._is_continued = before is not None
         self.folder = before or (new_folder(runs) if is_made_here else runs)
         self.model_folder = self.folder / "model"
         if not is_given:
@@ -282,8 +312,8 @@ class InsCPCLI(LightningCLI):
         cost = training_cost(self.trainer)
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else [])]
         lines += [*([f"cost       {cost}"] if cost else []), "", "next:"]
-        lines.append(f"  python -m inscp chat --model {model}")
-        lines.append(f"  python -m inscp inspect --config {self.folder / CONFIG}")
+        lines.append(f"  python -m inscp chat --model {quote(str(model))}")
+        lines.append(f"  python -m inscp inspect --config {quote(str(self.folder / CONFIG))}")
         if tracker:
             lines.append(f"  {tracker.viewing}")
         print("\n".join(lines))

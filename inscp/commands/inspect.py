@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.quiet import quiet
 from inscp.data.pipeline import Pipeline
+from inscp.errors import UserError
 from inscp.records import IGNORED
 
 
@@ -20,6 +21,8 @@ def run(command: str, arguments: list[str]) -> None:
     quiet()
     sys.argv = [sys.argv[0], *arguments]  # without subcommands LightningCLI takes all of it
     cli = InspectCLI(run=False)
+    if cli.config["n"] < 0:
+        raise UserError("n", f"{cli.config['n']} documents are none", "Give 0 or more.")
     for pipeline in cli.datamodule.pipelines():
         for shown in islice(documents(pipeline), cli.config["n"]):
             print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, pipeline.tokenizer))

@@ -1,6 +1,8 @@
 """Command lines and configuration files: jsonargparse, with errors that fit one line and name the nearest key."""
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -15,6 +17,8 @@ _UNKNOWN = re.compile(
     r"|(?:option|key) ['\"](?P<d>[\w.]+)['\"] is not accepted",
     re.IGNORECASE,
 )
+_CLASS = re.compile(r"import path string: (\w+)")
+_TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
 _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
 
 Components = Callable[..., Any] | dict[str, Callable[..., Any]]
@@ -28,16 +32,33 @@ class OneLineErrors:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         see_help = f"See {self.prog.replace('[options] ', '')} --help."
-        unknown = _UNKNOWN.search(message)
+        unknown, named = _UNKNOWN.search(message), _CLASS.search(message)
         if unknown is None:
             key = _KEY.search(message)
-            raise UserError(key[1] if key else "configuration", _plain(message), see_help) from ex
+            near = get_close_matches(named[1], _classes(), n=1) if named else []
+            mend = f"Did you mean {near[0]}?" if near else see_help
+            raise UserError(key[1] if key else "configuration", _plain(message), mend) from ex
         name = next(group for group in unknown.groups() if group)
         known = {part: key for key in _keys(self) for part in (key.rpartition(".")[2], key)}  # type: ignore[arg-type]
         if name in known.values():
             raise UserError(name, "it is given by its place, without its name", see_help) from ex
         near = get_close_matches(name, known, n=1, cutoff=0.5)
         raise UserError(name, "no such key", f"Did you mean {known[near[0]]}?" if near else see_help) from ex
+
+    def instantiate_classes(self, *args: Any, **options: Any) -> Any:
+        """As jsonargparse does, which hides a class's own `UserError` among what other types of the key complain."""
+        try:
+            return super().instantiate_classes(*args, **options)  # type: ignore[misc]
+        except ValueError as error:
+            if told := _TOLD.search(str(error)):
+                raise UserError(*told.groups()) from error
+            raise
+
+
+def _classes() -> list[str]:
+    """Names of the classes that a configuration may name, of all rooms that are open."""
+    rooms = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
+    return [name for room in rooms for name, of in vars(room).items() if isinstance(of, type) and name[0] != "_"]
 
 
 def _plain(message: str) -> str:
@@ -71,6 +92,22 @@ def call(command: str, function: Components, arguments: list[str], as_positional
     """Call a function, or that of a subcommand, with what the command line says; its docstring is the `--help`."""
     prog = f"python -m inscp {command}"
     auto_cli(function, args=arguments, parser_class=Parser, as_positional=as_positional, prog=prog)  # type: ignore[arg-type]
+
+
+def require_known_variables(prefix: str, parser: ArgumentParser) -> None:
+    """See that environment variables that look like keys are some.
+
+    Args:
+        prefix: of their names.
+        parser: whose keys they should be.
+
+    Raises:
+        UserError: one is none, which would be passed over in silence.
+    """
+    known = {prefix + key.upper().replace(".", "__") for key in (*_keys(parser), "config")}
+    if unknown := next((name for name in os.environ if name.startswith(prefix) and name not in known), None):
+        near = get_close_matches(unknown, known, n=1)
+        raise UserError(unknown, "no such key", f"Did you mean {near[0]}?" if near else "Unset the variable.")
 
 
 def _keys(parser: ArgumentParser) -> Iterator[str]:

@@ -20,4 +20,5 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # InsCPDataModule is
     warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process.*")
+    warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero.*")  # without held-out sets
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # torchmetrics has reduced over the ranks already

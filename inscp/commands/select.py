@@ -1,6 +1,7 @@
 """`select`: the records worth training on, by a declared list of filters and a token budget."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from inscp.commands.parser import call
@@ -81,7 +82,7 @@ def select(
             raise UserError(where, "it leaves no record", "Loosen it; nothing was written.")
         reports.write(report, partial)
     print(f"\nselected   {folder}\nreport     {folder / reports.HTML}\n\nnext:\n"
-          f"  python -m inscp fit --config … --data.train {folder}")  # fmt: skip
+          f"  python -m inscp fit --config … --data.train {quote(str(folder))}")  # fmt: skip
 
 
 def _settings(candidates: Candidates, replay: Candidates, steps: list[Selector], model: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
-from inscp.errors import RunError
+from inscp.errors import RunError, UserError
 from inscp.tracking.mlflow_run import MLflowRun, reason
 from inscp.tracking.pieces import batches, read_run
 
@@ -25,6 +25,8 @@ def track(file: str, tracking_uri: str | None = None) -> None:
     """
     path = Path(file)
     start, rest = read_run(path)
+    if not rest:  # the mlflow_run.jsonl beside it, by which evaluate finds the run
+        raise UserError(file, "nothing in it is left to send", "Give the mlflow_unsent.jsonl of a training.")
     start = replace(start, tracking_uri=tracking_uri or start.tracking_uri)
     destination = MLflowRun(start.tracking_uri, start.run_id)
     destination.connect()

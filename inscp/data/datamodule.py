@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inscp.data.cache import CachedRows, DataReport
 from inscp.data.mixture import Mixture, Replay, mixed
-from inscp.data.pipeline import PackedRows, Pipeline, as_sources
+from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
 from inscp.data.sampling import PackedRowSampler, Shuffled
 from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import InsCPTagger, Tagger
@@ -47,7 +47,7 @@ class InsCPDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | list[str | Source],
+        train: Sources,
         language: str = "und",
         tagger: Tagger | None = None,
         replay: Replay | None = None,

@@ -6,7 +6,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,15 @@ Sources = str | Source | list[str | Source]
 
 
 def as_sources(given: Sources) -> list[Source]:
-    """A list of sources from any spelling of them."""
+    """A list of sources from any spelling of them.
+
+    Raises:
+        UserError: options of a source that are none, which a parser leaves as the text that they are.
+    """
     items = given if isinstance(given, list) else [given]
+    if broken := next((item for item in items if isinstance(item, str) and item.startswith(("{", "["))), None):
+        known = ", ".join(field.name for field in fields(Source))
+        raise UserError(broken, "these are no options of a source", f"There are: {known}.")
     return [Source(item) if isinstance(item, str) else item for item in items]
 
 

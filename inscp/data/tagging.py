@@ -68,8 +68,8 @@ class InsCPTagger(Tagger):
             them one text.
         system: the system turn: `template` (as the template gives it by itself), `none`, or its text.
         user: what the user says: nothing (the paper), or a request that any text of the language may answer (“Write
-            something.”, in that language); of several, each text has one. A name that ends in .txt is that of a file
-            with one a line: `samples:requests/fi.txt` ships with the package.
+            something.”, in that language); of several, each text has one. A text file has one a line:
+            `samples:requests/fi.txt` ships with the package.
     """
 
     loss: Loss = "all"
@@ -79,7 +79,7 @@ class InsCPTagger(Tagger):
     arm = "InsCP"
 
     def __post_init__(self) -> None:
-        if isinstance(self.user, str) and self.user.endswith(".txt"):
+        if isinstance(self.user, str) and (self.user.endswith(".txt") or _is_file(self.user)):
             object.__setattr__(self, "user", _lines(self.user))  # what is cached depends on what it says
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
@@ -91,6 +91,13 @@ class InsCPTagger(Tagger):
         suffix = TemplateIds(template.after_assistant, is_target=True)
 
         return _enclose(prefixes, suffix, self.pairs)
+
+
+def _is_file(request: str) -> bool:
+    try:
+        return local_path(request).is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 def _lines(name: str) -> list[str]:

@@ -33,6 +33,12 @@ class LoRA:
     targets: str | list[str] = "all-linear"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError("model.adapter.rank", f"{self.rank} is not positive", "Give 16, say.")
+        if not 0 <= self.dropout < 1:
+            raise UserError("model.adapter.dropout", f"{self.dropout:g} is out of range", "Give 0 to below 1.")
+
     def add_to(self, model: PreTrainedModel) -> None:
         """Freeze `model` and put adapters into it, in place."""
         peft = library("peft", "lora")

@@ -211,6 +211,8 @@ def test_requests_may_stand_in_a_file_and_what_is_cached_depends_on_what_it_says
     file.write_text("Sano jotain.\n\n  Jatka.  \n", "utf-8")
     tagger = InsCPTagger(user=str(file))
     assert tagger == InsCPTagger(user=["Sano jotain.", "Jatka."])
+    (tmp_path / "pyynnöt").write_text("Jatka.", "utf-8")
+    assert InsCPTagger(user=str(tmp_path / "pyynnöt")).user == ["Jatka."]
     file.write_text("Jatka.\n", "utf-8")
     assert repr(InsCPTagger(user=str(file))) != repr(tagger)
     with pytest.raises(UserError, match=r"data\.tagger\.user: .*none\.txt cannot be read"):

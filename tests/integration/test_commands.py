@@ -103,6 +103,9 @@ def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Pa
 def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> None:
     changes = ["--mlflow.experiment", "resumed", "--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "99"]
     whole = run("fit", "--config", config.name, *changes, "--checkpoint.dirpath", "kept", cwd=config.parent)
+    shutil.rmtree(config.parent / model_folder(whole.stdout))  # as if it had been killed behind its fourth step
+    for behind in sorted((config.parent / "kept").glob("step-*"))[2:]:
+        shutil.rmtree(behind)
     again = ["--ckpt_path", "kept/step-00000004", "--checkpoint.dirpath", "kept_again"]
     resumed = run("fit", "--config", config.name, *changes, *again, cwd=config.parent)
     table = re.compile(r"(?s)before +after.*held perplexity[^\n]*")
@@ -113,6 +116,10 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> No
     [found] = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])  # one run for both
     assert found.info.status == "FINISHED"
     assert found.info.run_id in resumed.stdout
+    other = run("fit", "--config", config.name, *changes, "--ckpt_path", "kept/step-00000004", "--checkpoint.dirpath",
+                "kept_other", "--model.optimizer.learning_rate", "0.001", cwd=config.parent)  # fmt: skip
+    assert found.info.run_id not in other.stdout  # that training had ended: its checkpoint begins another one
+    assert len(client.search_runs([client.get_experiment_by_name("resumed").experiment_id])) == 2
 
 
 def test_last_goes_on_from_the_same_training_alone(config: Path) -> None:
@@ -208,6 +215,13 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     done = run(*arguments, cwd=config.parent, INSCP_FIT__DATA__EPOCHS="3.5")
     for expected in ("language: fi", "seed: 8", "epochs: 3.5", "row_length: 64"):
         assert expected in done.stdout
+    shown = run(
+        "inspect", "--config", config.name, "--n", "1", cwd=config.parent, INSCP_FIT__DATA__TAGGER="PlainTagger"
+    )
+    assert "<|im_start|>" not in shown.stdout
+    for command in ("fit", "inspect"):
+        wrong = run(command, "--config", config.name, cwd=config.parent, status=2, INSCP_FIT__DATA__LANGAGE="sv")
+        assert "INSCP_FIT__DATA__LANGAGE: no such key. Did you mean INSCP_FIT__DATA__LANGUAGE?" in wrong.stderr
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
@@ -232,6 +246,15 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--trainer.precision", "16-mixed"], r"trainer\.precision: 16-mixed is not offered"),
     (["--model.optimizer.learning_rate", "-1"], r"model\.optimizer\.learning_rate: -1\.0 is out of range"),
     (["--data.seed", "-1"], r"data\.seed: -1 is negative"),
+    (["--checkpoint.monitor", "val/held/los"], r"checkpoint\.monitor: there is no val/held/los\. Take"),
+    (["--trainer.gradient_clip_val", "-1"], r"trainer\.gradient_clip_val: -1 is too small"),
+    (["--trainer.accumulate_grad_batches", "0"], r"trainer\.accumulate_grad_batches: 0 is too small"),
+    (["--trainer.max_steps", "0"], r"trainer\.max_steps: 0 is too small"),
+    (["--data.train", '[{"path": "corpus.jsonl", "limit": -1}]'], r"limit of corpus\.jsonl: -1 records are none"),
+    (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"data\.train|.*these are no options of a source"),
+    (["--data.tagger", "InsCPTaggr"], r"data\.tagger: .*Did you mean InsCPTagger\?"),
+    (["--model.adapter", "LoRA", "--model.adapter.rank", "0"], r"model\.adapter\.rank: 0 is not positive"),
+    (["--stop_when_aligned.retention", "90"], r"stop_when_aligned\.retention: 90 is not between 0 and 1"),
     (["--checkpoint.keep_last", "0"], r"checkpoint\.keep_last: 0 is not positive"),
     (["--ckpt_path", "nowhere"], r"nowhere: no such checkpoint"),
 ])  # fmt: skip

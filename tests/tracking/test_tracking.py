@@ -338,6 +338,16 @@ def test_track_takes_only_the_file_of_a_training(
     assert "Give the mlflow_unsent.jsonl of a training" in capsys.readouterr().err
 
 
+def test_track_leaves_the_file_by_which_an_evaluation_finds_the_run(
+    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = tracker_for(store)
+    tracker.note_run(tmp_path)
+    assert main(["track", str(tmp_path / "mlflow_run.jsonl")]) == 2
+    assert "nothing in it is left to send" in capsys.readouterr().err
+    assert (tmp_path / "mlflow_run.jsonl").exists()
+
+
 def test_a_run_has_the_name_and_tags_that_the_configuration_gives(store: str) -> None:
     tracker = tracker_for(store, name="InsCP, seed 1", tags={"study": "paper"})
     tracker.log_at({"x": 1.0}, 1)
