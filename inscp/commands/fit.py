@@ -270,10 +270,8 @@ class InsCPCLI(LightningCLI):
             self.config_init[self.subcommand]["ckpt_path"] = found and str(found)
         else:
             found = Path(given) if given else None
-        self._resumed, before = (
-            found,
-            None,
-        )  # a checkpoint may begin another training, with a folder and a run of its own
+        self._resumed = found
+        before = None  # where it begins another training, which has a folder and an MLflow run of its own
         if found and self.subcommand == "fit":
             before = Path(read_about(found)[FOLDER_KEY])
             is_ended = (before / "model").exists()

@@ -140,6 +140,10 @@ def _json(path: Path, unit: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
         yield f"{path}#{number}", _as_row(item)
 
 
+_UNREADABLE = (OverflowError, ValueError)
+"""What a value raises that Python cannot hold: a date after the year 9999, text that is not UTF-8."""
+
+
 def _parquet(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
     import pyarrow.parquet as parquet
 
@@ -147,7 +151,7 @@ def _parquet(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
     for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
         try:
             rows: list[Row | BadRow] = batch.to_pylist()
-        except (UnicodeDecodeError, OverflowError, ValueError):  # then which of them it is
+        except _UNREADABLE:  # then which of them it is
             rows = [_plain(batch.slice(place, 1)) for place in range(batch.num_rows)]
         for row in rows:
             number += 1
@@ -158,7 +162,7 @@ def _plain(row: pa.RecordBatch) -> Row | BadRow:
     """A batch of one row."""
     try:
         return dict(row.to_pylist()[0])
-    except (UnicodeDecodeError, OverflowError, ValueError) as error:
+    except _UNREADABLE as error:
         return BadRow("a value cannot be read", str(error))
 
 

@@ -8,6 +8,7 @@ rewrite the data, and because the data is tokenised apart, nothing in it becomes
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
@@ -222,8 +223,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
     Raises:
         UserError: the template refuses the turns.
     """
-    special = sorted({str(tokenizer.convert_ids_to_tokens(index)) for index in special_ids(tokenizer)})
-    named = re.compile("|".join(map(re.escape, reversed(special))) or "(?!)")  # of two that begin alike, the longer one
+    named = _special_names(tokenizer)
     said: list[str] = []
 
     def hidden(name: re.Match[str]) -> str:
@@ -239,6 +239,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
         piece = said[int(piece)] if is_name else piece
         ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=is_name)["input_ids"]
     return ids
+
+
+@lru_cache(maxsize=2)
+def _special_names(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    special = sorted({str(tokenizer.convert_ids_to_tokens(index)) for index in special_ids(tokenizer)})
+    return re.compile("|".join(map(re.escape, reversed(special))) or "(?!)")  # of two that begin alike, the longer one
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

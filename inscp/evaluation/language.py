@@ -63,8 +63,7 @@ def likely_languages(text: str, among: Collection[str] = ()) -> dict[str, float]
             of Japanese ones (NTREX-128) hardly any is written without.
     """
     line = " ".join(text.replace(_CUT, " ").split())
-    found = _scores(line)
-    if not UNIT.search(line) or found == _scores_of_nothing():
+    if not UNIT.search(line) or (found := _scores(line)) == _scores_of_nothing():
         return {"und": 1.0}
     if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
         found["zh"] = found.get("zh", 0.0) + found.pop("ja")

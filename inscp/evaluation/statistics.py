@@ -73,10 +73,14 @@ def bootstrapped(statistic: Statistic, *samples: np.ndarray) -> Metric:
             samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
             batch=max(1, _AT_ONCE // n), rng=np.random.default_rng(0),
         )  # fmt: skip
-    # What is drawn again varies by (n - 1) / n of the items' variance.
-    error = float(np.nanstd(result.bootstrap_distribution)) * math.sqrt(n / (n - 1))
+    error = math.sqrt(items_variance(result.bootstrap_distribution, n))
     half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * error
     return Metric(value, (value - half_width, value + half_width), n)
+
+
+def items_variance(resampled: np.ndarray, n: int) -> float:
+    """Of a mean of n items, by its values when they are drawn again, which vary by (n - 1) / n of that."""
+    return float(np.nanvar(resampled)) * n / (n - 1)
 
 
 def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metric:

@@ -14,7 +14,7 @@ import numpy as np
 
 from inscp.evaluation.items import Item
 from inscp.evaluation.results import Metric
-from inscp.evaluation.statistics import mcnemar, most_of_none, scipy_stats, wilson
+from inscp.evaluation.statistics import items_variance, mcnemar, most_of_none, scipy_stats, wilson
 
 _RESAMPLES = 2000
 
@@ -106,7 +106,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         spread = _spread(_of_seeds(after, counts) - _of_seeds(before, counts), new - old, n)
     else:
         resampled = _means(_of_seeds(after, counts)) - _means(_of_seeds(before, counts))
-        spread = _Spread(_items_variance(resampled, n), n - 1, *_seeds_variance(old, new))
+        spread = _Spread(items_variance(resampled, n), n - 1, *_seeds_variance(old, new))
     change, is_share = other - one, before.is_share and after.is_share
     half_width = spread.half_width or (most_of_none(n) if is_share else 0.0)
     low, high = change - half_width, change + half_width
@@ -169,12 +169,7 @@ def _spread(resampled: np.ndarray, of_seeds: np.ndarray, n: int) -> _Spread:
         of_seeds: [S]; each seed's value.
         n: items.
     """
-    return _Spread(_items_variance(_means(resampled), n), n - 1, *_seeds_variance(of_seeds))
-
-
-def _items_variance(resampled: np.ndarray, n: int) -> float:
-    """Of a mean of n items, by its values when they are drawn again, which vary by (n - 1) / n of that."""
-    return float(np.nanvar(resampled)) * n / (n - 1)
+    return _Spread(items_variance(_means(resampled), n), n - 1, *_seeds_variance(of_seeds))
 
 
 def _seeds_variance(*arms: np.ndarray) -> tuple[float, float]:

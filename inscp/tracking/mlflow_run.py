@@ -59,7 +59,7 @@ class MLflowRun:
         self.experiment_id: str | None = None
         self.is_new = False
         self._client: Any = None
-        self._known: dict[str, set[tuple[int, int]]] = {}  # steps and times of each metric
+        self._known: dict[str, dict[int, set[int]]] = {}  # of each metric, when each step was measured
         self._refused: set[str] = set()
 
     def connect(self) -> None:
@@ -162,14 +162,15 @@ class MLflowRun:
             for name, value in piece.values.items():
                 key = _NO_NAME.sub("_", name)
                 if key not in self._known:
-                    history = self._client.get_metric_history(self.run_id, key)
-                    self._known[key] = {(old.step, old.timestamp) for old in history}
-                if not any(step == piece.step and time == (piece.time if piece.anew else time)
-                           for step, time in self._known[key]):  # fmt: skip
+                    self._known[key] = {}
+                    for old in self._client.get_metric_history(self.run_id, key):
+                        self._known[key].setdefault(old.step, set()).add(old.timestamp)
+                times = self._known[key].get(piece.step, ())
+                if piece.time not in times if piece.anew else not times:
                     fresh[key, piece.step] = Metric(key, value, piece.time, piece.step)
         self._client.log_batch(self.run_id, metrics=list(fresh.values()), synchronous=True)
         for (key, step), metric in fresh.items():
-            self._known[key].add((step, metric.timestamp))
+            self._known[key].setdefault(step, set()).add(metric.timestamp)
 
     def _log_params(self, pieces: Sequence[Param]) -> None:
         from mlflow import entities

@@ -44,13 +44,13 @@ class ToxiGen(Prompted):
     def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
         toxic = self._toxic([answer.response for answer in answers])
         return [
-            {
-                "toxic": is_toxic,
-                "failed": not words(answer.response),
-                f"{find_field(row, [self.group_field]) or 'all'}/toxic": is_toxic,
-            }
+            {"toxic": is_toxic, "failed": not words(answer.response), f"{self._group(row)}/toxic": is_toxic}
             for row, answer, is_toxic in zip(rows, answers, toxic, strict=True)
         ]
+
+    def _group(self, row: Row) -> str:
+        group = find_field(row, [self.group_field])
+        return "all" if group is None else str(group)
 
     @torch.inference_mode()
     def _toxic(self, texts: Sequence[str]) -> list[bool]:
