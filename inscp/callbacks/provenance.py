@@ -100,6 +100,8 @@ class Provenance(Callback):
             "seed": data.seed,
             "tagger": repr(data.tagger),
         }
+        if data.document_length:
+            training["document_length"] = data.document_length
         if module.shield:
             training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
         if data.replay:

@@ -33,6 +33,9 @@ class InsCPDataModule(LightningDataModule):
         validation_tagger: how held-out text is presented. The same for every arm, so that their losses compare; by
             default in the assistant's place with the loss on the text, which is how the model will be used.
         row_length: tokens a packed row.
+        document_length: tokens a training document has at most, tags included; a longer text becomes several
+            documents, each tagged, split where a sentence ends. By default as many as a row. What is as long as an
+            answer teaches to end one. Conversations stay whole.
         batch_size: rows a micro-batch.
         token_budget: train on about so many tokens (whole steps), over again where the data has fewer; replayed
             ones count.
@@ -54,6 +57,7 @@ class InsCPDataModule(LightningDataModule):
         validation: dict[str, str | Source] | None = None,
         validation_tagger: Tagger | None = None,
         row_length: int = 1024,
+        document_length: int | None = None,
         batch_size: int = 1,
         token_budget: int | None = None,
         epochs: float = 1.0,
@@ -71,6 +75,9 @@ class InsCPDataModule(LightningDataModule):
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
             if value < 0:
                 raise UserError(f"data.{name}", f"{value} is negative", "Give 0 or more.")
+        if document_length is not None and not 0 < document_length <= row_length:
+            mend = f"Give 1 to {row_length} (data.row_length), or null for as many."
+            raise UserError("data.document_length", f"{document_length} tokens are no part of a row", mend)
         if token_budget is not None and token_budget <= 0:
             raise UserError("data.token_budget", f"{token_budget} is not positive", "Give tokens, or null for all.")
         self.train_sources = as_sources(train)
@@ -80,6 +87,7 @@ class InsCPDataModule(LightningDataModule):
         self.validation = {name: as_sources(source) for name, source in (validation or {}).items()}
         self.validation_tagger = validation_tagger or InsCPTagger(loss="response")
         self.row_length, self.batch_size, self.num_workers, self.seed = row_length, batch_size, num_workers, seed
+        self.document_length = document_length
         self.token_budget, self.epochs, self.force_resume = token_budget, epochs, force_resume
         self.on_bad_record = on_bad_record
         self.pretrained, self._max_steps = pretrained, max_steps
@@ -108,14 +116,14 @@ class InsCPDataModule(LightningDataModule):
 
     def pipelines(self) -> list[Pipeline]:
         """The path of the training's own data and, where there is some, that of the replayed."""
-        own = self.pipeline(self.train_sources, self.tagger)
-        if self.replay is None:
-            return [own]
-        return [own, self.pipeline(as_sources(self.replay.sources), self.replay.tagger or self.tagger)]
+        streams = [(self.train_sources, self.tagger)]
+        if self.replay is not None:
+            streams.append((as_sources(self.replay.sources), self.replay.tagger or self.tagger))
+        return [self.pipeline(*stream, self.document_length) for stream in streams]
 
-    def pipeline(self, sources: list[Source], tagger: Tagger) -> Pipeline:
-        """The path of any text, under the keys of this section."""
-        return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record)
+    def pipeline(self, sources: list[Source], tagger: Tagger, document_length: int | None = None) -> Pipeline:
+        """The path of any text, under the keys of this section; held-out text is split by rows alone."""
+        return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record, document_length)
 
     @property
     def mixture(self) -> Mixture:

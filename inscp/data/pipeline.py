@@ -50,6 +50,7 @@ class Pipeline:
         tagger: the method.
         row_length: tokens a row.
         on_bad_record: stop at a record that does not fit, or skip and count it.
+        document_length: tokens a text in the template has at most; by default as many as a row.
     """
 
     sources: list[Source]
@@ -57,6 +58,7 @@ class Pipeline:
     tagger: Tagger
     row_length: int
     on_bad_record: OnBadRecord = "error"
+    document_length: int | None = None
     reads: dict[str, ReadReport] = field(default_factory=dict)
 
     def tagged(self) -> Iterator[TaggedText]:
@@ -83,7 +85,7 @@ class Pipeline:
         every = ((self._tagged(source), self._report(source)) for source in self.sources)
         for texts, report in every if documents is None else [(documents, ReadReport())]:
             too_long = partial(bad_record, on_bad_record=self.on_bad_record, report=report)
-            yield from tokenize(texts, self.tokenizer, self.row_length, too_long)
+            yield from tokenize(texts, self.tokenizer, self.row_length, too_long, self.document_length)
 
     def fingerprint(self) -> str:
         """A digest of everything that decides what the rows hold."""
@@ -97,6 +99,7 @@ class Pipeline:
             sorted((name, str(token)) for name, token in self.tokenizer.special_tokens_map.items()),
             self.tagger,
             self.row_length,
+            self.document_length,
             self.on_bad_record,
         )
 

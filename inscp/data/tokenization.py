@@ -1,7 +1,8 @@
 """Tagged text becomes token sequences; a long document becomes several tagged pieces, and no token of it is lost.
 
 Texts are tokenised in batches, each by itself, without special tokens: a `<|eot_id|>` that stands in a corpus stays
-text. A document that is longer than a row is split where a sentence or paragraph ends, and every piece is tagged.
+text. A text that is longer than a row, or than a document may be, is split where a sentence or paragraph ends, and
+every piece is tagged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,11 @@ _Piece = tuple[Sequence[int], bool]
 
 
 def tokenize(
-    documents: Iterable[TaggedText], tokenizer: PreTrainedTokenizerBase, row_length: int, on_too_long: OnTooLong
+    documents: Iterable[TaggedText],
+    tokenizer: PreTrainedTokenizerBase,
+    row_length: int,
+    on_too_long: OnTooLong,
+    document_length: int | None = None,
 ) -> Iterator[TokenSequence]:
     """Token sequences of at most `row_length` tokens, in the order of the documents.
 
@@ -38,6 +43,7 @@ def tokenize(
         row_length: in tokens.
         on_too_long: called with the source and the reason for a document that is too long and must not be split (a
             conversation) or cannot be held in memory; it raises or counts, and the document is left out.
+        document_length: in tokens; a text in the template that is longer is split. By default as long as a row.
     """
     if not tokenizer.is_fast:
         where = tokenizer.name_or_path or "tokenizer"
@@ -45,16 +51,17 @@ def tokenize(
             where, "it is a slow tokenizer without character offsets", "Convert it to a fast one (tokenizer.json)."
         )
     encode = partial(_own(tokenizer).encode_batch, add_special_tokens=False)
+    limits = _Limits(row_length, document_length or row_length)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
             texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
             ahead = batch, worker.submit(encode, texts)
             if waiting:
-                yield from _sequences(*waiting, row_length, on_too_long)
+                yield from _sequences(*waiting, limits, on_too_long)
             waiting = ahead
         if waiting:
-            yield from _sequences(*waiting, row_length, on_too_long)
+            yield from _sequences(*waiting, limits, on_too_long)
 
 
 def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterator[TaggedText]:
@@ -80,6 +87,14 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Limits:
+    """Tokens of a conversation, and of a text that may be split."""
+
+    row: int
+    document: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """What a sequence will hold."""
 
@@ -90,11 +105,11 @@ class _Plan:
 
 
 def _sequences(
-    batch: list[TaggedText], encodings: Future[list[Encoding]], row_length: int, on_too_long: OnTooLong
+    batch: list[TaggedText], encodings: Future[list[Encoding]], limits: _Limits, on_too_long: OnTooLong
 ) -> Iterator[TokenSequence]:
     """The sequences of a batch, their arrays cut from one of all its tokens: small arrays are what costs here."""
     encoded = iter(encodings.result())
-    plans = [plan for document in batch for plan in _planned(document, encoded, row_length, on_too_long)]
+    plans = [plan for document in batch for plan in _planned(document, encoded, limits, on_too_long)]
     pieces = [piece for plan in plans for piece in plan.pieces]
     lengths = [len(ids) for ids, _ in pieces]
     input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in pieces), np.int32, sum(lengths))
@@ -108,7 +123,7 @@ def _sequences(
 
 
 def _planned(
-    document: TaggedText, encoded: Iterator[Encoding], row_length: int, on_too_long: OnTooLong
+    document: TaggedText, encoded: Iterator[Encoding], limits: _Limits, on_too_long: OnTooLong
 ) -> Iterator[_Plan]:
     pieces: list[_Piece] = []
     spans: list[tuple[int, str, Encoding]] = []
@@ -120,19 +135,20 @@ def _planned(
             spans.append((len(pieces), part.text, encoding))
             pieces.append((encoding.ids, part.is_target))
     length = sum(len(ids) for ids, _ in pieces)
-    if length <= row_length:
+    longest = limits.document if len(spans) == 1 else limits.row
+    if length <= longest:
         yield _Plan(document.source, pieces)
         return
     if len(spans) != 1:
-        on_too_long(document.source, f"a conversation of more than {row_length} tokens, which cannot be split")
+        on_too_long(document.source, f"a conversation of more than {limits.row} tokens, which cannot be split")
         return
     index, text, encoding = spans[0]
     ids, is_target = pieces[index]
-    room = row_length - length + len(ids)
+    room = longest - length + len(ids)
     cuts = split_points(text, encoding.offsets, room) if room > 0 else []
     if not cuts:
-        message = f"the chat template leaves {room} of {row_length} tokens for text"
-        raise UserError("data.row_length", message, "Give a larger number.")
+        key = "data.row_length" if longest == limits.row else "data.document_length"
+        raise UserError(key, f"the chat template leaves {room} of {longest} tokens for text", "Give a larger number.")
     for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(ids)], strict=True), 1):
         piece = (ids[start:end], is_target)
         yield _Plan(document.source, [*pieces[:index], piece, *pieces[index + 1 :]], number, len(cuts) + 1)

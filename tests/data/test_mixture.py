@@ -55,6 +55,21 @@ def test_a_token_budget_counts_replayed_tokens(corpus: Path, tiny_model_folder: 
     assert data.mixture.rows.n_tokens[taken].sum() == pytest.approx(5000, rel=0.05)
 
 
+def test_training_texts_are_as_long_as_they_may_be_and_held_out_ones_as_a_row(
+    corpus: Path, tiny_model_folder: str
+) -> None:
+    passage = corpus.parent / "passage.txt"
+    passage.write_text("The old mill runs past the river. " * 20, "utf-8")
+    data = data_module(
+        passage, tiny_model_folder, validation={"held": str(passage)}, row_length=512, document_length=64
+    )
+    [training], held = data.pipelines(), data.pipeline(data.validation["held"], data.validation_tagger)
+    lengths = [len(sequence.input_ids) for sequence in training.sequences()]
+    assert max(lengths) <= 64 < max(len(sequence.input_ids) for sequence in held.sequences())
+    data.setup("fit")
+    assert (data.report.split_documents, data.report.sequences) == (1, len(lengths))
+
+
 def test_report_card_and_settings_tell_of_both(corpus: Path, tiny_model_folder: str, tmp_path: Path) -> None:
     data = with_replay(corpus, tiny_model_folder)
     provenance, training = fitted(data, tmp_path, tiny_model_folder)

@@ -132,6 +132,23 @@ def test_a_document_that_just_fits_is_one_part(tokenizer: PreTrainedTokenizerBas
     assert len(parts_of(text, tokenizer, needed - 1)) == 2
 
 
+def test_a_text_is_as_long_as_a_document_may_be_a_conversation_as_a_row(tokenizer: PreTrainedTokenizerBase) -> None:
+    talk, short, text = record("Who? " * 9, "I. " * 9), record("Short."), record("The mill runs. " * 30)
+    documents = [
+        *ConversationTagger().bind(tokenizer)(talk),
+        *chain(*map(InsCPTagger().bind(tokenizer), (short, text))),
+    ]
+    before, after = around(tokenizer)
+    limit = len(before) + 20 + len(after)
+    whole, one, *parts = tokenize(documents, tokenizer, 4096, refuse, document_length=limit)
+    assert len(whole.input_ids) > limit >= len(one.input_ids), "a conversation that is longer, a text that is not"
+    assert len(parts) > 3
+    assert all(len(part.input_ids) <= limit for part in parts)
+    assert list(chain(*texts_in(parts, before, after))) == text_ids(tokenizer, text.turns[0].text)
+    with pytest.raises(UserError, match=r"data\.document_length: the chat template leaves 0 of \d+ tokens"):
+        list(tokenize(documents, tokenizer, 4096, refuse, document_length=len(before) + len(after)))
+
+
 def test_truncation_in_the_tokenizer_file_cuts_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
     expected = parts_of(random_text(1), tokenizer, 4096)[0].input_ids.tolist()
     tokenizer.backend_tokenizer.enable_truncation(8)
