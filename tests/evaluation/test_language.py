@@ -110,7 +110,9 @@ def test_each_property_of_an_answer_is_counted_by_itself() -> None:
         "in_language": (3, 5), "ended": (3, 5), "looped": (1, 5), "copied": (1, 5), "empty": (1, 5), "sound": (2, 5),
         "sound_in_language": (1, 5), "in_language_if_sound": (1, 2), "in_script": (3, 3), "line_pass": (3, 4),
         "word_pass": (3, 3), "answered_in/zh-TW": (3, 5), "answered_in/en": (1, 5), "answered_in/other": (1, 5),
+        "words": (sum(len(words(answer.response)) for answer in answers), 5),
     }  # fmt: skip
+    assert (len(words(ENGLISH)), len(words("1999年。"))) == (len(ENGLISH.split()), 2)
 
 
 def test_the_form_of_chinese_is_told_by_characters_of_one_form_only() -> None:

@@ -36,12 +36,12 @@ class LanguageAlignment(Task):
 
     Of each language L, over its prompts: `L/answered_in/X` (by fastText, but Chinese without kana is not taken for
     Japanese; where X names a form of Chinese, as zh-TW does, by the characters too: the paper takes either form),
-    `L/in_language` (X is L), `L/in_script`
-    (Traditional or Simplified, of Chinese answers), `L/ended`, `L/looped`, `L/copied`, `L/empty`, `L/sound` (none of
-    these three), `L/sound_in_language` (both, of all answers), `L/in_language_if_sound` (of the sound answers alone,
-    however few), and as the Language Confusion Benchmark (arXiv 2406.20052) has them `L/line_pass` (every line of five
-    words and more is in the language) and `L/word_pass` (of those, no English word in other scripts); a character
-    counts as a word where no spaces are.
+    `L/in_language` (X is L), `L/in_script` (Traditional or Simplified, of Chinese answers), `L/ended`, `L/looped`,
+    `L/copied`, `L/empty`, `L/sound` (none of these three), `L/sound_in_language` (both, of all answers),
+    `L/in_language_if_sound` (of the sound answers alone, however few), `L/words` (how many an answer has, on average: a
+    sound one may be a single number), and as the Language Confusion Benchmark (arXiv 2406.20052) has them
+    `L/line_pass` (every line of five words and more is in the language) and `L/word_pass` (of those, no English word in
+    other scripts); a character counts as a word where no spaces are.
 
     Args:
         prompts: a file with one field a language, the same prompt in each.
@@ -79,6 +79,7 @@ def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
     answered_in = next((tag for tag in (language, *asked) if _fits(answer.response, found, tag)), "other")
     worth = judged(answer, answered_in == language) | confusion(answer.response, language, answer.prompt)
     worth |= {f"answered_in/{tag}": tag == answered_in for tag in (*asked, "other")}
+    worth["words"] = float(len(words(answer.response)))
     if found == "zh" and (form := expected_form(language)):
         worth["in_script"] = form_of(answer.response) in (form, None)
     shown = {"language": language, "prompt": answer.prompt, "response": answer.response, "found": found}
