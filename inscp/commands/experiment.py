@@ -154,8 +154,11 @@ def _section(kind: type[T], where: str, given: Any) -> T:
         UserError: it is none, or has a key that the object does not.
     """
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    if unknown := next((key for key in _mapping(where, given) if key not in known), None):
-        raise UserError(f"{where}.{unknown}", "no such key", f"There are: {', '.join(known)}.")
+    for key, value in _mapping(where, given).items():
+        if key not in known:
+            raise UserError(f"{where}.{key}", "no such key", f"There are: {', '.join(known)}.")
+        if value is None:  # an arm that has no `fit` would be the original
+            raise UserError(f"{where}.{key}", "it has no value", "Write {} where nothing differs, or leave it out.")
     return kind(**given)
 
 

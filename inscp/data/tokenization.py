@@ -1,8 +1,8 @@
-"""Tagged text becomes token sequences; a long document becomes several tagged pieces, and no token of it is lost.
+"""Tagged text becomes token sequences; a long document becomes several tagged pieces, and none of its text is lost.
 
 Texts are tokenised in batches, each by itself, without special tokens: a `<|eot_id|>` that stands in a corpus stays
-text. A text that is longer than a row, or than a document may be, is split where a sentence or paragraph ends, and
-every piece is tagged.
+text. A text that is longer than a row, or than a document may be, is split where sentences end (`splitting`), and every
+piece is tagged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,10 +17,10 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.batching import batches
+from inscp.data.splitting import split
 from inscp.errors import UserError
 from inscp.records import IGNORED, TaggedText, TemplateIds, TextSpan, TokenSequence
 
-_SENTENCE_ENDS = frozenset("\n。！？!?.؟।")
 _MOST_CHARACTERS = 10_000_000
 """Of one text, which is tokenised in one piece and takes about 150 times its size in memory meanwhile."""
 OnTooLong = Callable[[str, str], None]
@@ -50,18 +50,19 @@ def tokenize(
         raise UserError(
             where, "it is a slow tokenizer without character offsets", "Convert it to a fast one (tokenizer.json)."
         )
-    encode = partial(_own(tokenizer).encode_batch, add_special_tokens=False)
-    limits = _Limits(row_length, document_length or row_length)
+    own = _own(tokenizer)
+    encode = partial(own.encode_batch, add_special_tokens=False)
+    fit = _Fit(row_length, document_length or row_length, on_too_long, own)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
             texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
             ahead = batch, worker.submit(encode, texts)
             if waiting:
-                yield from _sequences(*waiting, limits, on_too_long)
+                yield from _sequences(*waiting, fit)
             waiting = ahead
         if waiting:
-            yield from _sequences(*waiting, limits, on_too_long)
+            yield from _sequences(*waiting, fit)
 
 
 def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterator[TaggedText]:
@@ -87,11 +88,16 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Limits:
-    """Tokens of a conversation, and of a text that may be split."""
+class _Fit:
+    """What makes documents fit: the tokens of a conversation, and of a text that may be split."""
 
-    row: int
-    document: int
+    row_length: int
+    document_length: int
+    on_too_long: OnTooLong
+    tokenizer: Tokenizer
+
+    def encode(self, word: str) -> list[int]:
+        return self.tokenizer.encode(word, add_special_tokens=False).ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +110,10 @@ class _Plan:
     parts: int = 1
 
 
-def _sequences(
-    batch: list[TaggedText], encodings: Future[list[Encoding]], limits: _Limits, on_too_long: OnTooLong
-) -> Iterator[TokenSequence]:
+def _sequences(batch: list[TaggedText], encodings: Future[list[Encoding]], fit: _Fit) -> Iterator[TokenSequence]:
     """The sequences of a batch, their arrays cut from one of all its tokens: small arrays are what costs here."""
     encoded = iter(encodings.result())
-    plans = [plan for document in batch for plan in _planned(document, encoded, limits, on_too_long)]
+    plans = [plan for document in batch for plan in _planned(document, encoded, fit)]
     pieces = [piece for plan in plans for piece in plan.pieces]
     lengths = [len(ids) for ids, _ in pieces]
     input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in pieces), np.int32, sum(lengths))
@@ -122,9 +126,7 @@ def _sequences(
         yield TokenSequence(plan.source, input_ids[start:end].copy(), labels[start:end].copy(), plan.part, plan.parts)
 
 
-def _planned(
-    document: TaggedText, encoded: Iterator[Encoding], limits: _Limits, on_too_long: OnTooLong
-) -> Iterator[_Plan]:
+def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> Iterator[_Plan]:
     pieces: list[_Piece] = []
     spans: list[tuple[int, str, Encoding]] = []
     for part in document.parts:
@@ -135,52 +137,19 @@ def _planned(
             spans.append((len(pieces), part.text, encoding))
             pieces.append((encoding.ids, part.is_target))
     length = sum(len(ids) for ids, _ in pieces)
-    longest = limits.document if len(spans) == 1 else limits.row
+    longest = fit.document_length if len(spans) == 1 else fit.row_length
     if length <= longest:
         yield _Plan(document.source, pieces)
         return
     if len(spans) != 1:
-        on_too_long(document.source, f"a conversation of more than {limits.row} tokens, which cannot be split")
+        fit.on_too_long(document.source, f"a conversation of more than {longest} tokens, which cannot be split")
         return
     index, text, encoding = spans[0]
     ids, is_target = pieces[index]
     room = longest - length + len(ids)
-    cuts = split_points(text, encoding.offsets, room) if room > 0 else []
-    if not cuts:
-        key = "data.row_length" if longest == limits.row else "data.document_length"
+    if room <= 0:
+        key = "data.row_length" if longest == fit.row_length else "data.document_length"
         raise UserError(key, f"the chat template leaves {room} of {longest} tokens for text", "Give a larger number.")
-    for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(ids)], strict=True), 1):
-        piece = (ids[start:end], is_target)
-        yield _Plan(document.source, [*pieces[:index], piece, *pieces[index + 1 :]], number, len(cuts) + 1)
-
-
-def split_points(text: str, offsets: list[tuple[int, int]], room: int) -> list[int]:
-    """Where to split a tokenised text into parts of at most `room` tokens.
-
-    The last sentence end in the second half of the room wins, else the last token that begins a character, so that no
-    part ends inside one (a character may be several byte-level tokens). Only where one character alone has more
-    tokens than the room is it divided.
-
-    Args:
-        text: what was tokenised.
-        offsets: per token, the characters [start, end) that it covers.
-        room: tokens a part, at least 1.
-
-    Returns:
-        the indices of the tokens that begin the second, third, … part.
-    """
-
-    def begins_character(token: int) -> bool:
-        return offsets[token][0] >= offsets[token - 1][1]
-
-    def begins_sentence(token: int) -> bool:
-        return text[offsets[token - 1][1] - 1] in _SENTENCE_ENDS and begins_character(token)
-
-    cuts: list[int] = []
-    start = 0
-    while len(offsets) - start > room:
-        limit = start + room
-        in_second_half, anywhere = range(limit, start + room // 2, -1), range(limit, start, -1)
-        at = next(filter(begins_sentence, in_second_half), None) or next(filter(begins_character, anywhere), limit)
-        cuts.append(start := at)
-    return cuts
+    found = list(split(text, ids, encoding.offsets, room, fit.encode))
+    for number, piece in enumerate(found, 1):
+        yield _Plan(document.source, [*pieces[:index], (piece, is_target), *pieces[index + 1 :]], number, len(found))

@@ -42,12 +42,14 @@ class Difference:
         change: after - before, with its 95 % interval; `n` is that of the one with fewer items.
         p: of no change, two-sided: for shares of all items of one seed each McNemar's exact one (McNemar 1947), else by
             the t that the interval is from.
+        seeds: of the one that has more.
     """
 
     before: float
     after: float
     change: Metric
     p: float
+    seeds: int = 1
 
     @property
     def n(self) -> int:
@@ -98,9 +100,9 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     """
     old, new = (_of_seeds(sample, _once(sample))[0] for sample in (before, after))
     one, other = float(np.nanmean(old)), float(np.nanmean(new))
-    n = min(int((sample.weights > 0).any(0).sum()) for sample in (before, after))
+    n, seeds = min(int((sample.weights > 0).any(0).sum()) for sample in (before, after)), max(len(old), len(new))
     if n < 2:
-        return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan)
+        return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan, seeds)
     counts = _drawn(before.values.shape[1])
     if same_seeds:
         spread = _spread(_of_seeds(after, counts) - _of_seeds(before, counts), new - old, n)
@@ -113,7 +115,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
     is_exact = is_share and len(old) == len(new) == 1 and bool((before.weights * after.weights).all())
     p = _mcnemar(before.values, after.values) if is_exact else spread.p(change)
-    return Difference(one, other, Metric(change, interval, n), p)
+    return Difference(one, other, Metric(change, interval, n), p, seeds)
 
 
 def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Difference]:

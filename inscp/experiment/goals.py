@@ -92,7 +92,7 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
 
 
 def _cell(comparison: Comparison, row: str, column: Column) -> Cell:
-    return comparison.cell(row, column) or Cell(Metric(math.nan, (math.nan, math.nan), 0), (), True)
+    return comparison.cell(row, column) or Cell(Metric(math.nan, (math.nan, math.nan), 0), 0, True)
 
 
 def _wanted(goal: Goal, cell: Cell, reference: str) -> str:

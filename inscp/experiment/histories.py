@@ -5,6 +5,7 @@ from pathlib import Path
 
 from inscp.tracking.mlflow_run import find_run, store_client
 from inscp.tracking.pieces import read_run
+from inscp.tracking.store import file_of
 from inscp.tracking.tracker import RUN_FILE
 
 _SHOWN = ("train/loss", "val/", "alignment/")
@@ -24,6 +25,9 @@ def curves(model: Path) -> Mapping[str, Curve]:
     if not file.is_file():
         return {}
     start, _ = read_run(file)
+    store = file_of(start.tracking_uri)
+    if store is not None and not store.is_file():  # opened, it would be made anew
+        return {}
     try:
         client = store_client(start.tracking_uri)
         experiment = client.get_experiment_by_name(start.experiment)

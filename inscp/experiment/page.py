@@ -84,21 +84,24 @@ class Page:
 
 def grids(table: Table, reference: str) -> list[Grid]:
     """A table, and beside it how its rows differ from the reference."""
-    seeds = max((len(cell.seeds) for cells in table.rows.values() for cell in cells if cell), default=1)
-    over = f"Means over up to {seeds} seeds; " if seeds > 1 else ""
+    seeds = max((cell.seeds for cells in table.rows.values() for cell in cells if cell), default=0)
+    over = f"Means over {seeds} seeds where no other number is given; " if seeds > 1 else ""
     what = "over seeds and items" if seeds > 1 else "over items alone: how much another seed differs is not in them"
     note = f"{over}95 % intervals in brackets, {what}."
     labels = [column.label for column in table.columns]
-    found = [_grid(table.title, note, labels, {row: list(map(shown, cells)) for row, cells in table.rows.items()})]
+    values = {row: [_told(shown(cell), cell.seeds if cell else 0, seeds) for cell in cells]
+              for row, cells in table.rows.items()}  # fmt: skip
+    found = [_grid(table.title, note, labels, values)]
     columns = zip(*table.rows.values(), strict=True)
     shares = [any(cell is not None and cell.is_share for cell in cells) for cells in columns]
     kept = [number for number in range(len(labels)) if any(of[number] for of in table.changes.values())]
     if kept:
-        changes = {row: [_changed(of[at], shares[at]) for at in kept] for row, of in table.changes.items()}
+        most = max(found.seeds for of in table.changes.values() for found in of if found)
+        changes = {row: [_changed(of[at], shares[at], most) for at in kept] for row, of in table.changes.items()}
         what = f"{table.title}: change against {reference}"
         note = (
             "Shares in points, paired by item where both have a value of the same items; 95 % intervals in brackets, * "
-            "where it does not hold 0. Of many comparisons one in twenty has a * by chance."
+            "where it does not hold 0 and no seed is missing. Of many comparisons one in twenty has a * by chance."
         )
         found.append(_grid(what, note, [labels[at] for at in kept], changes))
     return found
@@ -118,12 +121,17 @@ def shown(cell: Cell | None) -> str:
     return _number(cell.metric, cell.is_share, signed=False)
 
 
-def _changed(found: Difference | None, is_share: bool) -> str:
+def _changed(found: Difference | None, is_share: bool, most: int) -> str:
     if found is None or not math.isfinite(found.change.value):
         return "–"
     low, high = found.change.interval
-    mark = "*" if low > 0 or high < 0 else ""
-    return _number(found.change, is_share, signed=True) + mark
+    mark = "*" if (low > 0 or high < 0) and found.seeds == most else ""
+    return _told(_number(found.change, is_share, signed=True) + mark, found.seeds, most)
+
+
+def _told(text: str, seeds: int, most: int) -> str:
+    """With the number of seeds where others have more: an interval of one seed does not know how seeds differ."""
+    return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _number(metric: Metric, is_share: bool, signed: bool) -> str:

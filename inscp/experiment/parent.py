@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 from inscp.tracking.mlflow_run import MLflowRun, reason
@@ -24,7 +25,8 @@ class ParentRun:
         uri = absolute(tracking.uri)
         self._tracking, self._run = tracking, MLflowRun(uri)
         tags = {"study": name, "mlflow.note.content": question, **tracking.tags}
-        self._start = Start(uri, tracking.experiment, name, tags, f"study {name}", now(), None)
+        key = blake2b(f"{name}\n{question}".encode(), digest_size=8).hexdigest()  # of two of one name by what they ask
+        self._start = Start(uri, tracking.experiment, name, tags, f"study {key}", now(), None)
         if tracking.enabled:
             self._run.connect()
 

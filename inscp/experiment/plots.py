@@ -1,4 +1,4 @@
-"""Plots of a comparison, as PNG files that can be read on a light and on a dark page."""
+"""Plots of a comparison, as PNG files on a ground of their own, which a dark page has too."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,12 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from inscp.experiment.tables import Cell, Column, Comparison
 
-_INK = "#7d8794"  # as far from white as from black
+_INK, _PAPER = "#4a5563", "white"
 _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
+_MARKERS, _LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")  # of those whose colours are the same again
+_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic",
+          "WenQuanYi Zen Hei", "Noto Sans Arabic")  # fmt: skip
+"""For arms that are named in scripts that matplotlib's own font lacks, of those that a system has."""
 _MEASURES = {
     "sound_in_language": "sound answer in the prompt's language (of all)",
     "ended": "ends its turn",
@@ -60,14 +64,14 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) 
     for place, row in enumerate(comparison.by_row):
         x, y = comparison.cell(row, gained[0]), comparison.cell(row, retained[0])
         if x and y:
-            axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt="o", label=row,
+            axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt=_marker(place), label=row,
                           color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
     axis.set_xlabel(f"{target} prompts: sound answers in {target}", fontsize=8)
     axis.set_ylabel(f"{kept} prompts answered in {kept}", fontsize=8)
     axis.set_xlim(right=1.02)
     axis.set_ylim(top=1.02)
     _plain(axis)
-    _legend(axis)
+    _legend(figure)
     _save(figure, file)
     return True
 
@@ -97,13 +101,14 @@ def against_tokens(
             points = start + sorted((tokens, row) for row, (name, tokens) in budgets.items() if name == arm and tokens)
             found = [(tokens, cell) for tokens, row in points if (cell := comparison.cell(row, column))]
             axis.errorbar([tokens for tokens, _ in found], [cell.metric.value for _, cell in found],
-                          yerr=[[_error(cell)[end][0] for _, cell in found] for end in (0, 1)], label=arm, marker="o",
-                          markersize=4, color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
+                          yerr=[[_error(cell)[end][0] for _, cell in found] for end in (0, 1)], label=arm,
+                          marker=_marker(place), markersize=4, color=_colour(place), elinewidth=1,
+                          capsize=2)  # fmt: skip
         axis.set_title(_MEASURES[column.label], fontsize=8, color=_INK)
         axis.set_xlabel("tokens", fontsize=8)
         axis.set_ylim(-0.02, 1.02)
         _plain(axis)
-    _legend(figure.axes[0])
+    _legend(figure)
     _save(figure, file)
     return True
 
@@ -157,13 +162,15 @@ def curves(
     panels = figure.subplots(-(-len(shown) // 2), min(2, len(shown)), squeeze=False).ravel()
     for axis, (measure, rows) in zip(panels, shown.items(), strict=False):
         for row, points in rows.items():
-            axis.plot(*zip(*points, strict=True), label=row, color=_colour(order.index(row)), linewidth=1.2)
+            place = order.index(row)
+            line = _LINES[place // len(_COLOURS) % len(_LINES)]
+            axis.plot(*zip(*points, strict=True), line, label=row, color=_colour(place), linewidth=1.2)
         axis.set_title(measure, fontsize=8, color=_INK)
         axis.set_xlabel("tokens", fontsize=8)
         _plain(axis)
     for axis in panels[len(shown) :]:
         axis.set_visible(False)
-    _legend(panels[0])
+    _legend(figure)
     _save(figure, file)
     return True
 
@@ -174,6 +181,10 @@ def _figure(width: float, height: float) -> Figure:
 
 def _colour(place: int) -> str:
     return _COLOURS[place % len(_COLOURS)]
+
+
+def _marker(place: int) -> str:
+    return _MARKERS[place // len(_COLOURS) % len(_MARKERS)]
 
 
 def _error(cell: Cell) -> list[list[float]]:
@@ -192,10 +203,14 @@ def _plain(axis: Any) -> None:
     axis.set_axisbelow(True)
 
 
-def _legend(axis: Any) -> None:
-    axis.legend(fontsize=7, frameon=False, labelcolor=_INK)
+def _legend(figure: Figure) -> None:
+    """Below all panels, where it hides nothing; a row that only some of them show stands there once."""
+    shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(shown) // 2))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=2, fontsize=7, frameon=False,
+                  labelcolor=_INK)  # fmt: skip
 
 
 def _save(figure: Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=160, transparent=True)
+    figure.savefig(file, dpi=160, facecolor=_PAPER)

@@ -118,10 +118,10 @@ def _histories(rows: Mapping[str, Sequence[Place]]) -> dict[str, dict[str, Curve
 
 
 def _row(run: Run, has_budgets: bool) -> str:
-    return f"{run.arm}, {run.tokens:,} tokens" if has_budgets and run.tokens else run.arm
+    return f"{run.arm}, {run.amount}" if has_budgets and run.amount else run.arm
 
 
 def _row_of(arm: str, rows: Mapping[str, Sequence[Place]]) -> str:
     """The reference's row: of several budgets the largest."""
-    found = {row: of[0].run.tokens or 0 for row, of in rows.items() if of[0].run.arm == arm}
+    found = {row: of[0].run.tokens or of[0].run.budget or 0 for row, of in rows.items() if of[0].run.arm == arm}
     return max(found, key=lambda row: found[row]) if found else arm

@@ -40,9 +40,9 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What a person calls it; its tokens are those of all its trainings, by which it is told from the others."""
+        """What a person calls it, by which it is told from the others."""
         parts = [self.arm, self.language]
-        parts += [f"{self.tokens:,} tokens"] if self.tokens else []
+        parts += [self.amount] if self.amount else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
         return ", ".join(parts)
 
@@ -59,8 +59,19 @@ class Run:
     @property
     def tokens(self) -> int | None:
         """That all its trainings together train on; None where there is none, or one trains on all there is."""
-        found = [one.budget for one in self.lineage if one.fit is not None]
-        return sum(filter(None, found)) if found and all(found) else None
+        return sum(filter(None, self._budgets)) if self._budgets and all(self._budgets) else None
+
+    @property
+    def amount(self) -> str:
+        """Its tokens as people read them, training by training where one trains on all there is; else empty."""
+        if self.tokens:
+            return f"{self.tokens:,} tokens"
+        parts = [f"{budget:,}" if budget else "all" for budget in self._budgets]
+        return f"{' + '.join(parts)} tokens" if any(self._budgets) else ""
+
+    @property
+    def _budgets(self) -> list[int | None]:
+        return [one.budget for one in self.lineage if one.fit is not None]
 
     @cached_property
     def fingerprint(self) -> str:

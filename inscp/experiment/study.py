@@ -155,16 +155,19 @@ class Study:
             slugs = [slug(name) for name in names]
             if twice := next((name for name in names if slugs.count(slug(name)) > 1 or not slug(name)), None):
                 raise UserError(twice, "folders could not be told apart by this name", "Take another one.")
+        changes = {f"arms.{name}": (arm.fit, arm.merge) for name, arm in self.arms.items()}
+        changes |= {f"languages.{tag}": (of.fit, of.evaluate) for tag, of in self.languages.items()}
+        for where, sections in changes.items():
+            if not all(section is None or isinstance(section, Mapping) for section in sections):
+                raise UserError(where, "what it changes is no section of keys", "Write {KEY: VALUE, …}.")
         for name, arm in self.arms.items():
-            if not all(changes is None or isinstance(changes, Mapping) for changes in (arm.fit, arm.merge)):
-                raise UserError(f"arms.{name}", "what it changes is no section of keys", "Write fit: {KEY: VALUE, …}.")
             if arm.fit is not None and arm.merge is not None:
                 raise UserError(f"arms.{name}", "it trains and merges", "Make two arms, the second `after` the first.")
             if arm.after and arm.fit is None and arm.merge is None:
                 raise UserError(f"arms.{name}", f"nothing happens after {arm.after}", "Give `fit` or `merge`.")
             seen = [name]
             while (before := self.arms[seen[-1]].after) is not None:
-                if before not in self.arms:
+                if not isinstance(before, str) or before not in self.arms:
                     known = ", ".join(self.arms)
                     raise UserError(f"arms.{seen[-1]}.after", f"there is no arm {before}", f"Name one of: {known}.")
                 if before in seen:
@@ -193,7 +196,7 @@ class Study:
         found: dict[str, Run] = {}
         for tag, language in self.languages.items():
             base = changed(fit, {"data.language": tag} | language.fit)
-            measures = changed(evaluate, language.evaluate)
+            measures = _with_tasks(changed(evaluate, language.evaluate), tag)
             budgets: list[int | None] = [*self.budgets] or [None]
             for name, budget, seed in product(self.arms, budgets, self.seeds):
                 run = self._run(name, tag, budget, seed, base, measures, known or {})
@@ -219,6 +222,18 @@ class Study:
             return Run(name, language, budget, seed, original, before, evaluate, fit=config, known=known)
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
         return Run(name, language, budget, drawn_by, original, before, evaluate, merge=merge, known=known)
+
+
+def _with_tasks(evaluate: Config, language: str) -> Config:
+    """
+    Raises:
+        UserError: what it calls tasks are none.
+    """
+    tasks = evaluate.get("tasks", {})
+    sections = {"tasks": tasks} | ({f"tasks.{name}": tasks[name] for name in tasks} if isinstance(tasks, dict) else {})
+    if wrong := next((where for where, section in sections.items() if not isinstance(section, Mapping)), None):
+        raise UserError(f"{language}: {wrong}", "it is no section of keys", "Write {class_path: TASK, init_args: {…}}.")
+    return evaluate
 
 
 def _in_language(value: Any, language: str) -> Any:

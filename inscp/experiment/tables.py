@@ -3,10 +3,12 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from inscp.evaluation.items import Item, items_folder, read_values
 from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
@@ -66,10 +68,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a row: its value over seeds and items, and each seed's."""
+    """A metric of a row, over seeds and items.
+
+    Attributes:
+        metric: its value.
+        seeds: it is of; 0 of a model that nothing was drawn for.
+        is_share: whether it counts something.
+    """
 
     metric: Metric
-    seeds: tuple[float, ...]
+    seeds: int
     is_share: bool
 
 
@@ -168,7 +176,7 @@ class Comparison:
         for task, kind, metric in self._metrics():
             title, label = _placed(task, kind, metric)
             columns[title].append(Column(task, metric, label))
-        return [self._table(title, found) for title, found in columns.items() if found]
+        return [self._table(title, _told_apart(found)) for title, found in columns.items() if found]
 
     def _metrics(self) -> Iterator[tuple[str, str, str]]:
         seen = dict.fromkeys(
@@ -186,10 +194,11 @@ class Comparison:
 
     def cell(self, row: str, column: Column) -> Cell | None:
         """What the seeds of a row come to; None where it was not measured."""
-        found = [m for one in self.by_row[row] if (m := _metric(one, column)) is not None]
-        if not found:
+        # Without those in which no item has it.
+        of_seed = {one.seed: metric for one in self.by_row[row] if (metric := _metric(one, column)) is not None}
+        if not of_seed:
             return None
-        seeds = tuple(metric.value for metric in found)  # without those in which no item has it
+        found, seeds = list(of_seed.values()), len(of_seed.keys() - {None})
         of_items = self._samples([self.by_row[row]], column)
         is_share = bool(of_items) and of_items[0].is_share
         if len(found) == 1:
@@ -201,7 +210,7 @@ class Comparison:
             assert loss is not None
             return Cell(perplexity(loss.metric), seeds, False)
         # A metric that is no mean over items has no interval over seeds.
-        return Cell(Metric(sum(seeds) / len(seeds), (math.nan, math.nan), found[0].n), seeds, False)
+        return Cell(Metric(fmean(metric.value for metric in found), (math.nan, math.nan), found[0].n), seeds, False)
 
     def change(self, row: str, column: Column) -> Difference | None:
         """How a row differs from the reference; None where the metric is no mean over items that both have."""
@@ -228,6 +237,15 @@ def _digest(id: str) -> int:
 def _metric(one: Evaluated, column: Column) -> Metric | None:
     task = one.results.tasks.get(column.task)
     return task.metrics.get(column.metric) if task else None
+
+
+def _told_apart(columns: Sequence[Column]) -> list[Column]:
+    """With the task's name where tasks of one kind have the same metrics."""
+    labels = Counter(column.label for column in columns)
+    return [
+        replace(column, label=f"{column.task}, {column.label}") if labels[column.label] > 1 else column
+        for column in columns
+    ]
 
 
 def _placed(task: str, kind: str, metric: str) -> tuple[str, str]:

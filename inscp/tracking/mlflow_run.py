@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.errors import RunError, UserError
 from inscp.tracking.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
+from inscp.tracking.store import file_of
 
 _KEY_TAG = "inscp.run"
 _NO_NAME = re.compile(r"[^\w.\-/: ]")
@@ -140,8 +141,8 @@ class MLflowRun:
         if found := self._client.get_experiment_by_name(name):
             return str(found.experiment_id)
         # MLflow would put artifacts into ./mlruns wherever it is started; beside the store they are found again.
-        store = self.tracking_uri.removeprefix("sqlite:///")
-        beside = None if store == self.tracking_uri else str(Path(store).resolve().parent / "mlartifacts")
+        store = file_of(self.tracking_uri)
+        beside = str(store.parent / "mlartifacts") if store else None
         return str(self._client.create_experiment(name, artifact_location=beside))
 
     def _create(self, start: Start) -> Any:

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from inscp.errors import UserError
 
+_FILE = "sqlite:///"
+
 
 def store_uri(given: str | None) -> str:
     """The store that is given, else that of MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
@@ -13,14 +15,20 @@ def store_uri(given: str | None) -> str:
     Raises:
         UserError: there is a password in it, which would stand in every file that says where a run is.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}mlflow.db"
     if urlsplit(uri).password:
         mend = "Give a server's in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, a database's in its own file."
         raise UserError("mlflow.tracking_uri", "it holds a password, which would be kept with every run", mend)
     return uri
 
 
+def file_of(uri: str) -> Path | None:
+    """The file of a store that is one; None for a server."""
+    path = uri.removeprefix(_FILE)
+    return None if path == uri else Path(path).resolve()
+
+
 def absolute(uri: str) -> str:
     """The store as it is found from any folder."""
-    file = uri.removeprefix("sqlite:///")
-    return uri if file == uri else f"sqlite:///{Path(file).resolve()}"
+    file = file_of(uri)
+    return uri if file is None else f"{_FILE}{file}"

@@ -11,8 +11,9 @@ from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data import batching
+from inscp.data.splitting import split
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tagger
-from inscp.data.tokenization import split_points, tokenize
+from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.records import IGNORED, Record, TokenSequence, Turn
 
@@ -68,6 +69,11 @@ def texts_in(parts: list[TokenSequence], before: list[int], after: list[int]) ->
     return [part.input_ids[len(before) : len(part.input_ids) - len(after)].tolist() for part in parts]
 
 
+def together(tokenizer: PreTrainedTokenizerBase, texts: list[list[int]]) -> str:
+    """What texts say without their white space, of which that between two pieces is left out."""
+    return "".join("".join(tokenizer.batch_decode(texts, clean_up_tokenization_spaces=False)).split())
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_long_document_loses_nothing_and_every_part_is_tagged(tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
     text, room = random_text(seed), random.Random(seed).randint(5, 90)
@@ -76,7 +82,7 @@ def test_long_document_loses_nothing_and_every_part_is_tagged(tokenizer: PreTrai
         row_length = len(before) + room + len(after)
         parts = parts_of(text, tokenizer, row_length, tagger)
         assert len(parts) > 3
-        assert list(chain(*texts_in(parts, before, after))) == text_ids(tokenizer, text)
+        assert together(tokenizer, texts_in(parts, before, after)) == together(tokenizer, [text_ids(tokenizer, text)])
         for number, part in enumerate(parts, 1):
             ids = part.input_ids.tolist()
             assert (part.part, part.parts, part.source) == (number, len(parts), "here:1")
@@ -106,22 +112,43 @@ def test_a_character_that_no_row_holds_is_divided(tokenizer: PreTrainedTokenizer
     assert list(chain(*texts_in(parts, before, after))) == text_ids(tokenizer, text)
 
 
-@pytest.mark.parametrize("end", ["。", "！", "? ", "\n", ". ", "؟ ", "। "])
-def test_parts_end_where_sentences_do(tokenizer: PreTrainedTokenizerBase, end: str) -> None:
-    text, (before, after) = f"the old mill runs past the river{end}" * 20, around(tokenizer)
+@pytest.mark.parametrize(
+    "end", ["。", "！", "? ", "\n", ". ", "؟ ", "। ", "۔ ", "። ", "။ ", "。」", ".” ", "… ", "!) "]
+)
+def test_parts_begin_and_end_with_a_sentence(tokenizer: PreTrainedTokenizerBase, end: str) -> None:
+    text, (before, after) = f"the old mill, 3.5 m, U.S. bank{end}" * 20, around(tokenizer)
+    text = text.rstrip(" ")
     sentence = len(text_ids(tokenizer, text)) // 20
     parts = parts_of(text, tokenizer, len(before) + 3 * sentence + sentence // 2 + len(after))
     assert len(parts) > 5
-    for ids in texts_in(parts, before, after):
-        assert tokenizer.decode(ids).rstrip(" ").endswith(end.rstrip(" "))
+    for said in tokenizer.batch_decode(texts_in(parts, before, after)):
+        assert said.strip(" ") == said or said[0] == " ", "SentencePiece has a space before every text"
+        assert said.lstrip(" ").startswith("the old mill")
+        assert said.endswith(end.strip())
 
 
-def test_parts_are_at_least_half_full_and_full_without_sentence_ends() -> None:
-    offsets = [(i, i + 1) for i in range(100)]
-    assert split_points("a" * 100, offsets, 40) == [40, 80]
-    assert split_points("." + "a" * 99, offsets, 40) == [40, 80], "an end in the first half would waste the row"
-    assert split_points("a" * 29 + "." + "a" * 70, offsets, 40) == [30, 70]
-    assert split_points("a" * 40, offsets[:40], 40) == []
+def test_without_a_sentence_end_a_part_ends_with_a_clause_or_word(tokenizer: PreTrainedTokenizerBase) -> None:
+    before, after = around(tokenizer)
+    for text in ("the old mill " * 30, "古老的磨坊，" * 30, "طاحونة، " * 30):
+        words = set(text.split()) | {text}
+        parts = parts_of(text, tokenizer, len(before) + 37 + len(after))
+        said = tokenizer.batch_decode(texts_in(parts, before, after))
+        assert len(said) > 2
+        assert all(one.split()[0] in words or one.startswith("古老的磨坊，") for one in said)
+        assert all(one.split()[-1] in words or one.endswith("磨坊，") for one in said)
+
+
+def test_parts_are_at_least_half_full_but_the_last_which_has_a_quarter() -> None:
+    def lengths(text: str, room: int) -> list[int]:
+        offsets = [(i, i + 1) for i in range(len(text))]
+        return list(map(len, split(text, [ord(c) for c in text], offsets, room, lambda word: list(map(ord, word)))))
+
+    assert lengths("a" * 100, 40) == [40, 40, 20]
+    assert lengths("." + "a" * 99, 40) == [40, 40, 20], "an end in the first half would waste the row"
+    assert lengths("a" * 29 + "." + "a" * 70, 40) == [40, 40, 20], "a point inside a word ends no sentence"
+    assert lengths("a" * 28 + ". " + "a" * 70, 40) == [29, 40, 30]
+    assert lengths("a" * 42, 40) == [32, 10]
+    assert lengths("a" * 40, 40) == [40]
 
 
 def test_a_document_that_just_fits_is_one_part(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -144,7 +171,7 @@ def test_a_text_is_as_long_as_a_document_may_be_a_conversation_as_a_row(tokenize
     assert len(whole.input_ids) > limit >= len(one.input_ids), "a conversation that is longer, a text that is not"
     assert len(parts) > 3
     assert all(len(part.input_ids) <= limit for part in parts)
-    assert list(chain(*texts_in(parts, before, after))) == text_ids(tokenizer, text.turns[0].text)
+    assert together(tokenizer, texts_in(parts, before, after)) == "".join(text.turns[0].text.split())
     with pytest.raises(UserError, match=r"data\.document_length: the chat template leaves 0 of \d+ tokens"):
         list(tokenize(documents, tokenizer, 4096, refuse, document_length=len(before) + len(after)))
 

@@ -118,10 +118,32 @@ def test_another_version_of_a_task_measures_again(study: Study, monkeypatch: pyt
     ({"a": Arm(), "b": Arm(after="a")}, "nothing happens after a"),
     ({"InsCP": Arm(), "inscp": Arm(fit={})}, "could not be told apart"),
     ({"a": Arm(fit="x")}, "no section of keys"),  # type: ignore[arg-type]
+    ({"a": Arm(fit={}, after=["b"])}, r"there is no arm \['b'\]"),  # type: ignore[arg-type]
 ])  # fmt: skip
 def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         replace(study, arms=arms).check()
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    (Language(fit="x"), r"languages\.fi: what it changes is no section of keys"),  # type: ignore[arg-type]
+    (Language(evaluate={"tasks": ["t"]}), "fi: tasks: it is no section of keys"),
+    (Language(evaluate={"tasks.t": None}), r"fi: tasks\.t: it is no section of keys"),
+])  # fmt: skip
+def test_languages_that_cannot_be_are_told(study: Study, changes: Language, complaint: str) -> None:
+    def spelled_out() -> None:
+        of = replace(study, languages={"fi": changes})
+        of.check()
+        of.runs()
+
+    with pytest.raises(UserError, match=complaint):
+        spelled_out()
+
+
+def test_budgets_are_told_apart_behind_a_training_on_all_there_is(study: Study) -> None:
+    arms = {"orgCP": Arm(fit={"data.token_budget": None}), "SFT": Arm(fit={}, after="orgCP")}
+    titles = [run.title for run in replace(study, arms=arms, seeds=[0], languages={"fi": Language()}).runs()]
+    assert titles == ["orgCP, fi, seed 0", "SFT, fi, all + 100 tokens, seed 0", "SFT, fi, all + 200 tokens, seed 0"]
 
 
 def test_an_arm_may_begin_with_a_model_of_its_own(study: Study) -> None:

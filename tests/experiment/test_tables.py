@@ -52,7 +52,7 @@ def test_a_row_of_several_seeds_is_their_mean_paired_with_the_reference(comparis
     cell, change = comparison.cell("InsCP | ours", column), comparison.change("InsCP | ours", column)
     assert cell is not None
     assert change is not None
-    assert (cell.metric.value, cell.seeds, cell.is_share) == (0.75, (0.75, 0.75), True)
+    assert (cell.metric.value, cell.seeds, cell.is_share) == (0.75, 2, True)
     assert (change.before, change.after, change.n) == (0.25, 0.75, 4)
 
 
