@@ -27,11 +27,12 @@ def track(file: str, tracking_uri: str | None = None) -> None:
     start, rest = read_run(path)
     if not rest:  # the mlflow_run.jsonl beside it, by which evaluate finds the run
         raise UserError(file, "nothing in it is left to send", "Give the mlflow_unsent.jsonl of a training.")
-    if tracking_uri is not None:  # where the run is found by its key, or not there yet
-        start = replace(start, tracking_uri=tracking_uri, run_id=None)
-    destination = MLflowRun(start.tracking_uri, start.run_id)
+    start = replace(start, tracking_uri=tracking_uri or start.tracking_uri)
+    destination = MLflowRun(start.tracking_uri)
     destination.connect()
     try:
+        if tracking_uri is not None and not destination.has(start.run_id):  # another store: the run begins there
+            start = replace(start, run_id=None)
         for batch in batches([start, *rest]):
             destination.send(batch)
     except RunError:

@@ -40,8 +40,8 @@ class Difference:
     Attributes:
         before, after: of the two.
         change: after - before, with its 95 % interval; `n` is that of the one with fewer items.
-        p: of no change, two-sided: for shares of all items of one seed each McNemar's exact one (McNemar 1947), else by
-            the t that the interval is from.
+        p: of no change, two-sided: for shares of the same items of one seed each McNemar's exact one (McNemar 1947),
+            else by the t that the interval is from.
         seeds: of the one that has more.
     """
 
@@ -113,7 +113,8 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     half_width = spread.half_width or (most_of_none(n) if is_share else 0.0)
     low, high = change - half_width, change + half_width
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
-    is_exact = is_share and len(old) == len(new) == 1 and bool((before.weights * after.weights).all())
+    is_of_same_items = bool(((before.weights > 0) == (after.weights > 0)).all())  # others of the task lack the metric
+    is_exact = is_share and len(old) == len(new) == 1 and is_of_same_items
     p = _mcnemar(before.values, after.values) if is_exact else spread.p(change)
     return Difference(one, other, Metric(change, interval, n), p, seeds)
 

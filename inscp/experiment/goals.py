@@ -13,6 +13,9 @@ from inscp.experiment.page import Grid, shown
 from inscp.experiment.study import Goal
 from inscp.experiment.tables import Cell, Column, Comparison
 
+_NONE = Cell(Metric(math.nan, (math.nan, math.nan), 0), 0, True)
+"""Of what was not measured."""
+
 
 @dataclass(frozen=True)
 class _Scored:
@@ -45,13 +48,15 @@ def goal_grids(
 
     Args:
         comparison: of one language.
-        goals: what is wanted; none gives no grids.
+        goals: what is wanted; none gives no grids. Multiples of a reference that was not measured are left out.
         language: of the comparison.
         tokens: of each row that was trained, which alone can be chosen: those of its trainings; None where it takes
             all that there are.
     """
     trained = [row for row in comparison.by_row if row in tokens]
-    if not goals or not trained or comparison.reference not in comparison.by_row:
+    if comparison.reference not in comparison.by_row:
+        goals = [goal for goal in goals if not goal.times_reference]
+    if not goals or not trained:
         return []
     halves = [comparison.half(number) for number in (0, 1)]
     columns = [comparison.column(goal.metric_in(language)) for goal in goals]
@@ -65,11 +70,12 @@ def goal_grids(
         [row, f"{tokens[row]:,}" if tokens.get(row) else "–", *map(_marked, of.cells, of.reached), of.count]
         for row, of in choosing.items()
     ]
-    found = other[chosen]
+    found, reference = other[chosen], other.get(comparison.reference)
+    before = reference.cells if reference else [_NONE for _ in columns]
     reported = [
-        [label, bound, shown(before), shown(cell), "yes" if is_reached else "no"]
-        for label, bound, before, cell, is_reached in
-        zip(labels, wanted, other[comparison.reference].cells, found.cells, found.reached, strict=True)
+        [label, bound, shown(old), shown(cell), "yes" if is_reached else "no"]
+        for label, bound, old, cell, is_reached in
+        zip(labels, wanted, before, found.cells, found.reached, strict=True)
     ]  # fmt: skip
     first = f"Half of the items; ✓ where it is reached. The most goals, then the least missed, choose {chosen}."
     second = f"The items that had no part in choosing: {found.count} goals are reached."
@@ -82,7 +88,7 @@ def goal_grids(
 
 def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Column]) -> dict[str, _Scored]:
     cells = {row: [_cell(comparison, row, column) for column in columns] for row in comparison.by_row}
-    reference, found = cells[comparison.reference], {}
+    reference, found = cells.get(comparison.reference, [_NONE for _ in columns]), {}
     for row, of in cells.items():
         values = [(goal, cell.metric.value, before.metric.value) for goal, cell, before in
                   zip(goals, of, reference, strict=True)]  # fmt: skip
@@ -92,7 +98,7 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
 
 
 def _cell(comparison: Comparison, row: str, column: Column) -> Cell:
-    return comparison.cell(row, column) or Cell(Metric(math.nan, (math.nan, math.nan), 0), 0, True)
+    return comparison.cell(row, column) or _NONE
 
 
 def _wanted(goal: Goal, cell: Cell, reference: str) -> str:

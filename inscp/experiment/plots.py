@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from inscp.experiment.tables import Cell, Column, Comparison
+from inscp.plotting import names_as_written
 
 _INK, _PAPER = "#4a5563", "white"
 _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
 _MARKERS, _LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")  # of those whose colours are the same again
-_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic",
-          "WenQuanYi Zen Hei", "Noto Sans Arabic")  # fmt: skip
-"""For arms that are named in scripts that matplotlib's own font lacks, of those that a system has."""
 _MEASURES = {
     "sound_in_language": "sound answer in the prompt's language (of all)",
     "ended": "ends its turn",
@@ -33,6 +31,7 @@ def language_columns(comparison: Comparison, language: str, measures: Sequence[s
     return []
 
 
+@names_as_written()
 def bars(comparison: Comparison, language: str, file: Path) -> bool:
     """What the answers to one language's prompts are like, arm by arm; False where none were asked."""
     columns = language_columns(comparison, language, list(_MEASURES))
@@ -53,6 +52,7 @@ def bars(comparison: Comparison, language: str, file: Path) -> bool:
     return True
 
 
+@names_as_written()
 def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) -> bool:
     """English that was kept against target language that was gained; False where either was not asked."""
     gained = language_columns(comparison, target, ["sound_in_language"])
@@ -76,6 +76,7 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) 
     return True
 
 
+@names_as_written()
 def against_tokens(
     comparison: Comparison, budgets: Mapping[str, tuple[str, int | None]], language: str, file: Path
 ) -> bool:
@@ -113,6 +114,7 @@ def against_tokens(
     return True
 
 
+@names_as_written()
 def perplexity_bands(comparison: Comparison, file: Path) -> bool:
     """How the perplexities of held-out texts are spread, arm by arm: median, middle half, all but the outer tenth.
 
@@ -145,6 +147,7 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
     return True
 
 
+@names_as_written()
 def curves(
     histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], order: Sequence[str], file: Path
 ) -> bool:

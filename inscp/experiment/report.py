@@ -15,6 +15,9 @@ from inscp.experiment.places import Place, Places
 from inscp.experiment.runs import Run
 from inscp.experiment.study import Study, study_name
 from inscp.experiment.tables import Comparison, Evaluated
+from inscp.model.export import origin_in
+
+_NAMED = 5  # of the runs that were not measured
 
 
 def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
@@ -35,7 +38,7 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
         mend = f"Run `python -m inscp experiment run {given}` first." if study.evaluate else "Give it `evaluate`."
         raise UserError(given, "nothing has been measured yet", mend)
     has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
-    sections, environments = [], []
+    sections, lacking, environments, trained_in, answered_in = [], [], [], [], []
     for language in study.languages:
         rows: dict[str, list[Place]] = {}
         for at in places:
@@ -52,16 +55,38 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
         chosen = goal_grids(comparison, study.goals, language, trained)
         sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(rows, study.projected)]))
         environments += [one.results.environment for one in evaluated]
+        trained_in += [(_precision_of_training(at), row) for row, of in rows.items() for at in of]
+        answered_in += [(str(one.results.environment.get("precision", "")), one.row) for one in evaluated]
+        lacking += [language] if comparison.reference not in rows else []
     versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
+    measured = {at.run.name for at in places}
+    missing = [run.title for run in runs if run.evaluate and run.name not in measured]
     facts = {
         "command": f"python -m inscp experiment run {given}",
-        "runs": f"{len(places)} of {len([run for run in runs if run.evaluate])} measured",
+        "runs": f"{len(places)} of {len(places) + len(missing)} measured",
+        "not measured": "; ".join(missing[:_NAMED]) + (f"; {more} more" if (more := len(missing) - _NAMED) > 0 else ""),
+        "no changes": f"{study.baseline} is not measured in {', '.join(lacking)}" if lacking else "",
         "hardware": _distinct(str(one.get("hardware", "")) for one in environments),
-        "precision of answers": _distinct(str(one.get("precision", "")) for one in environments),
+        "precision of training": _of_rows(trained_in),
+        "precision of answers": _of_rows(answered_in),
         "date": _distinct(str(one.get("date", ""))[:10] for one in environments),
         "versions": _distinct(versions),
     }
-    return Page(study_name(Path(given)), study.question, sections, facts)
+    return Page(study_name(Path(given)), study.question, sections, {name: fact for name, fact in facts.items() if fact})
+
+
+def _precision_of_training(at: Place) -> str:
+    origin = origin_in(at.exported[-1]) if at.exported else None
+    return str(origin.training.get("precision", "")) if origin else ""
+
+
+def _of_rows(values: Iterable[tuple[str, str]]) -> str:
+    """Each value with the rows that have it, or alone where all have the same: of two precisions figures differ."""
+    rows: dict[str, dict[str, None]] = {}
+    for value, row in values:
+        if value:
+            rows.setdefault(value, {})[row] = None
+    return "; ".join(f"{value}: {' | '.join(of)}" for value, of in rows.items()) if len(rows) > 1 else "".join(rows)
 
 
 def _distinct(values: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
+from inscp.plotting import names_as_written
 from inscp.selection.select import Funnel, Histogram
 
 JSON, HTML = "_report.json", "_report.html"
@@ -80,6 +81,7 @@ def _page(report: Mapping[str, Any]) -> str:
     )
 
 
+@names_as_written()
 def _plot(report: Mapping[str, Any], what: str, filter_name: str) -> str:
     """Histograms before (grey) and after (blue), one row a source, with the thresholds of the filter, as SVG."""
     import matplotlib.figure

@@ -75,6 +75,17 @@ class MLflowRun:
             what = f"the store {self.tracking_uri} cannot be opened ({error})"
             raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error
 
+    def has(self, run_id: str | None) -> bool:
+        """Whether the store has this run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return run_id is not None and self._client.get_run(run_id) is not None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
     def send(self, batch: Sequence[Piece]) -> None:
         """Perform pieces that go into one call. What the store refuses for good is told and left out.
 

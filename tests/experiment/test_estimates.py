@@ -84,6 +84,8 @@ def test_the_p_of_shares_is_mcnemars() -> None:
     found = differences(before, after)["ok"]
     assert (found.before, found.after, found.n) == (1 / 30, 9 / 30, 30)
     assert found.p == pytest.approx(22 / 1024)
+    others = [Item(f"en {i}", {"en/ok": True}) for i in range(40)]  # of the same task, in another language
+    assert differences(before + others, after + others)["ok"].p == found.p
     assert found.change.value == pytest.approx(8 / 30)
 
 

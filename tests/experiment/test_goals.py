@@ -103,3 +103,11 @@ def test_a_goal_that_was_not_measured_is_missed_and_told() -> None:
 def test_a_goal_has_one_bound(bounds: dict[str, float]) -> None:
     with pytest.raises(UserError, match="one bound"):
         Goal("x", **bounds)  # type: ignore[arg-type]
+
+
+def test_without_the_reference_only_its_multiples_are_left_out() -> None:
+    goals = [Goal("language/{language}/ended", at_least=0.5), *GOALS]
+    choosing, judging = goal_grids(Comparison([LUCKY, STEADY], "instruct"), goals, "fi", TRAINED)
+    assert choosing.head == ["", "tokens", "fi: ended ≥ 50%", "reached"]
+    assert [row[2] for row in judging.rows] == ["–"]
+    assert goal_grids(Comparison([LUCKY, STEADY], "instruct"), GOALS, "fi", TRAINED) == []

@@ -173,6 +173,7 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "complaint"), [
     (STUDY + "seed: [1]\n", "seed: no such key. Did you mean seeds"),
     (STUDY.replace("{fit: {data", "{fitt: {data"), "arms.InsCP.fitt: no such key"),
+    (STUDY.replace("{fit: {data.tagger: PlainTagger}}", "{fit: }"), "arms.InsCP.fit: it has no value"),
     (STUDY.replace("{fi: {}}", "{fi: {data.train: x}}"), "languages.fi.data.train: no such key"),
     (STUDY.replace("{fi: {}}", "[fi]"), "languages: it is no section"),
     (STUDY.replace("{InsCP: {fit: {data.tagger: PlainTagger}}}", "{InsCP: null}"), "arms.InsCP: it is no section"),

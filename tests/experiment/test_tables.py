@@ -12,6 +12,7 @@ from inscp.evaluation.items import Item
 from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.retention import Retention
+from inscp.experiment.page import grids
 from inscp.experiment.report import comparison_page
 from inscp.experiment.tables import Column, Comparison, Evaluated
 
@@ -109,3 +110,37 @@ def test_evaluations_of_two_versions_of_a_task_are_not_set_side_by_side(comparis
     other = replace(old, results=replace(old.results, tasks=tasks))
     with pytest.raises(UserError, match="version 99"):
         Comparison([other, *comparison.evaluated[1:]], "instruct").tables()
+
+
+def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison) -> None:
+    original, one, two = comparison.evaluated
+    surer = replace(evaluated("lost a seed", 1, [True] * 4, [2.0, 3.0]))
+    table = next(of for of in Comparison([original, one, two, surer], "instruct").tables() if "answers are" in of.title)
+    values, changes = grids(table, "instruct")
+    ended = [grid.head.index("en: ended") for grid in (values, changes)]
+    rows = [{row[0]: row[at] for row in grid.rows} for grid, at in zip((values, changes), ended, strict=True)]
+    assert rows[0]["lost a seed"].endswith(", 1 seed")
+    assert rows[1]["lost a seed"].startswith("+75 (")
+    assert rows[1]["lost a seed"].endswith("), 1 seed"), "an interval of one seed is narrower than one of two"
+    assert not any("seed" in rows[0][row] for row in ("instruct", "InsCP | ours")), "nothing is drawn for the original"
+
+
+def test_two_tasks_of_one_kind_have_heads_of_their_own(comparison: Comparison) -> None:
+    def twice(one: Evaluated) -> Evaluated:
+        tasks = {**one.results.tasks, "chat": one.results.tasks["language"]}
+        items = {**one.items, "chat": one.items["language"]}
+        return replace(one, results=replace(one.results, tasks=tasks), items=items)
+
+    tables = Comparison([twice(one) for one in comparison.evaluated], "instruct").tables()
+    for table in tables:
+        assert len({column.label for column in table.columns}) == len(table.columns)
+    assert [column.label for column in tables[0].columns] == ["language, en prompt: en", "chat, en prompt: en"]
+
+
+def test_names_in_plots_are_no_formulae(
+    comparison: Comparison, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    renamed = [replace(one, row=f"{one.row} cost $x_$ 中文") for one in comparison.evaluated]
+    comparison_page(Comparison(renamed, renamed[0].row), "?", "?", tmp_path)
+    assert (tmp_path / "en_perplexities.png").exists()
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

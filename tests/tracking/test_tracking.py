@@ -293,6 +293,22 @@ def test_what_is_sent_late_does_not_undo_the_end_of_a_later_training(tmp_path: P
     assert sorted(steps_of("train/loss", run, store)) == [1, 2, 3]
 
 
+def test_what_could_not_be_sent_to_one_store_is_sent_to_another(tmp_path: Path, store: str) -> None:
+    first = tracker_for(store)
+    first.log_at({"train/loss": 3.0}, 1)
+    wait_until(lambda: first.is_sent)
+    with silent_server() as uri:
+        cut_off = tracker_for(uri, run_id=first.run_id, patience=0)
+        cut_off.unsent_folder = tmp_path
+        cut_off.log_at({"train/loss": 2.0}, 2)
+        with pytest.warns(UserWarning, match="python -m inscp track"):
+            cut_off.finalize("failed")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert main(["track", str(tmp_path / "mlflow_unsent.jsonl"), "--tracking_uri", other]) == 0
+    assert steps_of("train/loss", run_in(other), other) == [2]
+    assert steps_of("train/loss", run_in(store), store) == [1]
+
+
 def test_what_is_measured_again_is_what_the_run_shows_and_what_is_only_sent_again_is_there_once(store: str) -> None:
     first = tracker_for(store)
     first.log_at({"eval/x": 0.5}, 10, anew=True)
