@@ -1,5 +1,6 @@
 """`python -m inscp COMMAND`: the commands and how they end. Nothing heavy is imported before a command is chosen."""
 
+import errno
 import gc
 import importlib
 import os
@@ -43,6 +44,7 @@ options: --version, --debug (show the traceback of an error)
 """
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _WRONG_PATHS = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -81,9 +83,11 @@ def _main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except OSError as error:  # a file that may not be read or written, a full disk
-        if os.environ.get("INSCP_DEBUG") or error.filename is None:
+        is_of_disk = error.filename is not None or error.errno in _FULL
+        if os.environ.get("INSCP_DEBUG") or not is_of_disk:
             raise
-        print(f"error: {error.filename}: {error.strerror}. Check the path, its rights and the disk.", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename is not None else ""  # a write does not say where
+        print(f"error: {where}{error.strerror}. Check the path, its rights and the disk.", file=sys.stderr)
         return 2 if isinstance(error, _WRONG_PATHS) else 1
     except Stopped as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second Ctrl-C would only change the status

@@ -112,11 +112,11 @@ _LABELS = {
 def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> str:
     """Groups of measures, before and after, as aligned text; shares in per cent, `–` where there is none."""
     lines = [f"{'':<38}{'before':>9}{'after':>9}"]
-    for group, measures in before.items():
+    for group in {**before, **after}:  # what was asked for at a resumption only has no `before`
         lines.append(group)
-        for name, value in measures.items():
+        for name in {**before.get(group, {}), **after.get(group, {})}:
             is_share = name in _LABELS
-            numbers = (value, after.get(group, {}).get(name))
+            numbers = (before.get(group, {}).get(name), after.get(group, {}).get(name))
             cells = ["–" if x is None else f"{x:.0%}" if is_share else f"{x:.2f}" for x in numbers]
             lines.append(f"  {_LABELS.get(name, name):<36} {cells[0]:>8} {cells[1]:>8}")
     return "\n".join(lines)

@@ -118,8 +118,8 @@ class Checkpoints(Checkpoint):
         self._finish(trainer)
         is_there = trainer.strategy.broadcast(path.exists())
         if is_there and self._newest == trainer.global_step:  # written before this step's validation, or resumed from
-            if trainer.is_global_zero:
-                add_to_mark(path, mark or {})
+            if trainer.is_global_zero and mark:
+                self._add(path, mark)
             return ""
         if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
             if trainer.is_global_zero:
@@ -128,6 +128,12 @@ class Checkpoints(Checkpoint):
         self._newest = trainer.global_step
         trainer.save_checkpoint(path, storage_options=(self._writer, mark))
         return self._finish(trainer) if wait or not self._asynchronous else ""
+
+    def _add(self, path: Path, mark: Mapping[str, Any]) -> None:
+        try:
+            add_to_mark(path, mark)
+        except OSError as error:
+            rank_zero_warn(f"{path} cannot be told what was measured ({error.strerror}); the training goes on")
 
     def _finish(self, trainer: Trainer) -> str:
         try:

@@ -22,7 +22,7 @@ class Interruption(Callback):
     """Saves and stops at SIGTERM, at SIGUSR1 (SLURM's usual warning before the end) and at the first Ctrl-C.
 
     Whichever rank is told, all stop behind the same step; behind the last one the training ends as if nothing had been
-    told, with its model exported. A second Ctrl-C ends at once.
+    told, with its model exported and asked. A second Ctrl-C ends at once.
 
     Args:
         checkpoints: writes the checkpoint.
@@ -47,10 +47,11 @@ class Interruption(Callback):
             return
         received = torch.tensor(self._received, device=trainer.strategy.root_device)
         number = int(trainer.strategy.reduce(received, reduce_op="max"))
-        if number and trainer.global_step < trainer.datamodule.total_steps:  # type: ignore[attr-defined]
+        is_last = trainer.should_stop or trainer.global_step >= trainer.datamodule.total_steps  # type: ignore[attr-defined]
+        if number and not is_last:
             self._stop(trainer, signal.Signals(number))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unlisten()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

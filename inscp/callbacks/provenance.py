@@ -15,9 +15,10 @@ from inscp.cost.ledger import Cost
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
-from inscp.model.export import Origin, read_origin
+from inscp.model.export import Origin, read_origin, warn_of_other_weights
 from inscp.model.module import InsCPModule
 from inscp.paths import local_path
+from inscp.pretrained import weights_fingerprint
 from inscp.selection import report as selection
 from inscp.tracking.environment import hardware
 from inscp.tracking.tracker import MLflowTracker, tracker_of
@@ -44,11 +45,13 @@ class Provenance(Callback):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._before: Origin | None = None
+        self._weights = ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data, tracker = _parts(trainer)
         assert isinstance(pl_module, InsCPModule)
         self._before = read_origin(pl_module.pretrained)
+        self._weights = weights_fingerprint(pl_module.pretrained)
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
         if tracker is None:
@@ -58,7 +61,7 @@ class Provenance(Callback):
         names = {"arm": origin.arms, "model": origin.base_model, "language": origin.language, "hardware": hardware()}
         measures = ("fingerprint", "tokens", "sequences", "split_documents", "padding")
         data_params = {f"data_{measure}": report[measure] for measure in measures}
-        tracker.log_hyperparams(names | data_params | dict(origin.training))
+        tracker.log_hyperparams(names | data_params | dict(origin.training) | {"steps": data.total_steps})
         sources = ", ".join(data.report.records)
         tracker.log_dataset(f"{data.language} ({len(data.report.records)} sources)", data.report.fingerprint[:16],
                             sources, json.dumps({k: report[k] for k in ("rows", "tokens", "sequences")}))  # fmt: skip
@@ -93,7 +96,7 @@ class Provenance(Callback):
             "weight_decay": module.optimizer.weight_decay,
             "row_length": data.row_length,
             "rows_per_step": data.rows_per_step,
-            "steps": trainer.global_step if trainer.should_stop else data.total_steps,
+            "steps": trainer.global_step,
             "token_budget": data.token_budget or round(data.total_rows * data.mixture.tokens_per_row),
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
@@ -106,16 +109,20 @@ class Provenance(Callback):
             training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
         if data.replay:
             training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"
+        is_measured = module.held_out_step == trainer.global_step  # and not behind an earlier step
         held_out = {
-            name: {"before": loss, "after": module.held_out.get(name, math.nan)}
+            name: {"before": loss} | ({"after": module.held_out[name]} if is_measured else {})
             for name, loss in module.held_out_before.items()
         }
         adapter = asdict(module.adapter) if module.adapter else None
         report, arm, cost = asdict(data.report), data.tagger.arm, training_cost(trainer)
         return Origin(
             module.pretrained, arm, data.language, training, report, held_out, adapter, self._before,
-            cost.plain() if cost else {},
+            cost.plain() if cost else {}, self._weights,
         )  # fmt: skip
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        warn_of_other_weights(Origin(**checkpoint[ORIGIN_KEY]))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         _, tracker = _parts(trainer)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import tokens_seen, untimed
@@ -144,13 +145,17 @@ class StopWhenAligned(Callback):
         if reason:
             print(f"the training ends after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
         whole = {"taught": next(iter(self._prompts)), "history": self._history, "stopped": reason or None}
-        write_whole(self.folder / ALIGNMENT_FILE, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+        try:
+            write_whole(self.folder / ALIGNMENT_FILE, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:  # checkpoints have the history too
+            rank_zero_warn(f"{self.folder / ALIGNMENT_FILE} cannot be written ({error.strerror}); the training goes on")
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": list(self._history)}  # an asynchronous checkpoint is written when there may be more
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._history = list(state_dict["history"])
+        of_others = (one for one in state_dict["history"] if one["measures"].keys() != self._prompts.keys())
+        self._history = [] if self._prompts and any(of_others) else list(state_dict["history"])
 
 
 def is_flat(series: Sequence[float], patience: int, tolerance: float) -> bool:

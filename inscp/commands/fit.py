@@ -32,6 +32,7 @@ from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
     CHECKPOINTS,
     CONFIG,
+    ended_without_checkpoint,
     has_newer,
     new_folder,
     newest_checkpoint,
@@ -67,9 +68,10 @@ _LEAST: dict[str, tuple[float, ...]] = {
     "accumulate_grad_batches": (1,),
     "gradient_clip_val": (0,),
     "val_check_interval": (1e-6,),
-    "limit_train_batches": (1e-6,),
 }
 """The least number with which there is something to train, and another one that means something to Lightning."""
+_CUTS = {"limit_train_batches": (None, 1.0), "overfit_batches": (0.0,), "fast_dev_run": (False,)}
+"""What would end a training that counts steps, losses and tokens to another end, and the values that do not."""
 _PRECISIONS = (None, "bf16-mixed", "bf16", "32-true", "32", 32)
 """Those that train, under all their names; None takes `best_precision`."""
 
@@ -112,6 +114,10 @@ def _require_offered(trainer: Mapping[str, Any]) -> None:
     if trainer["max_epochs"] != 1:
         mend = "Leave it, and set data.epochs or data.token_budget."
         raise UserError("trainer.max_epochs", "the length of a training is a matter of the data", mend)
+    for name, harmless in _CUTS.items():
+        if trainer[name] not in harmless:
+            mend = "Leave it out, and set trainer.max_steps or data.token_budget."
+            raise UserError(f"trainer.{name}", "the length of a training is a matter of its steps and data", mend)
     for name, (least, *others) in _LEAST.items():
         if isinstance(value := trainer[name], int | float) and value < least and value not in others:
             raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
@@ -120,6 +126,15 @@ def _require_offered(trainer: Mapping[str, Any]) -> None:
     if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
+
+
+def _ended(folder: Path) -> Stopped:
+    return Stopped(f"this training has ended; its model is {folder / 'model'}", 0)
+
+
+def _listed(given: Any) -> list[Any]:
+    """One, several or none, as Lightning takes them."""
+    return list(given) if isinstance(given, list | tuple) else [given] if given else []
 
 
 class TrainingParser(NoSubConfigs, OneLineErrors, LightningArgumentParser):
@@ -212,16 +227,19 @@ class InsCPCLI(LightningCLI):
         self.tracker = self._open_tracker(name) if given["logger"] is None else None
         if given["logger"] is None:
             kwargs["logger"] = self.tracker or False
-        given["callbacks"] = [*(given["callbacks"] or []), *self._callbacks()]
+        given["callbacks"] = [*_listed(given["callbacks"]), *self._callbacks()]
         given["enable_progress_bar"] = sys.stderr.isatty()
         # The rows end there: Lightning would not enter its loop, and export nothing, where as many steps lie behind.
         given["max_steps"] = -1
         if SLURMEnvironment.detect():  # the signal is ours; the recipe puts the job back into the queue
-            given["plugins"] = [*(given["plugins"] or []), SLURMEnvironment(auto_requeue=False)]
+            given["plugins"] = [*_listed(given["plugins"]), SLURMEnvironment(auto_requeue=False)]
         self.save_config_kwargs = {"folder": self.folder}
         strategy = strategy_for(given["strategy"], given["accelerator"], given["devices"], given["num_nodes"])
         precision = given["precision"] or best_precision()
-        return super().instantiate_trainer(precision=precision, strategy=strategy, **kwargs)
+        trainer = super().instantiate_trainer(precision=precision, strategy=strategy, **kwargs)
+        *others, checkpoints = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, Interruption(checkpoints), checkpoints]  # type: ignore[attr-defined]
+        return trainer
 
     def _open_tracker(self, name: str) -> MLflowTracker | None:
         tracking: Tracking = self._get(self.config_init, "mlflow")
@@ -234,22 +252,22 @@ class InsCPCLI(LightningCLI):
         return tracker
 
     def _callbacks(self) -> list[Callback]:
-        """Those of every run; Lightning puts BeforeAfter, StopWhenAligned and, last of all, Checkpoints behind them."""
+        """Those of every run; behind them come BeforeAfter, StopWhenAligned, Interruption and, last, Checkpoints."""
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         before_after: BeforeAfter = self._get(self.config_init, "before_after")
         before_after.folder, before_after.goes_on = self.model_folder, self._resumed is not None
         self._get(self.config_init, "stop_when_aligned").folder = self.folder
         provenance, throughput = Provenance(self.folder), Throughput()
         # In this order. Throughput and TrainingCost count a step before Interruption and Checkpoints keep the counts
-        # and before StopWhenAligned asks for `tokens_seen`. At the end LastValidation measures what TrainingCost counts
-        # and ExportAtEnd tells, and Interruption listens until the export is done, which a signal would break off.
+        # and before StopWhenAligned asks for `tokens_seen`; what that measures behind a step Interruption keeps too. At
+        # the end LastValidation measures what TrainingCost counts and ExportAtEnd tells, and Interruption listens until
+        # the export and the table are done, which a signal would break off.
         return [
             provenance,
             throughput,
             LastValidation(),
             TrainingCost(self._get(self.config_init, "cost"), throughput),
             ExportAtEnd(self.model_folder, provenance, checkpoints),
-            Interruption(checkpoints),
             progress(),
         ]
 
@@ -264,7 +282,10 @@ class InsCPCLI(LightningCLI):
         is_given = checkpoints.is_given_folder
         if given == "last":
             config = self._plain_config()
-            found = newest_checkpoint([checkpoints.folder] if is_given else same_training(runs, config))
+            attempts = [] if is_given else same_training(runs, config)
+            if self.subcommand == "fit" and (ended := ended_without_checkpoint(attempts, config)):
+                raise _ended(ended)
+            found = newest_checkpoint([checkpoints.folder] if is_given else [of / CHECKPOINTS for of in attempts])
             if found and is_given:
                 require_same_training(found, config)
             self.config_init[self.subcommand]["ckpt_path"] = found and str(found)
@@ -276,7 +297,7 @@ class InsCPCLI(LightningCLI):
             before = Path(read_about(found)[FOLDER_KEY])
             is_ended = (before / "model").exists()
             if is_ended and given == "last":
-                raise Stopped(f"this training has ended; its model is {before / 'model'}", 0)
+                raise _ended(before)
             if is_ended or has_newer(found, before):  # what came behind it then is left as it is
                 before = None
         if is_given and self.subcommand == "fit":

@@ -48,7 +48,7 @@ def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
 
 
 def same_training(runs: Path, config: Mapping[str, Any]) -> list[Path]:
-    """Where the earlier attempts at a training keep their checkpoints, the newest first.
+    """The folders of the earlier attempts at a training, the newest first.
 
     Args:
         runs: the folder of all trainings of one name. Those that differ in what decides a training (their learning
@@ -56,13 +56,30 @@ def same_training(runs: Path, config: Mapping[str, Any]) -> list[Path]:
         config: of the training, all of it.
     """
     found = []
-    for folder in sorted(runs.glob(f"*/{CHECKPOINTS}"), reverse=True):
-        if other := next(_differing(_deciding(_read(folder.parent / CONFIG)), _deciding(config)), None):
-            what = f"{folder.parent} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
-            print(what, file=sys.stderr)
+    for folder in sorted((file.parent for file in runs.glob(f"*/{CONFIG}")), reverse=True):
+        if other := next(_differing(_deciding(_read(folder / CONFIG)), _deciding(config)), None):
+            if (folder / CHECKPOINTS).exists():
+                what = f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
+                print(what, file=sys.stderr)
         else:
             found.append(folder)
     return found
+
+
+def ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any]) -> Path | None:
+    """The folder of the newest attempt where that has come to its end and was too short for a checkpoint.
+
+    Args:
+        attempts: as `same_training` has them.
+        config: of the training, all of it.
+    """
+    for folder in attempts:
+        if (folder / CHECKPOINTS).exists():
+            return None
+        lengths = [of.get("trainer", {}).get("max_steps") for of in (_read(folder / CONFIG), config)]
+        if (folder / "model").exists() and lengths[0] == lengths[1]:  # and not a trial of a few steps
+            return folder
+    return None
 
 
 def require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:

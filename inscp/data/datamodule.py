@@ -149,7 +149,7 @@ class InsCPDataModule(LightningDataModule):
         else:
             wanted = math.ceil(self.token_budget / self.mixture.tokens_per_row)
         is_limited = self._max_steps >= 0 and self.trainer is not None
-        return min(wanted, self._rows_after(self._max_steps)) if is_limited else wanted
+        return max(self._rows_before, min(wanted, self._rows_after(self._max_steps)) if is_limited else wanted)
 
     @property
     def total_steps(self) -> int:

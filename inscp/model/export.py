@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp import __version__
@@ -18,7 +19,7 @@ from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA, merged
 from inscp.paths import written_whole
-from inscp.pretrained import load_model, model_name, resolve
+from inscp.pretrained import load_model, model_name, resolve, weights_fingerprint
 
 ORIGIN = "inscp.json"
 """In an exported folder: its `Origin`."""
@@ -38,6 +39,7 @@ class Origin:
         adapter: the values of `LoRA`, where adapters were trained.
         before: where `pretrained` comes from, if it was made here too; also as the plain values of `asdict`.
         cost: of the training, the values of `inscp.cost.ledger.Cost`; empty where nothing was counted.
+        weights: a digest of the files of `pretrained`; empty where they are on the Hub.
     """
 
     pretrained: str
@@ -49,6 +51,7 @@ class Origin:
     adapter: Mapping[str, Any] | None = None
     before: "Origin | None" = None
     cost: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.before, Mapping):
@@ -99,6 +102,7 @@ def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedM
         weights: the trained weights by name.
     """
     model = load_model(origin.pretrained, torch.float32)
+    warn_of_other_weights(origin)
     if origin.adapter:
         return merged(model, LoRA(**origin.adapter), weights)
     found = model.load_state_dict(dict(weights), strict=False, assign=True)
@@ -107,6 +111,12 @@ def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedM
         raise UserError(origin.pretrained, f"it has no {found.unexpected_keys[0]}, which was trained", mend)
     model.tie_weights()
     return model
+
+
+def warn_of_other_weights(origin: Origin) -> None:
+    """Tell where adapters meet another model than they were trained on, which fits them as well."""
+    if origin.adapter and origin.weights and weights_fingerprint(origin.pretrained) != origin.weights:
+        rank_zero_warn(f"{origin.pretrained} has changed since adapters were trained on it; they may not fit any more")
 
 
 def export_model(
@@ -247,8 +257,12 @@ def _sections(stage: Origin, head: str) -> str:
     sections["settings"] = f"| setting | value |\n|---|---|\n{settings}"
     if stage.held_out:
         losses = "\n".join(
-            f"| {name} | {values['before']:.3f} | {values['after']:.3f} |" for name, values in stage.held_out.items()
+            f"| {name} | {values['before']:.3f} | {_after(values)} |" for name, values in stage.held_out.items()
         )
         sections["loss of held-out text, nats a token"] = f"| set | before | after |\n|---|---|---|\n{losses}"
     titles = {title: head + title if head else title[0].upper() + title[1:] for title in sections}
     return "".join(f"\n## {titles[title]}\n\n{text}\n" for title, text in sections.items())
+
+
+def _after(losses: Mapping[str, float]) -> str:
+    return f"{losses['after']:.3f}" if "after" in losses else "not measured"

@@ -1,6 +1,6 @@
 """A model out of several, by arithmetic with their weights: no training, and one model in memory.
 
-The first of the models is loaded; of the others one tensor at a time is read, in fp32, and taken into the first.
+The first of the models is loaded; of all of them one tensor at a time is read, in fp32, and merged into the first.
 """
 
 from abc import ABC, abstractmethod
@@ -148,10 +148,10 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
             raise UserError(other, what, "Merge models of one family.")
     result = load_model(models[0], dtype)
     weights = dict(result.named_parameters())
-    readers = [_reader(other, models[0], weights) for other in models[1:]]
+    readers = [_reader(spec, models[0], weights) for spec in models]
     merge = method.bind(models, result)
     for name, weight in weights.items():
-        weight.copy_(merge(name, weight.float(), *(read(name) for read in readers)))
+        weight.copy_(merge(name, *(read(name) for read in readers)))
     return result
 
 

@@ -1,7 +1,11 @@
 """Checkpoints are whole, the right ones are kept, and a training goes on from each of them."""
 
+import errno
 import json
+import os
 import resource
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 from corpus import Losses, data_module, module, trainer, write_corpus
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
-from inscp.model.checkpoint import read_about, read_mark, whole_checkpoints
+from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_mark, whole_checkpoints
+from inscp.model.export import Origin, model_card, warn_of_other_weights
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +211,47 @@ def test_another_rank_of_the_adapter_is_told(tmp_path: Path, corpus: Path, tiny_
     run(2)
     with pytest.raises(UserError, match="of this shape"):
         run(4, whole_checkpoints(tmp_path / "kept")[0][0])
+
+
+def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, values: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("inscp.callbacks.checkpoints.add_to_mark", full)
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=4, monitor="val/held/loss")
+    with pytest.warns(UserWarning, match="cannot be told what was measured .No space left"):
+        losses = fit(tmp_path, corpus, tiny_model_folder, saving)
+    assert steps(tmp_path / "kept")
+    assert max(losses.steps) > 4
+
+
+def test_the_card_of_a_checkpoint_tells_what_was_measured_behind_its_step(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    losses = fit(
+        tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=2, keep_last=99)
+    )
+    cards = {int(path.name.removeprefix("step-")): Origin(**read_about(path)[ORIGIN_KEY])
+             for path in whole_checkpoints(tmp_path / "kept")[0]}  # fmt: skip
+    assert {step: origin.training["steps"] for step, origin in cards.items()} == {step: step for step in cards}
+    assert {step for step, origin in cards.items() if "after" in origin.held_out["held"]} == set()
+    assert "| not measured |" in model_card(cards[2])
+    assert max(cards) in (max(losses.steps), max(losses.steps) - 1)
+
+
+def test_adapters_on_weights_that_have_changed_are_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_folder, base)
+    options = {"callbacks": [Provenance(tmp_path), Checkpoints(str(tmp_path / "kept"), every_n_steps=3)]}
+    one = trainer(tmp_path, enable_checkpointing=True, **options)
+    one.fit(module(str(base), adapter=LoRA(rank=2)), datamodule=data_module(corpus, str(base)))
+    origin = Origin(**read_about(whole_checkpoints(tmp_path / "kept")[0][0])[ORIGIN_KEY])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_other_weights(origin)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor + 0.1 for name, tensor in weights.items()}, base / "model.safetensors")
+    with pytest.warns(UserWarning, match="has changed since adapters were trained"):
+        warn_of_other_weights(origin)

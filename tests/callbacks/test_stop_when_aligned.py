@@ -205,3 +205,21 @@ def test_what_had_ended_ends_at_once_when_it_is_resumed(
     assert not resumed.steps
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "resumed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_log_that_cannot_be_written_costs_no_training(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    (tmp_path / "alignment.json").mkdir(parents=True)  # where a file should be
+    with pytest.warns(UserWarning, match="alignment.json cannot be written"):
+        losses = fit(tmp_path, corpus, tiny_model_folder, asking(corpus, retention=0.0))
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert max(losses.steps) > 1
+
+
+def test_what_was_measured_in_other_languages_says_nothing(corpus: Path) -> None:
+    measures = {"zh-TW": {"in_language": 1.0}, "en": {"in_language": 1.0}}
+    asked = asking(corpus)
+    asked.load_state_dict({"history": [{"step": 1, "tokens": 200, "measures": measures}]})
+    assert asked.state_dict() == {"history": []}
+    silent = StopWhenAligned()
+    silent.load_state_dict({"history": [{"step": 1, "tokens": 200, "measures": measures}]})
+    assert silent.state_dict()["history"], "which is kept for when it asks again"

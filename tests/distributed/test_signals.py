@@ -1,5 +1,6 @@
 """A training that is told to stop saves, says so by its exit status, and goes on where it was."""
 
+import json
 import os
 import signal
 import time
@@ -124,3 +125,28 @@ def test_a_signal_does_not_break_off_the_export(folder: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 0, process.stderr[-3000:]
     assert next((folder / "exported_runs").glob("*/*/model/model.safetensors")).is_file()
+
+
+class ToldToStop(Callback):
+    """Is told to stop in the third step."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_is_measured_in_the_step_of_a_signal_is_kept(folder: Path) -> None:
+    (folder / "asked.jsonl").write_text(json.dumps({"fi": "Mikä on 2?", "en": "What is 2?"}), "utf-8")
+    asked = {
+        "prompts": "asked.jsonl",
+        "languages": "[fi, en]",
+        "every_n_tokens": 1,
+        "retention": 0,
+        "max_new_tokens": 2,
+    }
+    options = [part for name, value in asked.items() for part in (f"--stop_when_aligned.{name}", str(value))]
+    arguments = [*options, "--trainer.default_root_dir", "asked_runs", *LAST]
+    fit(folder, "asked", *arguments, "--trainer.callbacks+", "test_signals.ToldToStop", status=75)
+    fit(folder, "asked", *arguments, "--trainer.max_steps", "5")
+    [file] = (folder / "asked_runs").glob("*/*/alignment.json")
+    assert [one["step"] for one in json.loads(file.read_text("utf-8"))["history"]] == [1, 2, 3, 4, 5]

@@ -159,6 +159,18 @@ def test_behind_its_last_step_a_training_is_measured_and_exported_again(config: 
     assert row.findall((model / "README.md").read_text("utf-8")) == row.findall(card) != []
 
 
+def test_a_training_too_short_for_a_checkpoint_is_not_made_again(config: Path) -> None:
+    command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
+               "--trainer.default_root_dir", "short", "--trainer.callbacks", "lightning.pytorch.callbacks.ModelSummary",
+               "--ckpt_path", "last")  # fmt: skip
+    trial = run(*command, "--trainer.max_steps", "1", cwd=config.parent)
+    whole = run(*command, cwd=config.parent)
+    assert model_folder(trial.stdout) != model_folder(whole.stdout)
+    again = run(*command, cwd=config.parent)
+    assert f"this training has ended; its model is {model_folder(whole.stdout)}" in again.stderr
+    assert "starting from the beginning" not in again.stderr
+
+
 def test_no_training_touches_the_checkpoints_of_another(config: Path) -> None:
     command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
                "--trainer.default_root_dir", "sharing", "--checkpoint.every_n_steps", "2",
@@ -250,6 +262,9 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--checkpoint.monitor", "val/held/los"], r"checkpoint\.monitor: there is no val/held/los\. Take"),
     (["--trainer.gradient_clip_val", "-1"], r"trainer\.gradient_clip_val: -1 is too small"),
     (["--trainer.accumulate_grad_batches", "0"], r"trainer\.accumulate_grad_batches: 0 is too small"),
+    (["--trainer.limit_train_batches", "5"], r"trainer\.limit_train_batches: the length of a training is a matter of"),
+    (["--trainer.overfit_batches", "2"], r"trainer\.overfit_batches: .* set trainer\.max_steps or data\.token_budget"),
+    (["--trainer.fast_dev_run", "true"], r"trainer\.fast_dev_run: the length"),
     (["--trainer.max_steps", "0"], r"trainer\.max_steps: 0 is too small"),
     (["--data.train", '[{"path": "corpus.jsonl", "limit": -1}]'], r"limit of corpus\.jsonl: -1 records are none"),
     (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*these are no options of a source"),

@@ -63,6 +63,13 @@ def test_a_chat_vector_is_added_to_the_adapted_base_model(adapted: str, other: s
         torch.testing.assert_close(tensor.data, ours[name] + 0.5 * (chat[name] - base[name]), rtol=1e-6, atol=1e-7)
 
 
+def test_arithmetic_is_in_fp32_whatever_is_written(adapted: str, other: str) -> None:
+    method = ChatVector(chat=other, scale=0.5)
+    exact, written = (dict(merged(adapted, method, of).named_parameters()) for of in (torch.float32, torch.bfloat16))
+    for name, tensor in written.items():
+        assert torch.equal(tensor, exact[name].bfloat16())
+
+
 def test_elchat_takes_special_tokens_from_the_source_and_other_tokens_from_the_model(
     adapted: str, tiny_model_folder: str
 ) -> None:
