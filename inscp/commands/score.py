@@ -31,7 +31,7 @@ from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
-from inscp.selection.candidates import bounded
+from inscp.selection.candidates import bounded, require_names
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
 from inscp.selection.scores import ScoreFolder, summary
 
@@ -80,6 +80,7 @@ def score(
     """
     rank, ranks = _join_ranks()
     sources = as_sources(data)
+    require_names(sources)
     read = partial(chunks, sources, max_characters, on_bad_record)
     reports = [ReadReport() for _ in sources]
     sizes = {chunk.place: chunk.characters for chunk in read(reports)}  # what is bad is found before anything is loaded

@@ -72,7 +72,12 @@ def select(
     settings = _settings(candidates, replay, steps, spec)
     funnel = Funnel(steps, examples, seed)
     with written_whole(folder) as partial:
-        written = funnel.run(telling(candidates, "reading"), partial / "selected.parquet")
+        try:
+            written = funnel.run(telling(candidates, "reading"), partial / "selected.parquet")
+        except UserError as error:
+            if error.where.startswith("budget."):  # it is what the filters have left that is too little
+                _tell(reports.as_dict(funnel, settings | {"skipped": candidates.skipped}))
+            raise
         if written and budget and replay.sources:
             settings["replay"] = _write_replay(replay, budget, partial)
         report = reports.as_dict(funnel, settings | {"skipped": candidates.skipped | replay.skipped})

@@ -11,8 +11,10 @@ from inscp.data.rows import SURROGATE, BadRow, Row
 from inscp.records import Role, Turn
 
 TURNS, USER, CONTEXT, ASSISTANT, TEXT = "turns", "user", "context", "assistant", "text"
-CANONICAL = (TEXT, USER, CONTEXT, ASSISTANT, TURNS)
-"""What a `fields` mapping may name: {text: body}, {user: q, context: passage, assistant: a} or {turns: dialogue}."""
+SYSTEM, HISTORY = "system", "history"
+CANONICAL = (TEXT, USER, CONTEXT, ASSISTANT, TURNS, SYSTEM, HISTORY)
+"""What a `fields` mapping may name: {text: body}, {user: q, context: passage, assistant: a} or {turns: dialogue}; of
+the last two `system` too, and of a pair the `history`, the pairs before it."""
 
 _CONVERSATIONS = ("messages", "conversations", "conversation", "utterances", "turns", "dialogue", "dialog")
 _PAIRS = (("instruction", ("output", "response", "answer")), ("question", ("answer", "response")),
@@ -29,16 +31,21 @@ _ROLES: dict[str, Role] = {
 }  # fmt: skip
 
 
+_Spoken = tuple[Role, Any, str]
+"""Who speaks, what, and how the field is called."""
+
+
 def find_fields(row: Row) -> dict[str, str] | None:
     """Which of the row's fields are what: canonical name -> field name; None where no common shape fits."""
+    around = {name: name for name in (SYSTEM, HISTORY) if row.get(name)}
     for name in _CONVERSATIONS:
         if isinstance(row.get(name), list):
-            return {TURNS: name}
+            return {TURNS: name} | ({SYSTEM: SYSTEM} if SYSTEM in around else {})
     for user, answers in _PAIRS:
         answer = next((name for name in answers if name in row), None)
         if user in row and answer:
             context = next((name for name in _CONTEXTS if name in row), None)
-            return {USER: user, ASSISTANT: answer} | ({CONTEXT: context} if context else {})
+            return {USER: user, ASSISTANT: answer} | ({CONTEXT: context} if context else {}) | around
     document = next((name for name in _DOCUMENTS if isinstance(row.get(name), str)), None)
     return {TEXT: document} if document else None
 
@@ -59,22 +66,33 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
     missing = [field for field in names.values() if field not in row]
     if missing:
         return BadRow(f"the field {missing[0]} is missing", f"its fields: {', '.join(map(str, row)) or 'none'}")
+    system: list[_Spoken] = (
+        [("system", row[names[SYSTEM]], names[SYSTEM])] if SYSTEM in names and row[names[SYSTEM]] else []
+    )
     if TURNS in names:
-        return _conversation(row[names[TURNS]])
+        return _conversation(row[names[TURNS]], system)
     if TEXT in names:
         return _checked([("document", row[names[TEXT]], names[TEXT])])
     user, context = row[names[USER]], row.get(names.get(CONTEXT, "")) or ""
     if not isinstance(context, str):
         return BadRow(f"{names[CONTEXT]} is not text but {type(context).__name__}")
     if isinstance(user, str) and context.strip():
-        user = f"{user}\n\n{context}"
-    return _checked([("user", user, names[USER]), ("assistant", row[names[ASSISTANT]], names[ASSISTANT])])
+        user = f"{user}\n\n{context}" if user.strip() else context
+    history = (row[names[HISTORY]] if HISTORY in names else None) or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        return BadRow(f"{names[HISTORY]} is no list of pairs")
+    before = [turn for asked, said in history for turn in _pair(asked, said, names[HISTORY], names[HISTORY])]
+    return _checked([*system, *before, *_pair(user, row[names[ASSISTANT]], names[USER], names[ASSISTANT])])
 
 
-def _conversation(value: object) -> tuple[Turn, ...] | BadRow:
+def _pair(asked: Any, said: Any, *fields: str) -> list[_Spoken]:
+    return [("user", asked, fields[0]), ("assistant", said, fields[1])]
+
+
+def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | BadRow:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return BadRow("a conversation must be a list of objects")
-    turns: list[tuple[Role, Any, str]] = []
+    turns: list[_Spoken] = []
     for item in value:
         speaker = next((item[key] for key in _ROLE_KEYS if key in item), None)
         content = next((item[key] for key in _CONTENT_KEYS if key in item), None)
@@ -82,7 +100,8 @@ def _conversation(value: object) -> tuple[Turn, ...] | BadRow:
         if role is None:
             return BadRow("a speaker is not known", f"{speaker!r} is none of {', '.join(_ROLES)}")
         turns.append((role, content, "a turn"))
-    return _checked(turns) if turns else BadRow("the conversation is empty")
+    own = [turn for turn in turns if turn[0] == "system"]  # which says more than the row's
+    return _checked([*([] if own else system), *turns]) if turns else BadRow("the conversation is empty")
 
 
 def texts(value: Any, but: Container[str] = ()) -> Iterator[str]:
@@ -102,7 +121,7 @@ def texts(value: Any, but: Container[str] = ()) -> Iterator[str]:
             yield from texts(inner, but)
 
 
-def _checked(turns: Iterable[tuple[Role, Any, str]]) -> tuple[Turn, ...] | BadRow:
+def _checked(turns: Iterable[_Spoken]) -> tuple[Turn, ...] | BadRow:
     result = []
     for role, text, name in turns:
         if not isinstance(text, str):

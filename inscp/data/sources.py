@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from inscp.data.fields import CANONICAL, TURNS, USER, to_turns
+from inscp.data.fields import CANONICAL, HISTORY, SYSTEM, TURNS, USER, to_turns
 from inscp.data.rows import BadRow, Row, TextUnit, file_format, is_supported, read_rows
 from inscp.errors import UserError
 from inscp.paths import local_path
@@ -27,7 +27,8 @@ class Source:
     Args:
         path: a file, a folder, `samples:...` for what ships with the package, a data set saved to disk, or a Hub id.
         fields: which field is what, where the names are not common ones: `text`, or `user`, `context` and
-            `assistant`, or `turns`, each with the name it has in the data.
+            `assistant` (and `history`, the pairs before), or `turns`, and `system` with the last two, each with the
+            name it has in the data.
         text_unit: what one document is in a plain-text file.
         limit: take only the first so many records.
         subset: configuration of a Hub data set.
@@ -50,8 +51,9 @@ class Source:
         unknown = names - set(CANONICAL)
         if unknown:
             raise UserError(f"fields of {self.path}", f"{unknown.pop()} is not known", f"Name {', '.join(CANONICAL)}.")
-        if names and names not in ({"text"}, {TURNS}, {USER, "assistant"}, {USER, "context", "assistant"}):
-            mend = "Give `text` alone, `turns` alone, or `user` and `assistant` (and `context`)."
+        core = names - {SYSTEM} - ({HISTORY} if USER in names else set())
+        if names and names != {"text"} and core not in ({TURNS}, {USER, "assistant"}, {USER, "context", "assistant"}):
+            mend = "Give `text` alone, `turns` (and `system`), or `user` and `assistant` (and `context`, `history`)."
             raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} make no record", mend)
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit of {self.path}", f"{self.limit} records are none", "Give a number from 1.")

@@ -43,6 +43,8 @@ def _enclose(prefixes: Sequence[TemplateIds], suffix: TemplateIds, pairs: Pairs)
 
     def tag(record: Record) -> list[TaggedText]:
         texts = [turn.text for turn in record.turns if turn.role != "system"]
+        if not texts:
+            raise UserError(record.source, "nobody but the system speaks in it", "Leave it out.")
         if pairs == "join":
             texts = ["\n\n".join(texts)]
         drawn = [prefixes[crc32(text.encode()) % len(prefixes)] for text in texts]

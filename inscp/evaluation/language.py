@@ -1,7 +1,7 @@
 """What can be told of a text without a model: its language, and whether it loops or copies."""
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ _COPY_SHARE, _COPY_WORDS = 0.8, 12
 _UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 # One CJK, kana, hangul or Thai character, else a run of other letters with their marks, and digits: about one word.
 UNIT = regex.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|\p{{M}})+")
+_CHARACTER = regex.compile(rf"[{_UNSPACED}]")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _CUT = "\ufffd"
 """Stands where an answer was cut inside a character; fastText knows nothing of the word, or the clause, that has it."""
@@ -91,6 +92,11 @@ def _detector() -> Any:
 def words(text: str) -> list[str]:
     """The text in units that carry about one word each, case and the spelling of accents aside."""
     return UNIT.findall(unicodedata.normalize("NFC", text.lower()))
+
+
+def is_unspaced(units: Sequence[str]) -> bool:
+    """Whether most of a text's units are characters of scripts that are written without spaces."""
+    return sum(bool(_CHARACTER.fullmatch(unit)) for unit in units) > len(units) / 2
 
 
 def loops(text: str) -> bool:

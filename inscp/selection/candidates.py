@@ -1,6 +1,6 @@
 """Records and their scores, side by side."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -38,8 +38,7 @@ class Candidates:
     on_bad_record: OnBadRecord
 
     def __post_init__(self) -> None:
-        if len({source.name for source in self.sources}) < len(self.sources):
-            raise UserError("data", "one source is named twice", "Name each once.")
+        require_names(self.sources)
         self.fingerprints = [source_fingerprint(source) for source in self.sources]
         self._reports = [ReadReport() for _ in self.sources]
 
@@ -58,6 +57,15 @@ class Candidates:
         """Name of a source -> reason -> how many of its records were left out, so far as they have been read."""
         reports = zip(self.sources, self._reports, strict=True)
         return {source.name: dict(report.skipped) for source, report in reports if report.skipped}
+
+
+def require_names(sources: Sequence[Source]) -> None:
+    """
+    Raises:
+        UserError: two sources have one name, by which filters and reports tell them apart.
+    """
+    if len({source.name for source in sources}) < len(sources):
+        raise UserError("data", "one source is named twice", "Name each once.")
 
 
 def bounded(

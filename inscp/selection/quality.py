@@ -16,7 +16,7 @@ from inscp.data.fields import texts
 from inscp.data.rows import BadRow, is_supported
 from inscp.data.sources import Source, source_fingerprint, source_rows
 from inscp.errors import UserError
-from inscp.evaluation.language import UNIT, loops, words
+from inscp.evaluation.language import UNIT, is_unspaced, loops, words
 from inscp.evaluation.refusal import SAYS_IT_IS_A_MODEL
 from inscp.optional import library
 from inscp.paths import local_path
@@ -85,10 +85,14 @@ class Refusals(Filter):
 
 
 # ASCII classes: between Chinese or Japanese words stands no space that would end an address or a number.
-_EMAIL = regex.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{2,63}){1,4}")
+_EMAIL = regex.compile(
+    r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,3}\.[A-Za-z][A-Za-z0-9-]{1,62}"
+)
 _NUMBER = regex.compile(r"(?<![A-Za-z0-9-])[A-Z0-9]+(?:[ .+-][A-Z0-9]+)*(?![A-Za-z0-9-])")
-_CARD = regex.compile(r"\d{13,19}|\d{4}([ -]\d{4}){2,3}([ -]\d{1,4})?|\d{4}[ -]\d{6}[ -]\d{5}")
-"""As cards are written: of other runs of digits one in ten has the right check digit by chance."""
+_GROUP = regex.compile(r"[A-Z0-9]+")
+_CARD = regex.compile(r"(?=[3-6]|2[2-7])(?:\d{13,19}|\d{4}(?:[ -]\d{4}){3}(?:[ -]\d{1,3})?|\d{4}[ -]\d{6}[ -]\d{5})")
+"""As cards are written and begin: of other runs of digits one in ten has the right check digit by chance."""
+_DECIMAL = regex.compile(r"\d[.,]\d+")
 _LONGEST_NUMBER, _SHORTEST_NUMBER = 40, 7
 
 
@@ -126,27 +130,30 @@ class PersonalData(Filter):
         phones = library("phonenumbers", "select")
         for region in (None, *self.phone_regions):
             for match in reversed(list(phones.PhoneNumberMatcher(text, region))):
-                text = text[: match.start] + self._as("phone") + text[match.end :]
+                if not _DECIMAL.search(text, max(0, match.start - 2), match.start + 3):
+                    text = text[: match.start] + self._as("phone") + text[match.end :]
         return text
 
     def _number(self, match: Any) -> str:
-        """A run of groups of letters and digits, its longest valid number masked, then those in the rest of it."""
-        groups = list(regex.finditer(r"[A-Z0-9]+", match[0]))
-        spans = [
-            (a.start(), b.end())
-            for i, a in enumerate(groups)
-            for b in takewhile(lambda b: b.end() - a.start() <= _LONGEST_NUMBER, groups[i:])  # noqa: B023
-        ]
-        for start, end in sorted(spans, key=lambda span: span[0] - span[1]):
-            if end - start >= _SHORTEST_NUMBER and (kind := self._kind(match[0][start:end])):
-                before, after = (_NUMBER.sub(self._number, rest) for rest in (match[0][:start], match[0][end:]))
-                return f"{before}{self._as(kind)}{after}"
-        return str(match[0])
+        """A run of groups of letters and digits, from the left, of each place the longest valid number masked."""
+        run, groups, masked, done, first = match[0], list(_GROUP.finditer(match[0])), [], 0, 0
+        while first < len(groups):
+            start = groups[first].start()
+            ends = list(takewhile(lambda group: group.end() - start <= _LONGEST_NUMBER, groups[first:]))  # noqa: B023
+            for last in reversed(range(first, first + len(ends))):
+                number = run[start : groups[last].end()]
+                if len(number) >= _SHORTEST_NUMBER and (kind := self._kind(number, _beside(groups, first, last))):
+                    masked += [run[done:start], self._as(kind)]
+                    done, first = groups[last].end(), last
+                    break
+            first += 1
+        return "".join([*masked, run[done:]])
 
-    def _kind(self, number: str) -> str | None:
+    def _kind(self, number: str, beside: list[str]) -> str | None:
         plain = number.replace(" ", "").replace("-", "")
+        is_card = bool(_CARD.fullmatch(number)) and sum(len(group) == 4 and group.isdigit() for group in beside) < 2
         for name, kind in self._kinds.items():
-            if (name != "luhn" or _CARD.fullmatch(number)) and (kind.is_valid(number) or kind.is_valid(plain)):
+            if (name != "luhn" or is_card) and (kind.is_valid(number) or kind.is_valid(plain)):
                 return name
         return None
 
@@ -158,6 +165,11 @@ class PersonalData(Filter):
         return {"masked": dict(self._masked)}
 
 
+def _beside(groups: list[Any], first: int, last: int) -> list[str]:
+    """The groups on either side: digits between other groups of four are a table's and no card's."""
+    return [groups[place][0] for place in (first - 1, last + 1) if 0 <= place < len(groups)]
+
+
 @dataclass
 class Contamination(Filter):
     """Leaves out what shares a long run of words with a benchmark, so that an evaluation measures no memory.
@@ -165,10 +177,10 @@ class Contamination(Filter):
     Args:
         benchmarks: files, folders or Hub ids, as `data.train` takes them; every text in them counts, answers too.
         evaluations: configurations of `evaluate`: the files and folders that their tasks name are benchmarks too.
-        n: how many words in a row (characters in Chinese, Japanese and Thai) must be shared (13: GPT-3, arXiv
-            2005.14165).
+        n: how many words in a row must be shared (13: GPT-3, arXiv 2005.14165); in scripts without spaces two
+            characters count as a word.
         shortest: the fewest words of a benchmark text that is looked for; one of fewer than n words is looked for
-            as a whole.
+            as a whole. A name alone has fewer.
     """
 
     benchmarks: list[str] = field(default_factory=list)
@@ -188,8 +200,9 @@ class Contamination(Filter):
                 if isinstance(row, BadRow):
                     raise UserError(position, row.why, "Mend the benchmark: what cannot be read protects nothing.")
                 for units in map(words, texts(row)):
-                    if len(units) >= self.shortest:
-                        n = min(self.n, len(units))
+                    size = 2 if is_unspaced(units) else 1
+                    if len(units) >= self.shortest * size:
+                        n = min(self.n * size, len(units))
                         self._known.setdefault(n, set()).update(_grams(units, n))
             if sum(map(len, self._known.values())) == before:
                 what = f"none of its texts has {self.shortest} words that are not known already"
