@@ -75,7 +75,7 @@ def select(
         try:
             written = funnel.run(telling(candidates, "reading"), partial / "selected.parquet")
         except UserError as error:
-            if error.where.startswith("budget."):  # it is what the filters have left that is too little
+            if error.where == "budget.tokens":  # it is what the filters have left that is too little
                 _tell(reports.as_dict(funnel, settings | {"skipped": candidates.skipped}))
             raise
         if written and budget and replay.sources:

@@ -474,3 +474,10 @@ def test_answer_without_an_end_inside_a_conversation_is_an_error(chatml_tokenize
     assert ids_of(ConversationTagger(), chatml_tokenizer, conversation(*TALK[:2]))
     with pytest.raises(UserError, match="end"):
         ids_of(ConversationTagger(), chatml_tokenizer, conversation(*TALK))
+
+
+def test_a_record_in_which_only_the_system_speaks_is_told(tmp_path: Path) -> None:
+    only = Record("a:1", (Turn("system", "Be kind."),))
+    for tagger in (InsCPTagger(), InsCPTagger(pairs="join"), PlainTagger()):
+        with pytest.raises(UserError, match="a:1: nobody but the system speaks in it"):
+            tagger.bind(tokenizer_for(STYLES["chatml"]))(only)

@@ -163,6 +163,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(project.glob("nothing*"))
+    assert ("dropped" in done.stdout) == ("budget.tokens: " in message or "no record" in message)  # the funnel
 
 
 @pytest.mark.parametrize("name", ["zh_tw", "shard"])

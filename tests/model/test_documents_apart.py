@@ -1,6 +1,7 @@
 """A model that lets packed documents see each other is found out before it is trained or judged in packed rows."""
 
 import copy
+import math
 from functools import partial
 from typing import Any
 
@@ -119,3 +120,14 @@ def test_likelihoods_of_a_model_that_does_not_are_computed_one_by_one(
     loss.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0]))
     assert [nll for _, nll in sorted(backend.nlls(sequences()))] == pytest.approx(alone, rel=1e-5)
     assert len(rows) == passes
+
+
+def test_a_likelihood_that_is_infinite_spoils_no_other() -> None:
+    class Infinite(NextTokenLoss):
+        def forward(self, batch: PackedBatch, each: bool = False) -> torch.Tensor:  # type: ignore[override]
+            nlls = torch.ones(3 * 19)
+            nlls[25] = torch.inf
+            return nlls
+
+    loss = Infinite(model(*TOGETHER[0]))
+    assert summed_nlls(loss, sequences()).tolist() == [19, math.inf, 19]

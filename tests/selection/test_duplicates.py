@@ -40,6 +40,11 @@ def edited(rng: random.Random, words: list[str], n: int) -> list[str]:
     return words
 
 
+def test_signs_that_mean_something_are_no_punctuation() -> None:
+    texts = ["1 + 2 = ?", "1 - 2 = ?", "1 / 2 = ?", "x > 5", "x < 5", "C++", "C#", "C", "5 %", "5 €", "-5"]
+    assert len(kept(ExactDuplicates(), candidates(texts))) == len(texts)
+
+
 def test_digests_are_a_set_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_NEWEST", 7)
     numbers = [0, 2**64 - 1, *(random.Random(0).randrange(40) << 58 for _ in range(300))]

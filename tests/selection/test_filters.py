@@ -157,12 +157,33 @@ def test_personal_data_is_masked_and_nothing_else() -> None:
         ("VISA 4111 1111 1111 1111 2026", "VISA [luhn] 2026"),
         ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18"),
         ("IBAN FI21 1234 5600 0007 85", "IBAN [iban]"),
+        ("Kesäolympiavuodet 1900 1904 1908 1912 1920 1924 1928 1932 1936 1948 1952", None),
+        ("npm install phaser@3.23.0", None),
+        ("x ≈ -0.8769848 ja y ≈ 0.4567892; 3.1415926535, 2.718281828", None),
     ):
-        verdict = PersonalData(numbers=["luhn", "iban"]).judge(candidate(text))
+        masked = text if masked is None else masked
+        verdict = PersonalData(["FI", "DE"], numbers=["luhn", "iban"]).judge(candidate(text))
         assert isinstance(verdict, Candidate)
         assert verdict.text == masked
     with pytest.raises(UserError, match="python-stdnum"):
         PersonalData(numbers=["no.such"])
+
+
+def test_tables_of_numbers_stay_and_take_no_time_that_grows_with_their_square() -> None:
+    table = " ".join(f"{5000 + 7919 * i % 5000}" for i in range(4000))
+    verdict = PersonalData(numbers=["luhn", "iban"]).judge(candidate(f"{table} {'0000 ' * 3000}"))
+    assert isinstance(verdict, Candidate)
+    assert verdict.text.count("[luhn]") <= 2  # at the ends, where nothing tells a card from a row
+
+
+def test_a_name_in_a_benchmark_condemns_no_text_in_a_script_without_spaces(tmp_path: Path) -> None:
+    rows = [
+        {"q": "タイの首都は正式には何と呼ばれていて、その名前は何を意味しますか？", "a": "カスティーリャ・イ・レオン州"}
+    ]
+    (tmp_path / "benchmark.jsonl").write_text(json.dumps(rows[0]), "utf-8")
+    one = Contamination([str(tmp_path / "benchmark.jsonl")])
+    assert why(one, "サラマンカはカスティーリャ・イ・レオン州にある都市である。") is None
+    assert why(one, f"質問：{rows[0]['q']}") == "in a benchmark"
 
 
 def test_a_benchmark_is_found_inside_other_text_in_any_script(tmp_path: Path) -> None:
