@@ -89,9 +89,8 @@ def grids(table: Table, reference: str) -> list[Grid]:
     what = "over seeds and items" if seeds > 1 else "over items alone: how much another seed differs is not in them"
     note = f"{over}95 % intervals in brackets, {what}."
     labels = [column.label for column in table.columns]
-    values = {row: [_told(shown(cell), cell.seeds if cell else 0, seeds) for cell in cells]
-              for row, cells in table.rows.items()}  # fmt: skip
-    found = [_grid(table.title, note, labels, values)]
+    values = {row: [(shown(cell), cell.seeds if cell else 0) for cell in cells] for row, cells in table.rows.items()}
+    found = [_grid(table.title, note, labels, _with_seeds(values))]
     columns = zip(*table.rows.values(), strict=True)
     shares = [any(cell is not None and cell.is_share for cell in cells) for cells in columns]
     kept = [number for number in range(len(labels)) if any(of[number] for of in table.changes.values())]
@@ -103,7 +102,7 @@ def grids(table: Table, reference: str) -> list[Grid]:
             "Shares in points, paired by item where both have a value of the same items; 95 % intervals in brackets, * "
             "where it does not hold 0 and no seed is missing. Of many comparisons one in twenty has a * by chance."
         )
-        found.append(_grid(what, note, [labels[at] for at in kept], changes))
+        found.append(_grid(what, note, [labels[at] for at in kept], _with_seeds(changes)))
     return found
 
 
@@ -121,17 +120,24 @@ def shown(cell: Cell | None) -> str:
     return _number(cell.metric, cell.is_share, signed=False)
 
 
-def _changed(found: Difference | None, is_share: bool, most: int) -> str:
+def _changed(found: Difference | None, is_share: bool, most: int) -> tuple[str, int]:
     if found is None or not math.isfinite(found.change.value):
-        return "–"
+        return "–", 0
     low, high = found.change.interval
     mark = "*" if (low > 0 or high < 0) and found.seeds == most else ""
-    return _told(_number(found.change, is_share, signed=True) + mark, found.seeds, most)
+    return _number(found.change, is_share, signed=True) + mark, found.seeds
 
 
-def _told(text: str, seeds: int, most: int) -> str:
-    """With the number of seeds where others have more: an interval of one seed does not know how seeds differ."""
-    return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
+def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]]) -> dict[str, list[str]]:
+    """Cells (and of how many seeds each is) as text, where a row or a cell has fewer than others with their number:
+    an interval of one seed does not know how seeds differ."""
+
+    def told(text: str, seeds: int, most: int) -> str:
+        return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+    of_rows = {row: max((seeds for _, seeds in cells), default=0) for row, cells in rows.items()}
+    most = max(of_rows.values(), default=0)
+    return {told(row, of_rows[row], most): [told(*cell, of_rows[row]) for cell in cells] for row, cells in rows.items()}
 
 
 def _number(metric: Metric, is_share: bool, signed: bool) -> str:
