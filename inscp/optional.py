@@ -10,10 +10,12 @@ def library(name: str, extra: str) -> Any:
     """A module that `pip install "inscp[EXTRA]"` brings.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, or another version of what it needs is.
     """
     try:
         return import_module(name)
     except ImportError as error:
-        mend = f'Run pip install "inscp[{extra}]".'
-        raise UserError(name.partition(".")[0], "it is not installed", mend) from error
+        package = name.partition(".")[0]
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == package
+        what = "it is not installed" if is_absent else f"it cannot be imported ({error})"
+        raise UserError(package, what, f'Run pip install "inscp[{extra}]".') from error

@@ -14,6 +14,7 @@ from inscp.plotting import names_as_written
 _INK, _PAPER = "#4a5563", "white"
 _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
 _MARKERS, _LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")  # of those whose colours are the same again
+_MARK, _LETTER = 0.5, 0.06  # inches that a mark of the legend takes, and at most a letter
 _MEASURES = {
     "sound_in_language": "sound answer in the prompt's language (of all)",
     "ended": "ends its turn",
@@ -209,8 +210,9 @@ def _plain(axis: Any) -> None:
 def _legend(figure: Figure) -> None:
     """Below all panels, where it hides nothing; a row that only some of them show stands there once."""
     shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(shown) // 2))
-    figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=2, fontsize=7, frameon=False,
+    columns = 2 if 2 * (_MARK + _LETTER * max(map(len, shown))) <= figure.get_figwidth() else 1
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(shown) // columns))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=columns, fontsize=7, frameon=False,
                   labelcolor=_INK)  # fmt: skip
 
 
