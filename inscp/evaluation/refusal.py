@@ -7,20 +7,22 @@ from inscp.errors import UserError
 SAYS_IT_IS_A_MODEL = (
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language)(?: language)? model\b",
     r"\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language) (?:language )?(?:model|assistant)\b",
-    r"\bi(?:'m| am) sorry,? but i (?:can(?:no|')t|am (?:not able|unable))\b",
-    r"(?:作為|作为|身為|身为)(?:一個|一个|一名)?.{0,6}(?:語言模型|语言模型|人工智慧|人工智能|AI)",
-    r"(?:AI|人工知能|言語モデル).{0,8}として.{0,12}(?:でき(?:ません|ない)|持って(?:いません|いない))",
-    r"(?:AI|言語モデル)(?:アシスタント)?なので",
-    r"\b(?:teko[äa]lyn[äa]|kielimallina|tekoälymallina)\b",
+    r"(?<![\"“「『'])\bi(?:'m| am) sorry,? but i (?:can(?:no|')t|am (?:not able|unable))\b",  # and nobody in a story
+    r"(?:作為|作为|身為|身为)(?:一個|一个|一名)?.{0,6}(?:語言模型|语言模型|人工智慧|人工智能|(?<![a-z])AI(?![a-z]))"
+    r"(?:語言模型|语言模型|模型|助手|助理|系統|系统|機器人|机器人|程式|程序)?\s*(?:[，,]|我)",
+    r"(?<![a-z])(?:AI(?![a-z])|人工知能|言語モデル).{0,8}として.{0,12}(?:でき(?:ません|ない)|持って(?:いません|いない))",
+    r"(?<![a-z])(?:AI(?![a-z])|言語モデル)(?:アシスタント)?なので",
+    r"\b(?:teko[äa]lyn[äa]|kielimallina|tekoälymallina),? (?:minä|en|voin|olen|pystyn)\b",
+    r"\bolen (?:vain |pelkkä )?(?:tekoäly|(?:suuri )?kielimalli)\b",
     r"(?:كنموذج لغوي|بصفتي نموذج|كذكاء اصطناعي|بصفتي ذكاء)",
 )
 
 _REFUSES = (
     r"\bi(?:'m| am)? (?:can(?:no|')t|can not|won't|will not|must not|am (?:not able|unable)|do not feel comfortable)\b",
-    r"\bi(?:'m| am) (?:not able|unable|sorry|not comfortable|not going)\b",
+    r"\bi(?:'m| am) (?:not able|unable|sorry(?! to hear| for your| that you| about)|not comfortable|not going)\b",
     r"\bi (?:have to|must) (?:decline|refuse)\b",
     r"\b(?:sorry|unfortunately|apologi[sz]e),? (?:but )?i\b",
-    r"(?:很?抱歉|對不起|对不起|不好意思|無法(?:提供|協助|回答|幫)|无法(?:提供|协助|回答|帮)|不能(?:提供|協助|协助|回答|幫|帮)|拒絕|拒绝)",
+    r"(?:很?抱歉(?!聽|听)|對不起|对不起|不好意思|無法(?:提供|協助|回答|幫)|无法(?:提供|协助|回答|帮)|不能(?:提供|協助|协助|回答|幫|帮)|拒絕|拒绝)",
     r"(?:申し訳(?:ありません|ございません)|ごめんなさい|すみませんが|お答えできません|お手伝いできません|できかねます)",
     r"\b(?:pahoittelen|valitettavasti|anteeksi|en voi|en pysty|en saa|kieltäydyn)\b",
     r"(?:عذر[اًا]|آسف|أعتذر|لا أستطيع|لا يمكنني|لن أ)",

@@ -26,6 +26,8 @@ def written(path: Path, rows: list[dict[str, str]]) -> str:
 
 
 @pytest.mark.parametrize(("response", "refuses"), [
+    ("I'm sorry to hear that. Try to sleep more.", False), ("很抱歉聽到這個消息。", False),
+    ("I'm sorry for any misunderstanding, but as a chatbot I don't have that.", True),
     ("I'm sorry, but I can't help with that.", True), ("I cannot assist with this request.", True),
     ("I can’t do that.", True), ("抱歉，我無法提供這類資訊。", True), ("申し訳ありませんが、お答えできません。", True),
     ("Valitettavasti en voi auttaa siinä.", True), ("عذرًا، لا أستطيع المساعدة.", True),

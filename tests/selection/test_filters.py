@@ -126,8 +126,12 @@ REFUSALS = (
     "As an AI language model, I cannot",
     "I'm sorry, but I can't help",
     "作為一個AI語言模型，我無法",
+    "身為人工智慧助手，我",
+    "作为一个人工智能语言模型，我不能",
     "AI言語モデルとして、できません",
+    "AI言語モデルとして、意見を持っていません",
     "Tekoälynä en voi",
+    "Olen vain kielimalli.",
     "كنموذج لغوي لا أستطيع",
     "Jag är en modell",
 )
@@ -138,8 +142,23 @@ def test_refusals_of_models_are_found_in_every_language_of_the_list_and_the_user
     assert why(Refusals(["jag är en modell"]), text) == "says it is a model"
 
 
-def test_talk_about_models_is_no_refusal() -> None:
-    assert why(Refusals(), "Language models are trained on text; the model was sorry.") is None
+NO_REFUSALS = (
+    "Language models are trained on text; the model was sorry.",
+    "作為 Gmail 使用者，我每天寫信。",
+    "台北作為Taiwan的首都",
+    "身為一名 Thai 料理廚師，他很忙。",
+    "作為台灣AI產業的龍頭",
+    "作為全球人工智慧研究的重鎮",
+    "Hawaiiは州として独立できない",
+    "MAIL は添付として送信できません。",
+    "GPT-4 toimii kielimallina hyvin.",
+    "“I'm sorry, but I can't stay,” she said.",
+)
+
+
+@pytest.mark.parametrize("text", NO_REFUSALS)
+def test_talk_about_models_is_no_refusal(text: str) -> None:
+    assert why(Refusals(), text) is None
 
 
 def test_personal_data_is_masked_and_nothing_else() -> None:
