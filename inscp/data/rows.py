@@ -168,7 +168,8 @@ def _plain(row: pa.RecordBatch) -> Row | BadRow:
 
 def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row | BadRow]]:
     header: list[str] = []
-    for line, fields in _table_lines(path, delimiter):
+    is_plain = delimiter == "\t" and _has_a_row_a_line(path)
+    for line, fields in _plain_lines(path) if is_plain else _table_lines(path, delimiter):
         if isinstance(fields, BadRow):
             yield f"{path}:{line}", fields
             continue
@@ -179,6 +180,27 @@ def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row |
             yield f"{path}:{line}", BadRow(f"expected {len(header)} fields as in the header", f"found {len(fields)}")
         elif fields is not header:
             yield f"{path}:{line}", dict(zip(header, fields, strict=True))
+
+
+def _has_a_row_a_line(path: Path) -> bool:
+    """Whether every line has as many tabs, one at least: the table of a corpus, in which a quote is just that."""
+    with open_bytes(path) as file:
+        tabs = {line.count(b"\t") for line in file if line.strip(b"\r\n")}
+    return len(tabs) == 1 and tabs != {0}
+
+
+def _plain_lines(path: Path) -> Iterator[tuple[int, list[str] | BadRow]]:
+    """The fields of each line, without the quotes that a spreadsheet puts around a whole field."""
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if fields := line.rstrip("\r\n"):
+                yield number, list(map(_unquoted, fields.split("\t")))
+
+
+def _unquoted(field: str) -> str:
+    inner = field[1:-1].replace('""', "")
+    is_enclosed = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
+    return field[1:-1].replace('""', '"') if is_enclosed else field
 
 
 def _table_lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | BadRow]]:

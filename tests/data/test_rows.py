@@ -67,6 +67,21 @@ def test_every_text_format_gives_the_same_rows(tmp_path, name, packed):
     assert rows_of(write(tmp_path / f"{name}{packed}", TEXT_FORMATS[name](ROWS))) == ROWS
 
 
+def test_a_quote_in_a_tab_separated_corpus_is_a_quote(tmp_path):
+    lines = [
+        "id\ttext",
+        '1\t"I came home.',
+        "2\tThen I slept.",
+        '3\tIt rained."',
+        '4\t"Hello" she said',
+        '5\t"a ""b"""',
+    ]
+    texts = ['"I came home.', "Then I slept.", 'It rained."', '"Hello" she said', 'a "b"']
+    assert [row["text"] for row in rows_of(write(tmp_path / "a.tsv", "\n".join(lines)))] == texts
+    spread = 'id\ttext\n1\t"two\nlines"\n2\t"a\ttab"\n'
+    assert [row["text"] for row in rows_of(write(tmp_path / "b.tsv", spread))] == ["two\nlines", "a\ttab"]
+
+
 def test_parquet_gives_the_same_rows(tmp_path):
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", row_group_size=2)
     assert read(tmp_path / "a.parquet") == [(f"a.parquet#{n}", row) for n, row in enumerate(ROWS, 1)]
