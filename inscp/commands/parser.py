@@ -5,8 +5,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, auto_cli
 
 from inscp.errors import UserError
@@ -31,6 +34,7 @@ class OneLineErrors:
     prog: str
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        _require_yaml(sys.argv)
         see_help = f"See {self.prog.replace('[options] ', '')} --help."
         unknown, named = _UNKNOWN.search(message), _CLASS.search(message)
         if unknown is None:
@@ -53,6 +57,22 @@ class OneLineErrors:
             if told := _TOLD.search(str(error)):
                 raise UserError(*told.groups()) from error
             raise
+
+
+def _require_yaml(arguments: list[str]) -> None:
+    """Tell a configuration that is no YAML by its file and line, which jsonargparse does not name.
+
+    Raises:
+        UserError: there is one.
+    """
+    for flag, value in pairwise([*arguments, ""]):
+        path = value if flag == "--config" else flag.partition("=")[2] if flag.startswith("--config=") else ""
+        try:
+            if path and Path(path).is_file():
+                yaml.safe_load(Path(path).read_text("utf-8"))
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise UserError(f"{path}{line}", f"no YAML ({error.problem})", "Mend the file.") from error
 
 
 def _classes() -> list[str]:

@@ -159,6 +159,17 @@ def test_behind_its_last_step_a_training_is_measured_and_exported_again(config: 
     assert row.findall((model / "README.md").read_text("utf-8")) == row.findall(card) != []
 
 
+@pytest.mark.parametrize("command", ["fit", "evaluate", "select"])
+def test_a_configuration_that_is_no_yaml_is_told_by_its_file_and_line(
+    config: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(config.parent)
+    Path("broken.yaml").write_text("data:\n  train: x\n   y: 2\n")
+    first = ["--config", config.name] if command == "fit" else []
+    assert main([command, *first, "--config=broken.yaml"]) == 2
+    assert "error: broken.yaml:3: no YAML (mapping values are not allowed" in capsys.readouterr().err
+
+
 def test_a_training_too_short_for_a_checkpoint_is_not_made_again(config: Path) -> None:
     command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
                "--trainer.default_root_dir", "short", "--trainer.callbacks", "lightning.pytorch.callbacks.ModelSummary",
