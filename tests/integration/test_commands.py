@@ -269,6 +269,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--trainer.precision", "16-mixed"], r"trainer\.precision: 16-mixed is not offered"),
     (["--model.optimizer.learning_rate", "-1"], r"model\.optimizer\.learning_rate: -1\.0 is out of range"),
     (["--data.document_length", "4096"], r"data\.document_length: 4096 tokens are no part of a row\. Give 1 to"),
+    (["--data.language", "Finnish"], r"data\.language: Finnish is no BCP 47 tag\. Give one, as fi or zh-TW"),
     (["--data.seed", "-1"], r"data\.seed: -1 is negative"),
     (["--checkpoint.monitor", "val/held/los"], r"checkpoint\.monitor: there is no val/held/los\. Take"),
     (["--trainer.gradient_clip_val", "-1"], r"trainer\.gradient_clip_val: -1 is too small"),
