@@ -274,16 +274,22 @@ def test_a_run_that_the_store_does_not_know_is_told_and_kept(
     assert (tmp_path / "mlflow_unsent.jsonl").exists()
 
 
-def test_what_is_sent_late_does_not_undo_the_end_of_a_later_training(tmp_path: Path, store: str) -> None:
+def cut_off_behind_a_step(store: str, folder: Path) -> MLflowTracker:
+    """The tracker of a run that has sent its first step, and could not send the second, which lies in the folder."""
     first = tracker_for(store)
     first.log_at({"train/loss": 3.0}, 1)
     wait_until(lambda: first.is_sent)
     with silent_server() as uri:
         cut_off = tracker_for(uri, run_id=first.run_id, patience=0)
-        cut_off.unsent_folder = tmp_path
+        cut_off.unsent_folder = folder
         cut_off.log_at({"train/loss": 2.0}, 2)
         with pytest.warns(UserWarning, match="python -m inscp track"):
             cut_off.finalize("failed")
+    return first
+
+
+def test_what_is_sent_late_does_not_undo_the_end_of_a_later_training(tmp_path: Path, store: str) -> None:
+    first = cut_off_behind_a_step(store, tmp_path)
     later = tracker_for(store, run_id=first.run_id)
     later.log_at({"train/loss": 1.0}, 3)
     later.finalize("success")
@@ -294,15 +300,7 @@ def test_what_is_sent_late_does_not_undo_the_end_of_a_later_training(tmp_path: P
 
 
 def test_what_could_not_be_sent_to_one_store_is_sent_to_another(tmp_path: Path, store: str) -> None:
-    first = tracker_for(store)
-    first.log_at({"train/loss": 3.0}, 1)
-    wait_until(lambda: first.is_sent)
-    with silent_server() as uri:
-        cut_off = tracker_for(uri, run_id=first.run_id, patience=0)
-        cut_off.unsent_folder = tmp_path
-        cut_off.log_at({"train/loss": 2.0}, 2)
-        with pytest.warns(UserWarning, match="python -m inscp track"):
-            cut_off.finalize("failed")
+    cut_off_behind_a_step(store, tmp_path)
     other = f"sqlite:///{tmp_path / 'other.db'}"
     assert main(["track", str(tmp_path / "mlflow_unsent.jsonl"), "--tracking_uri", other]) == 0
     assert steps_of("train/loss", run_in(other), other) == [2]
