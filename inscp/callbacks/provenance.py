@@ -51,7 +51,7 @@ class Provenance(Callback):
         data, tracker = _parts(trainer)
         assert isinstance(pl_module, InsCPModule)
         self._before = read_origin(pl_module.pretrained)
-        self._weights = weights_fingerprint(pl_module.pretrained)
+        self._weights = weights_fingerprint(pl_module.pretrained) if pl_module.adapter else ""
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
         if tracker is None:

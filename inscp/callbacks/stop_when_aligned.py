@@ -154,8 +154,9 @@ class StopWhenAligned(Callback):
         return {"history": list(self._history)}  # an asynchronous checkpoint is written when there may be more
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        of_others = (one for one in state_dict["history"] if one["measures"].keys() != self._prompts.keys())
-        self._history = [] if self._prompts and any(of_others) else list(state_dict["history"])
+        asked = [one["measures"].keys() for one in state_dict["history"]]
+        is_of_others = bool(self._prompts) and any(languages != self._prompts.keys() for languages in asked)
+        self._history = [] if is_of_others else list(state_dict["history"])
 
 
 def is_flat(series: Sequence[float], patience: int, tolerance: float) -> bool:

@@ -237,8 +237,9 @@ class InsCPCLI(LightningCLI):
         strategy = strategy_for(given["strategy"], given["accelerator"], given["devices"], given["num_nodes"])
         precision = given["precision"] or best_precision()
         trainer = super().instantiate_trainer(precision=precision, strategy=strategy, **kwargs)
-        *others, checkpoints = trainer.callbacks  # type: ignore[attr-defined]
-        trainer.callbacks = [*others, Interruption(checkpoints), checkpoints]  # type: ignore[attr-defined]
+        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(callbacks.index(checkpoints), Interruption(checkpoints))
         return trainer
 
     def _open_tracker(self, name: str) -> MLflowTracker | None:

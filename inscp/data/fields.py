@@ -66,9 +66,8 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
     missing = [field for field in names.values() if field not in row]
     if missing:
         return BadRow(f"the field {missing[0]} is missing", f"its fields: {', '.join(map(str, row)) or 'none'}")
-    system: list[_Spoken] = (
-        [("system", row[names[SYSTEM]], names[SYSTEM])] if SYSTEM in names and row[names[SYSTEM]] else []
-    )
+    said = row.get(names.get(SYSTEM, ""))
+    system: list[_Spoken] = [("system", said, names[SYSTEM])] if said else []
     if TURNS in names:
         return _conversation(row[names[TURNS]], system)
     if TEXT in names:
@@ -78,15 +77,13 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
         return BadRow(f"{names[CONTEXT]} is not text but {type(context).__name__}")
     if isinstance(user, str) and context.strip():
         user = f"{user}\n\n{context}" if user.strip() else context
-    history = (row[names[HISTORY]] if HISTORY in names else None) or []
+    history = row.get(names.get(HISTORY, "")) or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         return BadRow(f"{names[HISTORY]} is no list of pairs")
-    before = [turn for asked, said in history for turn in _pair(asked, said, names[HISTORY], names[HISTORY])]
-    return _checked([*system, *before, *_pair(user, row[names[ASSISTANT]], names[USER], names[ASSISTANT])])
-
-
-def _pair(asked: Any, said: Any, *fields: str) -> list[_Spoken]:
-    return [("user", asked, fields[0]), ("assistant", said, fields[1])]
+    roles: tuple[Role, Role] = ("user", "assistant")
+    before = [(role, text, names[HISTORY]) for pair in history for role, text in zip(roles, pair, strict=True)]
+    last: list[_Spoken] = [("user", user, names[USER]), ("assistant", row[names[ASSISTANT]], names[ASSISTANT])]
+    return _checked([*system, *before, *last])
 
 
 def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | BadRow:

@@ -60,7 +60,7 @@ def split(
         if token == len(ids) or ends[token - 1] == offsets[token][0] == start:
             return [], token
         behind = token + 1
-        while behind < len(ids) and behind < token + _WORD and not _follows_space(behind):
+        while behind < len(ids) and behind < token + _WORD and not follows_space(behind):
             behind += 1
         while behind < len(ids) and not begins_character(behind):
             behind += 1
@@ -68,7 +68,7 @@ def split(
         word = encode(text[start:stop].rstrip())
         return (word, behind) if len(word) <= room // 2 else ([], token)
 
-    def _follows_space(token: int) -> bool:
+    def follows_space(token: int) -> bool:
         return offsets[token][0] > ends[token - 1] or text[offsets[token][0]].isspace()
 
     word: list[int] = []

@@ -89,9 +89,9 @@ def _detector() -> Any:
     return package.LangDetector(config)
 
 
-def words(text: str) -> list[str]:
+def words(text: str, unit: regex.Pattern[str] = UNIT) -> list[str]:
     """The text in units that carry about one word each, case and the spelling of accents aside."""
-    return UNIT.findall(unicodedata.normalize("NFC", text.lower()))
+    return unit.findall(unicodedata.normalize("NFC", text.lower()))
 
 
 def is_unspaced(units: Sequence[str]) -> bool:

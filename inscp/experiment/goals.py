@@ -25,11 +25,13 @@ class _Scored:
         cells: of each goal.
         reached: whether each is.
         margin: of the goal that is missed by most.
+        before: the reference's cells.
     """
 
     cells: Sequence[Cell]
     reached: Sequence[bool]
     margin: float
+    before: Sequence[Cell]
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -70,12 +72,11 @@ def goal_grids(
         [row, f"{tokens[row]:,}" if tokens.get(row) else "–", *map(_marked, of.cells, of.reached), of.count]
         for row, of in choosing.items()
     ]
-    found, reference = other[chosen], other.get(comparison.reference)
-    before = reference.cells if reference else [_NONE for _ in columns]
+    found = other[chosen]
     reported = [
         [label, bound, shown(old), shown(cell), "yes" if is_reached else "no"]
         for label, bound, old, cell, is_reached in
-        zip(labels, wanted, before, found.cells, found.reached, strict=True)
+        zip(labels, wanted, found.before, found.cells, found.reached, strict=True)
     ]  # fmt: skip
     first = f"Half of the items; ✓ where it is reached. The most goals, then the least missed, choose {chosen}."
     second = f"The items that had no part in choosing: {found.count} goals are reached."
@@ -93,7 +94,8 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
         values = [(goal, cell.metric.value, before.metric.value) for goal, cell, before in
                   zip(goals, of, reference, strict=True)]  # fmt: skip
         reached = [goal.is_reached(value, before) for goal, value, before in values]
-        found[row] = _Scored(of, reached, min(goal.margin(value, before) for goal, value, before in values))
+        found[row] = _Scored(of, reached, min(goal.margin(value, before) for goal, value, before in values),
+                             reference)  # fmt: skip
     return found
 
 

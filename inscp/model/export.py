@@ -39,7 +39,7 @@ class Origin:
         adapter: the values of `LoRA`, where adapters were trained.
         before: where `pretrained` comes from, if it was made here too; also as the plain values of `asdict`.
         cost: of the training, the values of `inscp.cost.ledger.Cost`; empty where nothing was counted.
-        weights: a digest of the files of `pretrained`; empty where they are on the Hub.
+        weights: where adapters were trained, a digest of the files of `pretrained`; empty where they are on the Hub.
     """
 
     pretrained: str
@@ -102,8 +102,8 @@ def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedM
         weights: the trained weights by name.
     """
     model = load_model(origin.pretrained, torch.float32)
-    warn_of_other_weights(origin)
     if origin.adapter:
+        warn_of_other_weights(origin)
         return merged(model, LoRA(**origin.adapter), weights)
     found = model.load_state_dict(dict(weights), strict=False, assign=True)
     if found.unexpected_keys:
@@ -115,7 +115,7 @@ def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedM
 
 def warn_of_other_weights(origin: Origin) -> None:
     """Tell where adapters meet another model than they were trained on, which fits them as well."""
-    if origin.adapter and origin.weights and weights_fingerprint(origin.pretrained) != origin.weights:
+    if origin.weights and weights_fingerprint(origin.pretrained) != origin.weights:
         rank_zero_warn(f"{origin.pretrained} has changed since adapters were trained on it; they may not fit any more")
 
 

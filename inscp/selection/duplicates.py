@@ -6,7 +6,6 @@ Mining of Massive Datasets, chapter 3), so that memory is a few dozen bytes a re
 
 import hashlib
 import tempfile
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from inscp.optional import library
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Selector, Verdict
 
-_NORMAL = regex.compile(rf"{UNIT.pattern}|[\p{{S}}#%*/&@]|-(?=\s?\d)")
+_UNIT_OR_SIGN = regex.compile(rf"{UNIT.pattern}|[\p{{S}}#%*/&@]|-(?=\s?\d)")
 _SIZE = 128
 """Hashes in a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
 _PAIRS = 4096
@@ -39,7 +38,7 @@ class ExactDuplicates(Selector):
     def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
         seen = _Digests()
         for candidate in candidates:
-            normal = " ".join(_NORMAL.findall(unicodedata.normalize("NFC", candidate.text.lower()))) or candidate.text
+            normal = " ".join(words(candidate.text, _UNIT_OR_SIGN)) or candidate.text
             digest = int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
             yield candidate, candidate if seen.add(digest) else Drop("the same text again")
 

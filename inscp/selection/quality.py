@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +138,8 @@ class PersonalData(Filter):
         run, groups, masked, done, first = match[0], list(_GROUP.finditer(match[0])), [], 0, 0
         while first < len(groups):
             start = groups[first].start()
-            ends = list(takewhile(lambda group: group.end() - start <= _LONGEST_NUMBER, groups[first:]))  # noqa: B023
-            for last in reversed(range(first, first + len(ends))):
+            near = range(first, min(first + _LONGEST_NUMBER, len(groups)))  # a group has a character at least
+            for last in reversed([place for place in near if groups[place].end() - start <= _LONGEST_NUMBER]):
                 number = run[start : groups[last].end()]
                 if len(number) >= _SHORTEST_NUMBER and (kind := self._kind(number, _beside(groups, first, last))):
                     masked += [run[done:start], self._as(kind)]

@@ -114,7 +114,7 @@ def test_evaluations_of_two_versions_of_a_task_are_not_set_side_by_side(comparis
 
 def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison) -> None:
     original, one, two = comparison.evaluated
-    surer = replace(evaluated("lost a seed", 1, [True] * 4, [2.0, 3.0]))
+    surer = evaluated("lost a seed", 1, [True] * 4, [2.0, 3.0])
     table = next(of for of in Comparison([original, one, two, surer], "instruct").tables() if "answers are" in of.title)
     values, changes = grids(table, "instruct")
     ended = [grid.head.index("en: ended") for grid in (values, changes)]
