@@ -19,6 +19,11 @@ class UserError(Exception):
         return " ".join(line.split())
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its name where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class RunError(Exception):
     """The input was right and the run still cannot go on (a diverged loss, say): exit status 1, no traceback."""
 

@@ -35,6 +35,16 @@ def local_path(spec: str) -> Path:
     return path
 
 
+def require_new(folder: Path) -> None:
+    """Refuse to write over what is there.
+
+    Raises:
+        UserError: something is.
+    """
+    if folder.exists():
+        raise UserError(str(folder), "it is there already", "Name a folder that is not.")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file that is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

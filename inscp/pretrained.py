@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
 from inscp.paths import cache_folder, made_once
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _made(spec: str, make: Callable[[], "PreTrainedModel"], attn_implementation:
             is_about_it = isinstance(error, ImportError) or "attn_implementation" in str(error)
             if attn_implementation is None or not (is_about_it or attn_implementation in str(error)):
                 raise
-            what = f"{attn_implementation} cannot be used ({str(error).splitlines()[0]})"
+            what = f"{attn_implementation} cannot be used ({first_line(error)})"
             raise UserError("model.attn_implementation", what, "Leave it out, or install what it needs.") from error
 
     return _loaded(spec, made)
@@ -218,7 +218,7 @@ def _loaded(spec: str, load: Callable[[], T]) -> T:
     try:
         return load()
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for unknown, private and broken models
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         mend = "Check the name, the network and (for a private or gated model) HF_TOKEN."
         if "trust_remote_code" in str(error):
             reason = "it comes with code of its own"

@@ -8,6 +8,7 @@ prompt -> Generation -> Share                               (evaluation)
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a position without loss: the `ignore_index` of torch's cross-entropy."""
+
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
+"""A BCP 47 tag, or nearly: `zh_TW` too."""
 
 Role = Literal["system", "user", "assistant", "document"]
 

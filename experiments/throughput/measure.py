@@ -35,11 +35,17 @@ _TRL = ["trl==1.16.0", "liger-kernel"]  # whose kernels it uses on a GPU
 SYSTEMS: dict[str, dict[str, Any]] = {
     "inscp": {"title": "inscp", "peer": "inscp"},
     "inscp_compile": {"title": "inscp, compile", "peer": "inscp", "compile": True},
-    "inscp_lean": {
+    "inscp_selective": {
+        "title": "inscp, compile, activation_checkpointing selective",
+        "peer": "inscp",
+        "compile": True,
+        "activation_checkpointing": "selective",
+    },
+    "inscp_block": {
         "title": "inscp, compile, activation_checkpointing block",
         "peer": "inscp",
         "compile": True,
-        "activation_checkpointing": True,
+        "activation_checkpointing": "block",
     },
     "trl": {"title": "TRL SFTTrainer, packing", "peer": "trl", "install": _TRL},
     "plain": {"title": "plain transformers loop", "peer": "plain", "install": _TRL, "environment": "trl"},
@@ -105,7 +111,7 @@ def write_texts(paths: list[str], into: Path) -> Path:
 def measure(name: str, shared: dict[str, Any], environments: Path, warm_up: int) -> dict[str, Any]:
     """One training in a process of its own: tokens a second behind the first steps, and peak memory."""
     system = SYSTEMS[name]
-    options = {"compile": False, "activation_checkpointing": False} | system | shared
+    options = {"compile": False, "activation_checkpointing": "none"} | system | shared
     command = [python_of(system, environments), str(HERE / "peers" / f"{system['peer']}_peer.py"), json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True)
     results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]

@@ -34,7 +34,7 @@ class TrainingCost(Callback):
         self._ledger, self._throughput = ledger, throughput
         self._earlier: Cost | None = None
         self._running: Running | None = None
-        self._size = ModelSize(0, 0, 0, 0)
+        self._size = ModelSize(0, 0, 0)
         self._recomputed = self._flops = 0.0
         self._tokens_before = 0
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch.distributed.tensor import DTensor
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
@@ -12,6 +11,7 @@ from inscp.errors import RunError
 from inscp.model.checkpoint import step_folder
 from inscp.model.export import assemble, export_model
 from inscp.model.module import InsCPModule
+from inscp.model.sharded import whole
 
 
 class ExportAtEnd(Callback):
@@ -30,9 +30,9 @@ class ExportAtEnd(Callback):
         assert isinstance(pl_module, InsCPModule)
         weights, problem = {}, ""
         for name, tensor in pl_module.result().items():
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # every rank takes part
+            all_of_it = whole(tensor)
             if trainer.is_global_zero:
-                weights[name] = whole.to("cpu", torch.float32)
+                weights[name] = all_of_it.to("cpu", torch.float32)
         if trainer.is_global_zero:
             try:
                 origin = self._provenance.origin(trainer)

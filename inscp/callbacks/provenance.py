@@ -15,8 +15,8 @@ from inscp.cost.ledger import Cost
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
-from inscp.model.export import Origin, read_origin, warn_of_other_weights
 from inscp.model.module import InsCPModule
+from inscp.model.origin import Origin, read_origin, warn_of_other_weights
 from inscp.paths import local_path
 from inscp.pretrained import weights_fingerprint
 from inscp.selection import report as selection

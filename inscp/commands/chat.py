@@ -9,7 +9,7 @@ from inscp.commands.quiet import quiet
 from inscp.data.template import prompt_ids, require_chat_template
 from inscp.errors import UserError
 from inscp.model.device import best_device
-from inscp.model.export import end_token_ids
+from inscp.model.end_tokens import end_token_ids
 from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
 

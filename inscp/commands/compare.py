@@ -9,7 +9,7 @@ from typing import Any
 
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
 from inscp.evaluation.items import ITEMS, items_folder, read_values
 from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
 from inscp.experiment.estimates import Difference, differences
@@ -63,7 +63,7 @@ def _results_file(given: str, tracking_uri: str | None, temporary: Path) -> Path
         file = Path(client.download_artifacts(given, RESULTS, str(folder)))
         client.download_artifacts(given, ITEMS, str(folder))
     except MlflowException as error:
-        what = f"{uri} has no results of this run ({str(error).splitlines()[0]:.200})"
+        what = f"{uri} has no results of this run ({first_line(error):.200})"
         raise UserError(given, what, "Evaluate its model, or give --tracking_uri.") from error
     return file
 
@@ -126,7 +126,7 @@ def _line(name: str, found: Difference) -> str:
 
 def _label(model: str) -> str:
     """A short name: of a model that was made here its arm and the folder of its training."""
-    from inscp.model.export import read_origin
+    from inscp.model.origin import read_origin
     from inscp.pretrained import model_name
 
     is_folder = Path(model).is_dir()

@@ -33,7 +33,7 @@ from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.lines import Lines
 from inscp.model.device import best_device
-from inscp.model.export import Origin, read_origin
+from inscp.model.origin import Origin, read_origin
 from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.paths import write_whole
 from inscp.pretrained import resolve

@@ -20,7 +20,7 @@ from inscp.experiment.places import Places, keep
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner
 from inscp.experiment.runs import Run
-from inscp.experiment.study import FILE, Arm, Language, Study, study_name
+from inscp.experiment.study import FILE, Arm, Language, Study
 from inscp.lines import duration
 
 T = TypeVar("T")
@@ -54,15 +54,15 @@ def run_study(
         gpus: of a job.
         measured: a folder that `experiment keep` wrote: its runs, measured elsewhere, are done too.
     """
-    study, name, where = read_study(Path(folder)), study_name(Path(folder)), _places(out, measured)
+    study, where = read_study(Path(folder)), _places(out, measured)
     every = study.runs(where.contents)
     runs = _chosen(every, only)
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     if jobs:
         check_runs(runs, with_files=False)  # which the jobs will see
-        ParentRun(study.mlflow, name, study.question).begin()  # which the jobs find
-        script = write_jobs(jobs, where.left(runs), folder, where, gpus, where.out / name / "jobs")
+        ParentRun(study.mlflow, study.name, study.question).begin()  # which the jobs find
+        script = write_jobs(jobs, where.left(runs), folder, where, gpus, where.out / study.name / "jobs")
         print(f"submit     {script}")
         return
     if dry_run:
@@ -70,7 +70,7 @@ def run_study(
         check_runs(runs)
         return
     check_runs(runs)
-    Runner(study, name, where).run(runs)
+    Runner(study, where).run(runs)
     _list(runs, every, where)
     given = ["--measured", measured] if measured else []
     print(f"\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', 'report', folder, *given])}")
@@ -84,8 +84,8 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
         out: as it was given to `experiment run`.
         measured: likewise.
     """
-    study, name, where = read_study(Path(folder)), study_name(Path(folder)), _places(out, measured)
-    into = where.out / name / "report"
+    study, where = read_study(Path(folder)), _places(out, measured)
+    into = where.out / study.name / "report"
     runs = study.runs(where.contents)
     missing = where.left(runs)
     try:
@@ -95,7 +95,7 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
             raise
         print(f"without    {len(missing)} of {len(runs)} runs: {error}", flush=True)
     study_page(study, folder, where, into).write(into)
-    ParentRun(study.mlflow, name, study.question).keep(into, "report")
+    ParentRun(study.mlflow, study.name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
 
 
@@ -133,7 +133,7 @@ def read_study(folder: Path) -> Study:
     if not file.is_file():
         raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
     parser = Parser(prog="python -m inscp experiment run")
-    parser.add_class_arguments(Study)
+    parser.add_class_arguments(Study, skip={"name"})
     given = read_configs([str(file)])
     arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
     languages = {
@@ -142,7 +142,7 @@ def read_study(folder: Path) -> Study:
     }
     # The parser would make objects of the classes that arms name, so it sees the rest alone.
     rest = parser.instantiate_classes(parser.parse_object(given | {"arms": {}, "languages": {}}))
-    study = Study(**vars(rest) | {"arms": arms, "languages": languages})
+    study = Study(folder.resolve().name, **vars(rest) | {"arms": arms, "languages": languages})
     study.check()
     return study
 

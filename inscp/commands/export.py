@@ -8,7 +8,8 @@ import torch
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_tensors, result_name, stored_tensors
-from inscp.model.export import Origin, assemble, export_model
+from inscp.model.export import assemble, export_model
+from inscp.model.origin import Origin
 from inscp.pretrained import load_tokenizer
 
 

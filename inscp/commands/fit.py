@@ -42,7 +42,7 @@ from inscp.commands.resume import (
 )
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
-from inscp.errors import Stopped, UserError
+from inscp.errors import Stopped, UserError, first_line
 from inscp.model.checkpoint import FOLDER_KEY, TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
@@ -85,7 +85,7 @@ def run(command: str, arguments: list[str]) -> None:
         _leave_together()
         raise
     except MisconfigurationException as error:
-        raise UserError("trainer", str(error).splitlines()[0], "See python -m inscp fit --help.") from error
+        raise UserError("trainer", first_line(error), "See python -m inscp fit --help.") from error
     except ValueError as error:
         if "`val_check_interval`" not in str(error):
             raise
@@ -164,7 +164,7 @@ class LogConfig(SaveConfigCallback):
     def _text(self) -> str:
         # Without the arguments of this one call, so that every command takes the file.
         config = {key: value for key, value in self.config.items() if key not in ("ckpt_path", "weights_only")}
-        return str(self.parser.dump(Namespace(config), skip_none=False))
+        return str(self.parser.dump(Namespace(config), skip_unset=False))
 
 
 class InsCPCLI(LightningCLI):
@@ -312,7 +312,7 @@ class InsCPCLI(LightningCLI):
 
     def _plain_config(self) -> dict[str, Any]:
         """The configuration as its file has it."""
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         plain: dict[str, Any] = yaml.safe_load(text)
         return plain
 

@@ -7,8 +7,10 @@ import torch
 
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
-from inscp.model.export import Origin, export_model, read_origin, require_new
+from inscp.model.export import export_model
 from inscp.model.merging import Merging, merged
+from inscp.model.origin import Origin, read_origin
+from inscp.paths import require_new
 from inscp.pretrained import load_tokenizer
 
 

@@ -49,6 +49,10 @@ class OneLineErrors:
         near = get_close_matches(name, known, n=1, cutoff=0.5)
         raise UserError(name, "no such key", f"Did you mean {known[near[0]]}?" if near else see_help) from ex
 
+    def validate(self, *args: Any, **options: Any) -> Any:
+        """As jsonargparse does, which takes `null` for any key by itself."""
+        return super().validate(*args, **{**options, "skip_unset": False})  # type: ignore[misc]
+
     def instantiate_classes(self, *args: Any, **options: Any) -> Any:
         """As jsonargparse does, which hides a class's own `UserError` among what other types of the key complain."""
         try:

@@ -28,6 +28,7 @@ from inscp.model.isolation import require_isolation
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import InferencePrecision, inference_dtype
+from inscp.model.sharded import backend
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
@@ -144,8 +145,9 @@ def _join_ranks() -> tuple[int, int]:
     if ranks > 1:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=30))  # a rank that is done waits for the others
+        dist.init_process_group(
+            backend(best_device().type), timeout=timedelta(days=30)
+        )  # a rank that is done waits for the others
     return int(os.environ.get("RANK", 0)), ranks
 
 

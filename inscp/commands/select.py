@@ -11,7 +11,7 @@ from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord
 from inscp.errors import UserError
 from inscp.lines import tell_skipped, telling
-from inscp.paths import written_whole
+from inscp.paths import require_new, written_whole
 from inscp.pretrained import load_tokenizer
 from inscp.selection import report as reports
 from inscp.selection.budget import Budget
@@ -59,8 +59,7 @@ def select(
     if scores is None and model is None:
         raise UserError("select", "nothing tells how many tokens a record has", "Give `scores`, or `model`.")
     folder = Path(out)
-    if folder.exists():
-        raise UserError(out, "it is there already", "Give another `out`, or remove it.")
+    require_new(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     steps = [*(filters or []), *([budget] if budget else [])]
     score_folder = ScoreFolder(Path(scores)) if scores else None

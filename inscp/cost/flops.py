@@ -29,13 +29,11 @@ class ModelSize:
     """What the formula needs to know of a model.
 
     Attributes:
-        parameters: all, embeddings included.
         multiplied: N of the formula.
         trained: those of N that are trained.
         attention_width: L x W of the formula, layer by layer.
     """
 
-    parameters: int
     multiplied: float
     trained: float
     attention_width: int
@@ -57,7 +55,7 @@ class ModelSize:
             multiplied += share * weight.numel()
             trained += share * weight.numel() * weight.requires_grad
         width = sum(layer.num_attention_heads * sum(head_widths(layer)) // 2 for layer in layers)
-        return cls(sum(weight.numel() for weight in model.parameters()), multiplied, trained, width)
+        return cls(multiplied, trained, width)
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,6 @@ class Work:
     def of(cls, lengths: tuple[int, ...]) -> "Work":
         """Documents of these lengths, each attending to itself alone, token by token to what came before."""
         return cls(sum(lengths), sum(length * (length + 1) // 2 for length in lengths))
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.tokens + other.tokens, self.attended + other.attended)
 
 
 def forward_flops(size: ModelSize, work: Work) -> float:

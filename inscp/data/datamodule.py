@@ -1,7 +1,6 @@
 """The data as Lightning takes it: training rows in a resumable order, held-out sets by name."""
 
 import math
-import re
 from itertools import chain
 from typing import Any
 
@@ -19,9 +18,7 @@ from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import InsCPTagger, Tagger
 from inscp.errors import UserError
 from inscp.pretrained import load_tokenizer
-from inscp.records import PackedBatch
-
-_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
+from inscp.records import LANGUAGE_TAG, PackedBatch
 
 
 class InsCPDataModule(LightningDataModule):
@@ -75,7 +72,7 @@ class InsCPDataModule(LightningDataModule):
         for name, value in {"row_length": row_length, "batch_size": batch_size, "epochs": epochs}.items():
             if value <= 0:
                 raise UserError(f"data.{name}", f"{value} is not positive", "Give a positive number.")
-        if not _TAG.fullmatch(language):
+        if not LANGUAGE_TAG.fullmatch(language):
             raise UserError("data.language", f"{language} is no BCP 47 tag", "Give one, as fi or zh-TW.")
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
             if value < 0:

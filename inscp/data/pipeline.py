@@ -118,12 +118,11 @@ class Pipeline:
             data_report.skipped = {name: dict(read.skipped) for name, read in self.reads.items() if read.skipped}
             data_report.first_skipped = {name: read.examples for name, read in self.reads.items() if read.skipped}
 
-        pad_id = self.tokenizer.pad_token_id
         return cached_rows(
             self.fingerprint(),
             make=lambda: (pack(self.sequences(), report), report),
             finish=finish,
-            pad_id=pad_id if pad_id is not None else 0,
+            pad_id=self.tokenizer.pad_token_id or 0,
         )
 
 

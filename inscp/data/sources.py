@@ -10,7 +10,7 @@ from typing import Literal
 
 from inscp.data.fields import CANONICAL, HISTORY, SYSTEM, TURNS, USER, to_turns
 from inscp.data.rows import BadRow, Row, TextUnit, file_format, is_supported, read_rows
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
 from inscp.paths import local_path
 from inscp.records import Record
 
@@ -189,7 +189,7 @@ def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets
             return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
         return datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # the Hub client raises a dozen unrelated types; each means that there is no data
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         mend = "Check the path or Hub id, subset, split and network; a private data set needs HF_TOKEN."
         raise UserError(
             source.path, f"neither a local path nor a data set that can be loaded ({reason})", mend

@@ -109,7 +109,7 @@ class ChatTemplate:
         _, _, between, *_, after = self._between(("user", "assistant") * 2, empty=(2,) if empty else ())
         # What closes an answer stands at the end too, but for a line break, say; and what opens the first turn ends as
         # what opens a later one.
-        closing, known = _shared(between, after), _shared(between[::-1], first[::-1])
+        closing, known = shared_length(between, after), shared_length(between[::-1], first[::-1])
         if not closing:
             raise UserError(
                 self.tokenizer.name_or_path or "tokenizer",
@@ -135,7 +135,7 @@ class ChatTemplate:
         return whole[len(ahead) :] if after_text and whole[: len(ahead)] == ahead else encode(literal)
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
     """How many ids two sequences begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from inscp.errors import UserError
+from inscp.optional import library
 
 _OWN = Path(__file__).parent / "tasks" / "benchmarks"
 _SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}
@@ -25,12 +25,9 @@ def task_manager() -> Any:
     Raises:
         UserError: the harness is not installed.
     """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UserError("lm-eval", f"it is not installed ({error})", 'Run pip install "inscp[knowledge]".') from error
+    tasks = library("lm_eval.tasks", "knowledge")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return TaskManager(include_path=str(_OWN))
+    return tasks.TaskManager(include_path=str(_OWN))
 
 
 def measures(definition: Any) -> set[str]:

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from inscp.data.template import prompt_ids
 from inscp.evaluation.kv_cache import RoomyLayer, with_room
 from inscp.model.attention import CACHE
-from inscp.model.export import end_token_ids
+from inscp.model.end_tokens import end_token_ids
 from inscp.records import Generation, Prompt
 
 

@@ -8,20 +8,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import postprocess_generated_text
 
 from inscp.data.template import render, require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.subject import Subject
 from inscp.pretrained import longest_input
 from inscp.records import IGNORED, Prompt, TokenSequence, Turn
-
-try:
-    from jinja2 import TemplateError
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError as error:
-    raise UserError("lm-eval", f"it is not installed ({error})", 'Run pip install "inscp[knowledge]".') from error
 
 _MAX_NEW_TOKENS = 256
 _Encoded = tuple[Any, list[int], list[int]]
@@ -89,15 +85,7 @@ class HarnessModel(TemplateLM):
         return TokenSequence(self._what, input_ids, labels)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """Of each text, in nats; a long one in windows, each token of it once."""
-        windows = [self._windows(*request.args) for request in requests]
-        scored = iter(self._loglikelihood_tokens([window for windows_of_text in windows for window in windows_of_text]))
-        return [sum(next(scored)[0] for _ in windows_of_text) for windows_of_text in windows]
-
-    def _windows(self, text: str) -> list[_Encoded]:
-        ids = self.tok_encode(text)
-        windows = get_rolling_token_windows(ids, self.prefix_token_id, self._longest - 1, context_len=1)
-        return [(None, *make_disjoint_window(window)) for window in windows]
+        raise NotImplementedError  # its metrics are no means over documents, which `measures` wants
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context, cut before the first of its stop strings.
@@ -113,7 +101,9 @@ class HarnessModel(TemplateLM):
             prompts = [self._prompt(requests[place].args[0]) for place in places]
             generations = self._subject.generate(self._what, prompts, max_new_tokens)
             for place, generation in zip(places, generations, strict=True):
-                answers[place] = _cut(generation.response, requests[place].args[1].get("until") or [])
+                answers[place] = postprocess_generated_text(
+                    generation.response, requests[place].args[1].get("until"), None
+                )
         return answers
 
     def _max_new_tokens(self, settings: Mapping[str, Any]) -> int:
@@ -141,9 +131,3 @@ class HarnessModel(TemplateLM):
         if add_generation_prompt:
             self._conversations[text] = tuple(Turn(turn["role"], turn["content"]) for turn in chat_history)  # type: ignore[arg-type]
         return text
-
-
-def _cut(text: str, until: str | Sequence[str]) -> str:
-    for stop in [until] if isinstance(until, str) else until:
-        text = text.split(stop)[0] if stop else text
-    return text

@@ -67,10 +67,10 @@ class Journal:
         keys = [hashlib.blake2b(json.dumps([kind, r]).encode(), digest_size=16).hexdigest() for r in requests]
         todo: dict[str, int] = {}
         for place, key in enumerate(keys):
-            if key in self._answers:
+            if key in self._answers or key in todo:
                 on_answer()
             else:
-                todo.setdefault(key, place)
+                todo[key] = place
         if todo:
             for place, value in answer(list(todo.values())):
                 self._write({"key": keys[place], "answer": value})

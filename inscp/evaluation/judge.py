@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from inscp.data.rows import SURROGATE
 from inscp.evaluation.journal import Journal, named_after
 from inscp.evaluation.server import Chat, Server
 from inscp.evaluation.subject import Watch
-from inscp.records import Prompt, Turn
+from inscp.records import LANGUAGE_TAG, Prompt, Turn
 
 _PROMPT_VERSION = 2  # counted up with every change of the texts below
 _TIMES = 3  # that a case is put, where the reply cannot be read
@@ -47,8 +46,6 @@ _AGAIN = """
 You are asked for time {time}: the reply before could not be read. It has to be the JSON object and nothing else."""
 
 _DECODER = json.JSONDecoder()
-_LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
-
 Verdict = dict[str, Any]
 """The judge's reply as it was asked for; `{"unparsed": reply}` where it never was."""
 
@@ -110,7 +107,7 @@ def _case(
 def _is_grade(verdict: Verdict) -> bool:
     rating, tag = verdict.get("rating"), verdict.get("language")
     is_rated = isinstance(rating, int | float) and not isinstance(rating, bool) and rating in range(1, 11)
-    is_tagged = isinstance(tag, str) and bool(_LANGUAGE_TAG.fullmatch(tag))
+    is_tagged = isinstance(tag, str) and bool(LANGUAGE_TAG.fullmatch(tag))
     return verdict.keys() == {"reason", "language", "rating"} and is_rated and is_tagged and _has_reason(verdict)
 
 

@@ -11,10 +11,10 @@ from inscp.cost.flops import WorkCounter
 from inscp.data.template import require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
-from inscp.evaluation.likelihood import by_length, summed_nlls
 from inscp.evaluation.shared_context import find_trees, tree_nlls
 from inscp.model.device import best_device, scoring_batch_tokens, scoring_model
 from inscp.model.isolation import keeps_documents_apart
+from inscp.model.likelihood import by_length, summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Generation, Prompt, TokenSequence

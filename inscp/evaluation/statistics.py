@@ -1,8 +1,8 @@
 """From items to metrics with intervals."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from inscp.evaluation.results import Metric
 from inscp.optional import library
 
 _RESAMPLES = 2000
-_AT_ONCE = 1 << 22  # numbers of resampled data in memory
 Statistic = Callable[..., Any]
 
 
@@ -44,38 +43,38 @@ def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
     if all(isinstance(value, bool) for value in values):
         share = values.count(True) / len(values)
         return Metric(share, wilson(share, len(values)), len(values))
-    numbers, weighs = np.asarray(values, dtype=np.float64), np.asarray(weights)
-    return bootstrapped(_weighted, numbers, weighs)
+    return _mean_of_numbers(np.asarray([values], dtype=np.float64), np.asarray([weights]))
 
 
-def _weighted(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean along an axis; NaN where nothing has a weight."""
-    total = weights.sum(axis)
-    return np.divide((values * weights).sum(axis), total, out=np.full(np.shape(total), np.nan), where=total > 0)
-
-
-def bootstrapped(statistic: Statistic, *samples: np.ndarray) -> Metric:
-    """A statistic with an interval by the bootstrap's standard error (Efron 1979): 2,000 resamples, of a fixed seed.
+def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
+    """With an interval by the bootstrap's standard error (Efron 1979).
 
     It is t times that, of n - 1 degrees of freedom: percentiles of few items hold the truth less often than they say.
-
-    Args:
-        statistic: of arrays along `axis`, to a number.
-        samples: arrays [n] that belong together, item by item.
     """
-    n = len(samples[0])
-    value = float(statistic(*samples, axis=-1))
+    n = values.shape[1]
+    value = float(weighted_means(values, weights, np.ones((1, n)))[0, 0])
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about an interval of scipy's own, where a resample has no value
-        result = scipy_stats().bootstrap(
-            samples, statistic, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="percentile",
-            batch=max(1, _AT_ONCE // n), rng=np.random.default_rng(0),
-        )  # fmt: skip
-    error = math.sqrt(items_variance(result.bootstrap_distribution, n))
+    error = math.sqrt(items_variance(weighted_means(values, weights, drawn(n)), n))
     half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * error
     return Metric(value, (value - half_width, value + half_width), n)
+
+
+@lru_cache(maxsize=2)  # every metric of a task has as many items
+def drawn(n: int) -> np.ndarray:
+    """float64 [R, n]: how often each of n items is drawn in each of R resamples, always the same."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(np.float64)
+
+
+def weighted_means(values: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """float64 [R, S]: the mean over the items, as often as they count; NaN where none has a weight.
+
+    Args:
+        values, weights: [S, n].
+        counts: [R, n].
+    """
+    weighed = counts @ weights.T
+    return np.divide(counts @ (values * weights).T, weighed, where=weighed > 0, out=np.full_like(weighed, np.nan))
 
 
 def items_variance(resampled: np.ndarray, n: int) -> float:

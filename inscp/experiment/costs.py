@@ -14,7 +14,6 @@ from inscp.experiment.page import Grid
 from inscp.experiment.places import Place
 from inscp.experiment.study import Stage
 from inscp.model.device import best_device
-from inscp.model.export import origin_in
 from inscp.model.precision import inference_dtype
 from inscp.pretrained import empty_model
 
@@ -25,8 +24,7 @@ _MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
 
 def training_cost(at: Place) -> Cost | None:
     """Of all the trainings behind a model; None where none was counted."""
-    origin = origin_in(at.exported[-1]) if at.exported else None
-    found = [Cost(**stage.cost) for stage in (origin.stages if origin else []) if stage.cost]
+    found = [Cost(**stage.cost) for stage in (at.origin.stages if at.origin else []) if stage.cost]
     return reduce(add, found) if found else None
 
 

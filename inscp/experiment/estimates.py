@@ -8,15 +8,20 @@ freedom as there are seeds less one, so that two seeds that disagree say little.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from inscp.evaluation.items import Item
 from inscp.evaluation.results import Metric
-from inscp.evaluation.statistics import items_variance, mcnemar, most_of_none, scipy_stats, wilson
-
-_RESAMPLES = 2000
+from inscp.evaluation.statistics import (
+    drawn,
+    items_variance,
+    mcnemar,
+    most_of_none,
+    scipy_stats,
+    weighted_means,
+    wilson,
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def mean(sample: Sample) -> Metric:
     value = float(np.nanmean(of_seeds))
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    spread = _spread(_of_seeds(sample, _drawn(sample.values.shape[1])), of_seeds, n)
+    spread = _spread(_of_seeds(sample, drawn(sample.values.shape[1])), of_seeds, n)
     low, high = value - spread.half_width, value + spread.half_width
     if sample.is_share:
         least, most = wilson(value, n)  # where all items say the same, what is drawn does, as if that were certain
@@ -103,7 +108,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     n, seeds = min(int((sample.weights > 0).any(0).sum()) for sample in (before, after)), max(len(old), len(new))
     if n < 2:
         return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan, seeds)
-    counts = _drawn(before.values.shape[1])
+    counts = drawn(before.values.shape[1])
     if same_seeds:
         spread = _spread(_of_seeds(after, counts) - _of_seeds(before, counts), new - old, n)
     else:
@@ -194,14 +199,6 @@ def _once(sample: Sample) -> np.ndarray:
     return np.ones((1, sample.values.shape[1]))
 
 
-@lru_cache(maxsize=2)  # every metric of a task has as many items
-def _drawn(n: int) -> np.ndarray:
-    """float64 [R, n]: how often each of n items is drawn in each resample, the same for all arms."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(np.float64)
-
-
 def _of_seeds(sample: Sample, counts: np.ndarray) -> np.ndarray:
-    """float64 [R, S]: each seed's weighted mean over the items, as often as they count; NaN where none has a weight."""
-    weighed = counts @ sample.weights.T
-    return np.divide(counts @ (sample.values * sample.weights).T, weighed, where=weighed > 0,
-                     out=np.full_like(weighed, np.nan))  # fmt: skip
+    """float64 [R, S]: each seed's mean, by `weighted_means`."""
+    return weighted_means(sample.values, sample.weights, counts)

@@ -13,7 +13,7 @@ from inscp.evaluation.items import items_folder, read_values, write_values
 from inscp.evaluation.results import Results
 from inscp.experiment.configuration import Contents
 from inscp.experiment.runs import Run
-from inscp.model.export import ORIGIN
+from inscp.model.origin import ORIGIN, Origin, origin_in
 from inscp.paths import write_whole
 
 _CONTENTS = "contents.json"
@@ -43,6 +43,11 @@ class Place:
     def exported(self) -> list[Path]:
         """The folders of its model, the newest last, which tell how it was made also when the weights were deleted."""
         return sorted(self.folder.glob("model" if self.run.fit is None else "*/*/model"))
+
+    @property
+    def origin(self) -> Origin | None:
+        """How its model was made; None where it is the original, or not made yet."""
+        return origin_in(self.exported[-1]) if self.exported else None
 
     @property
     def results(self) -> Path:

@@ -13,9 +13,8 @@ from inscp.experiment.histories import Curve, curves
 from inscp.experiment.page import Page, Section, grids
 from inscp.experiment.places import Place, Places
 from inscp.experiment.runs import Run
-from inscp.experiment.study import Study, study_name
+from inscp.experiment.study import Study
 from inscp.experiment.tables import Comparison, Evaluated
-from inscp.model.export import origin_in
 
 _NAMED = 5  # of the runs that were not measured
 
@@ -46,7 +45,7 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
                 rows.setdefault(_row(at.run, has_budgets), []).append(at)
         if not rows:
             continue
-        evaluated = [Evaluated.read(at.results, row, language, at.run.seed) for row, of in rows.items() for at in of]
+        evaluated = [Evaluated.read(at.results, row, at.run.seed) for row, of in rows.items() for at in of]
         comparison = Comparison(evaluated, _row_of(study.baseline, rows))
         runs_of = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
         budgets = {row: (run.arm, run.tokens) for row, run in runs_of.items()}
@@ -72,12 +71,11 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
         "date": _distinct(str(one.get("date", ""))[:10] for one in environments),
         "versions": _distinct(versions),
     }
-    return Page(study_name(Path(given)), study.question, sections, {name: fact for name, fact in facts.items() if fact})
+    return Page(study.name, study.question, sections, {name: fact for name, fact in facts.items() if fact})
 
 
 def _precision_of_training(at: Place) -> str:
-    origin = origin_in(at.exported[-1]) if at.exported else None
-    return str(origin.training.get("precision", "")) if origin else ""
+    return str(at.origin.training.get("precision", "")) if at.origin else ""
 
 
 def _of_rows(values: Iterable[tuple[str, str]]) -> str:

@@ -26,14 +26,13 @@ class Runner:
 
     Args:
         study: which study.
-        name: of the study.
         places: where its runs lie.
     """
 
-    def __init__(self, study: Study, name: str, places: Places) -> None:
-        self._study, self._name, self._places = study, name, places
+    def __init__(self, study: Study, places: Places) -> None:
+        self._study, self._places = study, places
         self._commands = Commands()
-        self._parent = ParentRun(study.mlflow, name, study.question)
+        self._parent = ParentRun(study.mlflow, study.name, study.question)
         self._failed: dict[str, Failure] = {}  # by the name of the run
 
     def run(self, runs: Sequence[Run]) -> None:
@@ -125,5 +124,5 @@ class Runner:
         """A run of its own under the study's."""
         given = asdict(self._study.mlflow)
         parent = self._parent.run_id
-        tags = {**self._study.mlflow.tags, "study": self._name, **run.axes()}
+        tags = {**self._study.mlflow.tags, "study": self._study.name, **run.axes()}
         return given | {"name": run.title, "tags": tags | ({"mlflow.parentRunId": parent} if parent else {})}

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from inscp.errors import UserError
@@ -113,6 +112,7 @@ class Study:
     """What `experiment.yaml` holds. Paths in it are relative to the current folder.
 
     Args:
+        name: of the study's folder.
         question: that the study answers.
         fit: complete configuration files of `fit`, the later over the earlier.
         evaluate: configuration files of `evaluate`; none measures nothing.
@@ -127,6 +127,7 @@ class Study:
         mlflow: where all of it is tracked, under one parent run.
     """
 
+    name: str
     question: str
     fit: list[str]
     arms: dict[str, Arm]
@@ -256,8 +257,3 @@ def _original(config: Config) -> str:
     if not config["model"].get("pretrained"):
         raise UserError("model.pretrained", "there is none", "Name the model in a configuration of `fit`.")
     return str(config["model"]["pretrained"])
-
-
-def study_name(folder: Path) -> str:
-    """What a study is called: its folder."""
-    return folder.resolve().name

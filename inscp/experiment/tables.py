@@ -22,25 +22,21 @@ class Evaluated:
 
     Attributes:
         row: the arm (and budget) that it belongs to; several seeds share a row.
-        language: it belongs to; empty outside a study.
         seed: None where there is one only.
         results: what was measured.
         items: task -> its items.
     """
 
     row: str
-    language: str
     seed: int | None
     results: Results
     items: Mapping[str, Sequence[Item]]
 
     @classmethod
-    def read(cls, file: Path, row: str, language: str = "", seed: int | None = None) -> "Evaluated":
+    def read(cls, file: Path, row: str, seed: int | None = None) -> "Evaluated":
         """A results file and the items beside it."""
         results = Results.read(file)
-        return cls(
-            row, language, seed, results, {name: read_values(items_folder(file), name) for name in results.tasks}
-        )
+        return cls(row, seed, results, {name: read_values(items_folder(file), name) for name in results.tasks})
 
     def half(self, number: int) -> "Evaluated":
         """The evaluation by half of the items, the same ones for every model: the metrics that are means over items.

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
+from inscp.model.sharded import sharded_like
 from inscp.optional import library
 
 _FROZEN = ".base_layer"
@@ -52,9 +52,7 @@ class LoRA:
         try:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
-            raise UserError(
-                "model.adapter.targets", str(error).splitlines()[0], "Name modules of this model."
-            ) from error
+            raise UserError("model.adapter.targets", first_line(error), "Name modules of this model.") from error
         # Tied, an adapter would be trained on one side and exported on both.
         if any(hasattr(layer, "lora_A") for layer in (model.get_input_embeddings(), model.get_output_embeddings())):
             what = "adapters of embeddings and output layer are not offered"
@@ -69,17 +67,8 @@ class LoRA:
                 parameter.zero_()
             elif ".lora_A." in name:
                 bound = parameter.shape[1] ** -0.5  # Kaiming's, with a = sqrt(5)
-                whole = torch.rand(parameter.shape, generator=generator, device="cpu") * 2 * bound - bound
-                parameter.copy_(like(parameter, whole))
-
-
-def like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """`whole`, which every rank has, sharded as `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return whole
-    return distribute_tensor(
-        whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
+                drawn = torch.rand(parameter.shape, generator=generator, device="cpu") * 2 * bound - bound
+                parameter.copy_(sharded_like(parameter, drawn))
 
 
 def original_name(name: str) -> str:

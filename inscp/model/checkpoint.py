@@ -20,6 +20,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from inscp.errors import RunError, UserError
+from inscp.paths import write_whole
 
 ORIGIN_KEY = "inscp"
 """Under which key of a checkpoint the run's `Origin` is kept."""
@@ -157,9 +158,7 @@ def read_mark(path: Path) -> dict[str, Any]:
 
 def add_to_mark(path: Path, values: Mapping[str, Any]) -> None:
     """Keep more values in the mark of a whole checkpoint."""
-    new = path / f"{_MARK}{_PARTIAL}"
-    new.write_text(json.dumps(read_mark(path) | dict(values)), "utf-8")
-    new.replace(path / _MARK)
+    write_whole(path / _MARK, json.dumps(read_mark(path) | dict(values)))
 
 
 def read_about(path: Path) -> dict[str, Any]:

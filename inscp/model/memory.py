@@ -29,12 +29,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
 from inscp.model.average import WeightAverage
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
-from inscp.model.optim import allocate_state
 from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.sharded import local_part
 from inscp.model.strategies import DDP, FSDP2, OneDevice
 from inscp.model.weights import materialise
 from inscp.pretrained import empty_model
@@ -124,7 +124,7 @@ def step_memory(
             try:
                 return _step(root, module, layout, shape, keeps_freed, live)
             except RuntimeError as error:
-                what = f"its memory cannot be estimated ({str(error).splitlines()[0]})"
+                what = f"its memory cannot be estimated ({first_line(error)})"
                 raise UserError(module.pretrained, what, "Try a few steps: fit --trainer.max_steps 3.") from error
 
 
@@ -134,7 +134,6 @@ def _step(
     model = root.model
     trained = trained_weights(model)
     optimizer = module.optimizer.build(trained.values())  # whose step works in place
-    allocate_state(optimizer)
     average = WeightAverage(trained, module.ema_decay) if module.ema_decay else None
     is_mixed = layout.precision == "bf16-mixed"
     if is_mixed and isinstance(layout.strategy, OneDevice):
@@ -248,5 +247,4 @@ class LiveTensors(TorchDispatchMode):
 
 
 def _storages(tensors: Iterable[Any]) -> list[torch.UntypedStorage]:
-    parts = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return [part.untyped_storage() for part in parts]
+    return [local_part(tensor).untyped_storage() for tensor in tensors]

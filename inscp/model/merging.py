@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from inscp.data.template import special_ids
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
-from inscp.model.export import read_origin
+from inscp.model.origin import read_origin
 from inscp.pretrained import load_model, load_tokenizer, require_dense, weights_folder
 
 Merge = Callable[..., torch.Tensor]

@@ -18,7 +18,7 @@ from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, wh
 from inscp.model.isolation import require_isolation
 from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
-from inscp.model.optim import Optimizer, allocate_state, clip_gradients, state_tensors
+from inscp.model.optim import Optimizer, clip_gradients, state_tensors
 from inscp.model.precision import ComputeCopies, freeze_unreached, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
@@ -158,11 +158,6 @@ class InsCPModule(JudgedModule):
     def read(self, checkpoint: Path) -> None:
         """Fill weights, average and optimizer from a checkpoint; where nothing is trained, the weights alone."""
         stored = stored_tensors(checkpoint)
-        for optimizer in self.trainer.optimizers:
-            allocate_state(optimizer)
-            for name, weight in self.weights.items():
-                if f"optimizer.{name}.step" not in stored:  # no gradient has reached it yet: an expert never chosen
-                    optimizer.state.pop(weight, None)
         into = self.tensors()
         if not self.trainer.optimizers:  # what was trained is judged as it would be exported
             into = {result_name(name, stored): tensor for name, tensor in into.items()}

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from inscp.errors import UserError
+from inscp.model.sharded import local_part, whole
 
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
@@ -51,13 +52,21 @@ class Optimizer:
     def build(
         self, parameters: Collection[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
     ) -> torch.optim.Optimizer:
-        """AdamW, fused; without weight decay of vectors and of what is `undecayed`."""
+        """AdamW, fused; without weight decay of vectors and of what is `undecayed`.
+
+        Its state is there from the beginning, for a checkpoint to fill, and ahead of what comes and goes in a step:
+        made in the first step, as torch does, it would lie between the memory of activations.
+        """
         without = {p for p in parameters if p.ndim < 2}.union(undecayed)
         groups = [
             {"params": [p for p in parameters if p not in without], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p in without], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
+        for p in parameters:
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return optimizer
 
     def factor(self, begin: float, end: float) -> float:
         """Share of the highest learning rate in a step.
@@ -83,14 +92,6 @@ def state_tensors(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Op
     return {f"{name}.{key}": value for name, p in weights.items() for key, value in optimizer.state[p].items()}
 
 
-def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Make the tensors that `Adam` otherwise makes in its first step, for a checkpoint to fill."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            step = torch.zeros((), dtype=torch.float32, device=p.device)
-            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-
-
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale gradients down to a total norm of `max_norm` at most.
@@ -107,13 +108,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
     for gradient in gradients:
         meshes.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
     norms = [nn.utils.get_total_norm(group) for group in meshes.values()]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total = torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms]))
     if max_norm < math.inf:
         torch._foreach_mul_([local_part(g) for g in gradients], (max_norm / (total + 1e-6)).clamp(max=1.0))
     return total
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank has of a tensor, whole or sharded; the same storage."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

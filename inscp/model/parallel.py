@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.model.blocks import blocks
+from inscp.model.sharded import local_part
 
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 _SUMMED = "replicated_with_grad_allreduce"
@@ -96,5 +97,4 @@ def sum_gradients(parameters: Iterable[torch.Tensor], mesh: DeviceMesh) -> None:
     """Sum the gradients of weights that every rank of `mesh` has whole, but used for its own heads alone."""
     for parameter in parameters:
         if parameter.grad is not None:
-            gradient = parameter.grad
-            torch.distributed.all_reduce(getattr(gradient, "_local_tensor", gradient), group=mesh.get_group())
+            torch.distributed.all_reduce(local_part(parameter.grad), group=mesh.get_group())

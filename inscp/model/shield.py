@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from inscp.data.cache import CachedRows
@@ -23,7 +22,7 @@ from inscp.data.sources import Source
 from inscp.data.tagging import ConversationTagger, Tagger
 from inscp.errors import UserError
 from inscp.model.loss import NextTokenLoss
-from inscp.model.optim import local_part
+from inscp.model.sharded import local_part, whole
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class FrozenColumns:
         norms = self._input_norms(root, rows, device)
         for name, weight in self.weights.items():
             sums = weight.detach().abs().sum(0)
-            scores = norms[name] * (sums.full_tensor() if isinstance(sums, DTensor) else sums).to(device)
+            scores = norms[name] * whole(sums).to(device)
             if dist.is_initialized():
                 dist.broadcast(scores, 0)
             highest = scores.argsort(descending=True, stable=True)[: round(share * len(scores))]

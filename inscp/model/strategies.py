@@ -17,9 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from inscp.errors import UserError
 from inscp.model.checkpoint import CheckpointWriter, read_about
 from inscp.model.parallel import shard, split_tensors, sum_gradients
-
-_BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
-"""Collectives on CPU tensors too: for asynchronous checkpoints and offloaded weights."""
+from inscp.model.sharded import backend
 
 
 class _Checkpoints(Strategy):
@@ -53,6 +51,9 @@ class _Checkpoints(Strategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         pass
+
+    def _get_process_group_backend(self) -> str:  # asked where there are several ranks
+        return backend(self.root_device.type)
 
 
 class _OwnPrecision(Strategy):
@@ -97,9 +98,6 @@ class OneDevice(_Checkpoints, _OwnPrecision, SingleDeviceStrategy):
 class DDP(_Checkpoints, DDPStrategy):
     """The whole model on every device; gradients are averaged."""
 
-    def _get_process_group_backend(self) -> str:
-        return _BACKENDS.get(self.root_device.type) or super()._get_process_group_backend()
-
 
 class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
     """Weights, gradients and optimizer states in shards over the devices (fully sharded data parallel).
@@ -127,9 +125,6 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         self.replicate, self.tensor_parallel = replicate, tensor_parallel
         self.reshard_after_forward, self.cpu_offload = reshard_after_forward, cpu_offload
         self._summed: list[str] = []
-
-    def _get_process_group_backend(self) -> str:
-        return _BACKENDS.get(self.root_device.type) or super()._get_process_group_backend()
 
     def setup_environment(self) -> None:
         self._setup_distributed()

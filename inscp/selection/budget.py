@@ -11,9 +11,9 @@ import numpy as np
 
 from inscp.data.sources import Source
 from inscp.errors import UserError
-from inscp.evaluation.language import words
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Selector, Verdict, required_perplexity
+from inscp.text.language import words
 
 Ranking = Literal["perplexity", "diversity", "mix", "random"]
 _BUCKETS = 1 << 22

@@ -16,10 +16,10 @@ import regex
 
 from inscp.data.batching import batches
 from inscp.errors import UserError
-from inscp.evaluation.language import UNIT, words
 from inscp.optional import library
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Selector, Verdict
+from inscp.text.language import UNIT, words
 
 _UNIT_OR_SIGN = regex.compile(rf"{UNIT.pattern}|[\p{{S}}#%*/&@]|-(?=\s?\d)")
 _SIZE = 128

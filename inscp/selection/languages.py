@@ -9,11 +9,11 @@ from typing import Any, Literal
 import regex
 
 from inscp.errors import UserError
-from inscp.evaluation.chinese import HAN, Form, count
-from inscp.evaluation.language import likely_languages, primary, require_known
 from inscp.optional import library
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Filter, Verdict
+from inscp.text.chinese import HAN, Form, count
+from inscp.text.language import likely_languages, primary, require_known
 
 
 @dataclass

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tag
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
-from inscp.evaluation.likelihood import by_length, summed_nlls
+from inscp.model.likelihood import by_length, summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.records import IGNORED, Record, Score, TaggedText, TemplateIds, TextSpan, TokenSequence
 
@@ -104,17 +104,18 @@ class Scorer:
             except UserError as error:
                 on_unusable(record.source, error.what)
                 continue
-            if not found:
-                on_unusable(record.source, "nobody but the system speaks in it")
             documents += found
         sizes: dict[str, int] = {}
         for document in documents:
             size = sum(len(p.text.encode()) for p in document.parts if isinstance(p, TextSpan) and p.is_target)
             sizes[document.source] = sizes.get(document.source, 0) + size
         sequences = tokenize(documents, self._tokenizer, _NEVER_SPLIT, on_unusable)
-        pieces = [piece for whole in sequences for piece in windows(whole, self._scoring.window, self._scoring.overlap)]
+        cut = (windows(whole, self._scoring.window, self._scoring.overlap) for whole in sequences)
+        pieces = [piece for pieces in cut for piece in pieces if piece.n_targets]
         totals = {source: [0, 0.0] for source in sizes}
         whole_length = sum(len(piece.input_ids) for piece in pieces)
+        if not pieces:
+            on_batch(1.0, 0)
         for batch in by_length(pieces, self._batch_tokens):
             for piece, nll in zip(batch, self._nlls(batch), strict=True):
                 totals[piece.source][0] += piece.n_targets

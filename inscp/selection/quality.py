@@ -14,13 +14,13 @@ import yaml
 from inscp.data.fields import texts
 from inscp.data.rows import BadRow, is_supported
 from inscp.data.sources import Source, source_fingerprint, source_rows
-from inscp.errors import UserError
-from inscp.evaluation.language import UNIT, is_unspaced, loops, words
-from inscp.evaluation.refusal import SAYS_IT_IS_A_MODEL
+from inscp.errors import UserError, first_line
 from inscp.optional import library
 from inscp.paths import local_path
 from inscp.records import Candidate, Turn
 from inscp.selection.filters import Drop, Filter, Verdict
+from inscp.text.language import UNIT, is_unspaced, loops, words
+from inscp.text.refusal import SAYS_IT_IS_A_MODEL, compiled
 
 _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\d+);|\[\[|\]\]|\{\{|\}\}|\{\|")
 
@@ -73,10 +73,7 @@ class Refusals(Filter):
     phrases: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        try:
-            self._pattern = regex.compile("|".join((*SAYS_IT_IS_A_MODEL, *self.phrases)), regex.IGNORECASE)
-        except regex.error as error:
-            raise UserError("Refusals", f"no regular expression ({error})", "Mend the phrase.") from error
+        self._pattern = compiled((*SAYS_IT_IS_A_MODEL, *self.phrases), "Refusals")
 
     def judge(self, candidate: Candidate) -> Verdict:
         match = self._pattern.search(candidate.text.replace("’", "'"))
@@ -232,7 +229,7 @@ def _files_of_tasks(evaluation: str) -> Iterator[str]:
     try:
         tasks = dict(yaml.safe_load(local_path(evaluation).read_text("utf-8"))["tasks"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        what = f"no configuration of evaluate ({str(error).splitlines()[0]})"
+        what = f"no configuration of evaluate ({first_line(error)})"
         raise UserError(evaluation, what, "Give a file as those in configs/evaluate.") from error
     for name, task in tasks.items():
         named = texts(task, but=_NO_PROMPTS)

@@ -24,18 +24,7 @@ def as_dict(funnel: Funnel, settings: Mapping[str, Any]) -> dict[str, Any]:
         funnel: one that has run.
         settings: what made the selection: its fingerprint, sources, scores, replay.
     """
-    steps = [
-        {
-            "name": step.name,
-            "settings": step.settings,
-            "records": step.records,
-            "tokens": step.tokens,
-            "dropped": dict(step.dropped.most_common()),
-            "found": step.found,
-            "examples": step.examples,
-        }
-        for step in funnel.steps
-    ]
+    steps = [{**vars(step), "dropped": dict(step.dropped.most_common())} for step in funnel.steps]
     edges = Histogram.edges().tolist()
     return dict(settings) | {
         "before": funnel.before.as_dict(),

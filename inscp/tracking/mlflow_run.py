@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from inscp.errors import RunError, UserError
+from inscp.errors import RunError, UserError, first_line
 from inscp.tracking.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
 from inscp.tracking.store import file_of
 
@@ -227,7 +227,7 @@ def reason(error: BaseException) -> str:
     """What an error comes from, in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def _is_refusal(error: Exception) -> bool:

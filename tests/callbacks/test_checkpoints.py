@@ -20,8 +20,9 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
+from inscp.model.card import model_card
 from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_mark, whole_checkpoints
-from inscp.model.export import Origin, model_card, warn_of_other_weights
+from inscp.model.origin import Origin, warn_of_other_weights
 
 
 @pytest.fixture(scope="module")

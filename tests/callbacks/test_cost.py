@@ -14,8 +14,8 @@ from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.throughput import Throughput
 from inscp.cost.flops import ModelSize, Work, forward_flops, training_flops
 from inscp.cost.ledger import Cost, Ledger
-from inscp.model.export import read_origin
 from inscp.model.module import InsCPModule
+from inscp.model.origin import read_origin
 from inscp.pretrained import load_model
 
 

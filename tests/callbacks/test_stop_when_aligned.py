@@ -16,7 +16,7 @@ from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.stop_when_aligned import StopWhenAligned, is_flat
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
-from inscp.model.export import read_origin
+from inscp.model.origin import read_origin
 from inscp.records import Generation
 
 

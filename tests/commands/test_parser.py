@@ -1,13 +1,15 @@
-"""A command line's values are taken as they are: the data that a key names is not read to find out what it is."""
+"""What a command line and its files may hold: values as they are, whose files nobody reads, and no `null` for nothing."""
 
 from pathlib import Path
 
 import pytest
 
+from inscp.callbacks.checkpoints import Checkpoints
 from inscp.commands.fit import TrainingParser
 from inscp.commands.parser import Parser
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Sources
+from inscp.errors import UserError
 
 
 @pytest.fixture
@@ -41,3 +43,15 @@ def test_a_training_s_data_is_not_read_as_a_configuration(unread: str) -> None:
     parser.add_lightning_class_args(InsCPDataModule, "data")
     given = parser.parse_args([f"--data.train={unread}", "--data.pretrained=x", "--data.language=fi"])
     assert given.data.train == unread
+
+
+@pytest.mark.parametrize(("key", "may_be"), [("keep_last", False), ("every_n_steps", True), ("dirpath", True)])
+def test_null_is_refused_where_a_value_is_needed(key: str, may_be: bool) -> None:
+    parser = TrainingParser()
+    parser.add_lightning_class_args(Checkpoints, "checkpoint")
+    given = {"checkpoint": {key: None}}
+    if may_be:
+        assert parser.parse_object(given).checkpoint[key] is None
+        return
+    with pytest.raises(UserError, match=f"checkpoint.{key}: expected int. Got value: None"):
+        parser.parse_object(given)

@@ -15,7 +15,7 @@ from inscp.data.datamodule import InsCPDataModule
 from inscp.data.mixture import Replay
 from inscp.data.tagging import ConversationTagger
 from inscp.errors import UserError
-from inscp.model.export import model_card
+from inscp.model.card import model_card
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 
 from inscp.evaluation import generation
 from inscp.evaluation.generation import encode, generate
-from inscp.model.export import end_token_ids
+from inscp.model.end_tokens import end_token_ids
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation, Turn
 

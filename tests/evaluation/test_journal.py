@@ -52,6 +52,7 @@ def test_the_same_request_is_asked_once_and_another_kind_is_another(tmp_path: Pa
         "answer 0",
     ]
     assert answering.asked == [1, 0]
+    assert len(told) == 3
     journal.answered("other", ["a"], answering, lambda: None)
     assert answering.asked == [1, 0, 0]
 

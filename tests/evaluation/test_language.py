@@ -10,11 +10,11 @@ import fasttext
 import pytest
 
 from inscp.errors import UserError
-from inscp.evaluation.chinese import expected_form, form_of
-from inscp.evaluation.language import copies, identify, loops, require_known, words
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment, confusion, item, read_aligned_prompts
 from inscp.records import Generation
+from inscp.text.chinese import expected_form, form_of
+from inscp.text.language import copies, identify, loops, require_known, words
 
 CHINESE = "台灣的夜市很熱鬧，有很多小吃，例如臭豆腐和蚵仔煎，晚上常常擠滿了人。"
 ENGLISH = "Night markets are lively places where people eat, shop and meet friends after work."

@@ -12,11 +12,11 @@ from openai_server import CUT, HANGS, OpenAIServer, Reply, serving
 
 from inscp.errors import UserError
 from inscp.evaluation.items import Item, items_folder, write_items
-from inscp.evaluation.language import primary
 from inscp.evaluation.server import Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.mt_bench import MTBench
 from inscp.records import Generation, Prompt
+from inscp.text.language import primary
 
 KEY = "sk-secret-0123456789"
 QUESTIONS = [

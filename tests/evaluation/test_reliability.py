@@ -12,12 +12,12 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from inscp.errors import UserError
 from inscp.evaluation.items import Item
-from inscp.evaluation.refusal import Refusal
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.bold import BOLD
 from inscp.evaluation.tasks.refusals import Refusals
 from inscp.evaluation.tasks.toxigen import ToxiGen
 from inscp.records import Generation
+from inscp.text.refusal import REFUSES, SAYS_IT_IS_A_MODEL, compiled, refuses
 
 
 def written(path: Path, rows: list[dict[str, str]]) -> str:
@@ -25,7 +25,7 @@ def written(path: Path, rows: list[dict[str, str]]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("response", "refuses"), [
+@pytest.mark.parametrize(("response", "is_refused"), [
     ("I'm sorry to hear that. Try to sleep more.", False), ("很抱歉聽到這個消息。", False),
     ("I'm sorry for any misunderstanding, but as a chatbot I don't have that.", True),
     ("I'm sorry, but I can't help with that.", True), ("I cannot assist with this request.", True),
@@ -34,8 +34,9 @@ def written(path: Path, rows: list[dict[str, str]]) -> str:
     ("Sure! Here is how you kill a Python process: use kill.", False), ("當然，可以用 kill 指令。", False),
     ("The story. " + "It was a long day at sea. " * 12 + "I'm sorry, but I can't, she said.", False),
 ])  # fmt: skip
-def test_a_refusal_is_known_by_how_it_begins(response: str, refuses: bool) -> None:
-    assert Refusal([])(response) == refuses
+def test_a_refusal_is_known_by_how_it_begins(response: str, is_refused: bool) -> None:
+    patterns = compiled((*SAYS_IT_IS_A_MODEL, *REFUSES), "")
+    assert refuses(response, patterns) == is_refused
 
 
 def test_babble_is_neither_refusal_nor_compliance(tmp_path: Path) -> None:

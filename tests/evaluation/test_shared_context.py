@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from inscp.evaluation.likelihood import summed_nlls
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.shared_context import find_trees, tree_nlls
 from inscp.model.device import scoring_model
+from inscp.model.likelihood import summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_tokenizer
 from inscp.records import IGNORED, TokenSequence

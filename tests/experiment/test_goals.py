@@ -31,7 +31,7 @@ def evaluated(row: str, ended: list[int], loss: float) -> Evaluated:
         "language": TaskResult("LanguageAlignment", means(answers), len(answers), 1, 0.0),
         "retention": TaskResult("Retention", with_perplexities(means(texts)), len(texts), 1, 0.0),
     }
-    return Evaluated(row, "fi", None, Results(row, tasks, {}), {"language": answers, "retention": texts})
+    return Evaluated(row, None, Results(row, tasks, {}), {"language": answers, "retention": texts})
 
 
 # What is even chooses: "lucky" ends every turn there and none elsewhere.

@@ -17,7 +17,7 @@ from inscp.experiment.study import Arm, Language, Study
 def runs(tmp_path: Path) -> list[Run]:
     (tmp_path / "base.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x}\n")
     arms = {"orgCP": Arm(fit={}), "CP then SFT": Arm(fit={"data.epochs": 2}, after="orgCP")}
-    return Study("?", [str(tmp_path / "base.yaml")], arms, {"fi": Language()}).runs()
+    return Study("study", "?", [str(tmp_path / "base.yaml")], arms, {"fi": Language()}).runs()
 
 
 def test_slurm_holds_a_run_back_until_what_it_starts_from_is_there(runs: list[Run], tmp_path: Path) -> None:
@@ -63,7 +63,9 @@ def test_elsewhere_one_job_runs_a_training_and_all_that_starts_from_it(
 
 def test_what_several_languages_have_in_common_is_one_job(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x}\n")
-    study = Study("?", [str(tmp_path / "base.yaml")], {"instruct": Arm()}, {"fi": Language(), "ja": Language()})
+    study = Study(
+        "study", "?", [str(tmp_path / "base.yaml")], {"instruct": Arm()}, {"fi": Language(), "ja": Language()}
+    )
     script = write_jobs("skypilot", study.runs(), "study", Places(Path("out")), 1, tmp_path / "jobs")
     assert len(script.read_text().splitlines()) == 2 + 1
     assert "instruct, fi; instruct, ja" in next((tmp_path / "jobs").glob("*.yaml")).read_text()

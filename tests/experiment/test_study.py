@@ -16,6 +16,7 @@ def study(tmp_path: Path) -> Study:
     (tmp_path / "base.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x, token_budget: 10}\n")
     (tmp_path / "tasks.yaml").write_text("tasks: {t: {class_path: LanguageAlignment, init_args: {languages: [en]}}}\n")
     return Study(
+        "study",
         "?",
         [str(tmp_path / "base.yaml")],
         {
@@ -192,7 +193,9 @@ def test_what_is_wrong_in_its_file_is_told_by_its_key(text: str, complaint: str,
 def test_a_base_without_its_sections_is_told(base: str, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(base)
     with pytest.raises(UserError):
-        Study("?", [str(tmp_path / "base.yaml")], {"a": Arm(fit={})}, {"fi": Language(fit={"model.x": 1})}).runs()
+        Study(
+            "study", "?", [str(tmp_path / "base.yaml")], {"a": Arm(fit={})}, {"fi": Language(fit={"model.x": 1})}
+        ).runs()
 
 
 def test_a_folder_without_a_study_is_told(tmp_path: Path) -> None:

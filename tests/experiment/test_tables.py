@@ -26,7 +26,7 @@ def evaluated(row: str, seed: int | None, ended: list[bool], losses: list[float]
         "language": TaskResult("LanguageAlignment", means(answers), len(answers), 1, 0.0),
         "retention": TaskResult("Retention", Retention().metrics(texts), len(texts), 1, 0.0),
     }
-    return Evaluated(row, "", seed, Results(row, tasks, {}), items)
+    return Evaluated(row, seed, Results(row, tasks, {}), items)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.evaluation import local_model
-from inscp.evaluation.likelihood import summed_nlls
 from inscp.evaluation.local_model import LocalModel
 from inscp.model.blocks import compile_blocks
 from inscp.model.isolation import keeps_documents_apart, require_isolation
+from inscp.model.likelihood import summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.records import PackedBatch, TokenSequence
 

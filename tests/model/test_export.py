@@ -17,8 +17,11 @@ from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
 from inscp.data.tagging import ConversationTagger
 from inscp.errors import RunError, UserError
+from inscp.model.card import model_card
 from inscp.model.checkpoint import whole_checkpoints
-from inscp.model.export import Origin, end_token_ids, export_model, model_card, read_origin
+from inscp.model.end_tokens import end_token_ids
+from inscp.model.export import export_model
+from inscp.model.origin import Origin, read_origin
 from inscp.pretrained import load_model, load_tokenizer
 
 GENERATE = """

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from inscp.__main__ import main
 from inscp.data.template import special_ids
 from inscp.errors import UserError
-from inscp.model.export import Origin, export_model, read_origin
+from inscp.model.export import export_model
 from inscp.model.merging import Average, ChatVector, ElChat, merged
+from inscp.model.origin import Origin, read_origin
 from inscp.pretrained import load_model, load_tokenizer
 
 

@@ -15,9 +15,9 @@ from inscp.callbacks.provenance import Provenance
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
-from inscp.model.export import read_origin
 from inscp.model.module import InsCPModule
 from inscp.model.optim import Optimizer
+from inscp.model.origin import read_origin
 from inscp.model.shield import Shield
 from inscp.model.strategies import FSDP2
 from inscp.pretrained import load_model, load_tokenizer

@@ -123,3 +123,14 @@ def test_a_record_without_an_answer_has_no_score_for_responses(tiny_model_folder
     scores = scorer.score([DOCUMENTS[0], PAIRS[0]], lambda *what: told.append(what), nothing)
     assert [s.id for s in scores] == ["p:1"]
     assert [where for where, _ in told] == ["d:1"]
+
+
+@pytest.mark.parametrize("records", [PAIRS, [DOCUMENTS[0]], []])
+def test_the_shares_of_the_work_make_a_whole_also_where_windows_have_nothing_to_score(
+    records: list[Record], tiny_model_folder: str
+) -> None:
+    shares: list[float] = []
+    scorer = Scorer(NextTokenLoss(load_model(tiny_model_folder, torch.float32)), load_tokenizer(tiny_model_folder),
+                    Scoring("response", window=8, overlap=2), 16)  # fmt: skip
+    scorer.score(records, nothing, lambda share, _: shares.append(share))
+    assert sum(shares) == pytest.approx(1.0)

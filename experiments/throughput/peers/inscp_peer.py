@@ -35,7 +35,7 @@ if __name__ == "__main__":
         "data.tagger": "inscp.data.tagging.PlainTagger",
         "model.pretrained": options["model"],
         "model.optimizer.learning_rate": 1e-5,
-        "model.activation_checkpointing": "block" if options["activation_checkpointing"] else "none",
+        "model.activation_checkpointing": options["activation_checkpointing"],
         "model.attn_implementation": options["attention"],
         "model.compile": json.dumps(options["compile"]),
         "data.train": options["texts"],

@@ -34,7 +34,7 @@ trainer = Counting(
         packing=True,
         bf16=options["precision"] == "bf16",
         use_cpu=options["device"] == "cpu",
-        gradient_checkpointing=options["activation_checkpointing"],
+        gradient_checkpointing=options["activation_checkpointing"] != "none",
         use_liger_kernel=options["device"] == "cuda",
         model_init_kwargs={"dtype": "float32", "attn_implementation": options["attention"]},
         learning_rate=1e-5,

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from inscp.data.rows import Row
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
 from inscp.evaluation.definitions import judged, measures, task_manager
 from inscp.evaluation.documents import POSITION, read_documents
 from inscp.evaluation.items import Item
@@ -121,7 +121,7 @@ class Knowledge(Task):
         try:
             return manager.load(self.benchmark)
         except (OSError, ValueError, ImportError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             mend = "Check the network, or give a file of its documents as `files`."
             raise UserError(self.benchmark, f"its data set cannot be loaded ({reason})", mend) from error
 

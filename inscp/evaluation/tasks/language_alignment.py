@@ -14,15 +14,15 @@ from functools import cache
 import regex
 
 from inscp.errors import UserError
-from inscp.evaluation.chinese import expected_form, form_of
 from inscp.evaluation.items import Item
-from inscp.evaluation.language import copies, identify, likely_languages, loops, primary, require_known, words
 from inscp.evaluation.prompts import read_table, spread, text_of
 from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.optional import library
 from inscp.records import Generation, Turn
+from inscp.text.chinese import expected_form, form_of
+from inscp.text.language import copies, identify, likely_languages, loops, primary, require_known, words
 
 _LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Confusion Benchmark's
 _PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it takes out before it looks at a line

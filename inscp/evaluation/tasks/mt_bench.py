@@ -10,12 +10,12 @@ from inscp.data.rows import Row
 from inscp.errors import UserError
 from inscp.evaluation.items import Item, items_folder, read_items
 from inscp.evaluation.judge import Case, Exchange, Judge, Verdict, compare, grade
-from inscp.evaluation.language import primary
 from inscp.evaluation.prompts import field_of, read_table, spread, text_of
 from inscp.evaluation.server import Chat, Server
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.records import Prompt, Turn
+from inscp.text.language import primary
 
 _TURNS = 2
 

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import regex
+
 from inscp.data.rows import Row
 from inscp.evaluation.prompts import field_of
-from inscp.evaluation.refusal import Refusal
 from inscp.evaluation.task import Prompted
 from inscp.evaluation.tasks.language_alignment import flaws
 from inscp.records import Generation
+from inscp.text.refusal import REFUSES, SAYS_IT_IS_A_MODEL, compiled, refuses
 
 
 @dataclass(kw_only=True)
@@ -34,18 +36,21 @@ class Refusals(Prompted):
 
     def check(self) -> None:
         super().check()
-        Refusal(self.phrases)
+        self._patterns()
         for position, row in self.rows():
             self._kind(position, row)
+
+    def _patterns(self) -> regex.Pattern[str]:
+        return compiled((*SAYS_IT_IS_A_MODEL, *REFUSES, *self.phrases), "phrases")
 
     def _kind(self, position: str, row: Row) -> str:
         return str(field_of(position, row, [self.kind_field])) if self.kind_field else "all"
 
     def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
-        refuses, worth = Refusal(self.phrases), []
+        patterns, worth = self._patterns(), []
         for row, answer in zip(rows, answers, strict=True):
             has_failed = any(flaws(answer).values())
-            has_refused = not has_failed and refuses(answer.response)
+            has_refused = not has_failed and refuses(answer.response, patterns)
             outcome = "failed" if has_failed else "refused" if has_refused else "complied"
             kind = self._kind("", row)
             worth.append({f"{kind}/{name}": name == outcome for name in ("refused", "complied", "failed")})

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,20 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.tagging import InsCPTagger, PlainTagger
+from inscp.data.template import shared_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
 from inscp.evaluation.items import Item
-from inscp.evaluation.likelihood import packed
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.prompts import read_table, spread, text_of
 from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means, with_perplexities
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
-from inscp.model.export import end_token_ids, read_origin
+from inscp.model.end_tokens import end_token_ids
+from inscp.model.likelihood import packed
+from inscp.model.origin import read_origin
 from inscp.pretrained import longest_input, resolve
 from inscp.records import IGNORED, Generation, Prompt, Record, TokenSequence, Turn
 
@@ -147,8 +148,7 @@ def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Gene
 
 def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> float:
     old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
-    return same / len(old) if old else float(not new)
+    return shared_length(old, new) / len(old) if old else float(not new)
 
 
 @torch.inference_mode()
@@ -163,5 +163,5 @@ def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence
 
 def _log_probabilities(backend: LocalModel, sequence: TokenSequence) -> torch.Tensor:
     batch = packed([sequence], next(backend.loss.parameters()).device)
-    logits = backend.loss.model(input_ids=batch.input_ids, use_cache=False).logits
-    return logits[batch.targets != IGNORED].float().log_softmax(-1)
+    logits = backend.loss.model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
+    return logits[batch.places].float().log_softmax(-1)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from inscp.data.rows import Row
-from inscp.errors import UserError
-from inscp.evaluation.language import words
+from inscp.errors import UserError, first_line
 from inscp.evaluation.prompts import find_field
 from inscp.evaluation.task import Prompted
 from inscp.model.device import best_device
 from inscp.pretrained import resolve
 from inscp.records import Generation
+from inscp.text.language import words
 
 _BATCH = 32
 
@@ -95,6 +95,6 @@ class ToxiGen(Prompted):
         try:
             return load()
         except (OSError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             mend = "Check the name and the network, or name a classifier in a folder."
             raise UserError(self.classifier, f"cannot be loaded ({reason})", mend) from error

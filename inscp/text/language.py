@@ -1,4 +1,4 @@
-"""What can be told of a text without a model: its language, and whether it loops or copies."""
+"""The language of a text, its words, and whether it loops or copies."""
 
 import unicodedata
 from collections.abc import Collection, Sequence

@@ -15,12 +15,10 @@ from inscp.records import PackedBatch, TokenSequence
 
 
 def by_length(pieces: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
-    """Pieces of like length together, longest first, so many tokens a batch; those without a target cost nothing."""
+    """Pieces of like length together, longest first, so many tokens a batch."""
     batch: list[TokenSequence] = []
     held = 0
     for piece in sorted(pieces, key=lambda piece: -len(piece.input_ids)):
-        if not piece.n_targets:
-            continue
         if batch and held + len(piece.input_ids) > batch_tokens:
             yield batch
             batch, held = [], 0
@@ -48,5 +46,5 @@ def packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch
     length = sum(len(piece.input_ids) for piece in pieces)
     input_ids, targets, lengths = PackedRow(list(pieces)).arrays(length, 0)
     positions = np.concatenate([np.arange(n) for n in lengths])
-    ids, wanted, places = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
-    return PackedBatch(ids, wanted, places, tuple(lengths), step_targets=1, step_tokens=length).to(device)
+    ids, wanted, position_ids = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
+    return PackedBatch(ids, wanted, position_ids, tuple(lengths), step_targets=1, step_tokens=length).to(device)

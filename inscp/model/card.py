@@ -1,0 +1,88 @@
+"""The card of a model that was made here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from inscp import __version__
+from inscp.model.origin import Origin
+
+_METHODS = {
+    "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
+    "assistant's turn of the model's own chat template, after an empty user turn",
+    "orgCP": "plain continual pre-training on target-language text, without the chat template",
+    "SFT": "supervised fine-tuning on conversations",
+    "Average": "averaging with the weights of the original model (WiSE-FT, arXiv 2109.01903)",
+    "ChatVector": "adding a chat vector, the difference of a chat model and its base model (arXiv 2310.04799)",
+    "ElChat": "merging with the source chat model and copying the weights of its special tokens (arXiv 2412.11704)",
+}
+
+
+def model_card(origin: Origin) -> str:
+    """The model card, in the Hub's format: YAML front matter, then Markdown."""
+    base = f"base_model: {name}\n" if (name := _hub_id(origin.original)) else ""
+    stages = origin.stages
+    heads = [f"Stage {number}, {stage.arm}: " if stages[1:] else "" for number, stage in enumerate(stages, 1)]
+    sections = "".join(_sections(stage, head) for stage, head in zip(stages, heads, strict=True))
+    return f"""---
+language: "{origin.language.split("-")[0]}"
+library_name: transformers
+pipeline_tag: text-generation
+{base}tags: [inscp, continual-pre-training, {", ".join(stage.arm for stage in stages)}]
+---
+
+# {origin.base_model}, adapted to {origin.language} ({origin.arms})
+
+{origin.base_model} (`{origin.original}`) after {"; then ".join(_METHODS.get(s.arm, s.arm) for s in stages)}.
+Made with inscp {__version__}. The original model's licence applies to these weights.
+{sections}
+## Use
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "path/to/this/folder")
+print(chat([{{"role": "user", "content": "…"}}], max_new_tokens=256)[0]["generated_text"][-1]["content"])
+```
+
+## Limits
+
+Language was taught; facts were not checked. A small model invents facts in any language. Measure safety and
+refusals in your own setting before you serve it.
+"""
+
+
+def _hub_id(spec: str) -> str | None:
+    """What a model is called on the Hub, without its revision; None where it is somewhere else."""
+    name = spec.partition("@")[0]
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return None if "/" not in name or Path(name).exists() else name
+
+
+def _sections(stage: Origin, head: str) -> str:
+    """What a stage was made with, under headings that begin with `head`."""
+    data, sections = stage.data, {}
+    if data:
+        sources = "\n".join(f"- {name}: {count:,} records" for name, count in data["records"].items())
+        sections["data"] = (
+            f"{data['tokens']:,} tokens in {data['sequences']:,} documents, {data['rows']:,} packed rows\n"
+            f"({data['padding']:.1%} padding), fingerprint `{data['fingerprint']}`.\n\n{sources}"
+        )
+    settings = "\n".join(f"| {name} | {value} |" for name, value in stage.training.items())
+    sections["settings"] = f"| setting | value |\n|---|---|\n{settings}"
+    if stage.held_out:
+        losses = "\n".join(
+            f"| {name} | {values['before']:.3f} | {_after(values)} |" for name, values in stage.held_out.items()
+        )
+        sections["loss of held-out text, nats a token"] = f"| set | before | after |\n|---|---|---|\n{losses}"
+    titles = {title: head + title if head else title[0].upper() + title[1:] for title in sections}
+    return "".join(f"\n## {titles[title]}\n\n{text}\n" for title, text in sections.items())
+
+
+def _after(losses: Mapping[str, float]) -> str:
+    return f"{losses['after']:.3f}" if "after" in losses else "not measured"

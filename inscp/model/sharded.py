@@ -1,0 +1,29 @@
+"""Tensors that are whole or sharded over ranks, and what the ranks talk through."""
+
+import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+_BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
+
+
+def backend(device_type: str) -> str:
+    """Of a process group; collectives on CPU tensors too: for asynchronous checkpoints and offloaded weights."""
+    return _BACKENDS.get(device_type, "gloo")
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a tensor, whole or sharded; the same storage."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, whole or sharded; every rank takes part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, which every rank has whole, sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return tensor
+    placed = tensor.to(parameter.device)
+    return distribute_tensor(placed, parameter.device_mesh, parameter.placements, src_data_rank=None)
