@@ -168,7 +168,7 @@ def _code(spec: str) -> dict[str, Any]:
 
 
 def require_dense(spec: str) -> None:
-    """Whether the weights are what is multiplied with: quantized ones (FP8, GPTQ, AWQ, …) are it times their scales.
+    """See that the weights are what is multiplied with: quantized ones (FP8, GPTQ, AWQ, …) are it times their scales.
 
     Raises:
         UserError: they are quantized.

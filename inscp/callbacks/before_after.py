@@ -9,12 +9,12 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from inscp.evaluation.generation import generate
+from inscp.evaluation.generation import ask
 from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
 from inscp.model.module import InsCPModule
 from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
-from inscp.records import Generation, Turn
+from inscp.records import Generation
 from inscp.tracking.tracker import tracker_of
 
 
@@ -74,8 +74,7 @@ class BeforeAfter(Callback):
         result = {}
         for language, prompts in self._prompts.items():
             print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
-            questions = [(Turn("user", prompt),) for prompt in prompts]
-            answers = [answer for _, answer in sorted(generate(model, tokenizer, questions, self._max_new_tokens))]
+            answers = ask(model, tokenizer, prompts, self._max_new_tokens)
             found = shares(answers, language)
             told = {name: found[name] for name in _LABELS}
             result[f"answers to {language} prompts"] = told

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import untimed
+from inscp.data.datamodule import data_of
 from inscp.errors import RunError, UserError
 from inscp.model.checkpoint import (
     CheckpointWriter,
@@ -65,7 +66,7 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
         if stage == "fit":
-            self._require_measured(trainer.datamodule.validation)  # type: ignore[attr-defined]
+            self._require_measured(data_of(trainer).validation)
         if trainer.is_global_zero and stage == "fit":
             remove_partial(self.folder)
 

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from inscp.callbacks.throughput import Throughput
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.cost.ledger import Cost, Ledger, Running
+from inscp.data.datamodule import data_of
 from inscp.model.module import InsCPModule
 from inscp.records import PackedBatch
 from inscp.tracking.tracker import tracker_of
@@ -91,4 +92,4 @@ class TrainingCost(Callback):
 
 def _ranks(trainer: Trainer) -> int:
     """How many ranks see different rows. The first one's FLOPs stand for each: their rows are about equally full."""
-    return int(trainer.datamodule.ranks[0])  # type: ignore[attr-defined]
+    return int(data_of(trainer).ranks[0])

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
+from inscp.data.datamodule import data_of
 from inscp.errors import RunError
 from inscp.model.checkpoint import step_folder
 from inscp.model.export import assemble, export_model
@@ -36,7 +37,7 @@ class ExportAtEnd(Callback):
         if trainer.is_global_zero:
             try:
                 origin = self._provenance.origin(trainer)
-                export_model(assemble(origin, weights), trainer.datamodule.tokenizer, self.folder, origin)  # type: ignore
+                export_model(assemble(origin, weights), data_of(trainer).tokenizer, self.folder, origin)
             except Exception as error:  # a full disk, too little memory, …
                 problem = f"the model could not be exported ({str(error).rstrip('.') or type(error).__name__})"
         if problem := trainer.strategy.broadcast(problem):

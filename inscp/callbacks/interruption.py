@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.steps import ends_step
+from inscp.data.datamodule import data_of
 from inscp.errors import Stopped
 from inscp.tracking.tracker import tracker_of
 
@@ -47,7 +48,7 @@ class Interruption(Callback):
             return
         received = torch.tensor(self._received, device=trainer.strategy.root_device)
         number = int(trainer.strategy.reduce(received, reduce_op="max"))
-        is_last = trainer.should_stop or trainer.global_step >= trainer.datamodule.total_steps  # type: ignore[attr-defined]
+        is_last = trainer.should_stop or trainer.global_step >= data_of(trainer).total_steps
         if number and not is_last:
             self._stop(trainer, signal.Signals(number))
 
@@ -59,7 +60,7 @@ class Interruption(Callback):
 
     def _stop(self, trainer: Trainer, number: signal.Signals) -> None:
         problem = trainer.strategy.broadcast(self._checkpoints.save(trainer, wait=True))
-        where = f"{number.name}: stopped behind step {trainer.global_step} of {trainer.datamodule.total_steps}"  # type: ignore[attr-defined]
+        where = f"{number.name}: stopped behind step {trainer.global_step} of {data_of(trainer).total_steps}"
         if problem:
             message, status = f"{where}; {problem}", 1
         else:

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from inscp.callbacks.steps import ends_step
+from inscp.data.datamodule import data_of
 from inscp.lines import SECONDS_BETWEEN_LINES, duration
 
 
@@ -48,7 +49,7 @@ class PlainProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now, step = time.monotonic(), trainer.global_step
-        steps = trainer.datamodule.total_steps  # type: ignore[attr-defined]
+        steps = data_of(trainer).total_steps
         is_due = now - self._told >= SECONDS_BETWEEN_LINES or step == steps
         if not (is_due and ends_step(trainer, batch_idx) and trainer.is_global_zero):
             return

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.cost import training_cost
 from inscp.cost.ledger import Cost
-from inscp.data.datamodule import InsCPDataModule
+from inscp.data.datamodule import InsCPDataModule, data_of
 from inscp.data.pipeline import Pipeline
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
 from inscp.model.module import InsCPModule
@@ -21,7 +21,7 @@ from inscp.paths import local_path
 from inscp.pretrained import weights_fingerprint
 from inscp.selection import report as selection
 from inscp.tracking.environment import hardware
-from inscp.tracking.tracker import MLflowTracker, tracker_of
+from inscp.tracking.tracker import tracker_of
 
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
@@ -48,7 +48,7 @@ class Provenance(Callback):
         self._weights = ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data, tracker = _parts(trainer)
+        data, tracker = data_of(trainer), tracker_of(trainer)
         assert isinstance(pl_module, InsCPModule)
         self._before = read_origin(pl_module.pretrained)
         self._weights = weights_fingerprint(pl_module.pretrained) if pl_module.adapter else ""
@@ -81,14 +81,14 @@ class Provenance(Callback):
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The held-out losses of the original model are the first point of the curves."""
         assert isinstance(pl_module, InsCPModule)
-        _, tracker = _parts(trainer)
+        tracker = tracker_of(trainer)
         if tracker is not None:
             for name, loss in pl_module.held_out_before.items():
                 tracker.log_at({f"val/{name}/loss": loss, f"val/{name}/perplexity": math.exp(loss)}, step=0)
 
     def origin(self, trainer: Trainer) -> Origin:
         """Everything about the run in plain values."""
-        module, (data, _) = trainer.lightning_module, _parts(trainer)
+        module, data = trainer.lightning_module, data_of(trainer)
         assert isinstance(module, InsCPModule)
         training = {
             "learning_rate": module.optimizer.learning_rate,
@@ -125,7 +125,7 @@ class Provenance(Callback):
         warn_of_other_weights(Origin(**checkpoint[ORIGIN_KEY]))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        _, tracker = _parts(trainer)
+        tracker = tracker_of(trainer)
         checkpoint[ORIGIN_KEY] = asdict(self.origin(trainer))
         checkpoint[FOLDER_KEY] = str(self._folder)
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
@@ -137,9 +137,3 @@ def _scoring_cost(folder: Path) -> Cost | None:
     report = folder / selection.JSON
     found = json.loads(report.read_text("utf-8")).get("scoring_cost") if report.is_file() else None
     return Cost(**found) if found else None
-
-
-def _parts(trainer: Trainer) -> tuple[InsCPDataModule, MLflowTracker | None]:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, InsCPDataModule)
-    return data, tracker_of(trainer)

@@ -12,12 +12,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import tokens_seen, untimed
+from inscp.data.datamodule import data_of
 from inscp.errors import UserError
-from inscp.evaluation.generation import generate
+from inscp.evaluation.generation import ask
 from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
 from inscp.model.module import InsCPModule
 from inscp.paths import write_whole
-from inscp.records import Turn
 from inscp.tracking.tracker import tracker_of
 
 ALIGNMENT_FILE = "alignment.json"
@@ -114,12 +114,10 @@ class StopWhenAligned(Callback):
         return int(self._history[-1]["tokens"]) if self._history else 0
 
     def _ask(self, trainer: Trainer, module: InsCPModule) -> Measures:
-        tokenizer, result = trainer.datamodule.tokenizer, {}  # type: ignore[attr-defined]
+        tokenizer, result = data_of(trainer).tokenizer, {}
         with module.answering() as model:
             for language, prompts in self._prompts.items():
-                questions = [(Turn("user", prompt),) for prompt in prompts]
-                answers = [answer for _, answer in generate(model, tokenizer, questions, self._max_new_tokens)]
-                result[language] = shares(answers, language)
+                result[language] = shares(ask(model, tokenizer, prompts, self._max_new_tokens), language)
         return result
 
     def _reason(self) -> str:

@@ -1,1 +1,1 @@
-"""The commands, one a file: each has `run(command, arguments)` and is imported only when it is called."""
+"""The commands, one a file with `run(command, arguments)` that is imported only when it is called, and their parts."""

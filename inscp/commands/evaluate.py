@@ -20,26 +20,26 @@ import transformers
 from inscp import __version__
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
+from inscp.commands.tracked_evaluation import TrackedEvaluation, tracker_for
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
 from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
-from inscp.evaluation.items import ITEMS, Item, items_file, items_folder
+from inscp.evaluation.items import Item, items_folder
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.results import RESULTS, Results, TaskResult
-from inscp.evaluation.server import ServedModel, Server
+from inscp.evaluation.results import Results, TaskResult
+from inscp.evaluation.served_model import ServedModel
+from inscp.evaluation.server import Server
 from inscp.evaluation.subject import Backend, Subject
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.lines import Lines
 from inscp.model.device import best_device
-from inscp.model.origin import Origin, read_origin
+from inscp.model.origin import read_origin
 from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.paths import write_whole
-from inscp.pretrained import resolve
-from inscp.tracking.environment import hardware, provenance_tags
-from inscp.tracking.pieces import dumped, read_run
-from inscp.tracking.tracker import RUN_FILE, MLflowTracker, Tracking
+from inscp.tracking.environment import hardware
+from inscp.tracking.tracker import Tracking
 
 _COST = "cost.json"
 """Among the items: what all attempts have cost together."""
@@ -91,7 +91,7 @@ def evaluate(
     subject = Subject(backend, folder, partial(_watch, spent))
     # A server may know its model by a name that says nothing here.
     origin = read_origin(model) if server is None or Path(model).is_dir() else None
-    tracked = _Tracked(_tracker(model, origin, mlflow, folder), origin, folder) if mlflow.enabled else None
+    tracked = TrackedEvaluation(tracker_for(model, origin, mlflow, folder), origin, folder) if mlflow.enabled else None
 
     def on_task(name: str, result: TaskResult, items: list[Item]) -> None:
         print("\n".join(_lines(name, result)), flush=True)
@@ -124,43 +124,6 @@ def _environment(tasks: dict[str, Task], backend: Backend) -> dict[str, Any]:
         "settings": {name: task.settings for name, task in tasks.items()},
         **backend.made_by,
     }  # fmt: skip
-
-
-class _Tracked:
-    """The evaluation in MLflow.
-
-    Args:
-        tracker: of its run.
-        origin: of the model, where it was made here.
-        folder: of the items.
-    """
-
-    def __init__(self, tracker: MLflowTracker, origin: Origin | None, folder: Path) -> None:
-        self._tracker, self._folder = tracker, folder
-        tracker.unsent_folder = folder
-        self._step = int(origin.training.get("steps", 0)) if origin else 0  # where it lies on the curves of its run
-
-    def task(self, name: str, result: TaskResult, items: list[Item]) -> None:
-        """Keep what a task has measured."""
-        values = {key: metric.value for key, metric in result.metrics.items() if math.isfinite(metric.value)}
-        self._tracker.log_at({f"eval/{name}/{key}": value for key, value in values.items()}, self._step, anew=True)
-        if columns := _columns(items):
-            self._tracker.log_table(columns, f"generations/{name}.json")
-        kept = items_file(self._folder, name)
-        self._tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
-
-    def finish(self, results: Path, total: Cost | None) -> str:
-        """Keep the results and what they have cost; returns where they are."""
-        if total:
-            self._tracker.log_at(total.metrics("evaluation"), self._step, anew=True)
-            self._tracker.log_hyperparams(total.params("evaluation"))
-        self._tracker.log_text(results.read_text("utf-8"), RESULTS)
-        self.end("success")
-        return self._tracker.address
-
-    def end(self, status: str) -> None:
-        """Send what is not sent, and end the run."""
-        self._tracker.finalize(status)
 
 
 class _Spent:
@@ -230,7 +193,7 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
 
 
 @contextmanager
-def _ended(tracked: _Tracked | None, spent: _Spent | None) -> Iterator[None]:
+def _ended(tracked: TrackedEvaluation | None, spent: _Spent | None) -> Iterator[None]:
     """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end.
 
     Raises:
@@ -280,27 +243,3 @@ def _lines(name: str, result: TaskResult) -> list[str]:
         interval = f"{low:,.3f} to {high:,.3f}" if math.isfinite(low) else "–"
         lines.append(f"  {key:<42}{metric.value:>10,.3f}{interval:>22}{metric.n:>8,}")
     return lines
-
-
-def _columns(items: list[Item]) -> dict[str, list[Any]]:
-    """What is shown of the items as columns, with what each was worth."""
-    names = list(dict.fromkeys(name for item in items for name in item.shown))
-    columns = {name: [item.shown.get(name, "") for item in items] for name in names}
-    return columns and columns | {"worth": [json.dumps(dict(item.values)) for item in items]}
-
-
-def _tracker(model: str, origin: Origin | None, tracking: Tracking, folder: Path) -> MLflowTracker:
-    """The run that made the model, as `fit` noted it beside its folder, else one of its own, noted in `folder`."""
-    is_trained = origin is not None and "steps" in origin.training  # and not a merge that lies beside its model
-    if tracking.run_id is None and is_trained and (made := Path(resolve(model)[0]).parent / RUN_FILE).is_file():
-        start, _ = read_run(made)
-        of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)
-        return MLflowTracker(of_run, start.name, {}, dumped([start]), is_addition=True)
-    origin = origin or Origin(model, "instruct", "")
-    is_addition = tracking.run_id is not None
-    earlier = dumped([read_run(own)[0]]) if (own := folder / RUN_FILE).is_file() else None
-    tracker = MLflowTracker(tracking, origin.name, provenance_tags(), earlier, is_addition)
-    if not is_addition:
-        tracker.note_run(folder)
-        tracker.log_hyperparams({"arm": origin.arms, "model": origin.base_model, "evaluated": model})
-    return tracker

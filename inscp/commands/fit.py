@@ -29,21 +29,11 @@ from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
-from inscp.commands.resume import (
-    CHECKPOINTS,
-    CONFIG,
-    ended_without_checkpoint,
-    has_newer,
-    new_folder,
-    newest_checkpoint,
-    require_no_others,
-    require_same_training,
-    same_training,
-)
+from inscp.commands.resume import CHECKPOINTS, CONFIG, continued_run, last_checkpoint, new_folder, require_no_others
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import Stopped, UserError, first_line
-from inscp.model.checkpoint import FOLDER_KEY, TRACKING_KEY, read_about
+from inscp.model.checkpoint import TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
@@ -126,10 +116,6 @@ def _require_offered(trainer: Mapping[str, Any]) -> None:
     if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
-
-
-def _ended(folder: Path) -> Stopped:
-    return Stopped(f"this training has ended; its model is {folder / 'model'}", 0)
 
 
 def _listed(given: Any) -> list[Any]:
@@ -279,35 +265,21 @@ class InsCPCLI(LightningCLI):
             runs: the folder of all runs of this name.
         """
         checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
-        given = self._get(self.config_init, "ckpt_path")
-        is_given = checkpoints.is_given_folder
-        if given == "last":
-            config = self._plain_config()
-            attempts = [] if is_given else same_training(runs, config)
-            if self.subcommand == "fit" and (ended := ended_without_checkpoint(attempts, config)):
-                raise _ended(ended)
-            found = newest_checkpoint([checkpoints.folder] if is_given else [of / CHECKPOINTS for of in attempts])
-            if found and is_given:
-                require_same_training(found, config)
+        given, is_fit = self._get(self.config_init, "ckpt_path"), self.subcommand == "fit"
+        folder = checkpoints.folder if checkpoints.is_given_folder else None
+        found = Path(given) if given else None
+        if is_last := given == "last":
+            found = last_checkpoint(runs, folder, self._plain_config(), is_fit)
             self.config_init[self.subcommand]["ckpt_path"] = found and str(found)
-        else:
-            found = Path(given) if given else None
+        before = continued_run(found, is_last) if found and is_fit else None
+        if folder and is_fit:
+            require_no_others(folder, found if before else None)
         self._resumed = found
-        before = None  # where it begins another training, which has a folder and an MLflow run of its own
-        if found and self.subcommand == "fit":
-            before = Path(read_about(found)[FOLDER_KEY])
-            is_ended = (before / "model").exists()
-            if is_ended and given == "last":
-                raise _ended(before)
-            if is_ended or has_newer(found, before):  # what came behind it then is left as it is
-                before = None
-        if is_given and self.subcommand == "fit":
-            require_no_others(checkpoints.folder, found if before else None)
-        is_made_here = self.subcommand == "fit" and not getattr(rank_zero_only, "rank", 0)  # others write nothing
+        is_made_here = is_fit and not getattr(rank_zero_only, "rank", 0)  # others write nothing
         self._is_continued = before is not None
         self.folder = before or (new_folder(runs) if is_made_here else runs)
         self.model_folder = self.folder / "model"
-        if not is_given:
+        if not folder:
             checkpoints.folder = self.folder / CHECKPOINTS
 
     def _plain_config(self) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from inscp.errors import UserError
+from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import LAYOUT, without
-from inscp.model.checkpoint import read_about, whole_checkpoints
+from inscp.model.checkpoint import FOLDER_KEY, read_about, whole_checkpoints
 
 CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
 """What a run's folder calls its whole configuration (a checkpoint too), and the folder of its checkpoints."""
@@ -25,8 +25,55 @@ _MAY_CHANGE = (*LAYOUT, "data.batch_size", "data.validation", "data.validation_t
 """Keys of those sections that may change while a training is under way."""
 
 
-def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
-    """The newest whole checkpoint of the first folder that has one (`--ckpt_path last`), told on standard error.
+def last_checkpoint(runs: Path, given: Path | None, config: Mapping[str, Any], is_fit: bool) -> Path | None:
+    """What `--ckpt_path last` names: a training's newest whole checkpoint; None where there is none.
+
+    Args:
+        runs: the folder of all trainings of one name.
+        given: the folder of the checkpoints, where the configuration names one.
+        config: of the training, all of it.
+        is_fit: whether it is to be trained, and not only measured.
+
+    Raises:
+        Stopped: the training has ended.
+        UserError: the given folder is another training's, or all checkpoints are damaged.
+    """
+    if given:
+        if found := _newest([given]):
+            _require_same_training(found, config)
+        return found
+    attempts = _attempts(runs, config)
+    if is_fit and (ended := _ended_without_checkpoint(attempts, config)):
+        raise _ended(ended)
+    return _newest([of / CHECKPOINTS for of in attempts])
+
+
+def continued_run(checkpoint: Path, is_last: bool) -> Path | None:
+    """The folder of the run that goes on with a checkpoint.
+
+    None where another training begins with it, which has a folder and an MLflow run of its own: the run has ended, or
+    went on from there, and what came behind it then is left as it is.
+
+    Args:
+        checkpoint: is gone on from.
+        is_last: as `--ckpt_path last` found it.
+
+    Raises:
+        Stopped: the training has ended.
+    """
+    run = Path(read_about(checkpoint)[FOLDER_KEY])
+    is_ended = (run / "model").exists()
+    if is_ended and is_last:
+        raise _ended(run)
+    return None if is_ended or _has_newer(checkpoint, run) else run
+
+
+def _ended(folder: Path) -> Stopped:
+    return Stopped(f"this training has ended; its model is {folder / 'model'}", 0)
+
+
+def _newest(folders: Sequence[Path]) -> Path | None:
+    """The newest whole checkpoint of the first folder that has one, told on standard error.
 
     Args:
         folders: where checkpoints may lie, the newest first.
@@ -47,7 +94,7 @@ def newest_checkpoint(folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def same_training(runs: Path, config: Mapping[str, Any]) -> list[Path]:
+def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
     """The folders of the earlier attempts at a training, the newest first.
 
     Args:
@@ -66,11 +113,11 @@ def same_training(runs: Path, config: Mapping[str, Any]) -> list[Path]:
     return found
 
 
-def ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any]) -> Path | None:
+def _ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any]) -> Path | None:
     """The folder of the newest attempt where that has come to its end and was too short for a checkpoint.
 
     Args:
-        attempts: as `same_training` has them.
+        attempts: as `_attempts` has them.
         config: of the training, all of it.
     """
     for folder in attempts:
@@ -82,7 +129,7 @@ def ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any]
     return None
 
 
-def require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
+def _require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
     """See that a checkpoint in a given folder is of the training of this configuration.
 
     Raises:
@@ -127,7 +174,7 @@ def _differing(kept: Any, now: Any, name: str = "") -> Iterator[str]:
         yield name
 
 
-def has_newer(checkpoint: Path, run: Path) -> bool:
+def _has_newer(checkpoint: Path, run: Path) -> bool:
     """Whether a training has whole checkpoints of later steps, beside this one or in the run's folder."""
     beside = {checkpoint.parent, run / CHECKPOINTS}
     return any(path.name > checkpoint.name for folder in beside for path in whole_checkpoints(folder)[0])

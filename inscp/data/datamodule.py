@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -260,3 +260,9 @@ class InsCPDataModule(LightningDataModule):
                 mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
                 raise UserError("--ckpt_path", what, mend)
         self._rows_before, self._step_before = state_dict["rows_seen"], state_dict["step"]
+
+
+def data_of(trainer: Trainer) -> InsCPDataModule:
+    """The data that a trainer reads."""
+    data: InsCPDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return data

@@ -12,7 +12,7 @@ from inscp.data.template import prompt_ids
 from inscp.evaluation.kv_cache import RoomyLayer, with_room
 from inscp.model.attention import CACHE
 from inscp.model.end_tokens import end_token_ids
-from inscp.records import Generation, Prompt
+from inscp.records import Generation, Prompt, Turn
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -72,6 +72,14 @@ def generate(
             response = str(tokenizer.decode(ids, skip_special_tokens=True))
             ended = bool(ids) and ids[-1] in ends
             yield index, Generation(prompts[index][-1].text, response, len(ids), ended)
+
+
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int
+) -> list[Generation]:
+    """The greedy answer to each question, in their order; arguments as for `generate`."""
+    prompts = [(Turn("user", question),) for question in questions]
+    return [answer for _, answer in sorted(generate(model, tokenizer, prompts, max_new_tokens))]
 
 
 def _answers(

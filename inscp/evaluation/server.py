@@ -6,7 +6,7 @@ The key is known by the name of an environment variable alone: it goes to the se
 import os
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 from inscp.errors import RunError, UserError
 from inscp.evaluation.spending import Spending, Usage, about_tokens, most_tokens
 from inscp.optional import library
-from inscp.records import Generation, Prompt, TokenSequence
+from inscp.records import Generation, Prompt
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
-    from transformers import PreTrainedTokenizerBase
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 120.0  # seconds between two tries; doubled from try to try
 _PATIENCE = 30.0  # seconds for the first contact, whatever the time that answers may take
@@ -275,36 +274,3 @@ def _read(reply: Any, prompt: Prompt) -> tuple[Generation, Usage | None]:
     response = str(text or "").encode("utf-8", "replace").decode()  # JSON may have half a surrogate pair in it
     n_tokens = used.completion_tokens if used else 0
     return Generation(prompt[-1].text, response, n_tokens, ended=choice.finish_reason == "stop"), used
-
-
-class ServedModel:
-    """A model under test that another program serves.
-
-    Args:
-        server: where.
-    """
-
-    def __init__(self, server: Server) -> None:
-        self._chat = Chat(server)
-        self.spec = server.model
-
-    @property
-    def made_by(self) -> Mapping[str, Any]:
-        return self._chat.server.made_by
-
-    def connect(self) -> None:
-        """As `Chat.connect`."""
-        self._chat.connect()
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        raise UserError(self._chat.server.address, "a server gives no tokenizer", "Give the model's folder or Hub id.")
-
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
-        """As `Chat.ask`; a `document` is gone on with, through the completions endpoint."""
-        return self._chat.ask(prompts, max_new_tokens)
-
-    def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
-        """No server gives any: always a `UserError`."""
-        what = "a server gives no likelihoods, which this task measures"
-        raise UserError(self._chat.server.address, what, "Leave the task out, or give the model's folder or Hub id.")

@@ -10,6 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
+from inscp.data.datamodule import data_of
 from inscp.model.average import WeightAverage
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import gathered_root
@@ -69,7 +70,7 @@ class JudgedModule(LightningModule):
             self._swap_average()
 
     def on_validation_epoch_start(self) -> None:
-        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
+        names = data_of(self.trainer).validation_names
         self._validation_loss = [MeanMetric().to(self.device) for _ in names]
         self._swap_average()
 
@@ -81,7 +82,7 @@ class JudgedModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss (nats a token) and perplexity of each held-out set, and keep the losses."""
-        names = self.trainer.datamodule.validation_names  # type: ignore[attr-defined]
+        names = data_of(self.trainer).validation_names
         prefix = "test" if self.trainer.testing else "val"
         losses = {name: metric.compute() for name, metric in zip(names, self._validation_loss, strict=True)}
         for name, loss in losses.items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from inscp.data.datamodule import data_of
 from inscp.errors import RunError, UserError
 from inscp.model.adapters import LoRA
 from inscp.model.allocator import keep_freed_memory, return_freed_memory
@@ -123,7 +124,7 @@ class InsCPModule(JudgedModule):
 
     @property
     def _ranks(self) -> int:
-        return int(self.trainer.datamodule.ranks[0])  # type: ignore[attr-defined]
+        return int(data_of(self.trainer).ranks[0])
 
     def on_fit_start(self) -> None:
         self._require_isolation()
@@ -182,7 +183,7 @@ class InsCPModule(JudgedModule):
         progress["is_last_batch"] = False  # there may be more now: another budget, or other max_steps
 
     def configure_optimizers(self) -> Any:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(self.trainer)
         decayed_here = self.frozen.weights.values() if self.frozen else ()
         optimizer = self.optimizer.build(self.weights.values(), undecayed=decayed_here)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer.factor(*data.span(step)))
@@ -190,7 +191,7 @@ class InsCPModule(JudgedModule):
 
     def on_train_start(self) -> None:
         if self.shield and self.frozen and not self.trainer.ckpt_path:  # which brings the columns along
-            rows = self.shield.read(self.trainer.datamodule.pipeline)  # type: ignore[attr-defined]
+            rows = self.shield.read(data_of(self.trainer).pipeline)
             if self.trainer.is_global_zero:
                 print(f"shield: reading {rows.report}", file=sys.stderr, flush=True)
             self.frozen.choose(self.shield.share, self.loss, rows, self.device)
@@ -206,7 +207,7 @@ class InsCPModule(JudgedModule):
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Let dropout depend on the place in the training alone, so that a resumed training repeats it."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(self.trainer)
         torch.manual_seed(hash((data.seed, batch_idx, data.ranks[1])) % 2**63)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:

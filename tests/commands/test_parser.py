@@ -1,4 +1,4 @@
-"""What a command line and its files may hold: values as they are, whose files nobody reads, and no `null` for nothing."""
+"""What a command line and its files may hold: values as they are, whose files nobody reads, and no `null` for them."""
 
 from pathlib import Path
 

@@ -14,7 +14,8 @@ import pytest
 from openai_server import CUT, HANGS, OpenAIServer, Reply, saying, serving
 
 from inscp.errors import RunError, UserError
-from inscp.evaluation.server import Chat, ServedModel, Server
+from inscp.evaluation.served_model import ServedModel
+from inscp.evaluation.server import Chat, Server
 from inscp.evaluation.subject import Subject
 from inscp.records import Prompt, Turn
 

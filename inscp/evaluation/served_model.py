@@ -1,0 +1,44 @@
+"""A model under test behind a server."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from inscp.errors import UserError
+from inscp.evaluation.server import Chat, Server
+from inscp.records import Generation, Prompt, TokenSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ServedModel:
+    """A model under test that another program serves.
+
+    Args:
+        server: where.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._chat = Chat(server)
+        self.spec = server.model
+
+    @property
+    def made_by(self) -> Mapping[str, Any]:
+        return self._chat.server.made_by
+
+    def connect(self) -> None:
+        """As `Chat.connect`."""
+        self._chat.connect()
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        raise UserError(self._chat.server.address, "a server gives no tokenizer", "Give the model's folder or Hub id.")
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
+        """As `Chat.ask`; a `document` is gone on with, through the completions endpoint."""
+        return self._chat.ask(prompts, max_new_tokens)
+
+    def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
+        """No server gives any: always a `UserError`."""
+        what = "a server gives no likelihoods, which this task measures"
+        raise UserError(self._chat.server.address, what, "Leave the task out, or give the model's folder or Hub id.")
