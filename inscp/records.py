@@ -64,11 +64,25 @@ class TemplateIds:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """What a text is tokenised behind, so that it has the tokens that it would have in its place.
+
+    Attributes:
+        text: a line break, a space, both, or nothing.
+        n_tokens: so many tokens are the lead's own; a space without one is part of the text's first token.
+    """
+
+    text: str = ""
+    n_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Text from the data, to be tokenised by itself, in which nothing is a special token."""
+    """Text from the data, to be tokenised by itself behind its lead, in which nothing is a special token."""
 
     text: str
     is_target: bool
+    lead: Lead = Lead()
 
 
 @dataclass(frozen=True, slots=True)

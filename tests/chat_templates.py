@@ -31,6 +31,7 @@ class Style:
         has_default_system: the template adds a system turn by itself.
         takes_system: the template accepts a system turn.
         thinks: the template puts an empty thinking block before the last answer.
+        plain_tokens: added tokens that are not called special.
         spaces: how spaces become tokens: `byte_level`, or as SentencePiece does, `metaspace` (a leading ▁ where there
             is none) or `legacy` (one more ▁ always, as in Llama-2's tokenizer.json).
     """
@@ -44,6 +45,7 @@ class Style:
     has_default_system: bool = False
     takes_system: bool = True
     thinks: bool = False
+    plain_tokens: tuple[str, ...] = ()
     spaces: str = "byte_level"
 
     @property
@@ -215,6 +217,7 @@ def tokenizer_for(style: Style) -> PreTrainedTokenizerBase:
     """A tokenizer of its own for the style: template, special tokens and BOS post-processor."""
     base = Tokenizer.from_str(_byte_level() if style.spaces == "byte_level" else _sentencepiece(style.spaces))
     base.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in style.special_tokens])
+    base.add_tokens([AddedToken(token, normalized=False) for token in style.plain_tokens])
     if style.adds_bos and style.bos_token:
         bos = (style.bos_token, base.token_to_id(style.bos_token))
         base.post_processor = processors.TemplateProcessing(single=f"{style.bos_token} $A", special_tokens=[bos])

@@ -6,7 +6,8 @@ import torch
 
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
-from inscp.data.template import prompt_ids, require_chat_template
+from inscp.data.rendering import require_chat_template
+from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.model.device import best_device
 from inscp.model.end_tokens import end_token_ids

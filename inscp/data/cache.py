@@ -17,7 +17,7 @@ from inscp.data.packing import PackedRow, PackReport
 from inscp.paths import cache_folder, made_once
 from inscp.records import IGNORED
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever the meaning of a cached row changes."""
 
 _ROWS_FILE, _REPORT_FILE = "rows.arrow", "report.json"

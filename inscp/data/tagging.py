@@ -14,10 +14,11 @@ from zlib import crc32
 
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.template import SYSTEM_FROM_TEMPLATE, ChatTemplate, special_ids
+from inscp.data.inert import special_ids
+from inscp.data.template import SYSTEM_FROM_TEMPLATE, ChatTemplate, TemplateText
 from inscp.errors import UserError
 from inscp.paths import local_path
-from inscp.records import Record, Role, TaggedText, TemplateIds, TextSpan
+from inscp.records import Lead, Record, Role, TaggedText, TemplateIds, TextSpan
 
 Tag = Callable[[Record], list[TaggedText]]
 Loss = Literal["all", "response"]
@@ -35,7 +36,7 @@ class Tagger(ABC):
         """The tagging function for one tokenizer."""
 
 
-def _enclose(prefixes: Sequence[TemplateIds], suffix: TemplateIds, pairs: Pairs) -> Tag:
+def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: TemplateIds, pairs: Pairs) -> Tag:
     """Each of the record's texts between a prefix and `suffix`: turn by turn (section 4.1), or all turns as one.
 
     A text's prefix is drawn by the text itself, so that it has the same one in every order and process.
@@ -49,8 +50,8 @@ def _enclose(prefixes: Sequence[TemplateIds], suffix: TemplateIds, pairs: Pairs)
             texts = ["\n\n".join(texts)]
         drawn = [prefixes[crc32(text.encode()) % len(prefixes)] for text in texts]
         return [
-            TaggedText(record.source, (prefix, TextSpan(text, is_target=True), suffix))
-            for prefix, text in zip(drawn, texts, strict=True)
+            TaggedText(record.source, (TemplateIds(ids, is_target), TextSpan(text, True, lead), suffix))
+            for (ids, lead), text in zip(drawn, texts, strict=True)
         ]
 
     return tag
@@ -89,10 +90,10 @@ class InsCPTagger(Tagger):
         requests = [self.user] if isinstance(self.user, str) else self.user
         if not requests:
             raise UserError("data.tagger.user", "there is no request", "Give one at least, or leave the key out.")
-        prefixes = [TemplateIds(template.before_assistant(said), is_target=self.loss == "all") for said in requests]
+        prefixes = [template.before_assistant(said) for said in requests]
         suffix = TemplateIds(template.after_assistant, is_target=True)
 
-        return _enclose(prefixes, suffix, self.pairs)
+        return _enclose(prefixes, self.loss == "all", suffix, self.pairs)
 
 
 def _is_file(request: str) -> bool:
@@ -110,7 +111,7 @@ def _lines(name: str) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-_END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
+_END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<EOS_TOKEN>", "[EOS]")
 """How tokenizers spell the end of a document where the end-of-sequence token ends a turn instead."""
 
 
@@ -132,10 +133,9 @@ class PlainTagger(Tagger):
         begin: tuple[int, ...] = ()
         if tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
             begin = (tokenizer.bos_token_id,)
-        prefix = TemplateIds(begin, is_target=True)
         suffix = TemplateIds((self._end(tokenizer),), is_target=True)
 
-        return _enclose([prefix], suffix, self.pairs)
+        return _enclose([TemplateText(begin, Lead())], True, suffix, self.pairs)
 
     def _end(self, tokenizer: PreTrainedTokenizerBase) -> int:
         vocabulary = tokenizer.get_vocab()
@@ -177,12 +177,7 @@ class ConversationTagger(Tagger):
 
         def template_ids(ids: tuple[int, ...], after: Role | None) -> list[TemplateIds]:
             """The template's text between two turns; an answer's end-of-turn token belongs to the answer."""
-            end = 0
-            if after == "assistant":
-                if template.end_of_turn_id not in ids:
-                    what = "its chat template ends an answer inside a conversation without the end-of-turn token"
-                    raise UserError(tokenizer.name_or_path or "tokenizer", what, "Mend it, or take single rounds.")
-                end = ids.index(template.end_of_turn_id) + 1
+            end = template.end_inside(ids) if after == "assistant" else 0
             return [TemplateIds(ids[:end], is_target=True), TemplateIds(ids[end:], is_target=self.loss == "all")]
 
         def tag(record: Record) -> list[TaggedText]:
@@ -194,9 +189,9 @@ class ConversationTagger(Tagger):
             *before, _ = literals(tuple(turn.role for turn in turns))
             parts: list[TemplateIds | TextSpan] = []
             previous: Role | None = None
-            for ids, turn in zip(before, turns, strict=True):
+            for (ids, lead), turn in zip(before, turns, strict=True):
                 parts += template_ids(ids, after=previous)
-                parts.append(TextSpan(turn.text, is_target=turn.role == "assistant" or self.loss == "all"))
+                parts.append(TextSpan(turn.text, turn.role == "assistant" or self.loss == "all", lead))
                 previous = turn.role
             parts.append(TemplateIds(template.after_assistant, is_target=True))
             return [TaggedText(record.source, tuple(parts))]

@@ -1,15 +1,14 @@
 """Tagged text becomes token sequences; a long document becomes several tagged pieces, and none of its text is lost.
 
-Texts are tokenised in batches, each by itself, without special tokens: a `<|eot_id|>` that stands in a corpus stays
-text. A text that is longer than a row, or than a document may be, is split where sentences end (`splitting`), and every
-piece is tagged.
+Texts are tokenised in batches, each by itself, without special tokens (`inert`): a `<|eot_id|>` that stands in a corpus
+stays text. A text that is longer than a row, or than a document may be, is split where sentences end (`splitting`), and
+every piece is tagged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -17,9 +16,10 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.batching import batches
+from inscp.data.inert import inert
 from inscp.data.splitting import split
 from inscp.errors import UserError
-from inscp.records import IGNORED, TaggedText, TemplateIds, TextSpan, TokenSequence
+from inscp.records import IGNORED, Lead, TaggedText, TemplateIds, TextSpan, TokenSequence
 
 _MOST_CHARACTERS = 10_000_000
 """Of one text, which is tokenised in one piece and takes about 150 times its size in memory meanwhile."""
@@ -50,13 +50,14 @@ def tokenize(
         raise UserError(
             where, "it is a slow tokenizer without character offsets", "Convert it to a fast one (tokenizer.json)."
         )
-    own = _own(tokenizer)
+    own = inert(tokenizer)
     encode = partial(own.encode_batch, add_special_tokens=False)
     fit = _Fit(row_length, document_length or row_length, on_too_long, own)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
-            texts = [part.text for document in batch for part in document.parts if isinstance(part, TextSpan)]
+            spans = (part for document in batch for part in document.parts if isinstance(part, TextSpan))
+            texts = [span.lead.text + span.text for span in spans]
             ahead = batch, worker.submit(encode, texts)
             if waiting:
                 yield from _sequences(*waiting, fit)
@@ -77,16 +78,6 @@ def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterato
             )
 
 
-@lru_cache(maxsize=2)
-def _own(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy for the other thread that neither cuts nor pads, and knows no special token in a text."""
-    own = deepcopy(tokenizer.backend_tokenizer)
-    own.no_truncation()
-    own.no_padding()
-    own.encode_special_tokens = True
-    return own
-
-
 @dataclass(frozen=True, slots=True)
 class _Fit:
     """What makes documents fit: the tokens of a conversation, and of a text that may be split."""
@@ -96,8 +87,8 @@ class _Fit:
     on_too_long: OnTooLong
     tokenizer: Tokenizer
 
-    def encode(self, word: str) -> list[int]:
-        return self.tokenizer.encode(word, add_special_tokens=False).ids
+    def encode(self, text: str, lead: Lead) -> list[int]:
+        return self.tokenizer.encode(lead.text + text, add_special_tokens=False).ids[lead.n_tokens :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +119,14 @@ def _sequences(batch: list[TaggedText], encodings: Future[list[Encoding]], fit: 
 
 def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> Iterator[_Plan]:
     pieces: list[_Piece] = []
-    spans: list[tuple[int, str, Encoding]] = []
+    spans: list[tuple[int, TextSpan, Encoding]] = []
     for part in document.parts:
         if isinstance(part, TemplateIds):
             pieces.append((part.ids, part.is_target))
         else:
             encoding = next(encoded)
-            spans.append((len(pieces), part.text, encoding))
-            pieces.append((encoding.ids, part.is_target))
+            spans.append((len(pieces), part, encoding))
+            pieces.append((encoding.ids[part.lead.n_tokens :], part.is_target))
     length = sum(len(ids) for ids, _ in pieces)
     longest = fit.document_length if len(spans) == 1 else fit.row_length
     if length <= longest:
@@ -144,12 +135,14 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
     if len(spans) != 1:
         fit.on_too_long(document.source, f"a conversation of more than {longest} tokens, which cannot be split")
         return
-    index, text, encoding = spans[0]
+    index, span, encoding = spans[0]
     ids, is_target = pieces[index]
     room = longest - length + len(ids)
     if room <= 0:
         key = "data.row_length" if longest == fit.row_length else "data.document_length"
         raise UserError(key, f"the chat template leaves {room} of {longest} tokens for text", "Give a larger number.")
-    found = list(split(text, ids, encoding.offsets, room, fit.encode))
+    ahead, encode = len(span.lead.text), partial(fit.encode, lead=span.lead)
+    offsets = [(max(0, start - ahead), end - ahead) for start, end in encoding.offsets[span.lead.n_tokens :]]
+    found = list(split(span.text, ids, offsets, room, encode))
     for number, piece in enumerate(found, 1):
         yield _Plan(document.source, [*pieces[:index], (piece, is_target), *pieces[index + 1 :]], number, len(found))

@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import postprocess_generated_text
 
-from inscp.data.template import render, require_chat_template
+from inscp.data.rendering import render, require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.subject import Subject
 from inscp.pretrained import longest_input

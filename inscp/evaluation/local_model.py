@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from inscp.cost.flops import WorkCounter
-from inscp.data.template import require_chat_template
+from inscp.data.rendering import require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.shared_context import find_trees, tree_nlls

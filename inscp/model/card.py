@@ -19,13 +19,23 @@ _METHODS = {
     "ElChat": "merging with the source chat model and copying the weights of its special tokens (arXiv 2412.11704)",
 }
 
+_WITHOUT_REASONING = """It was trained to answer without reasoning first: servers are told so by each request, vLLM by
+`"chat_template_kwargs": {"enable_thinking": false}`."""
 
-def model_card(origin: Origin) -> str:
-    """The model card, in the Hub's format: YAML front matter, then Markdown."""
+
+def model_card(origin: Origin, may_reason: bool = False) -> str:
+    """The model card, in the Hub's format: YAML front matter, then Markdown.
+
+    Args:
+        origin: of the model.
+        may_reason: its template reasons ahead of an answer unless it is told not to, as it was in the training.
+    """
     base = f"base_model: {name}\n" if (name := _hub_id(origin.original)) else ""
     stages = origin.stages
     heads = [f"Stage {number}, {stage.arm}: " if stages[1:] else "" for number, stage in enumerate(stages, 1)]
     sections = "".join(_sections(stage, head) for stage, head in zip(stages, heads, strict=True))
+    option = ', tokenizer_encode_kwargs={"enable_thinking": False}' if may_reason else ""
+    note = f"\n{_WITHOUT_REASONING}\n" if may_reason else ""
     return f"""---
 language: "{origin.language.split("-")[0]}"
 library_name: transformers
@@ -44,9 +54,9 @@ Made with inscp {__version__}. The original model's licence applies to these wei
 from transformers import pipeline
 
 chat = pipeline("text-generation", "path/to/this/folder")
-print(chat([{{"role": "user", "content": "…"}}], max_new_tokens=256)[0]["generated_text"][-1]["content"])
+print(chat([{{"role": "user", "content": "…"}}], max_new_tokens=256{option})[0]["generated_text"][-1]["content"])
 ```
-
+{note}
 ## Limits
 
 Language was taught; facts were not checked. A small model invents facts in any language. Measure safety and

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inscp.data.rendering import may_reason
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA, merged
 from inscp.model.card import model_card
@@ -71,7 +72,7 @@ def export_model(
         own = {"_from_model_config": False, "eos_token_id": end_token_ids(model, tokenizer)}
         _update_json(partial / "generation_config.json", **own)
         (partial / ORIGIN).write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (partial / "README.md").write_text(model_card(origin), "utf-8")
+        (partial / "README.md").write_text(model_card(origin, may_reason(tokenizer)), "utf-8")
         for file in filter(Path.is_file, partial.rglob("*")):
             file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from inscp.data.template import special_ids
+from inscp.data.inert import special_ids
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.origin import read_origin

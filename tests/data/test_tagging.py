@@ -11,9 +11,10 @@ from chat_templates import STYLES, Style, tokenizer_for
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from inscp.data.inert import special_ids
+from inscp.data.rendering import render as render_pinned
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tagger
-from inscp.data.template import ChatTemplate, prompt_ids, special_ids
-from inscp.data.template import render as render_pinned
+from inscp.data.template import ChatTemplate, prompt_ids
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.paths import local_path
@@ -75,7 +76,7 @@ def around_text(
     tagger: Tagger, tokenizer: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[int], list[int]]:
     """The sequence's ids before, of and after the text."""
-    ids, before = ids_of(tagger, tokenizer, document(text)), len(ChatTemplate(tokenizer).before_assistant())
+    ids, before = ids_of(tagger, tokenizer, document(text)), len(ChatTemplate(tokenizer).before_assistant().ids)
     after = len(ids) - len(ChatTemplate(tokenizer).after_assistant)
     return ids[:before], ids[before:after], ids[after:]
 
@@ -311,12 +312,12 @@ def test_system_none_gives_the_plain_style(with_system: str, without: str, turns
     assert bare == ids_of(tagger(), tokenizer_for(STYLES[without]), record)
 
 
-def test_a_turn_that_cannot_be_opened_by_itself_or_a_system_text_that_gets_lost_is_an_error() -> None:
+def test_another_end_of_the_last_answer_is_no_hindrance_and_a_system_text_that_gets_lost_is_an_error() -> None:
     last = "{%- if turn.role == 'assistant' and loop.last %}<|endoftext|>{% else %}<|im_end|>\n{% endif %}"
     tokenizer = tokenizer_for(STYLES["chatml"])
     tokenizer.chat_template = STYLES["chatml"].template.replace("+ '<|im_end|>\n' }}", "}}" + last)
-    with pytest.raises(UserError, match="closes the last answer otherwise than the ones before it"):
-        InsCPTagger(system="none").bind(tokenizer)(document(SIMPLE))
+    bare = decode(tokenizer, ids_of(InsCPTagger(system="none"), tokenizer, document(SIMPLE)))
+    assert bare == f"<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n{SIMPLE}<|endoftext|>"
     tokenizer.chat_template = (
         "{%- if messages[0].role == 'system' and messages[-1].role == 'assistant' %}{% set messages = messages[1:] %}"
         "{% endif %}" + STYLES["chatml"].template
@@ -469,11 +470,14 @@ def test_unusable_template_is_an_error(chatml_tokenizer: PreTrainedTokenizerBase
 
 def test_answer_without_an_end_inside_a_conversation_is_an_error(chatml_tokenizer: PreTrainedTokenizerBase) -> None:
     chatml_tokenizer.chat_template = (
-        "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}{% endfor %}{{ eos_token }}"
+        "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}{% endfor %}"
+        "{{ '[assistant]' if add_generation_prompt else eos_token }}"
     )
     assert ids_of(ConversationTagger(), chatml_tokenizer, conversation(*TALK[:2]))
-    with pytest.raises(UserError, match="end"):
+    with pytest.raises(UserError, match="ends an answer inside a conversation without the end-of-turn token"):
         ids_of(ConversationTagger(), chatml_tokenizer, conversation(*TALK))
+    with pytest.raises(UserError, match="closes the last answer alone"):
+        ids_of(InsCPTagger(system="none"), chatml_tokenizer, document(SIMPLE))
 
 
 def test_a_record_in_which_only_the_system_speaks_is_told(tmp_path: Path) -> None:

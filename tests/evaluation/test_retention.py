@@ -60,7 +60,11 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_m
     for i in range(5):
         answer = original.generate("", [(Turn("user", f"Tell me of {i}"),)], 12)
         said = tokenizer(answer[0].response, add_special_tokens=False)["input_ids"]
-        asked = [*template[0], *tokenizer(f"Tell me of {i}", add_special_tokens=False)["input_ids"], *template[1]]
+        asked = [
+            *template[0].ids,
+            *tokenizer(f"Tell me of {i}", add_special_tokens=False)["input_ids"],
+            *template[1].ids,
+        ]
         ids = torch.tensor([asked + said])
         with torch.no_grad():
             p, q = (m(ids).logits[0, len(asked) - 1 : -1].double().softmax(-1) for m in (before, after))
@@ -97,7 +101,7 @@ def test_held_out_loss_is_of_text_and_end_of_turn(tmp_path: Path, tiny_model_fol
     tokenizer, model = load_tokenizer(tiny_model_folder), AutoModelForCausalLM.from_pretrained(tiny_model_folder)
     template, total, count = ChatTemplate(tokenizer), 0.0, 0
     for text in TEXTS:
-        before = list(template.before_assistant())
+        before = list(template.before_assistant().ids)
         said = tokenizer(text, add_special_tokens=False)["input_ids"]
         ids = torch.tensor([[*before, *said, *template.after_assistant]])
         labels = ids.clone()

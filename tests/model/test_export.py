@@ -1,6 +1,7 @@
 """What a training leaves behind is a model for anybody's tools."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,20 @@ def test_what_has_to_stay_fp32_does_and_every_template_can_be_read(tiny_model_fo
 def test_the_card_is_one_that_the_hub_takes(spec: str, base_model: str | None) -> None:
     front = yaml.safe_load(model_card(Origin(spec, "InsCP", "no")).split("---")[1])
     assert (front.get("base_model"), front["language"]) == (base_model, "no")
+
+
+@pytest.mark.parametrize("may_reason", [False, True])
+def test_the_card_s_code_runs_and_asks_without_reasoning(tiny_model_folder: str, tmp_path: Path, may_reason) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    if may_reason:
+        refusal = "{% if enable_thinking | default(true) %}{{ raise_exception('it would reason') }}{% endif %}"
+        tokenizer.chat_template = refusal + str(tokenizer.chat_template)
+    model = load_model(tiny_model_folder, torch.float32)
+    export_model(model, tokenizer, tmp_path / "model", Origin(tiny_model_folder, "InsCP", "fi"))
+    card = (tmp_path / "model" / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(code.replace("path/to/this/folder", str(tmp_path / "model")), {})
+    assert ("chat_template_kwargs" in card) == may_reason
 
 
 def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from inscp.__main__ import main
-from inscp.data.template import special_ids
+from inscp.data.inert import special_ids
 from inscp.errors import UserError
 from inscp.model.export import export_model
 from inscp.model.merging import Average, ChatVector, ElChat, merged

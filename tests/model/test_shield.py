@@ -79,7 +79,7 @@ def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPMo
     first, between, _ = ChatTemplate(tokenizer).literals(("user", "assistant"))
     for question, answer in PAIRS[:10]:
         said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question, answer)]
-        ids = [*first, *said[0], *between, *said[1], *ChatTemplate(tokenizer).after_assistant]
+        ids = [*first.ids, *said[0], *between.ids, *said[1], *ChatTemplate(tokenizer).after_assistant]
         with torch.no_grad():
             model(input_ids=torch.tensor([ids]))
     frozen = run[1].frozen

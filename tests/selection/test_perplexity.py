@@ -62,9 +62,9 @@ def test_the_nll_is_the_models_own_for_the_text_alone(
         if given == "response":
             before, between, _ = ChatTemplate(tokenizer).literals(("user", "assistant"))
             asked, texts = tokenizer(texts[0], add_special_tokens=False)["input_ids"], texts[1:]
-            contexts = [[*before, *asked, *between]]
+            contexts = [[*before.ids, *asked, *between.ids]]
         elif given == "template":
-            contexts = [list(ChatTemplate(tokenizer).before_assistant())] * len(texts)
+            contexts = [list(ChatTemplate(tokenizer).before_assistant().ids)] * len(texts)
         else:
             contexts = [[tokenizer.convert_tokens_to_ids("<|endoftext|>")]] * len(texts)
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from inscp.data.inert import inert_ids
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.tagging import InsCPTagger, PlainTagger
-from inscp.data.template import shared_length
+from inscp.data.template import ChatTemplate, shared_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
@@ -139,7 +140,7 @@ def _records(given: str | Source) -> Iterator[Record]:
 
 def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation, end: int) -> TokenSequence:
     asked = encode(tokenizer, question)
-    said = list(tokenizer(answer.response, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    said = inert_ids(tokenizer, answer.response, ChatTemplate(tokenizer).before_assistant("a").lead)
     if answer.ended:
         said.append(end)
     ids = np.array(asked + said, dtype=np.int32)

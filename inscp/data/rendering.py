@@ -1,0 +1,100 @@
+"""Conversations as a tokenizer's chat template renders them: on a pinned date, and without reasoning."""
+
+from datetime import datetime
+
+from transformers import PreTrainedTokenizerBase
+
+from inscp.errors import UserError
+
+PINNED_DATE = datetime(2024, 7, 26)
+"""The date that templates with a date are given (the default in Llama-3.1's own template), so that the same input
+has the same ids on every day."""
+
+_DATE_CODES = {
+    f"%{flag}{code}": PINNED_DATE.strftime(f"%{code}").removeprefix("0" if flag else "")
+    for flag in ("-", "")
+    for code in "aAbBcdHIjmMpSUwWxXyY"
+}
+_STRFTIME_NOW = (
+    "{% macro strftime_now(format) %}{% set date = namespace(text=format) %}"
+    f"{{% for code, value in {_DATE_CODES}.items() %}}"
+    "{% set date.text = date.text.replace(code, value) %}"
+    "{% endfor %}{{ date.text }}{% endmacro %}\n"
+)
+"""Stands ahead of the template in place of the function that gives today; the template can be passed no other one,
+because transformers (5.23, `_plain_template_data`) hands it plain data only. Jinja drops the final line break."""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict[str, str]],
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+) -> str:
+    """The conversation as the tokenizer's template renders it, on the pinned date and without reasoning.
+
+    With `enable_thinking=False` templates like Qwen3's open an answer as they render one that has no reasoning, so that
+    what was trained and what is asked begin alike; other templates do not look at it.
+
+    Args:
+        tokenizer: with a chat template.
+        turns: `role` and `content` of each.
+        add_generation_prompt: end with what opens the assistant's answer.
+        continue_final_message: leave the last turn open.
+    """
+    return str(
+        tokenizer.apply_chat_template(
+            turns,
+            chat_template=_STRFTIME_NOW + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            date_string=PINNED_DATE.strftime("%d %b %Y"),
+            enable_thinking=False,
+        )
+    )
+
+
+def accepted(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str, **options: bool) -> str:
+    """As `render`.
+
+    Raises:
+        UserError: the template refuses the turns.
+    """
+    try:
+        return render(tokenizer, turns, **options)
+    except Exception as error:  # a template may raise anything, its own refusals included
+        roles = "/".join(turn["role"] for turn in turns)
+        what = f"its chat template refuses the turns {roles} ({error})"
+        raise UserError(tokenizer.name_or_path or "tokenizer", what, mend) from error
+
+
+def may_reason(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether whoever asks can switch off reasoning ahead of the answer, as `render` does."""
+    return "enable_thinking" in str(tokenizer.chat_template)
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", mend: str = "") -> None:
+    """
+    Args:
+        tokenizer: the model's.
+        model: how the user calls it; by default the tokenizer's own name.
+        mend: what else can be done.
+
+    Raises:
+        UserError: it has no chat template.
+    """
+    if not tokenizer.chat_template:
+        where = model or tokenizer.name_or_path or "tokenizer"
+        mend = f"Take the instruct version of the model{mend}."
+        raise UserError(where, "it has no chat template, so this is not a chat model", mend)
+
+
+def asked(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str) -> str:
+    """The conversation up to where the assistant's answer begins; reasoning that the template opens there is closed.
+
+    Raises:
+        UserError: the template refuses the turns.
+    """
+    text = accepted(tokenizer, turns, mend, add_generation_prompt=True)
+    return f"{text.rstrip()}\n\n</think>\n\n" if text.rstrip().endswith("<think>") else text

@@ -1,0 +1,209 @@
+"""What training text looks like in families of models whose templates do something unusual, written out."""
+
+from dataclasses import replace
+
+import pytest
+from chat_templates import STYLES, Style, tokenizer_for
+from transformers import PreTrainedTokenizerBase
+
+from inscp.data.inert import special_ids
+from inscp.data.tagging import ConversationTagger, InsCPTagger, Tagger
+from inscp.data.template import prompt_ids
+from inscp.data.tokenization import tokenize
+from inscp.errors import UserError
+from inscp.records import Record, Role, Turn
+
+TEXT = "The miller sleeps."
+TALK: list[tuple[Role, str]] = [
+    ("user", "Who is it?"),
+    ("assistant", "The miller."),
+    ("user", "Who will wake him?"),
+    ("assistant", TEXT),
+]
+TURNS = [{"role": role, "content": text} for role, text in TALK]
+
+_DEEPSEEK = """{{ bos_token }}
+{%- for turn in messages %}
+{%- if turn.role == 'user' %}{{ '<｜User｜>' + turn.content }}
+{%- elif turn.role == 'assistant' %}
+{{- '<｜Assistant｜>' + turn.content.split('</think>')[-1] + eos_token }}
+{%- else %}{{ turn.content }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"""
+_DEEPSEEK_STYLE = Style(
+    _DEEPSEEK,
+    ("<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
+    "<｜end▁of▁sentence｜>",
+    bos_token="<｜begin▁of▁sentence｜>",
+    plain_tokens=("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+)
+
+_ZEPHYR = """
+{%- for turn in messages %}
+{{- '<|' + turn.role + '|>\n' + turn.content + eos_token + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"""
+
+_REKA = """
+{%- for turn in messages %}
+{{- ('human: ' if turn.role == 'user' else 'assistant: ') + turn.content + ' <sep> ' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+
+_HARMONY = """
+{%- for turn in messages %}
+{%- if turn.role == 'assistant' %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + turn.content + ('<|return|>' if loop.last else '<|end|>') }}
+{%- else %}{{ '<|start|>' + turn.role + '<|message|>' + turn.content + '<|end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+_APERTUS = """{{ bos_token }}
+{%- for turn in messages %}
+{%- if turn.role == 'user' %}{{ '<|user_start|>' + turn.content + '<|user_end|>' }}
+{%- else %}{{ '<|assistant_start|>' + turn.content }}{% if not loop.last %}{{ '<|assistant_end|>' }}{% endif %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant_start|>' }}{% endif %}"""
+
+# By name: the style, what a text becomes, and what a conversation of two rounds becomes.
+FAMILIES: dict[str, tuple[Style, str, str]] = {
+    "deepseek": (
+        _DEEPSEEK_STYLE,
+        f"<｜begin▁of▁sentence｜><｜User｜><｜Assistant｜>{TEXT}<｜end▁of▁sentence｜>",
+        "<｜begin▁of▁sentence｜><｜User｜>Who is it?<｜Assistant｜>The miller.<｜end▁of▁sentence｜>"
+        f"<｜User｜>Who will wake him?<｜Assistant｜>{TEXT}<｜end▁of▁sentence｜>",
+    ),
+    # Asked, it has begun to think; an answer comes when it has thought.
+    "deepseek_r1": (
+        replace(
+            _DEEPSEEK_STYLE, template=_DEEPSEEK.replace("{{ '<｜Assistant｜>' }}", "{{ '<｜Assistant｜><think>\n' }}")
+        ),
+        "<｜begin▁of▁sentence｜><｜User｜><｜Assistant｜><think>\n\n</think>\n\n" + TEXT + "<｜end▁of▁sentence｜>",
+        "<｜begin▁of▁sentence｜><｜User｜>Who is it?<｜Assistant｜>The miller.<｜end▁of▁sentence｜>"
+        "<｜User｜>Who will wake him?<｜Assistant｜><think>\n\n</think>\n\n" + TEXT + "<｜end▁of▁sentence｜>",
+    ),
+    # The roles are text, and a SentencePiece tokenizer has another first word behind a line break.
+    "zephyr": (
+        Style(_ZEPHYR, ("</s>", "<s>"), "</s>", bos_token="<s>", adds_bos=True, spaces="legacy"),
+        f"<|user|>\n</s>\n<|assistant|>\n{TEXT}</s>",
+        "<|user|>\nWho is it?</s>\n<|assistant|>\nThe miller.</s>\n"
+        f"<|user|>\nWho will wake him?</s>\n<|assistant|>\n{TEXT}</s>",
+    ),
+    "tiny_llama": (
+        Style(_ZEPHYR, ("</s>", "<s>"), "</s>", bos_token="<s>", adds_bos=True, spaces="metaspace"),
+        f"<|user|>\n</s>\n<|assistant|>\n{TEXT}</s>",
+        "<|user|>\nWho is it?</s>\n<|assistant|>\nThe miller.</s>\n"
+        f"<|user|>\nWho will wake him?</s>\n<|assistant|>\n{TEXT}</s>",
+    ),
+    # The space ahead of a text is part of its first token.
+    "reka": (
+        Style(_REKA, ("<sep>", "<|endoftext|>"), "<|endoftext|>"),
+        f"human:  <sep> assistant: {TEXT} <sep>",
+        f"human: Who is it? <sep> assistant: The miller. <sep> human: Who will wake him? <sep> assistant: {TEXT} <sep>",
+    ),
+    # The last answer of all ends otherwise than the others.
+    "gpt_oss": (
+        Style(
+            _HARMONY,
+            ("<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|endoftext|>"),
+            "<|return|>",
+        ),
+        f"<|start|>user<|message|><|end|><|start|>assistant<|channel|>final<|message|>{TEXT}<|return|>",
+        "<|start|>user<|message|>Who is it?<|end|><|start|>assistant<|channel|>final<|message|>The miller.<|end|>"
+        "<|start|>user<|message|>Who will wake him?<|end|><|start|>assistant<|channel|>final<|message|>"
+        f"{TEXT}<|return|>",
+    ),
+    # The last answer is left open, and closed once another turn follows.
+    "apertus": (
+        Style(
+            _APERTUS,
+            ("<|assistant_end|>", "<s>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>"),
+            "<|assistant_end|>",
+            bos_token="<s>",
+            adds_bos=True,
+        ),
+        f"<s><|user_start|><|user_end|><|assistant_start|>{TEXT}<|assistant_end|>",
+        "<s><|user_start|>Who is it?<|user_end|><|assistant_start|>The miller.<|assistant_end|>"
+        f"<|user_start|>Who will wake him?<|user_end|><|assistant_start|>{TEXT}<|assistant_end|>",
+    ),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def tagged(tagger: Tagger, tokenizer: PreTrainedTokenizerBase, *turns: tuple[Role, str]) -> list[int]:
+    record = Record("here:1", tuple(Turn(role, text) for role, text in turns))
+    (sequence,) = tokenize(tagger.bind(tokenizer)(record), tokenizer, 4096, lambda *_: None)
+    return list(map(int, sequence.input_ids))
+
+
+def whole(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_text_has_the_tokens_that_the_template_s_own_output_has(family: str) -> None:
+    style, expected, _ = FAMILIES[family]
+    tokenizer = tokenizer_for(style)
+    for tagger in (InsCPTagger(), InsCPTagger(system="none")):
+        assert tagged(tagger, tokenizer, ("document", TEXT)) == whole(tokenizer, expected)
+
+
+def test_a_conversation_has_the_tokens_that_the_template_s_own_output_has(family: str) -> None:
+    style, _, expected = FAMILIES[family]
+    tokenizer = tokenizer_for(style)
+    assert tagged(ConversationTagger(), tokenizer, *TALK) == whole(tokenizer, expected)
+
+
+def test_the_model_is_asked_where_its_answer_was_trained_to_begin(family: str) -> None:
+    style, _, expected = FAMILIES[family]
+    tokenizer = tokenizer_for(style)
+    asked, answered = prompt_ids(tokenizer, TURNS[:-1]), whole(tokenizer, expected)
+    if family == "reka":  # whose last space is the first of the answer's own
+        assert tokenizer.decode(asked[:-1] if asked[-1] == whole(tokenizer, " ")[0] else asked) in expected
+    else:
+        assert answered[: len(asked)] == asked
+
+
+def test_names_that_only_a_template_writes_stay_text_though_nobody_calls_them_special() -> None:
+    tokenizer = tokenizer_for(FAMILIES["deepseek_r1"][0])
+    names = ["<think>", "</think>", "<｜User｜>", "<｜Assistant｜>"]
+    ids = {int(tokenizer.convert_tokens_to_ids(name)) for name in names}
+    assert not ids & special_ids(tokenizer)
+    said = " and ".join(names)
+    bare, named = (
+        [
+            index
+            for index in tagged(ConversationTagger(), tokenizer, ("user", text), ("assistant", text))
+            if index in ids
+        ]
+        for text in (TEXT, said)
+    )
+    assert bare == named
+    asked = prompt_ids(tokenizer, [{"role": "user", "content": said}])
+    assert [index for index in asked if index in ids] == [index for index in bare if index in asked]
+    assert tokenizer.decode(asked).count(said) == 1
+
+
+def test_a_template_that_leaves_an_empty_user_turn_out_asks_for_a_request() -> None:
+    template = STYLES["chatml"].template.replace(
+        "{%- for turn in messages %}", "{%- for turn in messages if turn.content %}"
+    )
+    tokenizer = tokenizer_for(replace(STYLES["chatml"], template=template))
+    with pytest.raises(UserError, match=r"leaves an empty user turn out. Set data\.tagger\.user\."):
+        tagged(InsCPTagger(), tokenizer, ("document", TEXT))
+    assert "Who?" in tokenizer.decode(tagged(InsCPTagger(user="Who?"), tokenizer, ("document", TEXT)))
+
+
+def test_a_system_text_may_be_a_switch_that_the_template_obeys() -> None:
+    template = (
+        "{%- set loud = messages[0].role == 'system' and messages[0].content == '/loud' %}"
+        "{%- if loud %}{% set messages = messages[1:] %}<|im_start|>system\nAloud.<|im_end|>\n{% endif %}"
+        + STYLES["chatml"].template.lstrip()
+    )
+    tokenizer = tokenizer_for(replace(STYLES["chatml"], template=template))
+    ids = tagged(InsCPTagger(system="/loud"), tokenizer, ("document", TEXT))
+    assert tokenizer.decode(ids).startswith("<|im_start|>system\nAloud.<|im_end|>\n<|im_start|>user\n")
