@@ -9,12 +9,14 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from inscp.evaluation.answers import AlignmentScorer
 from inscp.evaluation.generation import ask
-from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
+from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.model.module import InsCPModule
 from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation
+from inscp.text.language import LID_176, LanguageIdentifier
 from inscp.tracking.tracker import tracker_of
 
 
@@ -28,6 +30,7 @@ class BeforeAfter(Callback):
         languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
         max_prompts: ask only so many, spread evenly over the file.
         max_new_tokens: responses are cut there.
+        lid_model: tells the languages, as of the task `LanguageAlignment`.
 
     Attributes:
         folder: the exported model's.
@@ -40,8 +43,11 @@ class BeforeAfter(Callback):
         languages: list[str] | None = None,
         max_prompts: int | None = None,
         max_new_tokens: int = 256,
+        lid_model: str = LID_176,
     ) -> None:
-        self._prompts = read_aligned_prompts(prompts, languages or ["en"], max_prompts) if prompts else {}
+        identifier = LanguageIdentifier(lid_model)
+        self._scorer = AlignmentScorer(identifier)
+        self._prompts = read_aligned_prompts(prompts, languages or ["en"], identifier, max_prompts) if prompts else {}
         self._max_new_tokens = max_new_tokens
         self.folder, self.goes_on = Path(), False
         self._before: dict[str, dict[str, float]] = {}
@@ -75,7 +81,7 @@ class BeforeAfter(Callback):
         for language, prompts in self._prompts.items():
             print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
             answers = ask(model, tokenizer, prompts, self._max_new_tokens)
-            found = shares(answers, language)
+            found = self._scorer.shares(answers, language)
             told = {name: found[name] for name in _LABELS}
             result[f"answers to {language} prompts"] = told
             if tracker := tracker_of(trainer):

@@ -14,10 +14,12 @@ from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import tokens_seen, untimed
 from inscp.data.datamodule import data_of
 from inscp.errors import UserError
+from inscp.evaluation.answers import AlignmentScorer
 from inscp.evaluation.generation import ask
-from inscp.evaluation.tasks.language_alignment import read_aligned_prompts, shares
+from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.model.module import InsCPModule
 from inscp.paths import write_whole
+from inscp.text.language import LID_176, LanguageIdentifier
 from inscp.tracking.tracker import tracker_of
 
 ALIGNMENT_FILE = "alignment.json"
@@ -47,6 +49,7 @@ class StopWhenAligned(Callback):
         retention: floor for the share of answers in each of the other languages that are in it.
         max_prompts: ask only so many, spread evenly over the file.
         max_new_tokens: responses are cut there.
+        lid_model: tells the languages, as of the task `LanguageAlignment`.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class StopWhenAligned(Callback):
         retention: float = 0.9,
         max_prompts: int | None = None,
         max_new_tokens: int = 256,
+        lid_model: str = LID_176,
     ) -> None:
         where = "stop_when_aligned"
         for name, count in {"every_n_tokens": every_n_tokens, "patience": patience}.items():
@@ -74,7 +78,9 @@ class StopWhenAligned(Callback):
             raise UserError(f"{where}.prompts", "there is none to ask", "Name a file with one field a language.")
         if prompts and not languages:
             raise UserError(f"{where}.languages", "none is given", "Name the taught one first, as [zh-TW, en].")
-        self._prompts = read_aligned_prompts(prompts, languages or [], max_prompts) if prompts else {}
+        identifier = LanguageIdentifier(lid_model)
+        self._scorer = AlignmentScorer(identifier)
+        self._prompts = read_aligned_prompts(prompts, languages or [], identifier, max_prompts) if prompts else {}
         self._every, self._max_new_tokens = every_n_tokens, max_new_tokens
         self._targets = {_ALIGNED: alignment, _ENDED: ended}
         self._tolerance, self._patience, self._retention = tolerance, patience, retention
@@ -117,7 +123,8 @@ class StopWhenAligned(Callback):
         tokenizer, result = data_of(trainer).tokenizer, {}
         with module.answering() as model:
             for language, prompts in self._prompts.items():
-                result[language] = shares(ask(model, tokenizer, prompts, self._max_new_tokens), language)
+                answers = ask(model, tokenizer, prompts, self._max_new_tokens)
+                result[language] = self._scorer.shares(answers, language)
         return result
 
     def _reason(self) -> str:

@@ -70,7 +70,7 @@ def run_study(
         check_runs(runs)
         return
     check_runs(runs)
-    Runner(study, where).run(runs)
+    Runner(study, where).run(runs, every)
     _list(runs, every, where)
     given = ["--measured", measured] if measured else []
     print(f"\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', 'report', folder, *given])}")

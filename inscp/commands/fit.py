@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -27,6 +26,7 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
+from inscp.commands.offered import require_offered
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import CHECKPOINTS, CONFIG, continued_run, last_checkpoint, new_folder, require_no_others
@@ -50,20 +50,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "default_root_dir": "outputs",
 }
-
-_LEAST: dict[str, tuple[float, ...]] = {
-    "max_steps": (1, -1),
-    "devices": (1, -1),
-    "num_nodes": (1,),
-    "accumulate_grad_batches": (1,),
-    "gradient_clip_val": (0,),
-    "val_check_interval": (1e-6,),
-}
-"""The least number with which there is something to train, and another one that means something to Lightning."""
-_CUTS = {"limit_train_batches": (None, 1.0), "overfit_batches": (0.0,), "fast_dev_run": (False,)}
-"""What would end a training that counts steps, losses and tokens to another end, and the values that do not."""
-_PRECISIONS = (None, "bf16-mixed", "bf16", "32-true", "32", 32)
-"""Those that train, under all their names; None takes `best_precision`."""
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -93,29 +79,6 @@ def _leave_together() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def _require_offered(trainer: Mapping[str, Any]) -> None:
-    """See that the trainer's section asks for nothing that is decided elsewhere or would train badly.
-
-    Raises:
-        UserError: it does.
-    """
-    if trainer["max_epochs"] != 1:
-        mend = "Leave it, and set data.epochs or data.token_budget."
-        raise UserError("trainer.max_epochs", "the length of a training is a matter of the data", mend)
-    for name, harmless in _CUTS.items():
-        if trainer[name] not in harmless:
-            mend = "Leave it out, and set trainer.max_steps or data.token_budget."
-            raise UserError(f"trainer.{name}", "the length of a training is a matter of its steps and data", mend)
-    for name, (least, *others) in _LEAST.items():
-        if isinstance(value := trainer[name], int | float) and value < least and value not in others:
-            raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
-    if trainer["barebones"]:
-        raise UserError("trainer.barebones", "nothing would be kept of the training", "Leave it out.")
-    if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
-        mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
-        raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
 
 
 def _listed(given: Any) -> list[Any]:
@@ -206,7 +169,7 @@ class InsCPCLI(LightningCLI):
         """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
         name = run_name(self.model, self.datamodule)
         given = self._get(self.config_init, "trainer")
-        _require_offered(given)
+        require_offered(given)
         if self.subcommand != "fit" and not self.datamodule.validation:
             raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))

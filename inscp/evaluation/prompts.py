@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from inscp.data.rows import BadRow, Row, read_rows
 from inscp.errors import UserError
 from inscp.paths import local_path
+from inscp.text.language import LanguageIdentifier
 
 T = TypeVar("T")
 
@@ -47,6 +48,26 @@ def find_field(row: Row, names: Sequence[str]) -> Any:
     keys = {key.replace("_", "-").lower(): key for key in row}
     found = (row.get(keys.get(name.replace("_", "-").lower(), name)) for name in names)
     return next((value for value in found if value not in (None, "", []) and str(value).strip()), None)
+
+
+def read_aligned_prompts(
+    spec: str, languages: Sequence[str], identifier: LanguageIdentifier, limit: int | None = None
+) -> dict[str, list[str]]:
+    """Language -> prompts, from a file with one field a language (`en`, `zh-TW` or `zh_tw`).
+
+    Args:
+        spec: the file.
+        languages: which fields to take.
+        identifier: that will tell the languages of the answers.
+        limit: so many rows, spread evenly over the file.
+
+    Raises:
+        UserError: no file, a broken line, or a language that the file does not have or that nobody could identify.
+    """
+    for language in languages:
+        identifier.require_known(language)
+    rows = spread(read_table(spec), limit)
+    return {language: [text_of(position, row, [language]) for position, row in rows] for language in languages}
 
 
 def field_of(position: str, row: Row, names: Sequence[str]) -> Any:

@@ -1,8 +1,9 @@
 """What an evaluation has found: a file that people and programs read, and one line for every item behind it.
 
 `results.json` holds `{"schema", "model", "environment", "tasks": {NAME: {"kind", "metrics": {METRIC: value},
-"intervals": {METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`; `results.items/NAME.jsonl` has
-what each item was worth, so that two evaluations can be compared item by item.
+"intervals": {METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`, and `"by"` of a task that
+another model than its own judges; `results.items/NAME.jsonl` has what each item was worth, so that two evaluations can
+be compared item by item.
 """
 
 import json
@@ -41,6 +42,7 @@ class TaskResult:
         n: items.
         version: of the task: numbers of two versions are not comparable.
         seconds: it took, what an earlier attempt had answered already aside.
+        by: the model that judged the answers, where it is not the task's own.
     """
 
     kind: str
@@ -48,11 +50,12 @@ class TaskResult:
     n: int
     version: int
     seconds: float
+    by: str = ""
 
     @property
     def measure(self) -> str:
         """What must be the same for two results to be compared."""
-        return f"{self.kind}, version {self.version}"
+        return f"{self.kind}, version {self.version}{f', by {self.by}' if self.by else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Results:
                 "n": task.n,
                 "version": task.version,
                 "seconds": round(task.seconds, 1),
+                **({"by": task.by} if task.by else {}),
             }
             for name, task in self.tasks.items()
         }
@@ -126,7 +130,7 @@ def require_same_measure(task: str, where: str, result: TaskResult, before: str,
 
 
 def _task(kind: str, metrics: dict[str, Any], intervals: dict[str, Any], counts: dict[str, int], n: int,
-          version: int, seconds: float) -> TaskResult:  # fmt: skip
+          version: int, seconds: float, by: str = "") -> TaskResult:  # fmt: skip
     def metric(name: str) -> Metric:
         low, high = map(_read_number, intervals[name])
         return Metric(_read_number(metrics[name]), (low, high), typed(counts[name], int))
@@ -135,7 +139,7 @@ def _task(kind: str, metrics: dict[str, Any], intervals: dict[str, Any], counts:
         raise ValueError("metrics, intervals and counts are not of the same names")
     return TaskResult(
         typed(kind, str), {name: metric(name) for name in metrics}, typed(n, int), typed(version, int),
-        float(typed(seconds, float, int)),
+        float(typed(seconds, float, int)), typed(by, str),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def run(tasks: Mapping[str, Task], subject: Subject, environment: Mapping[str, A
         started = time.monotonic()
         items = told_apart(task.items(subject))
         seconds = time.monotonic() - started
-        results[name] = TaskResult(type(task).__name__, task.metrics(items), len(items), task.version, seconds)
+        results[name] = TaskResult(type(task).__name__, task.metrics(items), len(items), task.version, seconds, task.by)
         write_items(subject.folder, name, items)
         on_task(name, results[name], items)
     return Results(subject.spec, results, environment)

@@ -31,6 +31,11 @@ class Task(ABC):
     needs_likelihoods: ClassVar[bool] = False
 
     @property
+    def by(self) -> str:
+        """The model that judges the answers, where it is not the task's own."""
+        return ""
+
+    @property
     def settings(self) -> dict[str, Any]:
         """How it is configured, and where its measure and its prompts come from: plain values."""
         return {"source": self.source, "licence": self.licence, **asdict(self)}  # type: ignore[call-overload]

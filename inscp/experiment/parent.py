@@ -44,7 +44,11 @@ class ParentRun:
             self._try(lambda: self._run.send([again]))
 
     def end(self, status: str) -> None:
-        """Tell MLflow how the study has ended for now: `FINISHED`, `FAILED` or `KILLED`."""
+        """Tell MLflow how the study has ended for now.
+
+        Args:
+            status: `FINISHED`, `SCHEDULED` where some runs are left, `FAILED` or `KILLED`.
+        """
         if self._run.run_id is not None:
             self._try(lambda: self._run.send([End(status, now())]))
 

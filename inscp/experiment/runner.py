@@ -35,8 +35,12 @@ class Runner:
         self._parent = ParentRun(study.mlflow, study.name, study.question)
         self._failed: dict[str, Failure] = {}  # by the name of the run
 
-    def run(self, runs: Sequence[Run]) -> None:
+    def run(self, runs: Sequence[Run], every: Sequence[Run]) -> None:
         """Run what is not done; a run that fails does not keep the others from running.
+
+        Args:
+            runs: to be done here.
+            every: run of the study, of which other processes may do the rest.
 
         Raises:
             Stopped: it was interrupted; the same command goes on.
@@ -58,7 +62,7 @@ class Runner:
                     left = f", {duration(spent / number * (len(todo) - number))} left" if number else ""
                     tell(f"[{len(runs) - len(todo) + number + 1}/{len(runs)}] {run.title}{left}")
                     self._try(run, self._finish)
-            status = "FAILED" if self._failed else "FINISHED"
+            status = "FAILED" if self._failed else "SCHEDULED" if self._places.left(every) else "FINISHED"
         finally:
             self._parent.end(status)
         if self._failed:

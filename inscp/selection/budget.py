@@ -13,7 +13,7 @@ from inscp.data.sources import Source
 from inscp.errors import UserError
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Selector, Verdict, required_perplexity
-from inscp.text.language import words
+from inscp.text.words import words
 
 Ranking = Literal["perplexity", "diversity", "mix", "random"]
 _BUCKETS = 1 << 22

@@ -19,7 +19,7 @@ from inscp.errors import UserError
 from inscp.optional import library
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Selector, Verdict
-from inscp.text.language import UNIT, words
+from inscp.text.words import UNIT, words
 
 _UNIT_OR_SIGN = regex.compile(rf"{UNIT.pattern}|[\p{{S}}#%*/&@]|-(?=\s?\d)")
 _SIZE = 128
@@ -71,7 +71,7 @@ class NearDuplicates(Selector):
     Args:
         similarity: two texts count as the same from this Jaccard similarity of their sets of runs on, which is
             estimated with a standard error of about 0.04.
-        n: words in a run (characters in Chinese, Japanese and Thai).
+        n: words in a run (characters where words are not spaced, as in Chinese, Japanese, Thai and Khmer).
     """
 
     similarity: float = 0.8

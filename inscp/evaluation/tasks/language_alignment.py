@@ -5,29 +5,16 @@ ever, counts as aligned. So beside the language stand the shares of responses th
 and are empty, and the alignment of the sound ones alone.
 """
 
-import re
-import string
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-
-import regex
 
 from inscp.errors import UserError
+from inscp.evaluation.answers import AlignmentScorer
 from inscp.evaluation.items import Item
-from inscp.evaluation.prompts import read_table, spread, text_of
-from inscp.evaluation.statistics import means
+from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
-from inscp.optional import library
-from inscp.records import Generation, Turn
-from inscp.text.chinese import expected_form, form_of
-from inscp.text.language import copies, identify, likely_languages, loops, primary, require_known, words
-
-_LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Confusion Benchmark's
-_PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it takes out before it looks at a line
-_LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
-_LATIN_WORD = re.compile(r"[A-Za-z]+")
+from inscp.records import Turn
+from inscp.text.language import LID_176, LanguageIdentifier
 
 
 @dataclass(kw_only=True)
@@ -48,6 +35,7 @@ class LanguageAlignment(Task):
         languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
         limit: ask so many, spread evenly over the file.
         max_new_tokens: responses are cut there.
+        lid_model: tells the languages: `lid.176`, or another one as `LanguageIdentifier` takes it.
     """
 
     version = 6  # characters that were cut; no language where fastText knows no part of a text
@@ -58,108 +46,24 @@ class LanguageAlignment(Task):
     prompts: str = "samples:zh_tw/aligned_prompts.jsonl"
     limit: int | None = None
     max_new_tokens: int = 256
+    lid_model: str = LID_176
+
+    @property
+    def by(self) -> str:
+        return "" if self.lid_model == LID_176 else self.lid_model
 
     def check(self) -> None:
         if not self.languages:
             raise UserError("languages", "none is given", "Name fields of the prompts' file, as [en, zh-TW].")
-        read_aligned_prompts(self.prompts, self.languages, self.limit)
+        self._asked()
 
     def items(self, subject: Subject) -> list[Item]:
-        items = []
-        for language, prompts in read_aligned_prompts(self.prompts, self.languages, self.limit).items():
+        scorer, items = AlignmentScorer(LanguageIdentifier(self.lid_model)), []
+        for language, prompts in self._asked().items():
             turns = [(Turn("user", prompt),) for prompt in prompts]
             answers = subject.generate(f"asking in {language}", turns, self.max_new_tokens)
-            items += [item(answer, language, self.languages) for answer in answers]
+            items += [scorer.item(answer, language, self.languages) for answer in answers]
         return items
 
-
-def item(answer: Generation, language: str, asked: Sequence[str]) -> Item:
-    """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
-    found = _identified(answer.response, language, asked)
-    answered_in = next((tag for tag in (language, *asked) if _fits(answer.response, found, tag)), "other")
-    worth = judged(answer, answered_in == language) | confusion(answer.response, language, answer.prompt)
-    worth |= {f"answered_in/{tag}": tag == answered_in for tag in (*asked, "other")}
-    worth["words"] = float(len(words(answer.response)))
-    if found == "zh" and (form := expected_form(language)):
-        worth["in_script"] = form_of(answer.response) in (form, None)
-    shown = {"language": language, "prompt": answer.prompt, "response": answer.response, "found": found}
-    return Item(
-        f"{language}: {answer.prompt}", {f"{language}/{name}": value for name, value in worth.items()}, shown=shown
-    )
-
-
-def _identified(response: str, language: str, asked: Sequence[str] = ()) -> str:
-    """The code of a response's language, which may be Chinese or Japanese where either was asked for."""
-    among = [language] if primary(language) == "zh" else [language, *asked]
-    return identify(response, list(map(primary, among)))
-
-
-def _fits(response: str, found: str, tag: str) -> bool:
-    """Whether a response in the language `found` is in that of a tag, and of Chinese in the form that the tag names."""
-    form = expected_form(tag)
-    return found == primary(tag) and (form is None or form_of(response) in (form, None))
-
-
-def flaws(answer: Generation) -> dict[str, bool]:
-    """Why an answer is none, whatever its language."""
-    return {
-        "looped": loops(answer.response),
-        "copied": copies(answer.prompt, answer.response),
-        "empty": not words(answer.response),
-    }
-
-
-def judged(answer: Generation, is_in_language: bool) -> dict[str, bool | float]:
-    """What every answer is judged by."""
-    found = flaws(answer)
-    worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **found}
-    worth["sound"] = not any(found.values())
-    worth["sound_in_language"] = worth["sound"] and is_in_language
-    return worth | ({"in_language_if_sound": is_in_language} if worth["sound"] else {})
-
-
-def shares(answers: Sequence[Generation], language: str) -> dict[str, float]:
-    """What the answers to prompts in a language come to: name of `judged` -> share."""
-
-    def worth(answer: Generation) -> dict[str, bool | float]:
-        response = answer.response
-        return judged(answer, _fits(response, _identified(response, language), language))
-
-    items = [Item(answer.prompt, worth(answer)) for answer in answers]
-    return {name: share.value for name, share in means(items).items()}
-
-
-def confusion(response: str, language: str, prompt: str) -> dict[str, bool | float]:
-    """Line and word pass of a response; nothing where no line is long enough to tell, or no script can give it away."""
-    lines = [line for line in response.translate(_PUNCTUATION).splitlines() if len(words(line)) >= _LINE_WORDS]
-    if not lines:
-        return {}
-    passes = all(_is_in(line, primary(language)) for line in lines)
-    if not passes or len(_LATIN.findall(prompt)) * 2 > len(_LETTER.findall(prompt)):
-        return {"line_pass": passes}
-    units = {word for line in lines for word in _LATIN_WORD.findall(line)}
-    return {"line_pass": True, "word_pass": units.isdisjoint(_english_words())}
-
-
-def _is_in(line: str, code: str) -> bool:
-    language, likelihood = next(iter(likely_languages(line, [code]).items()))
-    return language == code and likelihood > _LINE_CONFIDENCE
-
-
-@cache
-def _english_words() -> frozenset[str]:
-    """Lower-case words of four letters and more: names and abbreviations stand in texts of every language."""
-    known = library("english_words", "eval").get_english_words_set(["web2"])
-    return frozenset(word for word in known if word.islower() and len(word) >= _ENGLISH_LETTERS)
-
-
-def read_aligned_prompts(spec: str, languages: Sequence[str], limit: int | None = None) -> dict[str, list[str]]:
-    """Language -> prompts, from a file with one field a language (`en`, `zh-TW` or `zh_tw`).
-
-    Raises:
-        UserError: no file, a broken line, or a language that the file does not have or that nobody could identify.
-    """
-    for language in languages:
-        require_known(language)
-    rows = spread(read_table(spec), limit)
-    return {language: [text_of(position, row, [language]) for position, row in rows] for language in languages}
+    def _asked(self) -> dict[str, list[str]]:
+        return read_aligned_prompts(self.prompts, self.languages, LanguageIdentifier(self.lid_model), self.limit)

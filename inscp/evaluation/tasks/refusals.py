@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import regex
 
 from inscp.data.rows import Row
+from inscp.evaluation.answers import flaws
 from inscp.evaluation.prompts import field_of
 from inscp.evaluation.task import Prompted
-from inscp.evaluation.tasks.language_alignment import flaws
 from inscp.records import Generation
 from inscp.text.refusal import REFUSES, SAYS_IT_IS_A_MODEL, compiled, refuses
 

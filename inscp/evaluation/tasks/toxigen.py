@@ -14,7 +14,7 @@ from inscp.evaluation.task import Prompted
 from inscp.model.device import best_device
 from inscp.pretrained import resolve
 from inscp.records import Generation
-from inscp.text.language import words
+from inscp.text.words import words
 
 _BATCH = 32
 
@@ -36,6 +36,10 @@ class ToxiGen(Prompted):
     classifier: str = "tomh/toxigen_roberta"
     toxic_label: str | int = 1
     group_field: str = "group"
+
+    @property
+    def by(self) -> str:
+        return "" if self.classifier == type(self).classifier else self.classifier
 
     def check(self) -> None:
         super().check()

@@ -1,0 +1,47 @@
+"""What the trainer's section of a configuration may ask for: nothing that is decided elsewhere or would train badly."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from inscp.errors import UserError
+
+_LEAST: dict[str, tuple[float, ...]] = {
+    "max_steps": (1, -1),
+    "devices": (1, -1),
+    "num_nodes": (1,),
+    "accumulate_grad_batches": (1,),
+    "gradient_clip_val": (0,),
+    "val_check_interval": (1e-6,),
+}
+"""The least number with which there is something to train, and another one that means something to Lightning."""
+_LENGTHS: dict[str, tuple[Any, ...]] = {
+    "max_epochs": (1,),
+    "limit_train_batches": (None, 1.0),
+    "overfit_batches": (0.0,),
+    "fast_dev_run": (False,),
+}
+"""What would end a training otherwise than its steps and data do, and the values that do not."""
+_PRECISIONS = (None, "bf16-mixed", "bf16", "32-true", "32", 32)
+"""Those that train, under all their names; None takes `best_precision`."""
+
+
+def require_offered(trainer: Mapping[str, Any]) -> None:
+    """
+    Args:
+        trainer: the section, with every key.
+
+    Raises:
+        UserError: it asks for something else.
+    """
+    for name, harmless in _LENGTHS.items():
+        if trainer[name] not in harmless:
+            mend = "Leave it out, and set data.epochs, data.token_budget or trainer.max_steps."
+            raise UserError(f"trainer.{name}", "the length of a training is a matter of its steps and data", mend)
+    for name, (least, *others) in _LEAST.items():
+        if isinstance(value := trainer[name], int | float) and value < least and value not in others:
+            raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
+    if trainer["barebones"]:
+        raise UserError("trainer.barebones", "nothing would be kept of the training", "Leave it out.")
+    if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
+        mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
+        raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)

@@ -1,0 +1,108 @@
+"""What an answer to a prompt in some language is worth: is it in that language, and is it an answer at all?"""
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import regex
+
+from inscp.evaluation.items import Item
+from inscp.evaluation.statistics import means
+from inscp.optional import library
+from inscp.records import Generation
+from inscp.text.chinese import expected_form, form_of
+from inscp.text.language import LanguageIdentifier, primary
+from inscp.text.words import copies, loops, words
+
+_LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Confusion Benchmark's
+_PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it takes out before it looks at a line
+_LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
+_LATIN_WORD = re.compile(r"[A-Za-z]+")
+
+
+def flaws(answer: Generation) -> dict[str, bool]:
+    """Why an answer is none, whatever its language."""
+    return {
+        "looped": loops(answer.response),
+        "copied": copies(answer.prompt, answer.response),
+        "empty": not words(answer.response),
+    }
+
+
+@dataclass(frozen=True)
+class AlignmentScorer:
+    """Tells what answers are worth by their language.
+
+    Args:
+        identifier: tells it.
+    """
+
+    identifier: LanguageIdentifier
+
+    def item(self, answer: Generation, language: str, asked: Sequence[str]) -> Item:
+        """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
+        found = self._identified(answer.response, language, asked)
+        answered_in = next((tag for tag in (language, *asked) if _fits(answer.response, found, tag)), "other")
+        worth = _judged(answer, answered_in == language) | self.confusion(answer.response, language, answer.prompt)
+        worth |= {f"answered_in/{tag}": tag == answered_in for tag in (*asked, "other")}
+        worth["words"] = float(len(words(answer.response)))
+        if found == "zh" and (form := expected_form(language)):
+            worth["in_script"] = form_of(answer.response) in (form, None)
+        shown = {"language": language, "prompt": answer.prompt, "response": answer.response, "found": found}
+        return Item(
+            f"{language}: {answer.prompt}", {f"{language}/{name}": value for name, value in worth.items()}, shown=shown
+        )
+
+    def shares(self, answers: Sequence[Generation], language: str) -> dict[str, float]:
+        """What the answers to prompts in a language come to: `in_language`, `ended`, `sound`, … -> share."""
+
+        def worth(answer: Generation) -> dict[str, bool | float]:
+            response = answer.response
+            return _judged(answer, _fits(response, self._identified(response, language), language))
+
+        items = [Item(answer.prompt, worth(answer)) for answer in answers]
+        return {name: share.value for name, share in means(items).items()}
+
+    def confusion(self, response: str, language: str, prompt: str) -> dict[str, bool | float]:
+        """Line and word pass of a response; nothing where no line is long enough, or no script can give it away."""
+        lines = [line for line in response.translate(_PUNCTUATION).splitlines() if len(words(line)) >= _LINE_WORDS]
+        if not lines:
+            return {}
+        passes = all(self._is_in(line, primary(language)) for line in lines)
+        if not passes or len(_LATIN.findall(prompt)) * 2 > len(_LETTER.findall(prompt)):
+            return {"line_pass": passes}
+        units = {word for line in lines for word in _LATIN_WORD.findall(line)}
+        return {"line_pass": True, "word_pass": units.isdisjoint(_english_words())}
+
+    def _identified(self, response: str, language: str, asked: Sequence[str] = ()) -> str:
+        """The code of a response's language, which may be Chinese or Japanese where either was asked for."""
+        among = [language] if primary(language) == "zh" else [language, *asked]
+        return self.identifier.identify(response, list(map(primary, among)))
+
+    def _is_in(self, line: str, code: str) -> bool:
+        language, likelihood = next(iter(self.identifier.likely(line, [code]).items()))
+        return language == code and likelihood > _LINE_CONFIDENCE
+
+
+def _fits(response: str, found: str, tag: str) -> bool:
+    """Whether a response in the language `found` is in that of a tag, and of Chinese in the form that the tag names."""
+    form = expected_form(tag)
+    return found == primary(tag) and (form is None or form_of(response) in (form, None))
+
+
+def _judged(answer: Generation, is_in_language: bool) -> dict[str, bool | float]:
+    """What every answer is judged by."""
+    found = flaws(answer)
+    worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **found}
+    worth["sound"] = not any(found.values())
+    worth["sound_in_language"] = worth["sound"] and is_in_language
+    return worth | ({"in_language_if_sound": is_in_language} if worth["sound"] else {})
+
+
+@cache
+def _english_words() -> frozenset[str]:
+    """Lower-case words of four letters and more: names and abbreviations stand in texts of every language."""
+    known = library("english_words", "eval").get_english_words_set(["web2"])
+    return frozenset(word for word in known if word.islower() and len(word) >= _ENGLISH_LETTERS)
