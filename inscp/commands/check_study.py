@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from inscp.commands.evaluate import evaluate, require_runnable
+from inscp.commands.extend import extend
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.merge import merge
 from inscp.commands.parser import Parser
@@ -32,6 +33,7 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
         checks: dict[Callable[[Config, bool], None], Config | None] = {
             _check_fit: run.fit and without(run.fit, "seed_everything", "data.seed"),
             _check_merge: run.merge,
+            _check_extension: run.extend,
             _check_evaluation: run.evaluate or None,
         }
         for check, config in checks.items():
@@ -65,6 +67,13 @@ def _check_fit(config: Config, with_files: bool) -> None:
 
 def _check_merge(config: Config, with_files: bool) -> None:
     _parsed(merge, config, model="", out="")
+
+
+def _check_extension(config: Config, with_files: bool) -> None:
+    given = _parsed(extend, config, model="", out="")
+    if with_files:
+        for source in as_sources(given.data):
+            require_source(source)
 
 
 def _check_evaluation(config: Config, with_files: bool) -> None:

@@ -45,7 +45,7 @@ class Commands:
         """Run a command on a configuration, which is kept in the folder with what the command says.
 
         Args:
-            command: `fit`, `merge`, `evaluate`.
+            command: `fit`, `merge`, `extend`, `evaluate`.
             config: all its keys.
             folder: for `COMMAND.yaml` and `COMMAND.log`.
             lock: of `locked`; it is held as long as the command runs, even where this process is killed.

@@ -107,8 +107,9 @@ class Runner:
             if not items.with_suffix(".json").exists():
                 shutil.rmtree(items)
         if run.fit is None:
-            merge = changed(run.merge or {}, {"model": before, "out": str(at.folder / "model")})
-            failure = self._commands.run("merge", merge, at.folder, lock)
+            command = "merge" if run.extend is None else "extend"
+            given = changed(run.untrained or {}, {"model": before, "out": str(at.folder / "model")})
+            failure = self._commands.run(command, given, at.folder, lock)
         else:
             fixed: Config = {
                 "model.pretrained": before,

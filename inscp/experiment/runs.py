@@ -23,7 +23,7 @@ class Run:
         before: the run whose model is the start, in the place of the original.
         evaluate: the evaluation's configuration; empty measures nothing.
         fit: the training's configuration, where it trains.
-        merge: the merge's, where it merges.
+        merge, extend: those commands', where one of them makes it.
         known: what files hold that are not here.
     """
 
@@ -36,6 +36,7 @@ class Run:
     evaluate: Config
     fit: Config | None = None
     merge: Config | None = None
+    extend: Config | None = None
     known: Contents = field(default_factory=dict)
 
     @property
@@ -49,7 +50,12 @@ class Run:
     @property
     def is_made(self) -> bool:
         """Whether it is a model of its own, and not the original."""
-        return self.fit is not None or self.merge is not None
+        return self.fit is not None or self.untrained is not None
+
+    @property
+    def untrained(self) -> Config | None:
+        """The configuration of the command that makes it without training."""
+        return self.merge if self.extend is None else self.extend
 
     @property
     def lineage(self) -> list["Run"]:
@@ -77,7 +83,7 @@ class Run:
     def fingerprint(self) -> str:
         """A digest of everything that decides the model, but for the program itself."""
         before = self.before.fingerprint if self.before else self.original
-        return digest(self._training, self.merge, before, known=self.known)
+        return digest(self._training, self.untrained, before, known=self.known)
 
     @cached_property
     def measure(self) -> str:
@@ -91,7 +97,7 @@ class Run:
         """Of the files that both digests depend on."""
         return {
             **(self.before.contents if self.before else {}),
-            **contents_of(self._training, self.merge, self.original, self._evaluation),
+            **contents_of(self._training, self.untrained, self.original, self._evaluation),
         }
 
     @property

@@ -16,19 +16,27 @@ FILE = "experiment.yaml"
 
 @dataclass(frozen=True)
 class Arm:
-    """One method: a training, a merge, or (with neither) the original model as it is.
+    """One method: a training, a merge, an extended vocabulary, or (with none of them) the original model as it is.
 
     In its values {language} stands for the study's, as in `data.tagger.user: samples:requests/{language}.txt`.
 
     Args:
         fit: keys of the training that differ from the base (`data.tagger: PlainTagger`); {} where none does.
         merge: keys of `merge` (`method: {class_path: Average, init_args: {weight: 0.5}}`).
+        extend: keys of `extend` (`data: my.jsonl`, `tokens: 4000`).
         after: the arm whose model is the start, in the place of the original.
     """
 
     fit: dict[str, Any] | None = None
     merge: dict[str, Any] | None = None
+    extend: dict[str, Any] | None = None
     after: str | None = None
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """What it does, by the command that does it."""
+        every = {"fit": self.fit, "merge": self.merge, "extend": self.extend}
+        return {command: keys for command, keys in every.items() if keys is not None}
 
 
 @dataclass(frozen=True)
@@ -156,16 +164,19 @@ class Study:
             slugs = [slug(name) for name in names]
             if twice := next((name for name in names if slugs.count(slug(name)) > 1 or not slug(name)), None):
                 raise UserError(twice, "folders could not be told apart by this name", "Take another one.")
-        changes = {f"arms.{name}": (arm.fit, arm.merge) for name, arm in self.arms.items()}
-        changes |= {f"languages.{tag}": (of.fit, of.evaluate) for tag, of in self.languages.items()}
+        changes = {f"arms.{name}": [*arm.sections.values()] for name, arm in self.arms.items()}
+        changes |= {f"languages.{tag}": [of.fit, of.evaluate] for tag, of in self.languages.items()}
         for where, sections in changes.items():
-            if not all(section is None or isinstance(section, Mapping) for section in sections):
+            if not all(isinstance(section, Mapping) for section in sections):
                 raise UserError(where, "what it changes is no section of keys", "Write {KEY: VALUE, …}.")
         for name, arm in self.arms.items():
-            if arm.fit is not None and arm.merge is not None:
-                raise UserError(f"arms.{name}", "it trains and merges", "Make two arms, the second `after` the first.")
-            if arm.after and arm.fit is None and arm.merge is None:
-                raise UserError(f"arms.{name}", f"nothing happens after {arm.after}", "Give `fit` or `merge`.")
+            if len(arm.sections) > 1:
+                what = f"it has {' and '.join(arm.sections)}"
+                raise UserError(f"arms.{name}", what, "Make an arm of each, the second `after` the first.")
+            if arm.after and not arm.sections:
+                raise UserError(
+                    f"arms.{name}", f"nothing happens after {arm.after}", "Give `fit`, `merge` or `extend`."
+                )
             seen = [name]
             while (before := self.arms[seen[-1]].after) is not None:
                 if not isinstance(before, str) or before not in self.arms:
@@ -212,17 +223,19 @@ class Study:
         self, name: str, language: str, budget: int | None, seed: int, base: Config, evaluate: Config, known: Contents
     ) -> Run:
         arm = self.arms[name]
-        fit, merge = _in_language(arm.fit, language), _in_language(arm.merge, language)
+        made: dict[str, Config] = _in_language(arm.sections, language)
         before = self._run(arm.after, language, budget, seed, base, evaluate, known) if arm.after else None
         drawn = {"data.seed": seed, "seed_everything": seed}
         limited = {} if budget is None else {"data.token_budget": budget}
-        config = changed(changed(base, drawn | limited), fit or {})
+        config = changed(changed(base, drawn | limited), made.get("fit", {}))
         original = before.original if before else _original(config)
-        if fit is not None:
+        if "fit" in made:
             budget = config["data"].get("token_budget")
             return Run(name, language, budget, seed, original, before, evaluate, fit=config, known=known)
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
-        return Run(name, language, budget, drawn_by, original, before, evaluate, merge=merge, known=known)
+        if "extend" in made:
+            made["extend"].setdefault("language", language)
+        return Run(name, language, budget, drawn_by, original, before, evaluate, **made, known=known)
 
 
 def _with_tasks(evaluate: Config, language: str) -> Config:

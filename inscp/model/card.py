@@ -13,6 +13,8 @@ _METHODS = {
     "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
     "assistant's turn of the model's own chat template, after an empty user turn",
     "orgCP": "plain continual pre-training on target-language text, without the chat template",
+    "Extended": "adding tokens of the language to the vocabulary (continued BPE training, arXiv 2512.03989), each of "
+    "which begins as the mean of those that it stands for",
     "SFT": "supervised fine-tuning on conversations",
     "Average": "averaging with the weights of the original model (WiSE-FT, arXiv 2109.01903)",
     "ChatVector": "adding a chat vector, the difference of a chat model and its base model (arXiv 2310.04799)",

@@ -107,8 +107,7 @@ class ElChat(Merging):
 
     def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
         special = sorted(special_ids(load_tokenizer(models[1])))
-        outer = {id(layer.weight) for layer in (first.get_input_embeddings(), first.get_output_embeddings())}
-        names = {name for name, weight in first.named_parameters() if id(weight) in outer}
+        names = _with_rows_of_tokens(first)
 
         def merge(name: str, adapted: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
             if name not in names:
@@ -136,30 +135,50 @@ def _original(model: str) -> str:
 def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     """The model that `method` makes of `model`, its weights in `dtype`.
 
+    Rows of tokens that the first model alone has (its vocabulary was extended) stay as they are.
+
     Raises:
-        UserError: the models are not of one shape or have not one vocabulary, or one is quantized.
+        UserError: the models are not of one shape, one has tokens that the first has not, or one is quantized.
     """
     models = method.models(model)
     require_dense(models[0])
-    vocabulary = load_tokenizer(models[0]).get_vocab()
-    for other in models[1:]:
-        if alien := set(vocabulary.items()) ^ set(load_tokenizer(other).get_vocab().items()):
+    vocabularies = [load_tokenizer(spec).get_vocab() for spec in models]
+    for other, vocabulary in zip(models, vocabularies, strict=True):
+        if alien := vocabulary.items() - vocabularies[0].items():
             what = f"its vocabulary is not that of {models[0]} ({min(alien)[0]!r} differs)"
             raise UserError(other, what, "Merge models of one family.")
     result = load_model(models[0], dtype)
     weights = dict(result.named_parameters())
-    readers = [_reader(spec, models[0], weights) for spec in models]
+    shared = dict.fromkeys(weights, slice(None))
+    if len(set(map(len, vocabularies))) > 1:
+        shared |= dict.fromkeys(_with_rows_of_tokens(result), slice(1 + min(max(ids.values()) for ids in vocabularies)))
+    wanted = {name: weight[shared[name]].shape for name, weight in weights.items()}
+    readers = [_reader(spec, models[0], wanted, shared) for spec in models]
     merge = method.bind(models, result)
     for name, weight in weights.items():
-        weight.copy_(merge(name, *(read(name) for read in readers)))
+        weight[shared[name]] = merge(name, *(read(name) for read in readers))
     return result
 
 
-def _reader(spec: str, first: str, wanted: Mapping[str, torch.Tensor]) -> Callable[[str], torch.Tensor]:
+def _with_rows_of_tokens(model: PreTrainedModel) -> set[str]:
+    """The names of the embeddings and of the output layer."""
+    outer = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return {name for name, weight in model.named_parameters() if id(weight) in outer}
+
+
+def _reader(
+    spec: str, first: str, wanted: Mapping[str, torch.Size], shared: Mapping[str, slice]
+) -> Callable[[str], torch.Tensor]:
     """What reads a tensor of `spec` by its name; where files have other names than parameters, all are loaded.
 
+    Args:
+        spec: the model.
+        first: the one that is merged into.
+        wanted: what is read of each tensor, by its shape.
+        shared: the rows that it has of each tensor.
+
     Raises:
-        UserError: it lacks one of the `wanted` tensors of the model `first`, or has it in another shape.
+        UserError: it lacks a tensor of the first one, or has it in another shape.
     """
     folder = weights_folder(spec)
     stored = stored_tensors(folder)
@@ -167,17 +186,17 @@ def _reader(spec: str, first: str, wanted: Mapping[str, torch.Tensor]) -> Callab
     if not wanted.keys() <= stored.keys():
         whole = load_model(spec, torch.float32).state_dict()
         stored = {name: tensor.shape for name, tensor in whole.items()}
-    for name, weight in wanted.items():
-        if stored.get(name) != weight.shape:
+    for name, shape in wanted.items():
+        if name not in stored or torch.empty(stored[name], device="meta")[shared[name]].shape != shape:
             found = list(stored[name]) if name in stored else "missing"
-            what = f"its {name} is {found}, that of {first} {list(weight.shape)}"
+            what = f"its {name} is {found}, that of {first} {list(shape)}"
             raise UserError(spec, what, "Merge models of one family and size.")
 
     def read(name: str) -> torch.Tensor:
         if whole:
-            return whole[name]
+            return whole[name][shared[name]]
         tensor = torch.empty(stored[name])
         read_tensors(folder, {name: tensor})
-        return tensor
+        return tensor[shared[name]]
 
     return read

@@ -113,6 +113,8 @@ def test_held_out_loss_is_of_text_and_end_of_turn(tmp_path: Path, tiny_model_fol
     assert found["held_out/x/loss"].value == pytest.approx(total / count, rel=1e-5)
     assert found["held_out/x/perplexity"].value == pytest.approx(math.exp(total / count), rel=1e-4)
     assert found["held_out/x/perplexity"].n == len(TEXTS)
+    n_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert found["held_out/x/bits_per_byte"].value == pytest.approx(total / math.log(2) / n_bytes, rel=1e-5)
 
 
 def test_held_out_texts_are_the_same_ones_in_another_folder(tmp_path: Path, tiny_model_folder: str) -> None:

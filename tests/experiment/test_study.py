@@ -115,7 +115,8 @@ def test_another_version_of_a_task_measures_again(study: Study, monkeypatch: pyt
     ({}, "arms: there is none"),
     ({"a": Arm(fit={}, after="b")}, "no arm b"),
     ({"a": Arm(fit={}, after="b"), "b": Arm(fit={}, after="a")}, "follows itself"),
-    ({"a": Arm(fit={}, merge={})}, "trains and merges"),
+    ({"a": Arm(fit={}, merge={})}, "it has fit and merge"),
+    ({"a": Arm(extend={}, merge={})}, "it has merge and extend"),
     ({"a": Arm(), "b": Arm(after="a")}, "nothing happens after a"),
     ({"InsCP": Arm(), "inscp": Arm(fit={})}, "could not be told apart"),
     ({"a": Arm(fit="x")}, "no section of keys"),  # type: ignore[arg-type]

@@ -28,7 +28,8 @@ arms:
   instruct: {{}}
   {INSCP}
   averaged: {{after: InsCP, merge: {{method: {{class_path: Average, init_args: {{weight: 0.5}}}}}}}}
-  broken: {{fit: {{data.train: broken.jsonl}}}}
+  more tokens: {{extend: {{data: corpus.jsonl, tokens: 9}}}}
+  broken: {{fit: {{data.train: broken.jsonl}}, after: more tokens}}
 languages: {{zh-TW: {{}}}}
 budgets: [1000]
 projected: {{preference tuning: {{after: InsCP, tokens_per_token: 2, passes: 4}}}}
@@ -97,12 +98,19 @@ def files(project: Path) -> dict[Path, int]:
 
 def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path, ran: str) -> None:
     last = ran.splitlines()[-1]
-    assert last.startswith("error: 1 of 4 runs failed: broken, zh-TW, 1,000 tokens, seed 0: fit ended with status 2")
+    assert last.startswith("error: 1 of 5 runs failed: broken, zh-TW, 1,000 tokens, seed 0: fit ended with status 2")
     assert "broken.jsonl" in last
     measured = [
         path.parent.name.rpartition("-")[0] for path in project.glob("outputs/experiments/runs/*/results-*.json")
     ]
-    assert sorted(measured) == ["averaged-zh-tw-1000-tokens-seed-0", "inscp-zh-tw-1000-tokens-seed-0", "instruct-zh-tw"]
+    assert sorted(measured) == [
+        "averaged-zh-tw-1000-tokens-seed-0",
+        "inscp-zh-tw-1000-tokens-seed-0",
+        "instruct-zh-tw",
+        "more-tokens-zh-tw",
+    ]
+    [extended] = project.glob("outputs/experiments/runs/more-tokens*/model/inscp.json")
+    assert json.loads(extended.read_text("utf-8"))["language"] == "zh-TW"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,7 @@ def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path
         ("data.train: broken.jsonl", "data.train: nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("data.train: broken.jsonl", "data.tain: broken.jsonl", "tain: no such key. Did you mean data.train?"),
         ("weight: 0.5", "wait: 0.5", "wait"),
+        ("data: corpus.jsonl, tokens", "data: nowhere.jsonl, tokens", "nowhere.jsonl: no such file"),
         ("zh-TW: {}", "zh-TW: {evaluate: {tasks.language.init_args.prompts: none.jsonl}}", "none.jsonl: no such file"),
         ("zh-TW: {}", "zh-TW: {evaluate: {server: {address: 'http://x', model: y}}}", "it would answer for every arm"),
         ("{data.train: broken.jsonl}", "{model.shield: {sources: none.jsonl, share: 0.5}}", "none.jsonl: no such file"),
@@ -148,7 +157,7 @@ def test_what_is_done_is_not_done_again(
     for weights in project.glob("outputs/experiments/runs/*/**/model.deleted"):
         weights.rename(weights.with_suffix(".safetensors"))
     printed = capsys.readouterr().out
-    assert printed.count(" done") == 2 + 3
+    assert printed.count(" done") == 2 + 4
     assert "broken, zh-TW, 1,000 tokens, seed 0" in printed
     assert "to be run" in printed
 
@@ -179,9 +188,9 @@ def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
         "at other sizes",
     ):
         assert title in markdown
-    for row in ("| instruct |", "| InsCP |", "| averaged |"):
+    for row in ("| instruct |", "| InsCP |", "| averaged |", "| more tokens |"):
         assert row in markdown
-    assert "3 of 4 measured" in markdown
+    assert "4 of 5 measured" in markdown
     rows = {row: re.findall(rf"^\| {row} \| ([\d,]+) \| (\S+) ", markdown, re.MULTILINE)[-1]
             for row in ("InsCP", r"InsCP, preference tuning \(not run\)")}  # fmt: skip
     (tokens, flops), (more_tokens, more_flops) = ([float(n.replace(",", "")) for n in of] for of in rows.values())
@@ -198,7 +207,7 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
     monkeypatch.chdir(project)
     assert main(["experiment", "keep", "arms", "kept"]) == 0
     assert main(["experiment", "keep", "arms", "kept"]) == 0
-    assert re.findall(r"(\d) runs added to kept", capsys.readouterr().out) == ["3", "0"]
+    assert re.findall(r"(\d) runs added to kept", capsys.readouterr().out) == ["4", "0"]
     kept = {path: path.read_bytes() for path in project.glob("kept/**/*") if path.is_file()}
     kept = {path: gzip.decompress(of) if path.suffix == ".gz" else of for path, of in kept.items()}
     assert {path.suffix for path in kept} == {".json", ".gz"}
@@ -221,7 +230,7 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
     with hidden(project / "corpus.jsonl"), hidden(project / "prompts.jsonl"):
         assert main(["experiment", "report", "arms", *elsewhere]) == 0
         said = capsys.readouterr().out
-        assert re.search(r"^without    1 of 4 runs: broken, zh-TW.*corpus\.jsonl: no such file", said, re.MULTILINE)
+        assert re.search(r"^without    1 of 5 runs: broken, zh-TW.*corpus\.jsonl: no such file", said, re.MULTILINE)
         assert main(["experiment", "report", "arms"]) == 2  # nothing says what they held
     here, there = (
         re.findall(r"^\|.*", (project / out / "arms/report/report.md").read_text("utf-8"), re.MULTILINE)

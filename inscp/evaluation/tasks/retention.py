@@ -1,5 +1,6 @@
 """Retention: what is left of the original model in the one that was made from it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +35,12 @@ from inscp.records import IGNORED, Generation, Prompt, Record, TokenSequence, Tu
 class Retention(Task):
     """Held-out perplexity, and how far the model's answers are from the original's.
 
-    `held_out/SET/perplexity` and `/loss` (nats a token) of text in the assistant's place after an empty user turn, as
-    the training's own validation; of a base model, which has no chat template, of the text alone. Where there are
-    prompts and an original: `kl`, the Kullback-Leibler divergence KL(original || model) in nats a token over the
-    original's greedy answers, the end of a turn that was ended included; `agreement`, the share of the original's
-    greedy tokens that come before the first one that differs; and `same_answer`.
+    `held_out/SET/perplexity`, `/loss` (nats a token) and `/bits_per_byte` (which compares vocabularies) of text in the
+    assistant's place after an empty user turn, as the training's own validation; of a base model, which has no chat
+    template, of the text alone. Where there are prompts and an original: `kl`, the Kullback-Leibler divergence
+    KL(original || model) in nats a token over the original's greedy answers, in its tokens and the end of a turn that
+    was ended included; `agreement`, the share of the original's greedy tokens that come before the first one that
+    differs; and `same_answer`.
 
     Args:
         held_out: held-out sets by name, each a source, as in `data.validation`.
@@ -90,16 +92,16 @@ class Retention(Task):
         documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(subject.spec))
         pieces = [piece for piece in tokenize(documents, subject.tokenizer, longest, _refuse) if piece.n_targets]
-        key = f"held_out/{name}/loss"
-        return [
+        loss, bits, items = f"held_out/{name}/loss", f"held_out/{name}/bits_per_byte", []
+        for piece, nll in zip(pieces, subject.nlls(f"held-out {name}", pieces), strict=True):
+            said = piece.input_ids[piece.labels != IGNORED]
+            n_bytes = len(str(subject.tokenizer.decode(said, skip_special_tokens=True)).encode())
+            values, weights = {loss: float(nll) / piece.n_targets}, {loss: float(piece.n_targets)}
+            if n_bytes:
+                values[bits], weights[bits] = float(nll) / math.log(2) / n_bytes, float(n_bytes)
             # Without the folder, which is another one on another machine.
-            Item(
-                f"{name}: {Path(piece.source).name} {piece.part}",
-                {key: float(nll) / piece.n_targets},
-                {key: piece.n_targets},
-            )
-            for piece, nll in zip(pieces, subject.nlls(f"held-out {name}", pieces), strict=True)
-        ]
+            items.append(Item(f"{name}: {Path(piece.source).name} {piece.part}", values, weights))
+        return items
 
     def _against(self, subject: Subject, original: str, questions: Sequence[Prompt]) -> list[Item]:
         if not isinstance(subject.backend, LocalModel):
@@ -109,12 +111,12 @@ class Retention(Task):
         backend = subject.backend.like(original)
         before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = subject.generate("asking the same", questions, self.max_new_tokens)
-        end = end_token_ids(backend.loss.model, subject.tokenizer)[0]  # any: what is compared comes before it
+        end = end_token_ids(backend.loss.model, backend.tokenizer)[0]  # any: what is compared comes before it
         items = []
         for question, old, new in zip(questions, before, after, strict=True):
-            sequence = _answered(subject.tokenizer, question, old, end)
+            sequence = _answered(backend.tokenizer, question, old, end)
             worth: dict[str, bool | float] = {"same_answer": old.response == new.response}
-            worth["agreement"] = _agreement(subject.tokenizer, old.response, new.response)
+            worth["agreement"] = _agreement(backend.tokenizer, old.response, new.response)
             weights = {}
             if sequence.n_targets:
                 worth["kl"], weights["kl"] = _divergence(backend, subject.backend, sequence), sequence.n_targets
@@ -156,10 +158,12 @@ def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> f
 def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence) -> float:
     """Mean KL(original || model) over the sequence's targets, in nats; the softmax is fp32."""
     log_p, log_q = (_log_probabilities(backend, sequence) for backend in (original, model))
-    if log_p.shape != log_q.shape:
-        what = f"it has {log_q.shape[1]:,} tokens in its vocabulary, the original {log_p.shape[1]:,}"
+    known = log_p.shape[1]
+    if log_q.shape[1] < known:
+        what = f"it has {log_q.shape[1]:,} tokens in its vocabulary, the original {known:,}"
         raise UserError(model.spec, f"{what}, so nothing diverges", "Leave out Retention's prompts.")
-    return float(torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
+    # What a model with more tokens gives to the new ones, it does not give to the original's.
+    return float(torch.nn.functional.kl_div(log_q[:, :known], log_p, reduction="batchmean", log_target=True))
 
 
 def _log_probabilities(backend: LocalModel, sequence: TokenSequence) -> torch.Tensor:

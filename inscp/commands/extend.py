@@ -1,0 +1,67 @@
+"""`extend`: more tokens for a language."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Literal
+
+import torch
+
+from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
+from inscp.data.pipeline import Sources, as_sources
+from inscp.data.sources import OnBadRecord, ReadReport, read_records
+from inscp.errors import UserError
+from inscp.model.export import export_model
+from inscp.model.origin import Origin, read_origin
+from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
+from inscp.paths import require_new
+from inscp.pretrained import load_model, load_tokenizer, require_dense
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp extend --model M --data D --out DIR`"""
+    quiet()
+    call(command, extend, arguments)
+
+
+def extend(
+    model: str,
+    data: Sources,
+    out: str,
+    tokens: int = 4000,
+    language: str = "und",
+    on_bad_record: OnBadRecord = "error",
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16",
+) -> None:
+    """Give a model more tokens for a language, before it is trained on it: the same text takes fewer.
+
+    Args:
+        model: a model's folder, Hub id, GGUF file or PyPI wheel.
+        data: text in the language: a path, a Hub id, or a list of sources with options, as data.train of a training.
+            It is held in memory: some ten megabytes are enough (`limit`).
+        out: the new folder.
+        tokens: how many new ones.
+        language: BCP 47 tag, for the model card.
+        on_bad_record: stop, or skip.
+        dtype: of the weights.
+    """
+    if tokens < 1:
+        raise UserError("tokens", f"{tokens} are none", "Give 4000, say.")
+    require_new(Path(out))
+    require_dense(model)
+    tokenizer, report = load_tokenizer(model), ReadReport()
+    records = (record for source in as_sources(data) for record in read_records(source, on_bad_record, report))
+    texts = [turn.text for record in records for turn in record.turns]
+    extension = learn(tokenizer, texts, tokens)
+    if not extension.made_of:
+        raise UserError("data", "no two tokens come together twice in it", "Give more text.")
+    longer = extended(tokenizer, extension)
+    before, after = (count_tokens(of, texts) for of in (tokenizer, longer))
+    result = load_model(model, getattr(torch, dtype))
+    lengthen(result, tokenizer, extension)
+    settings = {"new tokens": len(extension.made_of), "tokens of the texts": f"{before:,} before, {after:,} after"}
+    origin = Origin(model, "Extended", language, settings, before=read_origin(model))
+    export_model(result, longer, Path(out), origin, getattr(torch, dtype))
+    share = f"{after:,} in place of {before:,} ({after / before:.0%})"
+    print(f"tokens     {len(extension.made_of):,} new ones; the texts have {share}")
+    print(f"model      {out}\n\nnext:\n  python -m inscp fit --config … --model.pretrained {quote(out)}")

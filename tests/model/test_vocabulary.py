@@ -1,0 +1,240 @@
+"""More tokens for a language: they are what byte-pair encoding would find next, and nothing else changes."""
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from chat_templates import STYLES, tokenizer_for
+from corpus import write_corpus
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from inscp.__main__ import main
+from inscp.data.inert import special_ids
+from inscp.data.rendering import render
+from inscp.errors import UserError
+from inscp.evaluation.local_model import LocalModel
+from inscp.evaluation.subject import Subject
+from inscp.evaluation.tasks.retention import Retention
+from inscp.model.export import export_model
+from inscp.model.merging import Average, ElChat, merged
+from inscp.model.origin import Origin, read_origin
+from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
+from inscp.pretrained import load_model, load_tokenizer
+
+TEXTS = [
+    "夜市是台灣人晚上吃東西的地方，夜市很熱鬧。",
+    "台灣的夜市有很多小吃，台灣人都喜歡。在 2024 年有 2024 個。",
+    "ตลาดกลางคืนมีของกินมากมาย ตลาดกลางคืนคึกคัก",
+    "Yötorilla syödään iltaisin, ja yötorilla on vilkasta. Yötori on täynnä <|im_end|> ihmisiä.",
+] * 3
+ENGLISH = "The quick brown fox jumps over 12 lazy dogs; who knows why?"
+KINDS = {"chatml": "byte-level", "llama_2": "SentencePiece", "mistral": "SentencePiece, spaces apart"}
+
+
+@pytest.fixture(params=KINDS)
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    return tokenizer_for(STYLES[request.param])
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_texts_have_fewer_tokens_and_are_the_same_texts(tokenizer: PreTrainedTokenizerBase) -> None:
+    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    assert len(extension.made_of) == 60
+    assert count_tokens(longer, TEXTS) < 0.7 * count_tokens(tokenizer, TEXTS)
+    for text in [*TEXTS, ENGLISH]:
+        assert longer.decode(ids_of(longer, text)) == tokenizer.decode(ids_of(tokenizer, text))
+
+
+def test_the_tokenizer_s_own_tokens_keep_their_ids_and_the_new_ones_follow(tokenizer: PreTrainedTokenizerBase) -> None:
+    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    own, every = tokenizer.get_vocab(), longer.get_vocab()
+    assert own.items() <= every.items()
+    assert [every[token] for token in extension.made_of] == list(range(len(own), len(own) + 60))
+    assert special_ids(longer) == special_ids(tokenizer)
+    assert ids_of(longer, ENGLISH) == ids_of(tokenizer, ENGLISH)
+    turns = [{"role": "user", "content": "夜市？"}]
+    assert render(longer, turns) == render(tokenizer, turns)
+
+
+def test_a_new_token_stands_for_those_that_stood_in_its_place(tokenizer: PreTrainedTokenizerBase) -> None:
+    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    made_of = {longer.get_vocab()[token]: ids for token, ids in extension.made_of.items()}
+    for text in TEXTS:
+        spelled = [index for new in ids_of(longer, text) for index in made_of.get(new, [new])]
+        assert spelled == ids_of(tokenizer, text)
+
+
+def test_every_token_is_reached_or_is_part_of_a_longer_one(tokenizer: PreTrainedTokenizerBase) -> None:
+    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    used = {longer.convert_ids_to_tokens(index) for text in TEXTS for index in ids_of(longer, text)}
+    parts = {part for pair in extension.merges for part in pair}
+    assert extension.made_of.keys() <= used | parts
+
+
+def test_the_first_new_token_is_the_most_frequent_pair_inside_words(chatml_tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["zqzq zqzq zq", "qx zq 77 77 77 77 77 77"]
+    pairs: Counter[tuple[str, str]] = Counter()
+    for text in texts:
+        for word in text.split(" "):
+            tokens = chatml_tokenizer.convert_ids_to_tokens(ids_of(chatml_tokenizer, word))
+            pairs.update(pair for pair in pairwise(tokens) if not word.isdigit())
+    (best, count), (_, second) = pairs.most_common(2)
+    assert count > second
+    extension = learn(chatml_tokenizer, texts, 3)
+    assert extension.merges[0] == best
+    assert not any("7" in token for token in extension.made_of), "numbers keep their digits"
+
+
+def test_nothing_is_learned_across_words_or_from_letters_and_what_is_none(tokenizer: PreTrainedTokenizerBase) -> None:
+    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 200))
+    first = len(tokenizer.get_vocab())
+    for token in (longer.decode([index]).strip() for index in range(first, first + len(extension.made_of))):
+        whole = [character for character in token if character != "\ufffd"]
+        assert " " not in token
+        assert len({character.isalpha() or character.isidentifier() for character in whole if ord(character) > 127
+                    and not "\u0e00" < character < "\u0e7f"}) <= 1, token  # fmt: skip
+
+
+def test_characters_that_were_bytes_become_tokens() -> None:
+    tokenizer = tokenizer_for(STYLES["llama_2"])
+    rare = "龘"
+    assert all(token.startswith("<0x") for token in tokenizer.tokenize(rare) if token != "▁")
+    extension = learn(tokenizer, [f"{rare}{rare}", "驫"], 10)
+    assert extension.characters == [rare]  # the other one comes once
+    assert len(extension.made_of[rare]) == 3
+    assert rare in extended(tokenizer, extension).tokenize(rare)[-1]
+
+
+def test_a_tokenizer_of_another_kind_is_told() -> None:
+    pieces = [("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0)]
+    unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=0)), unk_token="<unk>")
+    with pytest.raises(UserError, match="byte-pair encoding"):
+        learn(unigram, TEXTS, 10)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_rows_are_the_means_of_those_that_they_stand_for(tiny_model_folder: str, tied: bool) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    if tied:
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    before = [layer.weight.clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    extension, n = learn(tokenizer, TEXTS, 60), len(tokenizer)
+    lengthen(model, tokenizer, extension)
+    after = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    assert (after[0] is after[1]) == tied
+    for old, new in zip(before, after, strict=True):
+        assert len(new) % 64 == 0
+        assert torch.equal(new[:n], old)
+        for place, ids in enumerate(extension.made_of.values()):
+            torch.testing.assert_close(new[n + place], old[ids].mean(0))
+    assert model.config.vocab_size == len(after[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    """The command's, and its texts beside it."""
+    folder = tmp_path_factory.mktemp("extended")
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), "utf-8")
+    arguments = ["--data", str(folder / "texts.jsonl"), "--tokens", "50", "--language", "zh-TW", "--dtype", "float32"]
+    assert main(["extend", "--model", tiny_model_folder, "--out", str(folder / "model"), *arguments]) == 0
+    return folder
+
+
+def test_the_command_s_tokenizer_is_read_as_it_was_written(folder: Path, tiny_model_folder: str) -> None:
+    before, after = load_tokenizer(tiny_model_folder), load_tokenizer(str(folder / "model"))
+    assert special_ids(after) == special_ids(before)
+    assert before.get_vocab().items() <= after.get_vocab().items()
+    assert count_tokens(after, TEXTS) < 0.7 * count_tokens(before, TEXTS)
+    end = json.loads((folder / "model" / "generation_config.json").read_text("utf-8"))["eos_token_id"]
+    assert before.convert_tokens_to_ids("<|im_end|>") in end
+
+
+def test_the_command_s_model_is_trained_like_any_other_and_tells_both_stages(folder: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path)
+    (tmp_path / "fit.yaml").write_text(
+        f"model: {{pretrained: {folder / 'model'}}}\n"
+        f"data: {{train: {corpus}, row_length: 64, batch_size: 4, language: zh-TW}}\n"
+        f"trainer: {{accelerator: cpu, devices: 1, max_steps: 2, default_root_dir: {tmp_path / 'outputs'}}}\n"
+        "mlflow: {enabled: false}\n"
+    )
+    assert main(["fit", "--config", str(tmp_path / "fit.yaml")]) == 0
+    [model] = (tmp_path / "outputs").glob("*/*/model")
+    origin = read_origin(str(model))
+    assert origin is not None
+    assert origin.arms == "Extended + InsCP"
+    card = (model / "README.md").read_text("utf-8")
+    assert "arXiv 2512.03989" in card
+    assert "| new tokens | 50 |" in card
+    assert load_tokenizer(str(model)).get_vocab() == load_tokenizer(str(folder / "model")).get_vocab()
+
+
+def test_wrong_input_of_the_command_is_told_in_one_line(
+    folder: Path, tiny_model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = tmp_path / "once.jsonl"
+    once.write_text('{"text": "xq"}', "utf-8")
+    for arguments, told in (
+        (["--data", str(folder / "texts.jsonl"), "--tokens", "0"], "tokens: 0 are none"),
+        (["--data", str(once)], "data: no two tokens come together twice in it"),
+        (["--data", str(tmp_path / "none.jsonl")], "none.jsonl: no such file"),
+    ):
+        assert main(["extend", "--model", tiny_model_folder, "--out", str(tmp_path / "out"), *arguments]) == 2
+        assert told in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def adapted(folder: Path, into: Path) -> str:
+    """The extended model with other weights, exported as a training leaves it."""
+    model = load_model(str(folder / "model"), torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1
+    origin = Origin(str(folder / "model"), "InsCP", "zh-TW", before=read_origin(str(folder / "model")))
+    export_model(model, load_tokenizer(str(folder / "model")), into, origin, torch.float32)
+    return str(into)
+
+
+@pytest.mark.parametrize("method", [Average(0.25), ElChat(0.25)])
+def test_merging_with_the_original_leaves_the_new_rows_alone(
+    folder: Path, tmp_path: Path, tiny_model_folder: str, method
+) -> None:
+    model = adapted(folder, tmp_path / "adapted")
+    ours, theirs = (dict(load_model(spec, torch.float32).named_parameters()) for spec in (model, tiny_model_folder))
+    n = len(load_tokenizer(tiny_model_folder))
+    for name, weight in merged(model, method, torch.float32).named_parameters():
+        mean = 0.25 * ours[name][:n] + 0.75 * theirs[name][:n]
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(weight[n:], ours[name][n:])
+            special = sorted(special_ids(load_tokenizer(tiny_model_folder)))
+            expected = mean
+            if isinstance(method, ElChat):
+                expected = ours[name][:n].clone()
+                expected[special] = theirs[name][special]
+            torch.testing.assert_close(weight[:n], expected)
+        else:
+            torch.testing.assert_close(weight, mean)
+
+
+def test_what_is_left_of_the_original_is_measured_in_its_tokens(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "夜市？"}\n{"prompt": "Who?"}', "utf-8")
+    task = Retention(
+        prompts=str(tmp_path / "prompts.jsonl"), held_out={"zh": str(folder / "texts.jsonl")}, max_new_tokens=8
+    )
+    subject = Subject(
+        LocalModel(str(folder / "model"), torch.float32, 256), tmp_path / "items", lambda *_: lambda: None
+    )
+    found = task.metrics(task.items(subject))
+    # Nothing but rows was added: it differs by what the new rows take of the probabilities.
+    model = load_model(str(folder / "model"), torch.float32)
+    n = len(load_tokenizer(str(folder / "model"))) - 50
+    assert 0 < found["kl"].value < 1
+    assert len(model.get_input_embeddings().weight) > n
+    assert found["held_out/zh/bits_per_byte"].value > 0
