@@ -29,16 +29,25 @@ class Batches(Losses):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trained, self.held_out = Work(), Work()
+        self._trained: list[int] = []
+        self._held_out: list[int] = []
         self.tokens = 0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.trained += Work.of(batch.lengths)
+        self._trained += batch.lengths
         self.tokens += batch.step_tokens * ((batch_idx + 1) % trainer.accumulate_grad_batches == 0)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
         if not trainer.sanity_checking:
-            self.held_out += Work.of(batch.lengths)
+            self._held_out += batch.lengths
+
+    @property
+    def trained(self) -> Work:
+        return Work.of(tuple(self._trained))
+
+    @property
+    def held_out(self) -> Work:
+        return Work.of(tuple(self._held_out))
 
 
 def fit(folder: Path, corpus: Path, model: str, ledger: Ledger, **options: Any) -> tuple[Cost | None, Batches]:

@@ -16,6 +16,7 @@ from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.stop_when_aligned import StopWhenAligned, is_flat
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
+from inscp.evaluation.answers import AlignmentScorer
 from inscp.model.origin import read_origin
 from inscp.records import Generation
 
@@ -64,11 +65,11 @@ def answers(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, bool]) -> None
     """The n-th measurement of the language that is taught finds the n-th of these, of English all is well."""
     taught = iter(measured)
 
-    def shares(_: Sequence[Generation], language: str) -> dict[str, float]:
+    def shares(_: AlignmentScorer, answers: Sequence[Generation], language: str) -> dict[str, float]:
         found = {"in_language": 1.0, "in_language_if_sound": 1.0, "ended": 1.0}
         return found if language == "en" else found | {name: float(value) for name, value in next(taught).items()}
 
-    monkeypatch.setattr("inscp.callbacks.stop_when_aligned.shares", shares)
+    monkeypatch.setattr(AlignmentScorer, "shares", shares)
 
 
 def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(

@@ -169,7 +169,7 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
     (["--config", "tasks.yaml", "--out", "after.json"], "another model"),
     (["--config", "tasks.yaml", "--model", "nowhere/"], "no such model"),
     (["--config", "tasks.yaml", "--out", "outputs"], "outputs is a folder"),
-    ([*ALIGNMENT, "[english]"], "english: fastText"),
+    ([*ALIGNMENT, "[english]"], "english: the language identification"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line(
     project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str
