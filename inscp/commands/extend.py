@@ -31,7 +31,7 @@ def extend(
     tokens: int = 4000,
     language: str = "und",
     on_bad_record: OnBadRecord = "error",
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
     """Give a model more tokens for a language, before it is trained on it: the same text takes fewer.
 
@@ -49,8 +49,8 @@ def extend(
         raise UserError("tokens", f"{tokens} are none", "Give 4000, say.")
     require_new(Path(out))
     require_dense(model)
-    tokenizer, report = load_tokenizer(model), ReadReport()
-    records = (record for source in as_sources(data) for record in read_records(source, on_bad_record, report))
+    tokenizer, sources, report = load_tokenizer(model), as_sources(data), ReadReport()
+    records = (record for source in sources for record in read_records(source, on_bad_record, report))
     texts = [turn.text for record in records for turn in record.turns]
     extension = learn(tokenizer, texts, tokens)
     if not extension.made_of:
@@ -59,9 +59,15 @@ def extend(
     before, after = (count_tokens(of, texts) for of in (tokenizer, longer))
     result = load_model(model, getattr(torch, dtype))
     lengthen(result, tokenizer, extension)
-    settings = {"new tokens": len(extension.made_of), "tokens of the texts": f"{before:,} before, {after:,} after"}
+    settings = {
+        "new tokens": len(extension.made_of),
+        "learned from": f"{report.records:,} records of {', '.join(Path(source.path).name for source in sources)}",
+        "tokens of these texts": f"{before:,} before, {after:,} after",
+    }
     origin = Origin(model, "Extended", language, settings, before=read_origin(model))
     export_model(result, longer, Path(out), origin, getattr(torch, dtype))
+    for why, count in report.skipped.items():
+        print(f"skipped    {count:,}: {why} (the first: {report.examples[why]})")
     share = f"{after:,} in place of {before:,} ({after / before:.0%})"
     print(f"tokens     {len(extension.made_of):,} new ones; the texts have {share}")
     print(f"model      {out}\n\nnext:\n  python -m inscp fit --config … --model.pretrained {quote(out)}")

@@ -19,6 +19,7 @@ _LENGTHS: dict[str, tuple[Any, ...]] = {
     "limit_train_batches": (None, 1.0),
     "overfit_batches": (0.0,),
     "fast_dev_run": (False,),
+    "max_time": (None,),
 }
 """What would end a training otherwise than its steps and data do, and the values that do not."""
 _PRECISIONS = (None, "bf16-mixed", "bf16", "32-true", "32", 32)
@@ -34,7 +35,7 @@ def require_offered(trainer: Mapping[str, Any]) -> None:
         UserError: it asks for something else.
     """
     for name, harmless in _LENGTHS.items():
-        if trainer[name] not in harmless:
+        if (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in harmless]:  # 1 is no 1.0
             mend = "Leave it out, and set data.epochs, data.token_budget or trainer.max_steps."
             raise UserError(f"trainer.{name}", "the length of a training is a matter of its steps and data", mend)
     for name, (least, *others) in _LEAST.items():

@@ -66,6 +66,10 @@ class ChatTemplate:
         """What stands behind the assistant's last text, up to the token that ends the turn."""
         after = self._literals(("user", "assistant"))[-1].ids
         if (end := next((place for place, index in enumerate(after) if index in self._special), None)) is not None:
+            behind = list(takewhile(lambda index: index in self._special, after[end + 1 :]))
+            eos = self.tokenizer.eos_token_id
+            if after[end] != eos and eos in behind:  # Command-R7B ends the response, and then the turn
+                end += 1 + behind.index(eos)
             return after[: end + 1]
         with suppress(UserError, ValueError):  # Apertus leaves the last answer open, and closes it when a turn follows
             inside = self._literals(("user", "assistant", "user"))[2].ids
@@ -73,7 +77,7 @@ class ChatTemplate:
         raise UserError(
             self._name,
             "its chat template ends the assistant's turn with no special token, so a model could not learn to stop",
-            "Add the end-of-turn token to the template's assistant turn.",
+            "Write the token that the model ends its turn with behind the assistant's text in the template.",
         )
 
     def end_inside(self, ids: Sequence[int]) -> int:
@@ -82,6 +86,8 @@ class ChatTemplate:
         Raises:
             UserError: none does.
         """
+        if tuple(ids[: len(self.after_assistant)]) == self.after_assistant:
+            return len(self.after_assistant)
         end = next((place for place, index in enumerate(ids) if index in self._special), None)
         if end is None or (ids[end] != self.end_of_turn_id and ids[end] == self._opener):
             what = "its chat template ends an answer inside a conversation without the end-of-turn token"
@@ -178,11 +184,13 @@ class ChatTemplate:
                 "its chat template closes the last answer alone, so that what opens a turn cannot be told",
                 "Leave data.tagger.system at template.",
             )
-        # What closes an answer is the end-of-turn token and the white space that stands at the end too; and what opens
-        # the first turn ends as what opens a later one.
+        # What closes an answer is a special token and all white space and special tokens that stand at the end too; and
+        # what opens the first turn ends as what opens a later one.
         behind = between[inside.end() :]
         shared = behind[: shared_length(behind, after[last.end() :] if last else "")]
-        closing = inside.end() + len(shared) - len(shared.lstrip())
+        closing = inside.end()
+        while found := re.match(r"\s", shared) or special.match(shared):
+            closing, shared = closing + found.end(), shared[found.end() :]
         known = shared_length(between[::-1], first[::-1])
         opening, begin = between[max(closing, len(between) - known) :], self.tokenizer.bos_token or ""
         return begin + opening if first.startswith(begin) and not opening.startswith(begin) else opening

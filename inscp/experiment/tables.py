@@ -115,7 +115,7 @@ _LAYOUTS = (
     _Layout("Knowledge (Table 3)", "Knowledge", r"(?P<m>acc|acc_norm|exact_match\S*)", "{task} {m}"),
     _Layout("MT-Bench (Tables 4 and 5)", "MTBench",
             r"(?P<m>score|score_in_language|score/turn_[12]|in_language|pairwise/.+|unparsed)", "{task}: {m}"),
-    _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>perplexity)", "{p}: {m}"),
+    _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>perplexity|bits_per_byte)", "{p}: {m}"),
     _Layout("Retention", "Retention", r"(?P<m>kl|agreement|same_answer)", "{m}"),
     _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>loss)", "{p}: {m}"),
     _Layout("By part", "", r"(?P<m>.+)", "{task}: {m}"),

@@ -1,5 +1,6 @@
 """The card of a model that was made here."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def model_card(origin: Origin, may_reason: bool = False) -> str:
     option = ', tokenizer_encode_kwargs={"enable_thinking": False}' if may_reason else ""
     note = f"\n{_WITHOUT_REASONING}\n" if may_reason else ""
     return f"""---
-language: "{origin.language.split("-")[0]}"
+language: "{re.split("[-_]", origin.language)[0]}"
 library_name: transformers
 pipeline_tag: text-generation
 {base}tags: [inscp, continual-pre-training, {", ".join(stage.arm for stage in stages)}]

@@ -146,7 +146,7 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     for other, vocabulary in zip(models, vocabularies, strict=True):
         if alien := vocabulary.items() - vocabularies[0].items():
             what = f"its vocabulary is not that of {models[0]} ({min(alien)[0]!r} differs)"
-            raise UserError(other, what, "Merge models of one family.")
+            raise UserError(other, what, "Merge models of one family, the first with all tokens of the others.")
     result = load_model(models[0], dtype)
     weights = dict(result.named_parameters())
     shared = dict.fromkeys(weights, slice(None))
@@ -162,8 +162,9 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
 
 def _with_rows_of_tokens(model: PreTrainedModel) -> set[str]:
     """The names of the embeddings and of the output layer."""
-    outer = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    return {name for name, weight in model.named_parameters() if id(weight) in outer}
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    outer = {id(tensor) for layer in layers for tensor in layer.parameters()}
+    return {name for name, tensor in model.named_parameters() if id(tensor) in outer}
 
 
 def _reader(

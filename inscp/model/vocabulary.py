@@ -2,15 +2,14 @@
 
 Byte-pair encoding goes on where the tokenizer's ended: texts are encoded as ever, and the most frequent pairs of tokens
 inside words become new ones (continued BPE training, Purason et al. 2025, arXiv 2512.03989). So every new token is
-reached, whereas many are not that another tokenizer has learned. What a new token begins with is the mean of the tokens
-that it stands for (fast vocabulary transfer, Gee et al. 2022, arXiv 2402.09977).
+reached, or is a step to one that is; of those that another tokenizer has learned many never are. What a new token
+begins with is the mean of the tokens that it stands for (fast vocabulary transfer, Gee et al. 2022, arXiv 2402.09977).
 """
 
 import json
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -23,11 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inscp.data.inert import inert
 from inscp.errors import UserError
 
-_BATCH = 1024
+_MEMBERS, _CHARACTERS = 1024, 1 << 19
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """A token that stands for a byte of a character that the vocabulary does not have."""
-_FIRST_LETTER = 0xF0000
-"""Of Unicode's private planes, in which each of the tokenizer's tokens is one letter."""
+_FIRST_LETTER = 0x10000
+"""Of the planes of Unicode in which each of the tokenizer's tokens is one letter."""
 _ROWS = 64
 """Embeddings are lengthened to a multiple of it, which matrix products like."""
 
@@ -37,12 +36,10 @@ class Extension:
     """What a tokenizer has learned.
 
     Attributes:
-        characters: that were bytes before.
         merges: pairs of tokens, in the order in which they are merged.
         made_of: new token -> ids of those that stood in its place, in the order of the new ids.
     """
 
-    characters: list[str] = field(default_factory=list)
     merges: list[tuple[str, str]] = field(default_factory=list)
     made_of: dict[str, list[int]] = field(default_factory=dict)
 
@@ -50,47 +47,61 @@ class Extension:
 def learn(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: int) -> Extension:
     """The new tokens that byte-pair encoding finds in texts.
 
-    Each of the tokenizer's tokens is taken for a letter, so that the library's trainer goes on from them.
+    Each of the tokenizer's tokens is taken for a letter, so that the library's trainer goes on from them. A character
+    that is spelled in bytes is taken for two, which become one when it is learned.
 
     Args:
         tokenizer: of byte-pair encoding.
-        texts: in the language; a hundred megabytes are plenty.
+        texts: in the language.
         n_tokens: how many to add; fewer where the texts have fewer pairs that come twice.
 
     Raises:
         UserError: a tokenizer of another kind.
     """
-    vocabulary: dict[str, int] = _state(tokenizer)["model"]["vocab"]
-    alphabet = _Alphabet(inert(tokenizer))
-    words = [word for start in range(0, len(texts), _BATCH) for word in alphabet.words(texts[start : start + _BATCH])]
-    found = Extension()
-    characters = Counter(letter for word in words for letter in word if letter in alphabet.characters)
-    common = [letter for letter, count in characters.most_common(n_tokens) if count > 1]
-    for letter in common:
-        character, ids = alphabet.names[letter], alphabet.ids[letter]
-        found.characters.append(character)
-        found.made_of[character] = ids
-    rare = dict.fromkeys(map(ord, set(characters) - set(common)), " ")
-    words = [word.translate(rare) for word in words]
-
+    alphabet = _Alphabet(tokenizer)
+    words = [word for batch in _batches(texts) for word in alphabet.words(batch)]
     letters = Tokenizer(models.BPE())
     letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    size = len({letter for word in words for letter in word} - {" "}) + n_tokens - len(common)
+    size = len(alphabet.names) + n_tokens
     letters.train_from_iterator(words, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
+
+    found, known = Extension(), tokenizer.get_vocab()
+    closed = set(tokenizer.get_added_vocab())  # names that no text may come to
     for pair in json.loads(letters.to_str())["model"]["merges"]:
         one, other = ("".join(alphabet.names[letter] for letter in part) for part in pair)
-        found.merges.append((one, other))
-        if one + other not in vocabulary:
-            ids = [index for letter in "".join(pair) for index in alphabet.ids[letter]]
-            found.made_of.setdefault(one + other, ids)
+        if not closed.isdisjoint((one, other, one + other)):
+            closed.add(one + other)
+            continue
+        new = {alphabet.names[half]: alphabet.ids[half] for half in alphabet.halves.intersection("".join(pair))}
+        if is_merge := bool(one and other):  # and not the two halves of a character
+            new[one + other] = [index for letter in "".join(pair) for index in alphabet.ids[letter]]
+        new = {name: ids for name, ids in new.items() if name not in known and name not in found.made_of}
+        if len(found.made_of) + len(new) > n_tokens:
+            break
+        found.made_of |= new
+        if is_merge:
+            found.merges.append((one, other))
     return found
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
     """Of all texts together."""
-    batches = (texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH))
     own = inert(tokenizer)
-    return sum(len(one.ids) for batch in batches for one in own.encode_batch(batch, add_special_tokens=False))
+    return sum(len(one.ids) for batch in _batches(texts) for one in own.encode_batch(batch, add_special_tokens=False))
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Of a bounded size: encodings take fifty times the memory of their texts."""
+    held: list[str] = []
+    characters = 0
+    for text in texts:
+        held.append(text)
+        characters += len(text)
+        if len(held) == _MEMBERS or characters > _CHARACTERS:
+            yield held
+            held, characters = [], 0
+    if held:
+        yield held
 
 
 def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTrainedTokenizerBase:
@@ -145,17 +156,18 @@ class _Alphabet:
     """Tokens as letters.
 
     Attributes:
-        names: letter -> the token, or the character that the tokenizer has none for.
+        names: letter -> the token, or the character that the tokenizer has none for; nothing for its second half.
         ids: letter -> its token, or those of the character's bytes.
-        characters: letters that stand for such characters.
+        halves: letters that are the first half of such a character.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._letters: dict[str, str] = {}
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._unknown = _state(tokenizer)["model"].get("unk_token")
+        self._tokenizer = inert(tokenizer)
+        self._spellings: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.ids: dict[str, list[int]] = {}
-        self.characters: set[str] = set()
+        self.halves: set[str] = set()
 
     def words(self, texts: Sequence[str]) -> Iterator[str]:
         """Of each text, its words between spaces."""
@@ -168,25 +180,41 @@ class _Alphabet:
         before: Any = None
         # The bytes of a character have one offset.
         for _, group in groupby(tokens, key=lambda one: one[1][3] if _BYTE.fullmatch(one[1][0]) else one[0]):
-            [(number, (token, _, word, (start, end))), *_], ids = (found := list(group)), [one[1][1] for one in found]
+            places = [place for _, place in group]
+            token, _, word, (start, end) = places[0]
+            ids = [index for _, index, _, _ in places]
             is_character = bool(_BYTE.fullmatch(token))
-            kind = _kind(text[start:end])
-            place = number if kind == "number" else (word, kind)
-            if place != before or token.startswith("▁"):
+            if token == self._unknown or (is_character and len(ids) == 1):  # a line break, say: what templates write
+                before = None
+                yield " "
+                continue
+            kind = _kind(text[start:end], token)
+            place = (word, kind, start if kind in ("number", "mark-up") else None)  # of which each keeps its own tokens
+            is_led = before == (word, "space", None) and kind == "letter"
+            if (place != before and not is_led) or token.startswith("▁"):
                 yield " "
             before = place
-            yield self._letter(text[start:end] if is_character else token, ids, is_character)
+            yield self._spelling(text[start:end] if is_character else token, ids, is_character)
 
-    def _letter(self, name: str, ids: list[int], is_character: bool) -> str:
-        if name not in self._letters:
-            letter = self._letters[name] = chr(_FIRST_LETTER + len(self._letters))
-            self.names[letter], self.ids[letter] = name, ids
+    def _spelling(self, name: str, ids: list[int], is_character: bool) -> str:
+        if name not in self._spellings:
+            halves = [(name, ids), ("", list[int]())] if is_character else [(name, ids)]
+            letters = [chr(_FIRST_LETTER + len(self.names) + number) for number in range(len(halves))]
+            for letter, (part, of) in zip(letters, halves, strict=True):
+                self.names[letter], self.ids[letter] = part, of
             if is_character:
-                self.characters.add(letter)
-        return self._letters[name]
+                self.halves.add(letters[0])
+            self._spellings[name] = "".join(letters)
+        return self._spellings[name]
 
 
-def _kind(piece: str) -> str:
-    """Of the last character of a piece of text; numbers keep the digits that the tokenizer gives them."""
-    kind = unicodedata.category(piece[-1])[0] if piece else ""
-    return {"L": "letter", "M": "letter", "N": "number"}.get(kind, "other")
+def _kind(piece: str, token: str) -> str:
+    """What a token is, by the last character of its text."""
+    if token in ("▁", "Ġ"):
+        return "space"
+    last = piece[-1:]
+    if last in ("\u200c", "\u200d"):  # joiners, which stand inside words
+        return "letter"
+    if not last or (last.isascii() and not last.isalnum()) or last.isspace():  # as what templates write between texts
+        return "mark-up"
+    return {"L": "letter", "M": "letter", "N": "number"}.get(unicodedata.category(last)[0], "other")

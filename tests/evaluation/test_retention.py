@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from chat_templates import STYLES, tokenizer_for
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from inscp.data.template import ChatTemplate
+from inscp.errors import UserError
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.retention import Retention, _answered
 from inscp.pretrained import load_model, load_tokenizer
-from inscp.records import Generation, Turn
+from inscp.records import Generation, Lead, Turn
 
 TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text about nothing much, that goes on for a while."]
 
@@ -79,7 +81,7 @@ def test_the_end_of_a_turn_is_part_of_the_answer(tiny_model_folder: str) -> None
     tokenizer = load_tokenizer(tiny_model_folder)
     end = ChatTemplate(tokenizer).end_of_turn_id
     cut, ended = (
-        _answered(tokenizer, (Turn("user", "Tell me."),), Generation("Tell me.", "Never.", 3, is_over), end)
+        _answered(tokenizer, (Turn("user", "Tell me."),), Generation("Tell me.", "Never.", 3, is_over), Lead(), end)
         for is_over in (False, True)
     )
     assert ended.input_ids.tolist() == [*cut.input_ids.tolist(), end]
@@ -140,3 +142,31 @@ def test_a_base_model_is_measured_on_the_text_alone(tmp_path: Path, tiny_model_f
     tokens = [len(load_tokenizer(str(base))(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
     weights = [item.weights["held_out/x/loss"] for item in items]
     assert all(abs(weight - count) <= 1 for weight, count in zip(weights, tokens, strict=True))
+
+
+def test_an_original_of_another_family_is_told(moved: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_for(STYLES["mistral"])
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                         num_attention_heads=2, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Who?"}', "utf-8")
+    task = Retention(prompts=str(prompts), original=str(tmp_path / "other"))
+    subject = Subject(LocalModel(moved, torch.float32, 64), tmp_path / "items", lambda *_: lambda: None)
+    with pytest.raises(UserError, match="its vocabulary is not that of the original"):
+        task.items(subject)
+
+
+def test_a_template_that_nobody_can_train_on_is_compared_all_the_same(tiny_model_folder: str, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}\n{% endfor %}"
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Who?"}', "utf-8")
+    task = Retention(prompts=str(tmp_path / "prompts.jsonl"), original=str(tmp_path / "model"), max_new_tokens=8)
+    subject = Subject(
+        LocalModel(str(tmp_path / "model"), torch.float32, 64), tmp_path / "items", lambda *_: lambda: None
+    )
+    found = task.metrics(task.items(subject))
+    assert found["kl"].value == pytest.approx(0, abs=1e-6)

@@ -277,6 +277,8 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--trainer.limit_train_batches", "5"], r"trainer\.limit_train_batches: the length of a training is a matter of"),
     (["--trainer.overfit_batches", "2"], r"trainer\.overfit_batches: .* set data\.epochs, data\.token_budget or"),
     (["--trainer.fast_dev_run", "true"], r"trainer\.fast_dev_run: the length"),
+    (["--trainer.limit_train_batches", "1"], r"trainer\.limit_train_batches: the length"),
+    (["--trainer.max_time", "00:01:00:00"], r"trainer\.max_time: the length"),
     (["--trainer.max_steps", "0"], r"trainer\.max_steps: 0 is too small"),
     (["--data.train", '[{"path": "corpus.jsonl", "limit": -1}]'], r"limit of corpus\.jsonl: -1 records are none"),
     (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*these are no options of a source"),

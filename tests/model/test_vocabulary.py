@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from inscp.__main__ import main
-from inscp.data.inert import special_ids
+from inscp.data.inert import inert, special_ids
 from inscp.data.rendering import render
+from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.subject import Subject
@@ -106,10 +107,48 @@ def test_characters_that_were_bytes_become_tokens() -> None:
     tokenizer = tokenizer_for(STYLES["llama_2"])
     rare = "龘"
     assert all(token.startswith("<0x") for token in tokenizer.tokenize(rare) if token != "▁")
-    extension = learn(tokenizer, [f"{rare}{rare}", "驫"], 10)
-    assert extension.characters == [rare]  # the other one comes once
+    extension = learn(tokenizer, [f"{rare}的{rare}", "驫"], 10)
+    assert list(extension.made_of) == [rare]  # the other ones come once
     assert len(extension.made_of[rare]) == 3
     assert rare in extended(tokenizer, extension).tokenize(rare)[-1]
+
+
+def test_frequent_pairs_come_before_rare_characters() -> None:
+    tokenizer = tokenizer_for(STYLES["llama_2"])
+    extension = learn(tokenizer, ["kvw " * 20, "龘的龘"], 2)
+    assert len(extension.made_of) == 2
+    assert "龘" not in extension.made_of
+
+
+def test_what_templates_write_keeps_its_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    longer = extended(tokenizer, learn(tokenizer, ["夜市\n\n夜市\n|| 夜市\n\n|", *TEXTS], 100))
+    for text in ("<|user|>\nhi\n\n", "a|b\n", "\n\n\n"):
+        assert ids_of(longer, text) == ids_of(tokenizer, text)
+    turns = [{"role": "user", "content": "Who?"}]
+    assert prompt_ids(longer, turns) == prompt_ids(tokenizer, turns)
+
+
+def test_a_word_becomes_one_token_with_the_space_ahead_of_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "το ποτάμι περνά από τον παλιό μύλο"
+    longer = extended(tokenizer, learn(tokenizer, [text] * 5, 2000))
+    assert len(ids_of(longer, f"{text} {text}")) == 2 * len(text.split())
+
+
+def test_joiners_stand_inside_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "می\u200cگذرد"
+    longer = extended(tokenizer, learn(tokenizer, [text] * 5, 500))
+    assert len(ids_of(longer, text)) < len(ids_of(tokenizer, text))
+    if STYLES["chatml"].template != tokenizer.chat_template:  # whose pre-tokenizer ends words there
+        assert len(ids_of(longer, text)) == 1
+
+
+def test_an_added_token_stays_what_it_is() -> None:
+    tokenizer = tokenizer_for(STYLES["chatml"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["|||"]})
+    longer = extended(tokenizer, learn(tokenizer, ["a ||| b ||| c |||| d"] * 9, 50))
+    assert longer.convert_tokens_to_ids("|||") == tokenizer.convert_tokens_to_ids("|||")
+    inert_tokens = inert(longer).encode("a ||| b", add_special_tokens=False).ids
+    assert longer.convert_tokens_to_ids("|||") not in inert_tokens
 
 
 def test_a_tokenizer_of_another_kind_is_told() -> None:

@@ -28,7 +28,7 @@ from inscp.model.end_tokens import end_token_ids
 from inscp.model.likelihood import packed
 from inscp.model.origin import read_origin
 from inscp.pretrained import longest_input, resolve
-from inscp.records import IGNORED, Generation, Prompt, Record, TokenSequence, Turn
+from inscp.records import IGNORED, Generation, Lead, Prompt, Record, TokenSequence, Turn
 
 
 @dataclass(kw_only=True)
@@ -94,7 +94,7 @@ class Retention(Task):
         pieces = [piece for piece in tokenize(documents, subject.tokenizer, longest, _refuse) if piece.n_targets]
         loss, bits, items = f"held_out/{name}/loss", f"held_out/{name}/bits_per_byte", []
         for piece, nll in zip(pieces, subject.nlls(f"held-out {name}", pieces), strict=True):
-            said = piece.input_ids[piece.labels != IGNORED]
+            said = piece.input_ids[1:][piece.labels[1:] != IGNORED]  # nothing predicts the first token
             n_bytes = len(str(subject.tokenizer.decode(said, skip_special_tokens=True)).encode())
             values, weights = {loss: float(nll) / piece.n_targets}, {loss: float(piece.n_targets)}
             if n_bytes:
@@ -109,12 +109,15 @@ class Retention(Task):
                 "Retention", "a server gives no likelihoods to compare", "Leave out prompts, or the server."
             )
         backend = subject.backend.like(original)
+        if alien := backend.tokenizer.get_vocab().items() - subject.tokenizer.get_vocab().items():
+            what = f"its vocabulary is not that of the original {original} ({min(alien)[0]!r} differs)"
+            raise UserError(subject.spec, what, "Leave out Retention's prompts, or name its original.")
         before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = subject.generate("asking the same", questions, self.max_new_tokens)
         end = end_token_ids(backend.loss.model, backend.tokenizer)[0]  # any: what is compared comes before it
-        items = []
+        lead, items = _lead(backend.tokenizer), []
         for question, old, new in zip(questions, before, after, strict=True):
-            sequence = _answered(backend.tokenizer, question, old, end)
+            sequence = _answered(backend.tokenizer, question, old, lead, end)
             worth: dict[str, bool | float] = {"same_answer": old.response == new.response}
             worth["agreement"] = _agreement(backend.tokenizer, old.response, new.response)
             weights = {}
@@ -140,9 +143,19 @@ def _records(given: str | Source) -> Iterator[Record]:
         yield from read_records(source, "error", ReadReport())
 
 
-def _answered(tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation, end: int) -> TokenSequence:
+def _lead(tokenizer: PreTrainedTokenizerBase) -> Lead:
+    """Of an answer; none where the template is one that tagging cannot take."""
+    try:
+        return ChatTemplate(tokenizer).before_assistant("a").lead
+    except UserError:
+        return Lead()
+
+
+def _answered(
+    tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation, lead: Lead, end: int
+) -> TokenSequence:
     asked = encode(tokenizer, question)
-    said = inert_ids(tokenizer, answer.response, ChatTemplate(tokenizer).before_assistant("a").lead)
+    said = inert_ids(tokenizer, answer.response, lead)
     if answer.ended:
         said.append(end)
     ids = np.array(asked + said, dtype=np.int32)
@@ -158,12 +171,9 @@ def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> f
 def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence) -> float:
     """Mean KL(original || model) over the sequence's targets, in nats; the softmax is fp32."""
     log_p, log_q = (_log_probabilities(backend, sequence) for backend in (original, model))
-    known = log_p.shape[1]
-    if log_q.shape[1] < known:
-        what = f"it has {log_q.shape[1]:,} tokens in its vocabulary, the original {known:,}"
-        raise UserError(model.spec, f"{what}, so nothing diverges", "Leave out Retention's prompts.")
     # What a model with more tokens gives to the new ones, it does not give to the original's.
-    return float(torch.nn.functional.kl_div(log_q[:, :known], log_p, reduction="batchmean", log_target=True))
+    log_q = log_q[:, : log_p.shape[1]]
+    return float(torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
 
 
 def _log_probabilities(backend: LocalModel, sequence: TokenSequence) -> torch.Tensor:
