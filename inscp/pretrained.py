@@ -39,6 +39,11 @@ def model_name(spec: str) -> str:
     return _QUANTIZATION.sub("", name.removesuffix(".gguf")) if name.endswith(".gguf") else name
 
 
+def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """How people are told of a tokenizer."""
+    return tokenizer.name_or_path or "tokenizer"
+
+
 def resolve(spec: str) -> tuple[str, str | None]:
     """What `from_pretrained` takes: a folder or Hub id, and a revision.
 

@@ -1,6 +1,7 @@
 """Streams in groups of a bounded size, so that memory does not depend on how long documents are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 _MEMBERS, _CHARACTERS = 1024, 1 << 19
@@ -15,15 +16,21 @@ class HasCharacters(Protocol):
 
 
 T = TypeVar("T", bound=HasCharacters)
+U = TypeVar("U")
 
 
 def batches(stream: Iterable[T]) -> Iterator[list[T]]:
     """What comes, in groups of at most 1,024 that hold half a million characters (or a single longer one)."""
-    held: list[T] = []
+    return grouped(stream, attrgetter("n_characters"))
+
+
+def grouped(stream: Iterable[U], n_characters: Callable[[U], int]) -> Iterator[list[U]]:
+    """As `batches`, of anything that has characters in some way."""
+    held: list[U] = []
     characters = 0
     for one in stream:
         held.append(one)
-        characters += one.n_characters
+        characters += n_characters(one)
         if characters >= _CHARACTERS or len(held) == _MEMBERS:
             yield held
             held, characters = [], 0

@@ -5,6 +5,7 @@ from datetime import datetime
 from transformers import PreTrainedTokenizerBase
 
 from inscp.errors import UserError
+from inscp.pretrained import tokenizer_name
 
 PINNED_DATE = datetime(2024, 7, 26)
 """The date that templates with a date are given (the default in Llama-3.1's own template), so that the same input
@@ -66,7 +67,7 @@ def accepted(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], me
     except Exception as error:  # a template may raise anything, its own refusals included
         roles = "/".join(turn["role"] for turn in turns)
         what = f"its chat template refuses the turns {roles} ({error})"
-        raise UserError(tokenizer.name_or_path or "tokenizer", what, mend) from error
+        raise UserError(tokenizer_name(tokenizer), what, mend) from error
 
 
 def may_reason(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -85,7 +86,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", m
         UserError: it has no chat template.
     """
     if not tokenizer.chat_template:
-        where = model or tokenizer.name_or_path or "tokenizer"
+        where = model or tokenizer_name(tokenizer)
         mend = f"Take the instruct version of the model{mend}."
         raise UserError(where, "it has no chat template, so this is not a chat model", mend)
 

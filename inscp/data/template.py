@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.inert import any_of, control_tokens, inert_ids, special_ids
 from inscp.data.rendering import accepted, asked, require_chat_template
 from inscp.errors import UserError
+from inscp.pretrained import tokenizer_name
 from inscp.records import Lead
 
 SYSTEM_FROM_TEMPLATE, NO_SYSTEM = "template", "none"
@@ -51,7 +52,7 @@ class ChatTemplate:
         require_chat_template(tokenizer, mend=", or PlainTagger as data.tagger and data.validation_tagger")
         self.tokenizer = tokenizer
         self.system = system
-        self._name = tokenizer.name_or_path or "tokenizer"
+        self._name = tokenizer_name(tokenizer)
         self._special = special_ids(tokenizer)
         n_tokens = len(self._encoded("\n"))
         self._leads = (Lead(), Lead(" "), Lead("\n", n_tokens), Lead("\n ", n_tokens))
@@ -65,7 +66,7 @@ class ChatTemplate:
     def _closing(self) -> tuple[int, ...]:
         """What stands behind the assistant's last text, up to the token that ends the turn."""
         after = self._literals(("user", "assistant"))[-1].ids
-        if (end := next((place for place, index in enumerate(after) if index in self._special), None)) is not None:
+        if (end := self._first_special(after)) is not None:
             behind = list(takewhile(lambda index: index in self._special, after[end + 1 :]))
             eos = self.tokenizer.eos_token_id
             if after[end] != eos and eos in behind:  # Command-R7B ends the response, and then the turn
@@ -80,6 +81,10 @@ class ChatTemplate:
             "Write the token that the model ends its turn with behind the assistant's text in the template.",
         )
 
+    def _first_special(self, ids: Sequence[int]) -> int | None:
+        """The place of the first special token."""
+        return next((place for place, index in enumerate(ids) if index in self._special), None)
+
     def end_inside(self, ids: Sequence[int]) -> int:
         """How many tokens between an answer and the next turn belong to the answer: up to the token that ends it.
 
@@ -88,7 +93,7 @@ class ChatTemplate:
         """
         if tuple(ids[: len(self.after_assistant)]) == self.after_assistant:
             return len(self.after_assistant)
-        end = next((place for place, index in enumerate(ids) if index in self._special), None)
+        end = self._first_special(ids)
         if end is None or (ids[end] != self.end_of_turn_id and ids[end] == self._opener):
             what = "its chat template ends an answer inside a conversation without the end-of-turn token"
             raise UserError(self._name, what, "Mend it, or take single rounds.")

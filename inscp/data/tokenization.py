@@ -19,6 +19,7 @@ from inscp.data.batching import batches
 from inscp.data.inert import inert
 from inscp.data.splitting import split
 from inscp.errors import UserError
+from inscp.pretrained import tokenizer_name
 from inscp.records import IGNORED, Lead, TaggedText, TemplateIds, TextSpan, TokenSequence
 
 _MOST_CHARACTERS = 10_000_000
@@ -46,9 +47,10 @@ def tokenize(
         document_length: in tokens; a text in the template that is longer is split. By default as long as a row.
     """
     if not tokenizer.is_fast:
-        where = tokenizer.name_or_path or "tokenizer"
         raise UserError(
-            where, "it is a slow tokenizer without character offsets", "Convert it to a fast one (tokenizer.json)."
+            tokenizer_name(tokenizer),
+            "it is a slow tokenizer without character offsets",
+            "Convert it to a fast one (tokenizer.json).",
         )
     own = inert(tokenizer)
     encode = partial(own.encode_batch, add_special_tokens=False)

@@ -9,7 +9,7 @@ begins with is the mean of the tokens that it stands for (fast vocabulary transf
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,10 +19,11 @@ import torch
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inscp.data.batching import grouped
 from inscp.data.inert import inert
 from inscp.errors import UserError
+from inscp.pretrained import tokenizer_name
 
-_MEMBERS, _CHARACTERS = 1024, 1 << 19
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """A token that stands for a byte of a character that the vocabulary does not have."""
 _FIRST_LETTER = 0x10000
@@ -59,7 +60,7 @@ def learn(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: in
         UserError: a tokenizer of another kind.
     """
     alphabet = _Alphabet(tokenizer)
-    words = [word for batch in _batches(texts) for word in alphabet.words(batch)]
+    words = [word for batch in grouped(texts, len) for word in alphabet.words(batch)]
     letters = Tokenizer(models.BPE())
     letters.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     size = len(alphabet.names) + n_tokens
@@ -87,21 +88,9 @@ def learn(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: in
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
     """Of all texts together."""
     own = inert(tokenizer)
-    return sum(len(one.ids) for batch in _batches(texts) for one in own.encode_batch(batch, add_special_tokens=False))
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Of a bounded size: encodings take fifty times the memory of their texts."""
-    held: list[str] = []
-    characters = 0
-    for text in texts:
-        held.append(text)
-        characters += len(text)
-        if len(held) == _MEMBERS or characters > _CHARACTERS:
-            yield held
-            held, characters = [], 0
-    if held:
-        yield held
+    return sum(
+        len(one.ids) for batch in grouped(texts, len) for one in own.encode_batch(batch, add_special_tokens=False)
+    )
 
 
 def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTrainedTokenizerBase:
@@ -143,7 +132,7 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     state = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
     if state["model"].get("type") != "BPE":
         what = "its tokenizer is none of byte-pair encoding, which alone can learn more tokens"
-        raise UserError(tokenizer.name_or_path or "tokenizer", what, "Train the model with the tokens that it has.")
+        raise UserError(tokenizer_name(tokenizer), what, "Train the model with the tokens that it has.")
     return dict(state)
 
 

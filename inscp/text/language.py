@@ -20,6 +20,7 @@ _NOT_ISO = {LID_176: {"als": "gsw", "sh": "sh"}}
 """Labels of a model that mean another language than in BCP 47, in which Serbo-Croatian is Serbian."""
 
 
+@cache
 def primary(tag: str) -> str:
     """The shortest ISO 639 code of a BCP 47 tag's language: `zh-TW`, `zh_tw` and `cmn-Hant` are `zh`.
 
