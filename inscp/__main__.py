@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "measure a model by the tasks of a configuration",
     "compare": "evaluations, item by item",
     "experiment": "run or report a whole study",
+    "generate": "a model's own answers, to be replayed",
     "extend": "give a model more tokens for a language",
     "merge": "a model out of several, by arithmetic with their weights",
     "export": "turn a checkpoint into a Hugging Face folder",

@@ -1,16 +1,13 @@
 """`evaluate`: what a model can do and what it is like, in numbers with intervals, by the tasks of a configuration."""
 
-import json
 import math
 import platform
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +15,24 @@ import torch
 import transformers
 
 from inscp import __version__
+from inscp.commands.asking import Spent, subject
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.commands.tracked_evaluation import TrackedEvaluation, tracker_for
-from inscp.cost.flops import WorkCounter
-from inscp.cost.ledger import Cost, Ledger
+from inscp.cost.ledger import Ledger
 from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
 from inscp.evaluation.items import Item, items_folder
-from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Results, TaskResult
-from inscp.evaluation.served_model import ServedModel
 from inscp.evaluation.server import Server
-from inscp.evaluation.subject import Backend, Subject
+from inscp.evaluation.subject import Backend
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
-from inscp.lines import Lines
-from inscp.model.device import best_device
 from inscp.model.origin import read_origin
-from inscp.model.precision import InferencePrecision, inference_dtype
-from inscp.paths import write_whole
+from inscp.model.precision import InferencePrecision
 from inscp.tracking.environment import hardware
 from inscp.tracking.tracker import Tracking
 
-_COST = "cost.json"
-"""Among the items: what all attempts have cost together."""
 _TASK_NAME = re.compile(r"(?!answers$)[\w-]+")  # answers are kept under that name
 
 
@@ -84,11 +74,8 @@ def evaluate(
     tasks = _chosen(tasks, only)
     earlier = Results.read(Path(out)) if only and Path(out).exists() else None
     require_runnable(tasks, server)
-    counter = WorkCounter()
-    backend = _served(server, model) if server else LocalModel(model, inference_dtype(precision), batch_size, counter)
     folder = items_folder(Path(out))
-    spent = _Spent(cost, counter, folder / _COST) if cost.enabled and not server else None
-    subject = Subject(backend, folder, partial(_watch, spent))
+    asked, spent = subject(model, server, folder, precision, batch_size, cost)
     # A server may know its model by a name that says nothing here.
     origin = read_origin(model) if server is None or Path(model).is_dir() else None
     tracked = TrackedEvaluation(tracker_for(model, origin, mlflow, folder), origin, folder) if mlflow.enabled else None
@@ -101,7 +88,7 @@ def evaluate(
             tracked.task(name, result, items)
 
     with _ended(tracked, spent):
-        results = suite.run(tasks, subject, _environment(tasks, backend), on_task)
+        results = suite.run(tasks, asked, _environment(tasks, asked.backend), on_task)
     if earlier:
         results = _beside(earlier, results)
     total = spent.stop() if spent else None
@@ -124,40 +111,6 @@ def _environment(tasks: dict[str, Task], backend: Backend) -> dict[str, Any]:
         "settings": {name: task.settings for name, task in tasks.items()},
         **backend.made_by,
     }  # fmt: skip
-
-
-class _Spent:
-    """What the evaluation has cost, earlier attempts included, of which nothing is asked again.
-
-    Args:
-        ledger: prices.
-        counter: of what passed through the model.
-        file: keeps it.
-    """
-
-    def __init__(self, ledger: Ledger, counter: WorkCounter, file: Path) -> None:
-        earlier = Cost(**json.loads(file.read_text("utf-8"))) if file.exists() else None
-        self._running = ledger.start([best_device()], earlier=earlier)
-        self._counter, self._file = counter, file
-        self._kept = time.monotonic()
-
-    def keep(self, every: float = 0.0) -> None:
-        """For an attempt that goes on where this one is stopped.
-
-        Args:
-            every: so many seconds at most.
-        """
-        if time.monotonic() >= self._kept + every:
-            self._kept = time.monotonic()
-            self._write(self._running.cost(self._counter.tokens, self._counter.flops))
-
-    def stop(self) -> Cost:
-        """At the end."""
-        return self._write(self._running.stop(self._counter.tokens, self._counter.flops))
-
-    def _write(self, total: Cost) -> Cost:
-        write_whole(self._file, json.dumps(total.plain(), indent=1) + "\n")
-        return total
 
 
 def _beside(earlier: Results, now: Results) -> Results:
@@ -193,7 +146,7 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
 
 
 @contextmanager
-def _ended(tracked: TrackedEvaluation | None, spent: _Spent | None) -> Iterator[None]:
+def _ended(tracked: TrackedEvaluation | None, spent: Spent | None) -> Iterator[None]:
     """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end.
 
     Raises:
@@ -216,23 +169,6 @@ def _ended(tracked: TrackedEvaluation | None, spent: _Spent | None) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _served(server: Server, model: str) -> ServedModel:
-    served = ServedModel(replace(server, model=server.model or model))
-    served.connect()
-    return served
-
-
-def _watch(spent: _Spent | None, what: str, total: int) -> Callable[[], None]:
-    lines = Lines(what, total, unit="items")
-
-    def advance() -> None:
-        lines.advance(1, 1, 1)
-        if spent:
-            spent.keep(every=60.0)
-
-    return advance
 
 
 def _lines(name: str, result: TaskResult) -> list[str]:

@@ -1,7 +1,8 @@
-"""Prompts become generations: greedy responses of a model, batched."""
+"""Prompts become generations: responses of a model, batched."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -28,7 +29,7 @@ _SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer)
 
 
 @contextmanager
-def _greedy(model: PreTrainedModel) -> Iterator[None]:
+def _own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's own settings of generation, which transformers takes wherever a call names no other."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -44,10 +45,12 @@ def generate(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     batch_size: int = 64,
+    temperature: float = 0.0,
 ) -> Iterator[tuple[int, Generation]]:
-    """The model's greedy response to each prompt with the prompt's place, batch by batch, the shortest first.
+    """The model's response to each prompt with the prompt's place, batch by batch, the shortest first.
 
-    Greedy is the likeliest token each time: a penalty on repetition that comes with a model does not count.
+    Greedy is the likeliest token each time, and a sample is one of all tokens: neither a penalty on repetition nor a
+    limit on what is sampled that comes with a model counts.
 
     Args:
         model: in evaluation mode; one that is sharded over ranks is asked the same by all of them.
@@ -55,7 +58,11 @@ def generate(
         prompts: conversations that end with a user's turn, or texts to go on with.
         max_new_tokens: responses are cut there; a response that was cut has not ended.
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
+        temperature: 0 is greedy; 1 samples what the model holds for likely, by torch's global generator.
     """
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     ends = end_token_ids(model, tokenizer)
     is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
@@ -66,8 +73,9 @@ def generate(
         pads = [width - len(encoded[index]) for index in batch]
         input_ids = [[ends[0]] * pad + encoded[index] for pad, index in zip(pads, batch, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-        with _greedy(model):
-            answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, is_sharded)
+        with _own_settings_aside(model):
+            options = {"synced_gpus": is_sharded, **sampling}  # no rank stops while another one still needs its shards
+            answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, options)
         for index, ids in zip(batch, answers, strict=True):
             response = str(tokenizer.decode(ids, skip_special_tokens=True))
             ended = bool(ids) and ids[-1] in ends
@@ -88,12 +96,13 @@ def _answers(
     mask: torch.Tensor,
     max_new_tokens: int,
     ends: Sequence[int],
-    is_sharded: bool,
+    options: Mapping[str, Any],
 ) -> list[list[int]]:
     """The new tokens of each row up to its end, some at a time, so that rows that have ended cost nothing more.
 
     Args:
         input_ids, mask: int64 [rows, width], padded on the left.
+        options: how each token is chosen.
     """
     answers: list[list[int]] = [[] for _ in input_ids]
     going = torch.arange(len(input_ids))
@@ -104,11 +113,10 @@ def _answers(
             attention_mask=mask.to(model.device),
             **{CACHE: cache},
             max_new_tokens=min(left, _AT_ONCE if cache else 1),  # the first brings the cache of the model's kind
-            do_sample=False,
             eos_token_id=ends,
             pad_token_id=ends[0],
-            synced_gpus=is_sharded,  # no rank stops while another one still needs its shards
             return_dict_in_generate=True,
+            **options,
         )
         new = output.sequences[:, input_ids.shape[1] :]
         for row, ids in zip(going.tolist(), new.tolist(), strict=True):

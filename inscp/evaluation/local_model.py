@@ -28,11 +28,22 @@ class LocalModel:
         dtype: of weights and products; softmax and sums are fp32.
         batch_size: prompts that are answered at once.
         counter: counts what passes through the model.
+        temperature: of sampling; 0 takes the likeliest token each time.
+        seed: of sampling.
     """
 
-    def __init__(self, spec: str, dtype: torch.dtype, batch_size: int, counter: WorkCounter | None = None) -> None:
+    def __init__(
+        self,
+        spec: str,
+        dtype: torch.dtype,
+        batch_size: int,
+        counter: WorkCounter | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         self.spec, self._dtype, self._batch_size = spec, dtype, batch_size
         self._counter = counter or WorkCounter()
+        self._temperature, self._seed = temperature, seed
 
     def like(self, spec: str) -> "LocalModel":
         """Another model, computed in the same way."""
@@ -62,10 +73,11 @@ class LocalModel:
     def made_by(self) -> Mapping[str, Any]:
         """What decides the answers."""
         precision = str(self._dtype).removeprefix("torch.")
-        return {"model": self.spec, "weights": weights_fingerprint(self.spec), "precision": precision}
+        sampling = {"temperature": self._temperature, "seed": self._seed} if self._temperature > 0 else {}
+        return {"model": self.spec, "weights": weights_fingerprint(self.spec), "precision": precision, **sampling}
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
-        """The greedy response to each prompt, with the prompt's place.
+        """The response to each prompt, with the prompt's place.
 
         Raises:
             UserError: a batch of no prompts, a conversation and no chat template, or a prompt that the model cannot see
@@ -81,7 +93,9 @@ class LocalModel:
                 what = f"the prompt “{prompt[-1].text[:40]}…” has {length:,} tokens"
                 room = f"an answer of {max_new_tokens:,} leaves room for {max(0, longest):,}"
                 raise UserError(self.spec, f"{what}, and {room}", "Shorten it, or lower max_new_tokens.")
-        return generate(self.loss.model, self.tokenizer, prompts, max_new_tokens, self._batch_size)
+        model = self.loss.model
+        torch.manual_seed(self._seed)
+        return generate(model, self.tokenizer, prompts, max_new_tokens, self._batch_size, self._temperature)
 
     def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
         """Summed negative log-likelihood of each sequence's targets, with the sequence's place.

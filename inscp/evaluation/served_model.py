@@ -1,6 +1,7 @@
 """A model under test behind a server."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from inscp.errors import UserError
@@ -26,9 +27,17 @@ class ServedModel:
     def made_by(self) -> Mapping[str, Any]:
         return self._chat.server.made_by
 
-    def connect(self) -> None:
-        """As `Chat.connect`."""
-        self._chat.connect()
+    @classmethod
+    def connected(cls, server: Server, model: str) -> "ServedModel":
+        """One that answers; as `Chat.connect`.
+
+        Args:
+            server: where.
+            model: as the server calls it, where it does not say so itself.
+        """
+        served = cls(replace(server, model=server.model or model))
+        served._chat.connect()
+        return served
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

@@ -56,7 +56,7 @@ class Subject:
         return self.backend.tokenizer
 
     def generate(self, what: str, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
-        """The greedy response to each prompt, without the reasoning that may stand before it in think tags.
+        """The response to each prompt, without the reasoning that may stand before it in think tags.
 
         Args:
             what: is asked, for people.

@@ -37,6 +37,28 @@ def test_settings_of_sampling_that_come_with_a_model_do_not_make_answers_less_gr
     assert model.generation_config is own
 
 
+def test_samples_at_temperature_one_are_as_frequent_as_the_model_holds_them_for_likely(
+    tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    model.generation_config.top_k, model.generation_config.top_p = (
+        3,
+        0.5,
+    )  # which the model's likelihoods know nothing of
+    model.lm_head.weight.data *= 20  # some are much likelier than others
+    with torch.no_grad():
+        likely = model(torch.tensor([encode(tokenizer, (Turn("user", PROMPTS[0]),))])).logits[0, -1].softmax(-1)
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: ids[0])
+    torch.manual_seed(0)
+
+    def distance(temperature: float, n: int = 4096) -> float:
+        drawn = answers(model, tokenizer, PROMPTS[:1] * n, max_new_tokens=1, batch_size=n, temperature=temperature)
+        counts = torch.bincount(torch.tensor([int(answer.response) for answer in drawn]), minlength=len(likely))
+        return float((counts / n - likely).abs().sum() / 2)
+
+    assert distance(1.0) < 0.15 < 0.3 < distance(0.5)
+
+
 @pytest.mark.parametrize("selectable", [True, False])
 def test_a_row_that_has_ended_is_computed_no_further_and_changes_no_other(
     tiny_model_folder: str, selectable: bool, monkeypatch: pytest.MonkeyPatch

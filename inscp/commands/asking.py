@@ -1,0 +1,99 @@
+"""The model that a command asks: here or behind a server, with its answers kept, and what they cost."""
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from inscp.cost.flops import WorkCounter
+from inscp.cost.ledger import Cost, Ledger
+from inscp.evaluation.local_model import LocalModel
+from inscp.evaluation.served_model import ServedModel
+from inscp.evaluation.server import Server
+from inscp.evaluation.subject import Backend, Subject
+from inscp.lines import Lines
+from inscp.model.device import best_device
+from inscp.model.precision import InferencePrecision, inference_dtype
+from inscp.paths import write_whole
+
+_COST = "cost.json"
+
+
+class Spent:
+    """The cost so far, earlier attempts included, of which nothing is asked again.
+
+    Args:
+        ledger: prices.
+        counter: of what passed through the model.
+        folder: that of the answers, where it is kept.
+    """
+
+    def __init__(self, ledger: Ledger, counter: WorkCounter, folder: Path) -> None:
+        self._file = folder / _COST
+        earlier = Cost(**json.loads(self._file.read_text("utf-8"))) if self._file.exists() else None
+        self._running = ledger.start([best_device()], earlier=earlier)
+        self._counter, self._kept = counter, time.monotonic()
+
+    def keep(self, every: float = 0.0) -> None:
+        """For an attempt that goes on where this one is stopped.
+
+        Args:
+            every: so many seconds at most.
+        """
+        if time.monotonic() >= self._kept + every:
+            self._kept = time.monotonic()
+            self._write(self._running.cost(self._counter.tokens, self._counter.flops))
+
+    def stop(self) -> Cost:
+        """At the end."""
+        return self._write(self._running.stop(self._counter.tokens, self._counter.flops))
+
+    def _write(self, total: Cost) -> Cost:
+        write_whole(self._file, json.dumps(total.plain(), indent=1) + "\n")
+        return total
+
+
+def subject(
+    model: str,
+    server: Server | None,
+    folder: Path,
+    precision: InferencePrecision | None,
+    batch_size: int,
+    ledger: Ledger,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> tuple[Subject, Spent | None]:
+    """What is asked, and its cost; nothing is counted where a server answers.
+
+    Args:
+        model: a folder, Hub id, GGUF file or PyPI wheel; behind a server what it serves, which it may call otherwise.
+        server: that answers in the place of this process.
+        folder: of the answers.
+        precision: bf16 where the hardware multiplies in it, else fp32.
+        batch_size: prompts that are answered at once.
+        ledger: prices.
+        temperature, seed: of sampling, here.
+
+    Raises:
+        UserError: the server does not answer, or the folder holds answers of something else.
+    """
+    counter, spent = WorkCounter(), None
+    backend: Backend
+    if server:
+        backend = ServedModel.connected(server, model)
+    else:
+        backend = LocalModel(model, inference_dtype(precision), batch_size, counter, temperature, seed)
+        spent = Spent(ledger, counter, folder) if ledger.enabled else None
+    return Subject(backend, folder, partial(_watch, spent)), spent
+
+
+def _watch(spent: Spent | None, what: str, total: int) -> Callable[[], None]:
+    lines = Lines(what, total, unit="items")
+
+    def advance() -> None:
+        lines.advance(1, 1, 1)
+        if spent:
+            spent.keep(every=60.0)
+
+    return advance

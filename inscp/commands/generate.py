@@ -1,0 +1,122 @@
+"""`generate`: a model's own answers, as conversations to replay."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from shlex import quote
+
+from inscp.commands.asking import subject
+from inscp.commands.parser import call
+from inscp.commands.quiet import quiet
+from inscp.cost.ledger import Ledger
+from inscp.data.pipeline import Sources, as_sources
+from inscp.data.sources import OnBadRecord, ReadReport, bad_record, read_records
+from inscp.errors import UserError
+from inscp.evaluation.answers import flaws
+from inscp.evaluation.items import items_folder
+from inscp.evaluation.server import Server
+from inscp.lines import tell_skipped
+from inscp.model.precision import InferencePrecision
+from inscp.paths import require_new, write_whole
+from inscp.records import Generation, Prompt, Turn
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`python -m inscp generate --model M --data D --out answers.jsonl`"""
+    quiet()
+    call(command, generate, arguments)
+
+
+def generate(
+    model: str,
+    data: Sources,
+    out: str,
+    max_new_tokens: int = 256,
+    max_characters: int = 2000,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_bad_record: OnBadRecord = "error",
+    precision: InferencePrecision | None = None,
+    batch_size: int = 64,
+    server: Server | None = None,
+    cost: Ledger = Ledger(),  # noqa: B008  # frozen
+) -> None:
+    """Ask the original model, and keep how it answers: replayed while it learns a language, it goes on answering so.
+
+    What it was aligned to do (how it speaks, what it refuses) is in its own answers, and in nobody else's. The same
+    command goes on where it was interrupted.
+
+    Args:
+        model: a model's folder, Hub id, GGUF file or PyPI wheel.
+        data: prompts in the languages that it speaks: a path, a Hub id, or a list of sources with options, as
+            data.train of a training. Of a conversation what stands ahead of its first answer is asked, of a text all.
+        out: the new JSONL file, one conversation a line. Every answer, those left out too, goes into OUT.items beside
+            it.
+        max_new_tokens: an answer that has not ended there is left out, as are loops, copies and empty ones.
+        max_characters: a longer prompt is a bad record.
+        temperature: 0 takes the likeliest token each time, 1 samples as the model was trained to.
+        seed: of sampling.
+        on_bad_record: stop, or skip and count.
+        precision: bf16 where the hardware multiplies in it, else fp32.
+        batch_size: prompts that are answered at once.
+        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process.
+        cost: what is counted of its cost, and at which prices; nothing where a server answers.
+    """
+    file = Path(out)
+    require_new(file)
+    if temperature < 0:
+        raise UserError("temperature", f"{temperature} is negative", "Give 0, or 1 to sample.")
+    reports: dict[str, ReadReport] = {}
+    prompts = list(dict.fromkeys(_prompts(data, max_characters, on_bad_record, reports)))
+    if not prompts:
+        raise UserError("data", "there is no prompt in it", "Give questions, conversations or texts of a user.")
+    if server and temperature > 0:
+        server = replace(server, options={"temperature": temperature, "seed": seed, **server.options})
+    asked, spent = subject(model, server, items_folder(file), precision, batch_size, cost, temperature, seed)
+    answers = asked.generate("prompts", prompts, max_new_tokens)
+    wrong = [_wrong(answer, max_new_tokens) for answer in answers]
+    kept = [(*prompt, Turn("assistant", answer.response.strip()))
+            for prompt, answer, why in zip(prompts, answers, wrong, strict=True) if why is None]  # fmt: skip
+    tell_skipped({name: dict(report.skipped) for name, report in reports.items() if report.skipped})
+    for why, count in Counter(filter(None, wrong)).most_common():
+        print(f"left out   {count:,} answers: {why}")
+    total = spent.stop() if spent else None
+    if not kept:
+        raise UserError(model, "no answer is whole", "Give a higher max_new_tokens, or other prompts.")
+    write_whole(file, "".join(_line(turns) for turns in kept))
+    print(f"answers    {file}: {len(kept):,} of {len(prompts):,}" + (f"\ncost       {total}" if total else ""))
+    replay = json.dumps({"sources": out, "share": 0.2, "tagger": "ConversationTagger"}, ensure_ascii=False)
+    print(f"\nnext:\n  python -m inscp fit --config … --data.replay {quote(replay)}")
+
+
+def _prompts(
+    data: Sources, max_characters: int, on_bad_record: OnBadRecord, reports: dict[str, ReadReport]
+) -> Iterator[Prompt]:
+    """What is asked, from the sources in their order."""
+    for source in as_sources(data):
+        report = reports[source.name] = ReadReport()
+        for record in read_records(source, on_bad_record, report):
+            ahead = takewhile(lambda turn: turn.role != "assistant", record.turns)
+            prompt = tuple(Turn("user", turn.text) if turn.role == "document" else turn for turn in ahead)
+            if not prompt or prompt[-1].role != "user":
+                bad_record(record.source, "nobody asks in it", on_bad_record, report)
+            elif sum(len(turn.text) for turn in prompt) > max_characters:
+                why = f"a prompt of more than {max_characters:,} characters (max_characters)"
+                bad_record(record.source, why, on_bad_record, report)
+            else:
+                yield prompt
+
+
+def _wrong(answer: Generation, max_new_tokens: int) -> str | None:
+    """Why nobody should learn from an answer."""
+    if not answer.ended:
+        return f"not ended after {max_new_tokens:,} tokens"
+    return next((why for why, is_so in flaws(answer).items() if is_so), None)
+
+
+def _line(turns: Prompt) -> str:
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"

@@ -1,0 +1,103 @@
+"""`generate`: what a model says by itself becomes conversations that a training replays."""
+
+import json
+from pathlib import Path
+
+import pytest
+from openai_server import Reply, serving
+
+from inscp.__main__ import main
+from inscp.data.sources import ReadReport, Source, read_records
+
+RECORDS = [
+    {"instruction": "What is the sea?", "context": "", "response": "Somebody else's answer."},
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "And a hill?"},
+                  {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]},
+    {"text": "Tell me about rain."},
+    {"text": "What is the sea?"},
+    {"text": "a loop"}, {"text": "a cut"}, {"text": "say nothing"}, {"text": "the same words again, please"},
+]  # fmt: skip
+ANSWERS: dict[str, Reply] = {
+    "a loop": "on and on and on and " * 30,
+    "a cut": {"text": "and", "finish_reason": "length"},
+    "say nothing": "",
+    "the same words again, please": "the same words again, please",
+}
+
+
+def write(records: object, path: Path = Path("prompts.jsonl")) -> str:
+    path.write_text("\n".join(map(json.dumps, records)), "utf-8")  # type: ignore[call-overload]
+    return str(path)
+
+
+def lines(file: str) -> list[list[tuple[str, str]]]:
+    records = read_records(Source(file), "error", ReadReport())
+    return [[(turn.role, turn.text) for turn in record.turns] for record in records]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_whole_answers_stand_behind_their_prompts_and_the_others_are_counted(capsys: pytest.CaptureFixture) -> None:
+    def said(body: dict) -> Reply:
+        question = body["messages"][-1]["content"]
+        return ANSWERS.get(question, f"My own: {len(question)}.")
+
+    with serving(said) as server:
+        command = ["generate", "--model", "m", "--server.address", server.address, "--data", write(RECORDS)]
+        assert main([*command, "--out", "own.jsonl"]) == 0
+        told = capsys.readouterr().out
+        assert server.asked[0]["temperature"] == 0
+        assert len(server.asked) == 7  # one question comes twice
+        Path("own.jsonl").unlink()
+        assert main([*command, "--out", "own.jsonl"]) == 0
+        assert len(server.asked) == 7  # and what is answered is not asked again
+    assert lines("own.jsonl") == [
+        [("user", "What is the sea?"), ("assistant", "My own: 16.")],
+        [("system", "Be brief."), ("user", "And a hill?"), ("assistant", "My own: 11.")],
+        [("user", "Tell me about rain."), ("assistant", "My own: 19.")],
+    ]
+    assert "3 of 7" in told
+    for why in ("1 answers: not ended after 256 tokens", "1 answers: looped", "1 answers: copied", "1 answers: empty"):
+        assert why in told
+
+
+def test_what_the_model_says_is_trained_on_as_its_answers(
+    tiny_model_folder: str, capsys: pytest.CaptureFixture
+) -> None:
+    data = write([{"text": f"What is {number}?"} for number in range(40)])
+    asked = ["generate", "--model", tiny_model_folder, "--data", data, "--temperature", "1", "--max_new_tokens", "48"]
+    for seed, out in ((0, "one.jsonl"), (0, "same.jsonl"), (1, "other.jsonl")):
+        assert main([*asked, "--seed", str(seed), "--out", out]) == 0
+    next_step = capsys.readouterr().out.rpartition("--data.replay ")[2].strip().strip("'")
+    assert lines("one.jsonl") == lines("same.jsonl") != lines("other.jsonl")
+    replayed = json.loads(next_step)
+    assert replayed["sources"] == "other.jsonl"
+    shown = ["inspect", "--model.pretrained", tiny_model_folder, "--data.train", data, "--data.row_length", "256"]
+    assert main([*shown, "--data.replay", next_step, "--n", "1000", "--json"]) == 0
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    texts = json.dumps(documents, ensure_ascii=False)
+    assert lines("other.jsonl")[0][0][1] in texts
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (["--out", "prompts.jsonl"], "it is there already"),
+        (["--temperature", "-1"], "-1.0 is negative"),
+        (["--max_new_tokens", "1"], "no answer is whole"),
+        (["--max_characters", "5"], "a prompt of more than 5 characters"),
+        (["--data", "answers.jsonl"], "nobody asks in it"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    tiny_model_folder: str, changes: list[str], complaint: str, capsys: pytest.CaptureFixture
+) -> None:
+    write([{"messages": [{"role": "assistant", "content": "Hi."}]}], Path("answers.jsonl"))
+    data = write([{"text": "What is the sea?"}])
+    given = {"--model": tiny_model_folder, "--data": data, "--out": "own.jsonl"} | {changes[0]: changes[1]}
+    assert main(["generate", *(word for pair in given.items() for word in pair)]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not Path("own.jsonl").exists()
