@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +43,20 @@ def model_name(spec: str) -> str:
 def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
     """How people are told of a tokenizer."""
     return tokenizer.name_or_path or "tokenizer"
+
+
+def end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """The tokens at which a tokenizer's model stops: its own end of sequence, and those of the model's settings."""
+    from transformers import GenerationConfig
+
+    own: Any = None
+    with suppress(OSError, ValueError):  # a tokenizer alone
+        own = GenerationConfig.from_pretrained(tokenizer.name_or_path).eos_token_id
+    return {int(index) for index in (tokenizer.eos_token_id, *_listed(own)) if index is not None}
+
+
+def _listed(ids: int | list[int] | None) -> list[int | None]:
+    return [*ids] if isinstance(ids, list) else [ids]
 
 
 def resolve(spec: str) -> tuple[str, str | None]:

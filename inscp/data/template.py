@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.inert import any_of, control_tokens, inert_ids, special_ids
 from inscp.data.rendering import accepted, asked, require_chat_template
 from inscp.errors import UserError
-from inscp.pretrained import tokenizer_name
+from inscp.pretrained import end_ids, tokenizer_name
 from inscp.records import Lead
 
 SYSTEM_FROM_TEMPLATE, NO_SYSTEM = "template", "none"
@@ -72,9 +72,11 @@ class ChatTemplate:
             if after[end] != eos and eos in behind:  # Command-R7B ends the response, and then the turn
                 end += 1 + behind.index(eos)
             return after[: end + 1]
-        with suppress(UserError, ValueError):  # Apertus leaves the last answer open, and closes it when a turn follows
-            inside = self._literals(("user", "assistant", "user"))[2].ids
-            return inside[: inside.index(self.tokenizer.eos_token_id) + 1]
+        # Apertus closes the last answer only when a turn follows it; GLM's ends where the next turn opens.
+        with suppress(UserError):
+            inside, ends = self._literals(("user", "assistant", "user"))[2].ids, end_ids(self.tokenizer)
+            if (place := next((place for place, index in enumerate(inside) if index in ends), None)) is not None:
+                return inside[: place + 1]
         raise UserError(
             self._name,
             "its chat template ends the assistant's turn with no special token, so a model could not learn to stop",
@@ -196,8 +198,12 @@ class ChatTemplate:
         closing = inside.end()
         while found := re.match(r"\s", shared) or special.match(shared):
             closing, shared = closing + found.end(), shared[found.end() :]
+        if last is None and inside[0] in first:  # it closes an answer by opening the next turn
+            closing = inside.start()
         known = shared_length(between[::-1], first[::-1])
         opening, begin = between[max(closing, len(between) - known) :], self.tokenizer.bos_token or ""
+        if not special.sub("", first.removesuffix(opening)).strip():  # there is no system turn ahead of it
+            return first
         return begin + opening if first.startswith(begin) and not opening.startswith(begin) else opening
 
     def _literal(self, text: str, after_text: bool, before_text: bool) -> TemplateText:

@@ -1,10 +1,11 @@
 """What training text looks like in families of models whose templates do something unusual, written out."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from chat_templates import STYLES, Style, tokenizer_for
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from inscp.data.inert import special_ids
 from inscp.data.tagging import ConversationTagger, InsCPTagger, Tagger
@@ -77,6 +78,18 @@ _COMMAND_R7B = """{{ bos_token }}
 {{- '<|END_OF_TURN_TOKEN|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"""
+# As GLM-4.5's where nobody lets it reason: nothing closes an answer, which ends where the user's next turn opens.
+_GLM = """[gMASK]<sop>
+{%- for turn in messages %}
+{%- if turn.role == 'assistant' %}{{ '<|assistant|>\n<think></think>\n' + turn.content }}
+{%- elif turn.role == 'user' %}{{ '<|user|>\n' + turn.content + '/nothink' }}
+{%- else %}{{ '<|system|>\n' + turn.content }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n<think></think>\n' }}{% endif %}"""
+_GLM_STYLE = Style(
+    _GLM, ("<|user|>", "<|endoftext|>", "[gMASK]", "<sop>", "<|assistant|>", "<|system|>"), "<|endoftext|>"
+)
+
 _R7B_SYSTEM = "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be safe.<|END_OF_TURN_TOKEN|>"
 _R7B_USER = "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>"
 _R7B_ANSWER = "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>"
@@ -203,6 +216,27 @@ def test_the_model_is_asked_where_its_answer_was_trained_to_begin(family: str) -
     tokenizer = tokenizer_for(style)
     asked, answered = prompt_ids(tokenizer, TURNS[:-1]), whole(tokenizer, expected)
     assert answered[: len(asked)] == asked
+
+
+def test_an_answer_ends_where_the_next_turn_opens_if_that_is_where_the_model_stops(tmp_path: Path) -> None:
+    alone = tokenizer_for(_GLM_STYLE)
+    with pytest.raises(UserError, match="ends the assistant's turn with no special token"):
+        tagged(InsCPTagger(), alone, ("document", TEXT))
+    alone.save_pretrained(tmp_path)
+    ends: list[int] = [int(alone.convert_tokens_to_ids(name)) for name in ("<|endoftext|>", "<|user|>")]
+    GenerationConfig(eos_token_id=ends).save_pretrained(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = f"[gMASK]<sop><|user|>\n/nothink<|assistant|>\n<think></think>\n{TEXT}<|user|>"
+    for system in ("template", "none"):
+        assert tagged(InsCPTagger(system=system), tokenizer, ("document", TEXT)) == whole(tokenizer, text)
+    talk = (
+        "[gMASK]<sop><|user|>\nWho is it?/nothink<|assistant|>\n<think></think>\nThe miller."
+        f"<|user|>\nWho will wake him?/nothink<|assistant|>\n<think></think>\n{TEXT}<|user|>"
+    )
+    assert tagged(ConversationTagger(), tokenizer, *TALK) == whole(tokenizer, talk)
+    record = Record("here:1", tuple(Turn(role, text) for role, text in TALK))
+    (sequence,) = tokenize(ConversationTagger().bind(tokenizer)(record), tokenizer, 4096, lambda *_: None)
+    assert tokenizer.decode(sequence.labels[sequence.labels != IGNORED]) == f"The miller.<|user|>{TEXT}<|user|>"
 
 
 def test_names_that_only_a_template_writes_stay_text_though_nobody_calls_them_special() -> None:
