@@ -30,18 +30,13 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
     """
     seen: set[str] = set()
     for run in runs:
-        checks: dict[Callable[[Config, bool], None], Config | None] = {
-            _check_fit: run.fit and without(run.fit, "seed_everything", "data.seed"),
-            _check_merge: run.merge,
-            _check_extension: run.extend,
-            _check_evaluation: run.evaluate or None,
-        }
-        for check, config in checks.items():
-            key = digest(check.__name__, config)
-            if config is not None and key not in seen:
+        making = without(run.config, "seed_everything", "data.seed") if run.trains else run.config
+        for command, config in ((run.command, making), ("evaluate" if run.evaluate else "", run.evaluate)):
+            key = digest(command, config)
+            if command and key not in seen:
                 seen.add(key)
                 try:
-                    check(deepcopy(config), with_files)  # a parser fills in what it is given
+                    _CHECKS[command](deepcopy(config), with_files)  # a parser fills in what it is given
                 except UserError as error:
                     raise UserError(f"{run.title}: {error.where}", error.what, error.mend) from error
 
@@ -82,6 +77,14 @@ def _check_evaluation(config: Config, with_files: bool) -> None:
         raise UserError("server", "it would answer for every arm", "Leave it out; the arms' own models answer.")
     if with_files:
         require_runnable(given.tasks, None)
+
+
+_CHECKS: dict[str, Callable[[Config, bool], None]] = {
+    "fit": _check_fit,
+    "merge": _check_merge,
+    "extend": _check_extension,
+    "evaluate": _check_evaluation,
+}
 
 
 def _parsed(command: Callable[..., None], config: Config, **given: str) -> Any:

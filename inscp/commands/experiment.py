@@ -191,7 +191,7 @@ def _list(runs: list[Run], every: list[Run], where: Places) -> None:
         seconds = 0.0 if at.is_done else forecast.seconds(at)
         left += seconds or 0.0
         time = "" if at.is_done else "?" if seconds is None else duration(seconds)
-        tokens = f"{run.budget:,}" if run.fit is not None and run.budget else ""
+        tokens = f"{run.budget:,}" if run.trains and run.budget else ""
         print(f"{run.title:<{wide}}{tokens:>12}   {state:<16}{time:>8}".rstrip())
     if left:
         note = "" if forecast.knows_evaluations else "   and evaluations, of which none is done yet"

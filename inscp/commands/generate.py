@@ -52,7 +52,8 @@ def generate(
     Args:
         model: a model's folder, Hub id, GGUF file or PyPI wheel.
         data: prompts in the languages that it speaks: a path, a Hub id, or a list of sources with options, as
-            data.train of a training. Of a conversation what stands ahead of its first answer is asked, of a text all.
+            data.train of a training; `fields: {text: en}` takes a file's field `en`. Of a conversation what stands
+            ahead of its first answer is asked, of a text all.
         out: the new JSONL file, one conversation a line. Every answer, those left out too, goes into OUT.items beside
             it.
         max_new_tokens: an answer that has not ended there is left out, as are loops, copies and empty ones.

@@ -126,9 +126,9 @@ class Forecast:
     def seconds(self, at: Place) -> float | None:
         """Of what is left of a run: its training and, where one is done, its evaluation; None where nobody knows."""
         run, training = at.run, 0.0
-        if run.evaluate and self._evaluation is None and (at.model or run.fit is None):
+        if run.evaluate and self._evaluation is None and (at.model or not run.trains):
             return None
-        if run.fit is not None and at.model is None:
+        if run.trains and at.model is None:
             if run.budget is None:
                 return None
             if self._second_a_token is None:

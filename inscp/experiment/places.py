@@ -35,14 +35,14 @@ class Place:
     @property
     def model(self) -> str | None:
         """Its model, as every command takes it; None where it is not made yet, or its weights were deleted."""
-        if not self.run.is_made:
+        if not self.run.command:
             return self.run.original
         return next((str(path) for path in reversed(self.exported) if any(path.glob("*.safetensors"))), None)
 
     @property
     def exported(self) -> list[Path]:
         """The folders of its model, the newest last, which tell how it was made also when the weights were deleted."""
-        return sorted(self.folder.glob("model" if self.run.fit is None else "*/*/model"))
+        return sorted(self.folder.glob("*/*/model" if self.run.trains else "model"))
 
     @property
     def origin(self) -> Origin | None:

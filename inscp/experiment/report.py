@@ -49,7 +49,7 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
         comparison = Comparison(evaluated, _row_of(study.baseline, rows))
         runs_of = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
         budgets = {row: (run.arm, run.tokens) for row, run in runs_of.items()}
-        trained = {row: run.tokens for row, run in runs_of.items() if run.is_made}
+        trained = {row: run.tokens for row, run in runs_of.items() if run.command}
         section = _section(comparison, language, study.kept, budgets, _histories(rows), folder)
         chosen = goal_grids(comparison, study.goals, language, trained)
         sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(rows, study.projected)]))
@@ -134,7 +134,7 @@ def _histories(rows: Mapping[str, Sequence[Place]]) -> dict[str, dict[str, Curve
     """Measure -> row -> its curve, of the first seed of each of which there is one."""
     found: dict[str, dict[str, Curve]] = {}
     for row, places in rows.items():
-        trained = [at.exported[-1] for at in places if at.run.fit is not None and at.exported]
+        trained = [at.exported[-1] for at in places if at.run.trains and at.exported]
         for measure, curve in next(filter(None, map(curves, trained)), {}).items():
             found.setdefault(measure, {})[row] = curve
     return found

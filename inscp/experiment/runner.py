@@ -106,18 +106,17 @@ class Runner:
         for items in at.folder.glob("results-*.items"):  # of answers that another model had begun to give
             if not items.with_suffix(".json").exists():
                 shutil.rmtree(items)
-        if run.fit is None:
-            command = "merge" if run.extend is None else "extend"
-            given = changed(run.untrained or {}, {"model": before, "out": str(at.folder / "model")})
-            failure = self._commands.run(command, given, at.folder, lock)
-        else:
+        if run.trains:
             fixed: Config = {
                 "model.pretrained": before,
                 "trainer.default_root_dir": str(at.folder),
                 "checkpoint.dirpath": None,  # in the run's own folder, as another arm's would be gone on from
                 "mlflow": self._tracking(run),
             }
-            failure = self._commands.run("fit", changed(run.fit, fixed), at.folder, lock, "--ckpt_path", "last")
+            options = ["--ckpt_path", "last"]
+        else:
+            fixed, options = {"model": before, "out": str(at.folder / "model")}, []
+        failure = self._commands.run(run.command, changed(run.config, fixed), at.folder, lock, *options)
         return failure or (None if at.model else Failure(1, "it ended without a model"))
 
     def _measure(self, at: Place, lock: int) -> Failure | None:

@@ -22,8 +22,8 @@ class Run:
         original: the model that all begins with.
         before: the run whose model is the start, in the place of the original.
         evaluate: the evaluation's configuration; empty measures nothing.
-        fit: the training's configuration, where it trains.
-        merge, extend: those commands', where one of them makes it.
+        command: that makes its model (`fit`, `merge`, `extend`); empty where it is the original.
+        config: of that command.
         known: what files hold that are not here.
     """
 
@@ -34,9 +34,8 @@ class Run:
     original: str
     before: "Run | None"
     evaluate: Config
-    fit: Config | None = None
-    merge: Config | None = None
-    extend: Config | None = None
+    command: str = ""
+    config: Config = field(default_factory=dict)
     known: Contents = field(default_factory=dict)
 
     @property
@@ -48,14 +47,9 @@ class Run:
         return ", ".join(parts)
 
     @property
-    def is_made(self) -> bool:
-        """Whether it is a model of its own, and not the original."""
-        return self.fit is not None or self.untrained is not None
-
-    @property
-    def untrained(self) -> Config | None:
-        """The configuration of the command that makes it without training."""
-        return self.merge if self.extend is None else self.extend
+    def trains(self) -> bool:
+        """Whether its model is made by training."""
+        return self.command == "fit"
 
     @property
     def lineage(self) -> list["Run"]:
@@ -77,13 +71,13 @@ class Run:
 
     @property
     def _budgets(self) -> list[int | None]:
-        return [one.budget for one in self.lineage if one.fit is not None]
+        return [one.budget for one in self.lineage if one.trains]
 
     @cached_property
     def fingerprint(self) -> str:
         """A digest of everything that decides the model, but for the program itself."""
         before = self.before.fingerprint if self.before else self.original
-        return digest(self._training, self.untrained, before, known=self.known)
+        return digest(*self._making, before, known=self.known)
 
     @cached_property
     def measure(self) -> str:
@@ -97,12 +91,15 @@ class Run:
         """Of the files that both digests depend on."""
         return {
             **(self.before.contents if self.before else {}),
-            **contents_of(self._training, self.untrained, self.original, self._evaluation),
+            **contents_of(*self._making, self.original, self._evaluation),
         }
 
     @property
-    def _training(self) -> Config:
-        return without(self.fit or {}, *_NO_MATTER, *LAYOUT)
+    def _making(self) -> tuple[Config, Config | None]:
+        """What decides its training, and what its making without any."""
+        if self.trains:
+            return without(self.config, *_NO_MATTER, *LAYOUT), None
+        return {}, self.config if self.command else None
 
     @property
     def _evaluation(self) -> Config:

@@ -231,11 +231,12 @@ class Study:
         original = before.original if before else _original(config)
         if "fit" in made:
             budget = config["data"].get("token_budget")
-            return Run(name, language, budget, seed, original, before, evaluate, fit=config, known=known)
+            return Run(name, language, budget, seed, original, before, evaluate, "fit", config, known)
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
         if "extend" in made:
             made["extend"].setdefault("language", language)
-        return Run(name, language, budget, drawn_by, original, before, evaluate, **made, known=known)
+        command, config = next(iter(made.items()), ("", {}))
+        return Run(name, language, budget, drawn_by, original, before, evaluate, command, config, known)
 
 
 def _with_tasks(evaluate: Config, language: str) -> Config:

@@ -51,21 +51,21 @@ def test_a_run_stands_behind_what_it_starts_from(study: Study) -> None:
     averaged = next(run for run in study.runs() if run.title == "averaged, fi, 100 tokens, seed 1")
     assert [run.arm for run in averaged.lineage] == ["InsCP", "averaged"]
     assert averaged.before is not None
-    assert averaged.before.fit is not None
-    assert averaged.before.fit["data"] | {} == {"train": "x", "token_budget": 100, "language": "fi", "seed": 1}
+    assert averaged.before.trains
+    assert averaged.before.config["data"] | {} == {"train": "x", "token_budget": 100, "language": "fi", "seed": 1}
 
 
 def test_a_language_changes_training_and_evaluation(study: Study) -> None:
     run = next(run for run in study.runs() if run.title.startswith("InsCP, zh-TW"))
-    assert run.fit is not None
-    assert run.fit["data"]["train"] == "y"
+    assert run.trains
+    assert run.config["data"]["train"] == "y"
     assert run.evaluate["tasks"]["t"]["init_args"]["languages"] == ["zh-TW"]
 
 
 def test_a_value_of_an_arm_may_hold_the_language(study: Study) -> None:
     tagger = {"class_path": "InsCPTagger", "init_args": {"user": ["{language}?", "samples:requests/{language}.txt"]}}
     asked = replace(study, arms={"asked": Arm(fit={"data.tagger": tagger})})
-    said = {run.language: run.fit["data"]["tagger"]["init_args"]["user"] for run in asked.runs() if run.fit}
+    said = {run.language: run.config["data"]["tagger"]["init_args"]["user"] for run in asked.runs() if run.trains}
     assert said == {tag: [f"{tag}?", f"samples:requests/{tag}.txt"] for tag in ("fi", "zh-TW")}
 
 
