@@ -15,7 +15,7 @@ class UserError(Exception):
         self.where, self.what, self.mend = where, what, mend
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what.rstrip('.')}. {self.mend}"
+        line = f"{self.where}: {self.what.rstrip('.!?')}. {self.mend}"
         return " ".join(line.split())
 
 

@@ -240,6 +240,8 @@ def _loaded(spec: str, load: Callable[[], T]) -> T:
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for unknown, private and broken models
         reason = first_line(error)
         mend = "Check the name, the network and (for a private or gated model) HF_TOKEN."
+        if _HUB.fullmatch(spec) and not Path(spec).exists():
+            mend = f"There is no such folder here; on the Hub, {mend[0].lower()}{mend[1:]}"
         if "trust_remote_code" in str(error):
             reason = "it comes with code of its own"
             mend = f"Read that code; to let it run, write {_REMOTE_CODE} before the model's name."

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from inscp.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -22,6 +24,16 @@ IGNORED = -100
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
 """A BCP 47 tag, or nearly: `zh_TW` too."""
+
+
+def require_language_tag(where: str, tag: str) -> None:
+    """
+    Raises:
+        UserError: it cannot be a BCP 47 tag.
+    """
+    if not LANGUAGE_TAG.fullmatch(tag):
+        raise UserError(where, f"{tag} is no BCP 47 tag", "Give one, as fi or zh-TW.")
+
 
 Role = Literal["system", "user", "assistant", "document"]
 

@@ -52,6 +52,11 @@ class BeforeAfter(Callback):
         self.folder, self.goes_on = Path(), False
         self._before: dict[str, dict[str, float]] = {}
 
+    @property
+    def languages(self) -> list[str]:
+        """In which the model is asked."""
+        return list(self._prompts)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         if self._prompts and trainer.is_global_zero and not self.goes_on:

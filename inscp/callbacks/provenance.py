@@ -54,6 +54,7 @@ class Provenance(Callback):
         self._weights = weights_fingerprint(pl_module.pretrained) if pl_module.adapter else ""
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
+            print(f"training on {data.passes:.3g} passes over it", file=sys.stderr, flush=True)
         if tracker is None:
             return
         origin = self.origin(trainer)

@@ -87,6 +87,11 @@ class StopWhenAligned(Callback):
         self.folder = Path()
         self._history: list[dict[str, Any]] = []
 
+    @property
+    def languages(self) -> list[str]:
+        """In which the model is asked, that which is taught first."""
+        return list(self._prompts)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._history and self._prompts and self._reason():  # it had ended, and its export failed
             trainer.should_stop = True

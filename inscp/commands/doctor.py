@@ -45,6 +45,8 @@ def run(command: str, arguments: list[str]) -> None:
 class DoctorCLI(InsCPCLI):
     """The configuration of a training, of which everything but the trainer is made; no weights are read."""
 
+    told_as = "doctor"
+
     def instantiate_classes(self) -> None:
         self.parts = self.parser.instantiate_classes(self.config)
 
@@ -146,6 +148,8 @@ def examine(training: Training) -> None:
             what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
             mend = ", or ".join(remedies.values())
             raise UserError(next(iter(remedies)), what, f"{mend[0].upper()}{mend[1:]}.")
+    if all(need.available for need in needs):
+        print("it fits")
 
 
 def _examine_disk(training: Training, size: int) -> None:

@@ -1,5 +1,6 @@
 """`experiment`: a whole study, run and reported by its folder."""
 
+import sys
 from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -62,8 +63,9 @@ def run_study(
     if jobs:
         check_runs(runs, with_files=False)  # which the jobs will see
         ParentRun(study.mlflow, study.name, study.question).begin()  # which the jobs find
-        script = write_jobs(jobs, where.left(runs), folder, where, gpus, where.out / study.name / "jobs")
-        print(f"submit     {script}")
+        left = where.left(runs)
+        script = write_jobs(jobs, left, folder, where, gpus, where.out / study.name / "jobs")
+        print(f"submit     {script}" if left else "nothing is left to be run")
         return
     if dry_run:
         _list(runs, every, where)
@@ -93,10 +95,14 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
     except UserError as error:
         if len(missing) == len(runs):
             raise
-        print(f"without    {len(missing)} of {len(runs)} runs: {error}", flush=True)
+        print(f"warning: {error}", file=sys.stderr, flush=True)
     study_page(study, folder, where, into).write(into)
     ParentRun(study.mlflow, study.name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
+    if missing:
+        given = ["--measured", measured] if measured else []
+        what = f"{len(missing)} of {len(runs)} runs are not in it, as they are not done"
+        print(f"{what}\n\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', 'run', folder, *given])}")
 
 
 def keep_study(folder: str, kept: str, out: str = "outputs/experiments") -> None:
@@ -129,6 +135,8 @@ def read_study(folder: Path) -> Study:
     Raises:
         UserError: no such file, or a study that cannot be.
     """
+    if folder.is_file():
+        raise UserError(str(folder), "it is a file", f"Name its folder: {folder.parent}.")
     file = folder / FILE
     if not file.is_file():
         raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")

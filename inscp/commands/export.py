@@ -1,6 +1,7 @@
 """`export`: any checkpoint of a training becomes a Hugging Face folder."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import torch
@@ -35,4 +36,4 @@ def export(checkpoint: str, out: str, dtype: Literal["bfloat16", "float32", "flo
     read_tensors(path, weights)
     model = assemble(origin, {kept[name].removeprefix("model."): tensor for name, tensor in weights.items()})
     export_model(model, load_tokenizer(origin.pretrained), Path(out), origin, getattr(torch, dtype))
-    print(out)
+    print(f"model      {out}\n\nnext:\n  python -m inscp chat --model {quote(out)}")

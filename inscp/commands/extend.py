@@ -16,6 +16,7 @@ from inscp.model.origin import Origin, read_origin
 from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
 from inscp.paths import require_new
 from inscp.pretrained import load_model, load_tokenizer, require_dense
+from inscp.records import require_language_tag
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -48,6 +49,7 @@ def extend(
     if tokens < 1:
         raise UserError("tokens", f"{tokens} are none", "Give 4000, say.")
     require_new(Path(out))
+    require_language_tag("language", language)
     require_dense(model)
     tokenizer, sources, report = load_tokenizer(model), as_sources(data), ReadReport()
     records = (record for source in sources for record in read_records(source, on_bad_record, report))

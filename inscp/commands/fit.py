@@ -32,11 +32,13 @@ from inscp.commands.quiet import quiet
 from inscp.commands.resume import CHECKPOINTS, CONFIG, continued_run, last_checkpoint, new_folder, require_no_others
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
+from inscp.data.rendering import require_chat_template
 from inscp.errors import Stopped, UserError, first_line
 from inscp.model.checkpoint import TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
+from inscp.text.language import primary
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
 
@@ -123,6 +125,9 @@ class InsCPCLI(LightningCLI):
     `before_after` BeforeAfter, `stop_when_aligned` StopWhenAligned, `mlflow` Tracking, `cost` Ledger.
     """
 
+    told_as = ""
+    """How messages call the command, where it is none of Lightning's."""
+
     def __init__(self, command: str = "fit", run: bool = True, **kwargs: Any) -> None:
         self._command = command
         # Where nothing is run there is no subcommand, and its name must be told, for `fit`'s variables to count.
@@ -139,6 +144,12 @@ class InsCPCLI(LightningCLI):
             run=run,
             **kwargs,
         )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        assert isinstance(parser, TrainingParser)
+        parser.told_as = f"python -m inscp {self.told_as or self._command}"
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         own = getattr(self, "_subcommand_parsers", {}).get(self._command, parser)
@@ -164,6 +175,7 @@ class InsCPCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments("model.pretrained", "data.pretrained", apply_on="instantiate")
         parser.link_arguments("trainer.max_steps", "data.max_steps")
+        parser.set_defaults({"data.tagger": {"class_path": "inscp.data.tagging.InsCPTagger"}})  # whose keys may be set
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
@@ -172,6 +184,8 @@ class InsCPCLI(LightningCLI):
         require_offered(given)
         if self.subcommand != "fit" and not self.datamodule.validation:
             raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
+        if self.subcommand == "fit":
+            self._require_askable()
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         self.tracker = self._open_tracker(name) if given["logger"] is None else None
         if given["logger"] is None:
@@ -190,6 +204,25 @@ class InsCPCLI(LightningCLI):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(callbacks.index(checkpoints), Interruption(checkpoints))
         return trainer
+
+    def _require_askable(self) -> None:
+        """See that the model can be asked where its answers are to be measured, and in which languages.
+
+        Raises:
+            UserError: it has no chat template.
+        """
+        asking: dict[str, BeforeAfter | StopWhenAligned] = {
+            name: self._get(self.config_init, name) for name in ("before_after", "stop_when_aligned")
+        }
+        for name, callback in asking.items():
+            if not callback.languages:
+                continue
+            mend = f", or set {name}.prompts to null, which asks it nothing"
+            require_chat_template(self.datamodule.tokenizer, self.model.pretrained, mend)
+            taught = self.datamodule.language
+            if taught != "und" and primary(taught) not in map(primary, callback.languages):
+                what = f"{name} asks in {' and '.join(callback.languages)}, and not in {taught} (data.language)"
+                print(f"warning: {what}: set {name}.prompts and {name}.languages", file=sys.stderr)
 
     def _open_tracker(self, name: str) -> MLflowTracker | None:
         tracking: Tracking = self._get(self.config_init, "mlflow")

@@ -26,10 +26,15 @@ def run(command: str, arguments: list[str]) -> None:
     for pipeline in cli.datamodule.pipelines():
         for shown in islice(documents(pipeline), cli.config["n"]):
             print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, pipeline.tokenizer))
+        for name, read in pipeline.reads.items():
+            for why, count in read.skipped.items():
+                print(f"so far skipped {count:,} of {name}: {why} (the first: {read.examples[why]})", file=sys.stderr)
 
 
 class InspectCLI(InsCPCLI):
     """The configuration of a training, of which only the data is made."""
+
+    told_as = "inspect"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

@@ -1,6 +1,7 @@
 """`merge`: a model out of several, by arithmetic with their weights."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import torch
@@ -35,4 +36,4 @@ def merge(model: str, method: Merging, out: str, dtype: Literal["bfloat16", "flo
     settings = {"method": repr(method), "models": ", ".join(models)}
     origin = Origin(model, method.arm, before.language if before else "und", settings, before=before)
     export_model(result, load_tokenizer(models[0]), Path(out), origin, getattr(torch, dtype))
-    print(out)
+    print(f"model      {out}\n\nnext:\n  python -m inscp chat --model {quote(out)}")

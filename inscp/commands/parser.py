@@ -22,6 +22,9 @@ _UNKNOWN = re.compile(
 )
 _CLASS = re.compile(r"import path string: (\w+)")
 _TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
+_PLACED = re.compile(r"unrecognized arguments?: *(?!-)(\S+)", re.IGNORECASE)
+_COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
+"""Sections by which a configuration of another command is known."""
 _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
 
 Components = Callable[..., Any] | dict[str, Callable[..., Any]]
@@ -32,17 +35,26 @@ class OneLineErrors:
     """Mixin of a jsonargparse parser: `error` raises a `UserError` instead of printing usage and leaving."""
 
     prog: str
+    told_as: str = ""
+    """How messages call the command, where it is not as the parser calls itself."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         _require_yaml(sys.argv)
-        see_help = f"See {self.prog.replace('[options] ', '')} --help."
+        see_help = f"See {self.told_as or self.prog.replace('[options] ', '')} --help."
         unknown, named = _UNKNOWN.search(message), _CLASS.search(message)
         if unknown is None:
             key = _KEY.search(message)
+            if key and message.rstrip().endswith("Got value: None"):
+                raise UserError(key[1], "it is missing", f"Give it, as --{key[1]} …. {see_help}") from ex
             near = get_close_matches(named[1], _classes(), n=1) if named else []
             mend = f"Did you mean {near[0]}?" if near else see_help
             raise UserError(key[1] if key else "configuration", _plain(message), mend) from ex
         name = next(group for group in unknown.groups() if group)
+        if (place := _PLACED.search(message)) and Path(place[1]).is_file():
+            raise UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?") from ex
+        if command := _COMMAND_OF.get(name.partition(".")[0]):
+            mend = f"It is a key of {command}: see python -m inscp {command} --help."
+            raise UserError(name, "no such key", mend) from ex
         known = {part: key for key in _keys(self) for part in (key.rpartition(".")[2], key)}  # type: ignore[arg-type]
         if name in known.values():
             raise UserError(name, "it is given by its place, without its name", see_help) from ex

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -228,3 +229,4 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> 
                   f"{row['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
     tell_skipped(skipped)
     print(f"\nscores     {folder.folder}" + (f"\ncost       {cost}" if cost else ""))
+    print(f"\nnext:\n  python -m inscp select --config … --scores {quote(str(folder.folder))}")

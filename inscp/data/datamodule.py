@@ -17,8 +17,8 @@ from inscp.data.sampling import PackedRowSampler, Shuffled
 from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import InsCPTagger, Tagger
 from inscp.errors import UserError
-from inscp.pretrained import load_tokenizer
-from inscp.records import LANGUAGE_TAG, PackedBatch
+from inscp.pretrained import load_tokenizer, longest_input
+from inscp.records import PackedBatch, require_language_tag
 
 
 class InsCPDataModule(LightningDataModule):
@@ -72,8 +72,7 @@ class InsCPDataModule(LightningDataModule):
         for name, value in {"row_length": row_length, "batch_size": batch_size, "epochs": epochs}.items():
             if value <= 0:
                 raise UserError(f"data.{name}", f"{value} is not positive", "Give a positive number.")
-        if not LANGUAGE_TAG.fullmatch(language):
-            raise UserError("data.language", f"{language} is no BCP 47 tag", "Give one, as fi or zh-TW.")
+        require_language_tag("data.language", language)
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
             if value < 0:
                 raise UserError(f"data.{name}", f"{value} is negative", "Give 0 or more.")
@@ -124,7 +123,14 @@ class InsCPDataModule(LightningDataModule):
         return [self.pipeline(*stream, self.document_length) for stream in streams]
 
     def pipeline(self, sources: list[Source], tagger: Tagger, document_length: int | None = None) -> Pipeline:
-        """The path of any text, under the keys of this section; held-out text is split by rows alone."""
+        """The path of any text, under the keys of this section; held-out text is split by rows alone.
+
+        Raises:
+            UserError: rows longer than what the model can see.
+        """
+        if self.row_length > (longest := longest_input(self.pretrained)):
+            what = f"{self.row_length:,} tokens are more than the {longest:,} that the model can see at once"
+            raise UserError("data.row_length", what, f"Give {longest} at most.")
         return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record, document_length)
 
     @property
@@ -152,6 +158,11 @@ class InsCPDataModule(LightningDataModule):
             wanted = math.ceil(self.token_budget / self.mixture.tokens_per_row)
         is_limited = self._max_steps >= 0 and self.trainer is not None
         return max(self._rows_before, min(wanted, self._rows_after(self._max_steps)) if is_limited else wanted)
+
+    @property
+    def passes(self) -> float:
+        """How often the training takes its own data."""
+        return self.total_rows * (1 - self.mixture.share) / self.mixture.n_own
 
     @property
     def total_steps(self) -> int:

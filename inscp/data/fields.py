@@ -62,7 +62,11 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
     names = fields or find_fields(row)
     if names is None:
         found = (f"{name} ({type(value).__name__})" for name, value in row.items())
-        return BadRow("no known shape", f"its fields: {', '.join(found) or 'none'}")
+        texts_by_length = sorted((str(name) for name, value in row.items() if isinstance(value, str)),
+                                 key=lambda name: -len(row[name]))  # fmt: skip
+        name = texts_by_length[0] if texts_by_length else "FIELD"
+        mend = f"Name the one with the text, by options of the source: {{path: …, fields: {{text: {name}}}}}."
+        return BadRow("no known shape", f"its fields: {', '.join(found) or 'none'}", mend=mend)
     missing = [field for field in names.values() if field not in row]
     if missing:
         return BadRow(f"the field {missing[0]} is missing", f"its fields: {', '.join(map(str, row)) or 'none'}")

@@ -36,11 +36,13 @@ class BadRow:
         why: the reason, by which skipped rows are counted.
         detail: what differs from row to row.
         line: the line at fault, counted from the row's first line as 0.
+        mend: what to do about it, where that is not to mend the row.
     """
 
     why: str
     detail: str = ""
     line: int = 0
+    mend: str = ""
 
 
 def open_bytes(path: Path) -> BinaryIO:

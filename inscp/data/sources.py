@@ -112,12 +112,14 @@ def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport)
     for position, row in islice(source_rows(source), source.limit):
         turns = to_turns(row, source.fields)
         if isinstance(turns, BadRow):
-            bad_record(position, turns.why, on_bad_record, report, turns.detail)
+            bad_record(position, turns.why, on_bad_record, report, turns.detail, turns.mend or _MEND)
         else:
             report.records += 1
             yield Record(position, turns)
     if report.records == before:
-        raise UserError(source.path, "no usable record in it", "Check the path, the format and the fields.")
+        [(why, _)] = report.skipped.most_common(1) or [("it is empty", 0)]
+        what = f"no usable record in it ({why})"
+        raise UserError(source.path, what, "Check the path, the format and the fields.")
 
 
 def require_source(source: Source) -> None:

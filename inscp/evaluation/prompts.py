@@ -64,9 +64,13 @@ def read_aligned_prompts(
     Raises:
         UserError: no file, a broken line, or a language that the file does not have or that nobody could identify.
     """
+    rows = spread(read_table(spec), limit)
     for language in languages:
         identifier.require_known(language)
-    rows = spread(read_table(spec), limit)
+        if find_field(rows[0][1], [language]) is None:
+            known = ", ".join(map(str, rows[0][1]))
+            what = f"it has no prompts in {language} (its fields: {known})"
+            raise UserError(spec, what, f"Give a file with a field {language}, or other languages.")
     return {language: [text_of(position, row, [language]) for position, row in rows] for language in languages}
 
 

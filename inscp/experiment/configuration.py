@@ -32,6 +32,8 @@ def read_configs(paths: Sequence[str]) -> Config:
     for path in paths or ():
         try:
             config = yaml.safe_load(Path(path).read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(path, "no such file", "Check the path (it is relative to the current folder).") from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(path, f"no configuration in it ({error})", "Name a YAML file.") from error
         if not isinstance(config, dict):

@@ -18,6 +18,8 @@ from inscp.model.precision import inference_dtype
 from inscp.pretrained import empty_model
 
 _SIZES = {"8 B": 8e9, "70 B": 70e9}
+_BEGIN = 15.0
+"""Seconds that a command takes to begin: what it has cost counts from its first step."""
 _DEVICE, _UTILISATION = "H100", 0.4
 _MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
 
@@ -136,7 +138,8 @@ class Forecast:
             training = run.budget * self._second_a_token
             if not training:
                 return None
-        return training + (self._evaluation or 0.0) * bool(run.evaluate)
+        begins = _BEGIN * (bool(run.command and at.model is None) + bool(run.evaluate))
+        return begins + training + (self._evaluation or 0.0) * bool(run.evaluate)
 
 
 def _second_a_token(original: str) -> float:

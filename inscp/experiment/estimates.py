@@ -90,9 +90,11 @@ def mean(sample: Sample) -> Metric:
         return Metric(value, (math.nan, math.nan), n)
     spread = _spread(_of_seeds(sample, drawn(sample.values.shape[1])), of_seeds, n)
     low, high = value - spread.half_width, value + spread.half_width
+    if (sample.values >= 0).all():  # what counts something is no less than nothing
+        low = max(0.0, low)
     if sample.is_share:
         least, most = wilson(value, n)  # where all items say the same, what is drawn does, as if that were certain
-        low, high = max(0.0, min(low, least)), min(1.0, max(high, most))
+        low, high = min(low, least), min(1.0, max(high, most))
     return Metric(value, (low, high), n)
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from inscp.experiment.tables import Cell, Column, Comparison
-from inscp.plotting import names_as_written
+from inscp.plotting import names_as_written, plain_logarithm
 
 _INK, _PAPER = "#4a5563", "white"
 _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
@@ -136,10 +135,7 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
                 axis.barh(place, high - low, left=low, color=_colour(place), height=0.25, alpha=0.5)
                 axis.barh(place, upper - lower, left=lower, color=_colour(place), height=0.7)
                 axis.plot([middle, middle], [place - 0.35, place + 0.35], color="white", linewidth=1.5)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))  # as many as there is room for, wide or narrow
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        plain_logarithm(axis)
         axis.set_title(f"{name.split('/')[1]}: perplexity of held-out texts", fontsize=8, color=_INK)
         _plain(axis)
     figure.axes[0].set_yticks(range(len(rows)), rows)

@@ -108,7 +108,8 @@ def _attention(
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore
     if dropout:
-        raise UserError("model", "its attention has dropout, which packed rows are not given", "Take eager attention.")
+        what = "its attention has dropout, which packed rows are not given"
+        raise UserError("model", what, "Set model.attn_implementation eager.")
     if torch.is_autocast_enabled(query.device.type):  # which has made fp32 of what the rotation touched
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) for x in (query, key, value))

@@ -167,6 +167,8 @@ def read_about(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such checkpoint, a damaged one, or not one of this program.
     """
+    if whole := whole_checkpoints(path)[0]:
+        raise UserError(str(path), "it is the folder of the checkpoints", f"Give one of them, as {whole[0]}.")
     read_mark(path)
     try:
         about: dict[str, Any] = torch.load(path / _ABOUT, map_location="cpu", weights_only=True)

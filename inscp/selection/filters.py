@@ -77,7 +77,7 @@ def required_perplexity(candidate: Candidate, where: str) -> float:
         UserError: the candidate has no score.
     """
     if candidate.perplexity is None:
-        mend = "Run score on it and give its folder as `scores`, or choose by something else."
+        mend = "Run score on it and give its folder as `scores`, or leave the filter out (budget.ranking: random)."
         raise UserError(where, "the data has no scores", mend)
     return candidate.perplexity
 

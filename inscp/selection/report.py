@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
-from inscp.plotting import names_as_written
+from inscp.plotting import names_as_written, plain_logarithm
 from inscp.selection.select import Funnel, Histogram
 
 JSON, HTML = "_report.json", "_report.html"
@@ -89,7 +89,7 @@ def _plot(report: Mapping[str, Any], what: str, filter_name: str) -> str:
         for found in (step["found"] for step in report["filters"] if step["name"] == filter_name):
             for bound in [*found["absolute"], *found.get("bounds", {}).get(source, [])]:
                 axis.axvline(bound, color="#c0392b", linewidth=1)
-        axis.set_xscale("log")
+        plain_logarithm(axis)
         axis.set_xlim(edges[used[0]], edges[used[-1] + 1])
         axis.set_title(source, loc="left", fontsize=8)
         axis.tick_params(labelsize=7)

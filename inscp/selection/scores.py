@@ -67,6 +67,8 @@ class ScoreFolder:
         for key, value in made_by.items():
             if found.made_by.get(key) != value:
                 what = f"its scores were made with another {key} ({found.made_by.get(key)!r:.200}, now {value!r:.200})"
+                if key == "sources":
+                    what = "its scores are of other data, or of data that has changed"
                 raise UserError(str(folder), what, "Give another --out, or the same settings to go on.")
         return found
 

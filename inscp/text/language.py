@@ -54,7 +54,7 @@ class LanguageIdentifier:
         if primary(tag) not in _known(self.model):
             what = f"the language identification ({self.model}) does not know this language"
             other = ", or lid_model: cis-lmu/glotlid, which knows 2,000 languages" if self.model == LID_176 else ""
-            raise UserError(tag, what, f"Give a BCP 47 tag, such as fi or zh-TW{other}.")
+            raise UserError(f"language {tag}", what, f"Give a BCP 47 tag, such as fi or zh-TW{other}.")
 
     def identify(self, text: str, among: Collection[str] = ()) -> str:
         """ISO 639 code of the text's likeliest language; `und` where there is no text, or none in a known script."""
