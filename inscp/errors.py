@@ -1,5 +1,7 @@
 """How a wrong input reaches the user: one line that says where, what and how to mend, and exit status 2."""
 
+from typing import TypeVar
+
 
 class UserError(Exception):
     """The user's input is wrong.
@@ -14,6 +16,9 @@ class UserError(Exception):
         super().__init__(where, what, mend)
         self.where, self.what, self.mend = where, what, mend
 
+    is_everywhere = False
+    """Whether every process of a training has it."""
+
     def __str__(self) -> str:
         line = f"{self.where}: {self.what.rstrip('.!?')}. {self.mend}"
         return " ".join(line.split())
@@ -26,6 +31,18 @@ def first_line(error: BaseException) -> str:
 
 class RunError(Exception):
     """The input was right and the run still cannot go on (a diverged loss, say): exit status 1, no traceback."""
+
+    is_everywhere = False
+    """As of a `UserError`."""
+
+
+E = TypeVar("E", UserError, RunError)
+
+
+def everywhere(error: E) -> E:
+    """The same error, which every process of a training raises: they end together, and one of a node tells it."""
+    error.is_everywhere = True
+    return error
 
 
 class Stopped(Exception):  # noqa: N818  # no error

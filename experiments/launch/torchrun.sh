@@ -37,6 +37,7 @@ agent=$!
 # A signal goes to the workers alone: torchrun itself would end with 1 (SIGTERM) or leave them behind (SIGUSR1).
 # Before there are workers it ends torchrun.
 trap 'pkill -TERM -P "$agent" || kill -TERM "$agent"' TERM
+trap : INT # the terminal tells the workers itself
 trap 'pkill -USR1 -P "$agent" || kill -TERM "$agent"' USR1
 
 while # a signal ends wait before torchrun has ended

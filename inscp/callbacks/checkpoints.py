@@ -1,9 +1,11 @@
 """When checkpoints are written, and which are kept."""
 
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -12,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import untimed
 from inscp.data.datamodule import data_of
-from inscp.errors import RunError, UserError
+from inscp.errors import RunError, UserError, everywhere
 from inscp.model.checkpoint import (
     CheckpointWriter,
     add_to_mark,
@@ -24,6 +26,8 @@ from inscp.model.checkpoint import (
 )
 
 _METRIC = "metric"
+_PATIENCE = 30.0
+"""Seconds until a file that one node has made is seen by the others, as network file systems take some."""
 
 
 class Checkpoints(Checkpoint):
@@ -65,10 +69,40 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
+        if stage == "fit" and trainer.world_size > 1:
+            self._require_one_view(trainer)
         if stage == "fit":
             self._require_measured(data_of(trainer).validation)
         if trainer.is_global_zero and stage == "fit":
             remove_partial(self.folder)
+
+    def _require_one_view(self, trainer: Trainer) -> None:
+        """See that all ranks look at one folder, and go on from one checkpoint.
+
+        Raises:
+            UserError: they do not: each would keep its own part of a checkpoint where the others do not find it.
+        """
+        strategy, place = trainer.strategy, self.folder if self.is_given_folder else self.folder.parent
+        probe = place / ".seen_by_all_ranks"
+        if trainer.is_global_zero:
+            place.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        strategy.barrier()
+        until = time.monotonic() + _PATIENCE
+        while not (sees := probe.exists()) and time.monotonic() < until:
+            time.sleep(0.1)
+        goes_on_from = str(trainer.ckpt_path)
+        is_one = strategy.broadcast(goes_on_from) == goes_on_from
+        seen, alike = (int(strategy.reduce(torch.tensor(float(not fine), device=strategy.root_device), reduce_op="max"))
+                       for fine in (sees, is_one))  # fmt: skip
+        if trainer.is_global_zero:
+            probe.unlink()
+        if seen or alike:
+            what = (
+                f"not all processes see {place}" if seen else "the processes find different checkpoints to go on from"
+            )
+            mend = "Give a folder that all nodes share (checkpoint.dirpath, trainer.default_root_dir)."
+            raise everywhere(UserError("checkpoint.dirpath", what, mend))
 
     def _require_measured(self, held_out: Iterable[str]) -> None:
         known = [f"val/{name}/{kind}" for name in held_out for kind in ("loss", "perplexity")]

@@ -1,5 +1,6 @@
 """The last thing a training does: write the Hugging Face folder."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.data.datamodule import data_of
-from inscp.errors import RunError
+from inscp.errors import RunError, everywhere
 from inscp.model.checkpoint import step_folder
 from inscp.model.export import assemble, export_model
 from inscp.model.module import InsCPModule
@@ -19,7 +20,7 @@ class ExportAtEnd(Callback):
     """Exports the trained model when the training has ended.
 
     Args:
-        folder: where to; it must not be there yet.
+        folder: where to.
         provenance: knows what the model card tells.
         checkpoints: keep what was trained where it cannot be exported.
     """
@@ -37,6 +38,7 @@ class ExportAtEnd(Callback):
         if trainer.is_global_zero:
             try:
                 origin = self._provenance.origin(trainer)
+                shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed behind its export
                 export_model(assemble(origin, weights), data_of(trainer).tokenizer, self.folder, origin)
             except Exception as error:  # a full disk, too little memory, …
                 problem = f"the model could not be exported ({str(error).rstrip('.') or type(error).__name__})"
@@ -44,4 +46,4 @@ class ExportAtEnd(Callback):
             lost = self._checkpoints.save(trainer, wait=True)
             kept = step_folder(self._checkpoints.folder, trainer.global_step)
             mend = f"its weights are kept: python -m inscp export --checkpoint {kept} --out FOLDER"
-            raise RunError(f"{problem}; {lost or mend}")
+            raise everywhere(RunError(f"{problem}; {lost or mend}"))

@@ -1,6 +1,7 @@
 """The model that a command asks: here or behind a server, with its answers kept, and what they cost."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
+from inscp.errors import UserError
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.served_model import ServedModel
 from inscp.evaluation.server import Server
@@ -78,6 +80,8 @@ def subject(
     Raises:
         UserError: the server does not answer, or the folder holds answers of something else.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("WORLD_SIZE", "several processes would all ask the same", "Start one, or give a server.")
     counter, spent = WorkCounter(), None
     backend: Backend
     if server:

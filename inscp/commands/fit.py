@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test`: LightningCLI over InsCPModule and InsCPDataModule, tracked by MLflow."""
 
+import os
 import re
 import sys
 from functools import cached_property
@@ -29,11 +30,19 @@ from inscp.callbacks.throughput import Throughput
 from inscp.commands.offered import require_offered
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
-from inscp.commands.resume import CHECKPOINTS, CONFIG, continued_run, last_checkpoint, new_folder, require_no_others
+from inscp.commands.resume import (
+    CHECKPOINTS,
+    CONFIG,
+    ENDED,
+    continued_run,
+    last_checkpoint,
+    new_folder,
+    require_no_others,
+)
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.rendering import require_chat_template
-from inscp.errors import Stopped, UserError, first_line
+from inscp.errors import RunError, Stopped, UserError, first_line
 from inscp.model.checkpoint import TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
@@ -41,6 +50,9 @@ from inscp.model.strategies import strategy_for
 from inscp.text.language import primary
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
+
+_LOST = re.compile(r"connection closed|connection reset|gloo|nccl|socket|timed? ?out", re.IGNORECASE)
+"""What torch says where a process does not answer another one any more."""
 
 TRAINER_DEFAULTS = {
     "inference_mode": False,  # validation comes first, and FSDP2 keeps the buffers of its first forward pass
@@ -62,6 +74,12 @@ def run(command: str, arguments: list[str]) -> None:
     except Stopped:
         _leave_together()
         raise
+    except (RunError, UserError) as error:
+        if error.is_everywhere:
+            _leave_together()
+            if int(os.environ.get("LOCAL_RANK", 0)):  # launchers kill the others where one fails first
+                raise Stopped("", 0) from error
+        raise
     except MisconfigurationException as error:
         raise UserError("trainer", first_line(error), "See python -m inscp fit --help.") from error
     except ValueError as error:
@@ -73,6 +91,11 @@ def run(command: str, arguments: list[str]) -> None:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
+    except RuntimeError as error:
+        if not (dist.is_initialized() and _LOST.search(str(error))):
+            raise
+        what = f"another process of this training has ended, or cannot be reached ({first_line(error)[:200]})"
+        raise RunError(f"{what}; go on by the same command and --ckpt_path last") from error
     _leave_together()
 
 
@@ -296,6 +319,7 @@ class InsCPCLI(LightningCLI):
         """Say where everything is and what to try next."""
         if not self.trainer.is_global_zero:
             return
+        (self.folder / ENDED).touch()
         model, tracker = self.model_folder, self.tracker if self.tracker and self.tracker.is_sent else None
         cost = training_cost(self.trainer)
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else [])]

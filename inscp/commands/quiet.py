@@ -18,6 +18,7 @@ def quiet() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*all_gather.*is deprecated.*")  # which Lightning calls
     warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # InsCPDataModule is
     warnings.filterwarnings("ignore", message=".*assuming the intent is to (save|load) in a single process.*")
     warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero.*")  # without held-out sets

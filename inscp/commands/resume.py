@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import LAYOUT, without
 from inscp.model.checkpoint import FOLDER_KEY, read_about, whole_checkpoints
 
-CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
-"""What a run's folder calls its whole configuration (a checkpoint too), and the folder of its checkpoints."""
+CONFIG, CHECKPOINTS, ENDED = "config.yaml", "checkpoints", "ended"
+"""What a run's folder calls its whole configuration (a checkpoint too), its checkpoints' folder, and the mark that its
+training has come to its end: exported, asked and tracked."""
 
 _DIRPATH = "checkpoint.dirpath"
 
@@ -61,15 +63,23 @@ def continued_run(checkpoint: Path, is_last: bool) -> Path | None:
     Raises:
         Stopped: the training has ended.
     """
-    run = Path(read_about(checkpoint)[FOLDER_KEY])
-    is_ended = (run / "model").exists()
+    beside = checkpoint.parent.parent  # another place than when it was written, where the outputs were moved
+    is_inside = checkpoint.parent.name == CHECKPOINTS and (beside / CONFIG).exists()
+    run = beside if is_inside else Path(read_about(checkpoint)[FOLDER_KEY])
+    is_ended = (run / ENDED).exists()
     if is_ended and is_last:
         raise _ended(run)
     return None if is_ended or _has_newer(checkpoint, run) else run
 
 
+@rank_zero_only
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr)
+
+
 def _ended(folder: Path) -> Stopped:
-    return Stopped(f"this training has ended; its model is {folder / 'model'}", 0)
+    message = f"this training has ended; its model is {folder / 'model'}"
+    return Stopped("" if getattr(rank_zero_only, "rank", 0) else message, 0)
 
 
 def _newest(folders: Sequence[Path]) -> Path | None:
@@ -84,13 +94,13 @@ def _newest(folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         whole, damaged = whole_checkpoints(folder)
         for error in damaged:
-            print(f"warning: {error.where}: {error.what}; passed over", file=sys.stderr)
+            _tell(f"warning: {error.where}: {error.what}; passed over")
         if whole:
-            print(f"going on from {whole[0]}", file=sys.stderr)
+            _tell(f"going on from {whole[0]}")
             return whole[0]
         if damaged:
             raise UserError(str(folder), "every checkpoint is damaged", "Move them away to start from the beginning.")
-    print("no checkpoint yet: starting from the beginning", file=sys.stderr)
+    _tell("no checkpoint yet: starting from the beginning")
     return None
 
 
@@ -107,7 +117,7 @@ def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
         if other := next(_differing(_deciding(_read(folder / CONFIG)), _deciding(config)), None):
             if (folder / CHECKPOINTS).exists():
                 what = f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
-                print(what, file=sys.stderr)
+                _tell(what)
         else:
             found.append(folder)
     return found
@@ -124,7 +134,7 @@ def _ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any
         if (folder / CHECKPOINTS).exists():
             return None
         lengths = [of.get("trainer", {}).get("max_steps") for of in (_read(folder / CONFIG), config)]
-        if (folder / "model").exists() and lengths[0] == lengths[1]:  # and not a trial of a few steps
+        if (folder / ENDED).exists() and lengths[0] == lengths[1]:  # and not a trial of a few steps
             return folder
     return None
 

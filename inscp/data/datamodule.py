@@ -16,7 +16,7 @@ from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
 from inscp.data.sampling import PackedRowSampler, Shuffled
 from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import InsCPTagger, Tagger
-from inscp.errors import UserError
+from inscp.errors import UserError, everywhere
 from inscp.pretrained import load_tokenizer, longest_input
 from inscp.records import PackedBatch, require_language_tag
 
@@ -269,7 +269,7 @@ class InsCPDataModule(LightningDataModule):
             if state_dict[key] != now and not self.force_resume:
                 what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
                 mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
-                raise UserError("--ckpt_path", what, mend)
+                raise everywhere(UserError("--ckpt_path", what, mend))
         self._rows_before, self._step_before = state_dict["rows_seen"], state_dict["step"]
 
 

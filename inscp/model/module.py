@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inscp.data.datamodule import data_of
-from inscp.errors import RunError, UserError
+from inscp.errors import RunError, UserError, everywhere
 from inscp.model.adapters import LoRA
 from inscp.model.allocator import keep_freed_memory, return_freed_memory
 from inscp.model.average import WeightAverage
@@ -258,11 +258,12 @@ class InsCPModule(JudgedModule):
         if not torch.isfinite(value):
             folder = getattr(self.trainer.checkpoint_callback, "folder", None)
             kept = whole_checkpoints(folder)[0][:1] if folder else []
-            raise RunError(
+            what = (
                 f"the {name} became {value.item()} at step {self.trainer.global_step}; the weights of this step were "
                 f"not changed. Last good checkpoint: {kept[0] if kept else 'none'}. Lower "
                 "model.optimizer.learning_rate or set trainer.gradient_clip_val."
             )
+            raise everywhere(RunError(what))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -3,6 +3,7 @@
 All three keep the same checkpoints, so that a training goes on under another strategy or on another number of ranks.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,6 +198,13 @@ def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> 
     Raises:
         UserError: any other strategy, because its checkpoints would not be these.
     """
+    ranks = num_nodes * _count(accelerator, devices)
+    started = int(os.environ.get("WORLD_SIZE", ranks)) if "LOCAL_RANK" in os.environ else ranks
+    if started != ranks:
+        what = f"{started} processes were started for {ranks}"
+        raise UserError(
+            "trainer.devices", what, f"Give {started} devices in all (devices x num_nodes), or start {ranks}."
+        )
     if isinstance(given, _Checkpoints):
         return given
     if given in _NAMED:
@@ -205,7 +213,7 @@ def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> 
         name = given if isinstance(given, str) else type(given).__name__
         mend = "Take auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
         raise UserError("trainer.strategy", f"{name} is not offered", mend)
-    return FSDP2() if num_nodes * _count(accelerator, devices) > 1 else OneDevice()
+    return FSDP2() if ranks > 1 else OneDevice()
 
 
 _NAMED: dict[Any, type[Strategy]] = {"ddp": DDP, "fsdp2": FSDP2}

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import FSDP2, fit, project, start, steps
+import yaml
+from launch import FSDP2, fit, project, start, steps, together
 from lightning import Callback, LightningModule, Trainer
+from mlflow.tracking import MlflowClient
 from processes import Command
 
-from inscp.callbacks import export
+from inscp.callbacks import checkpoints, export
 from inscp.model.checkpoint import whole_checkpoints
 
 TWO = [*FSDP2, "--data.batch_size", "1"]
@@ -150,3 +152,105 @@ def test_what_is_measured_in_the_step_of_a_signal_is_kept(folder: Path) -> None:
     fit(folder, "asked", *arguments, "--trainer.max_steps", "5")
     [file] = (folder / "asked_runs").glob("*/*/alignment.json")
     assert [one["step"] for one in json.loads(file.read_text("utf-8"))["history"]] == [1, 2, 3, 4, 5]
+
+
+class LongTable(Callback):
+    """Stands in front of the table that comes behind the export, on the first rank, until a file is there."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.default_root_dir)
+        (folder / f"behind_export_{trainer.global_rank}").touch()
+        while trainer.is_global_zero and not (folder / "go_on").exists():
+            time.sleep(0.01)
+
+
+def exported(folder: Path, log: str, *spread: Any) -> tuple[Command, Path]:
+    """A training that has exported its model and not made its table yet, and the folder of its runs."""
+    runs = folder / f"{log}_runs"
+    given = ["--trainer.callbacks+", "test_signals.LongTable", "--trainer.default_root_dir", runs.name, *LAST, *spread]
+    tracked = ["--mlflow.enabled", "true", "--mlflow.tracking_uri", f"sqlite:///{log}.db"]
+    process = start(folder, log, *given, *tracked)
+    while len(list(runs.glob("behind_export_*"))) < (2 if spread else 1):
+        assert process.poll() is None, process.stderr[-3000:]
+        time.sleep(0.01)
+    return process, runs
+
+
+def test_a_signal_to_any_rank_does_not_cost_the_table_behind_the_export(folder: Path) -> None:
+    process, runs = exported(folder, "table", *TWO)
+    os.kill(children(process)[0], signal.SIGTERM)
+    time.sleep(6)  # Lightning looks at the others every five seconds
+    (runs / "go_on").touch()
+    assert process.wait(timeout=60) == 0, process.stderr[-3000:]
+    assert list(runs.glob("*/*/before_after.json"))
+
+
+def test_a_training_that_is_killed_behind_its_export_goes_on_to_its_end(folder: Path) -> None:
+    process, runs = exported(folder, "late")
+    process.kill()
+    [model] = runs.glob("*/*/model")
+    before = (model / "model.safetensors").read_bytes()
+    (runs / "go_on").touch()
+    tracked = ["--mlflow.enabled", "true", "--mlflow.tracking_uri", "sqlite:///late.db"]
+    given = ["--trainer.callbacks+", "test_signals.LongTable", "--trainer.default_root_dir", runs.name, *LAST]
+    done = fit(folder, "late", *given, *tracked)
+    assert "going on from" in done.stderr
+    assert (model / "model.safetensors").read_bytes() == before
+    assert list(runs.glob("*/*/before_after.json")) == [model.parent / "before_after.json"]
+    client = MlflowClient(f"sqlite:///{folder / 'late.db'}")
+    [run] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == len(steps(folder, "late"))
+    assert "this training has ended" in fit(folder, "late", *given, *tracked).stderr
+
+
+def test_outputs_that_were_moved_go_on_where_they_are(folder: Path) -> None:
+    process = begun(folder, "moved")
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    (folder / "moved_runs").rename(folder / "elsewhere")
+    last = max(steps(folder, "moved"))
+    arguments = [*LONG, *LAST, "--trainer.default_root_dir", "elsewhere", "--trainer.max_steps", str(last + 2)]
+    fit(folder, "moved", *arguments)
+    assert not (folder / "moved_runs").exists()
+    assert len(list((folder / "elsewhere").glob("*/*"))) == 1
+    assert list(steps(folder, "moved")) == list(range(1, last + 3))
+
+
+def test_an_error_that_all_ranks_have_is_told_once_and_costs_nothing_that_was_tracked(folder: Path) -> None:
+    given = ["--model.optimizer.learning_rate", "1e30", "--mlflow.enabled", "true", "--mlflow.patience", "8"]
+    process = start(folder, "diverged", *TWO, *given, "--trainer.default_root_dir", "diverged_runs",
+                    "--mlflow.tracking_uri", "http://127.0.0.1:9")  # fmt: skip
+    assert process.wait(timeout=120) == 1, process.stderr[-3000:]
+    assert process.stderr.count("error: ") == 1
+    assert list((folder / "diverged_runs").glob("*/*/mlflow_unsent.jsonl"))
+
+
+def test_ranks_that_do_not_see_one_folder_are_told_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+    def node(**place: str) -> Command:
+        root = project(tmp_path / f"node{place['RANK']}", yaml_model(folder))
+        return start(root, "apart", *TWO, "--trainer.default_root_dir", "runs", "--mlflow.enabled", "false",
+                     "--trainer.callbacks+", "test_signals.Impatient", **place)  # fmt: skip
+
+    first = together(node, 2, status=2)
+    assert "not all processes see runs" in first.stderr
+    assert not list(tmp_path.glob("*/apart.*"))
+
+
+def yaml_model(folder: Path) -> str:
+    return str(yaml.safe_load((folder / "small.yaml").read_text("utf-8"))["model"]["pretrained"])
+
+
+class Impatient(Callback):
+    """Does not wait long for what the other node has written."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        checkpoints._PATIENCE = 0.2
+
+
+@pytest.mark.parametrize(("devices", "started"), [("1", 2), ("2", 1)])
+def test_processes_and_devices_that_do_not_agree_are_told(folder: Path, devices: str, started: int) -> None:
+    place = {"WORLD_SIZE": str(started), "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    process = start(folder, "disagree", "--trainer.devices", devices, "--trainer.default_root_dir", "disagree", **place)
+    assert process.wait(timeout=60) == 2
+    assert f"trainer.devices: {started} processes were started for {devices}" in process.stderr
