@@ -254,3 +254,22 @@ def test_processes_and_devices_that_do_not_agree_are_told(folder: Path, devices:
     process = start(folder, "disagree", "--trainer.devices", devices, "--trainer.default_root_dir", "disagree", **place)
     assert process.wait(timeout=60) == 2
     assert f"trainer.devices: {started} processes were started for {devices}" in process.stderr
+
+
+class DiesInStepThree(Callback):
+    """As a process does that the system kills, on the second rank."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == 1 and trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_is_told_in_one_line_by_the_others(folder: Path) -> None:
+    def rank(**place: str) -> Command:
+        return start(folder, "orphan", *TWO, "--trainer.default_root_dir", "orphan_runs", *LAST,
+                     "--trainer.callbacks+", "test_signals.DiesInStepThree", **place)  # fmt: skip
+
+    first = together(rank, 2, status=1)
+    assert "error: another process of this training has ended" in first.stderr
+    assert "--ckpt_path last" in first.stderr
+    assert "Traceback" not in first.stderr
