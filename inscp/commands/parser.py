@@ -45,7 +45,7 @@ class OneLineErrors:
         if unknown is None:
             key = _KEY.search(message)
             if key and message.rstrip().endswith("Got value: None"):
-                raise UserError(key[1], "it is missing", f"Give it, as --{key[1]} …. {see_help}") from ex
+                raise UserError(key[1], "it has no value", f"Give one, as --{key[1]} …. {see_help}") from ex
             near = get_close_matches(named[1], _classes(), n=1) if named else []
             mend = f"Did you mean {near[0]}?" if near else see_help
             raise UserError(key[1] if key else "configuration", _plain(message), mend) from ex

@@ -1,7 +1,7 @@
 """`score`: the perplexity of every record under a model; on any number of ranks, and resumable."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -103,7 +103,13 @@ def score(
         scorer = Scorer(loss, tokenizer, scoring, batch_tokens or scoring_batch_tokens(loss), shard_model)
         lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
         mine = (chunk for chunk in read([ReadReport() for _ in sources]) if chunk.place in todo)
-        _score_chunks(scorer, mine, folder, on_bad_record, lines)
+
+        def keep() -> None:
+            """What it has cost so far, should it be killed; the other ranks count as this one until the end."""
+            if running:
+                folder.write_report({"cost": running.cost(counter.tokens * ranks, counter.flops * ranks).plain()})
+
+        _score_chunks(scorer, mine, folder, on_bad_record, lines, keep)
     work = _leave_ranks(counter, ranks)
     if rank == 0:
         _tell(folder, reports, running.stop(*work) if running else None)
@@ -202,14 +208,20 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
 
 
 def _score_chunks(
-    scorer: Scorer, work: Iterable[Chunk], folder: ScoreFolder, on_bad_record: OnBadRecord, lines: Lines
+    scorer: Scorer,
+    work: Iterable[Chunk],
+    folder: ScoreFolder,
+    on_bad_record: OnBadRecord,
+    lines: Lines,
+    on_chunk: Callable[[], None],
 ) -> None:
-    """Score the chunks of this rank, each kept as soon as it is done."""
+    """Score the chunks of this rank, each kept as soon as it is done, which `on_chunk` is told."""
     for chunk in work:
         unscored = ReadReport()
         unusable = partial(bad_record, on_bad_record=on_bad_record, report=unscored)
         scores = scorer.score(chunk.records, unusable, partial(lines.advance, chunk.characters))
         folder.write(*chunk.place, scores, unscored.skipped)
+        on_chunk()
     scorer.finish()
 
 

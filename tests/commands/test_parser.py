@@ -53,5 +53,5 @@ def test_null_is_refused_where_a_value_is_needed(key: str, may_be: bool) -> None
     if may_be:
         assert parser.parse_object(given).checkpoint[key] is None
         return
-    with pytest.raises(UserError, match=f"checkpoint.{key}: expected int. Got value: None"):
+    with pytest.raises(UserError, match=f"checkpoint.{key}: it has no value"):
         parser.parse_object(given)

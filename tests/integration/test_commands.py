@@ -281,7 +281,13 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--trainer.max_time", "00:01:00:00"], r"trainer\.max_time: the length"),
     (["--trainer.max_steps", "0"], r"trainer\.max_steps: 0 is too small"),
     (["--data.train", '[{"path": "corpus.jsonl", "limit": -1}]'], r"limit of corpus\.jsonl: -1 records are none"),
-    (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*these are no options of a source"),
+    (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*field is no option of a source"),
+    (["--data.train", '{"path": "corpus.jsonl", "text_unit": "x"}'], r"\{.*no such value\. .*file, paragraph or line"),
+    (["--data.row_length", "100000"], r"data\.row_length: 100,000 tokens are more than the 512 that the model can see"),
+    (["--config", "tasks.yaml"], r"tasks\.\S+: no such key\. It is a key of evaluate"),
+    (["broken.jsonl"], r"broken\.jsonl: it is given without a key\. Did you mean --config broken\.jsonl\?"),
+    (["--model.pretrained", "templateless", "--data.tagger", "PlainTagger", "--data.validation_tagger", "PlainTagger"],
+     r"templateless: it has no chat template.*or set before_after\.prompts to null"),
     (["--data.tagger", "InsCPTaggr"], r"data\.tagger: .*Did you mean InsCPTagger\?"),
     (["--model.adapter", "LoRA", "--model.adapter.rank", "0"], r"model\.adapter\.rank: 0 is not positive"),
     (["--stop_when_aligned.retention", "90"], r"stop_when_aligned\.retention: 90 is not between 0 and 1"),
@@ -294,6 +300,7 @@ def test_a_wrong_input_gets_one_line_and_status_2(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(config.parent)
     Path("broken.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text: \n', "utf-8")
+    Path("tasks.yaml").write_text("tasks: {t: {class_path: LanguageAlignment}}", "utf-8")
     shutil.copytree(tiny_model_folder, "templateless", dirs_exist_ok=True)
     Path("templateless/chat_template.jinja").unlink(missing_ok=True)
     assert main(["fit", "--config", config.name, "--mlflow.enabled", "false", *changes]) == 2

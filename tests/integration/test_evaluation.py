@@ -154,7 +154,7 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), [
-    ([*ALIGNMENT, "[fi]"], "no fi in it"),
+    ([*ALIGNMENT, "[fi]"], "no prompts in fi"),
     ([*ALIGNMENT, "[en]", "--tasks.t.prompts", "none.jsonl"], "no such file"),
     ([*ALIGNMENT, "[en]", "--tasks.t.prompts", "empty.jsonl"], "nothing in it"),
     ([*ALIGNMENT, "[en]", "--tasks.t.max_new_tokens", "9999"], "leaves room"),

@@ -56,7 +56,7 @@ def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(
     command = ["score", "--model", tiny_model_folder, "--data", "many.jsonl", "--out", "scores"]
     process = Command(*command, cwd=tmp_path)
     end = time.monotonic() + 120
-    while not list((tmp_path / "scores").glob("part-*")):
+    while not (tmp_path / "scores" / "_report.json").exists():  # what it has cost so far
         assert process.poll() is None, process.stderr
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -68,7 +68,9 @@ def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(
     assert before.items() <= after.items()
     ids = pq.read_table(tmp_path / "scores").column("id").to_pylist()
     assert ids == [f"many.jsonl:{i}" for i in range(1, 6001)]
-    cost = json.loads((tmp_path / "scores" / "_report.json").read_text())["cost"]
+    report = json.loads((tmp_path / "scores" / "_report.json").read_text())
+    cost = report["cost"]
+    assert cost["tokens"] >= report["sources"]["all"]["tokens"]  # those of the killed attempt are among them
     monkeypatch.chdir(tmp_path)
     score(tiny_model_folder, "many.jsonl", "scores")  # there is nothing left to do, and it stays what it has cost
     again = json.loads((tmp_path / "scores" / "_report.json").read_text())["cost"]
