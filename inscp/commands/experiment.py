@@ -101,7 +101,7 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
     if missing:
         given = ["--measured", measured] if measured else []
-        what = f"{len(missing)} of {len(runs)} runs are not in it, as they are not done"
+        what = f"{len(missing)} of {len(runs)} runs are not in it: they have not been run"
         print(f"{what}\n\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', 'run', folder, *given])}")
 
 

@@ -297,6 +297,8 @@ class InsCPCLI(LightningCLI):
         is_made_here = is_fit and not getattr(rank_zero_only, "rank", 0)  # others write nothing
         self._is_continued = before is not None
         self.folder = before or (new_folder(runs) if is_made_here else runs)
+        if is_made_here:
+            (self.folder / ENDED).unlink(missing_ok=True)
         self.model_folder = self.folder / "model"
         if not folder:
             checkpoints.folder = self.folder / CHECKPOINTS

@@ -66,7 +66,7 @@ def continued_run(checkpoint: Path, is_last: bool) -> Path | None:
     beside = checkpoint.parent.parent  # another place than when it was written, where the outputs were moved
     is_inside = checkpoint.parent.name == CHECKPOINTS and (beside / CONFIG).exists()
     run = beside if is_inside else Path(read_about(checkpoint)[FOLDER_KEY])
-    is_ended = (run / ENDED).exists()
+    is_ended = _has_ended(run)
     if is_ended and is_last:
         raise _ended(run)
     return None if is_ended or _has_newer(checkpoint, run) else run
@@ -75,6 +75,11 @@ def continued_run(checkpoint: Path, is_last: bool) -> Path | None:
 @rank_zero_only
 def _tell(what: str) -> None:
     print(what, file=sys.stderr)
+
+
+def _has_ended(folder: Path) -> bool:
+    """Whether a run has come to its end, and its model has not been deleted since."""
+    return (folder / ENDED).exists() and (folder / "model").exists()
 
 
 def _ended(folder: Path) -> Stopped:
@@ -134,7 +139,7 @@ def _ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any
         if (folder / CHECKPOINTS).exists():
             return None
         lengths = [of.get("trainer", {}).get("max_steps") for of in (_read(folder / CONFIG), config)]
-        if (folder / ENDED).exists() and lengths[0] == lengths[1]:  # and not a trial of a few steps
+        if _has_ended(folder) and lengths[0] == lengths[1]:  # and not a trial of a few steps
             return folder
     return None
 

@@ -188,7 +188,7 @@ def test_aligned_prompts_are_read_by_language_tag_however_the_field_is_spelt(tmp
 
 @pytest.mark.parametrize(("content", "complaint"), [
     ('{"en": "a"}\n{"en": ""}', ":2"), ('{"en": "a"}\nnot json', ":2"),
-    ('{"fi": "a"}', "no en in it"), ("[1]", ":1"),
+    ('{"fi": "a"}', "no prompts in en"), ("[1]", ":1"),
 ])  # fmt: skip
 def test_a_broken_prompt_file_names_its_line(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "prompts.jsonl"

@@ -185,7 +185,7 @@ def test_a_folder_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> N
 
 
 def test_what_cannot_be_exported_is_kept_as_a_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
-    (tmp_path / "model").mkdir()  # as a full disk would, it stands in the way
+    (tmp_path / "model").touch()  # as a full disk would, it stands in the way
     provenance, saving = Provenance(tmp_path), Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=None)
     callbacks = [provenance, ExportAtEnd(tmp_path / "model", provenance, saving), saving]
     run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)

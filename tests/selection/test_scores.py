@@ -38,11 +38,18 @@ def test_the_data_sets_perplexity_is_that_of_all_its_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"model": "other"}, {"given": "template"}, {"sources": [{"name": "a", "path": "a", "fingerprint": "9"}]}]
+    ("change", "complaint"),
+    [
+        ({"model": "other"}, "another model"),
+        ({"given": "template"}, "another given"),
+        ({"sources": [{"name": "a", "path": "a", "fingerprint": "9"}]}, "of other data"),
+    ],
 )
-def test_scores_that_were_made_otherwise_are_not_mixed_in(tmp_path: Path, change: dict[str, object]) -> None:
+def test_scores_that_were_made_otherwise_are_not_mixed_in(
+    tmp_path: Path, change: dict[str, object], complaint: str
+) -> None:
     ScoreFolder.create(tmp_path / "s", MADE_BY)
-    with pytest.raises(UserError, match=next(iter(change))):
+    with pytest.raises(UserError, match=complaint):
         ScoreFolder.create(tmp_path / "s", MADE_BY | change)
 
 
