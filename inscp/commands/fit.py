@@ -27,7 +27,7 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
-from inscp.commands.offered import require_offered
+from inscp.commands.offered import require_askable, require_offered
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
@@ -41,13 +41,11 @@ from inscp.commands.resume import (
 )
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
-from inscp.data.rendering import require_chat_template
 from inscp.errors import RunError, Stopped, UserError, first_line
 from inscp.model.checkpoint import TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
-from inscp.text.language import primary
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
 
@@ -208,7 +206,10 @@ class InsCPCLI(LightningCLI):
         if self.subcommand != "fit" and not self.datamodule.validation:
             raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
         if self.subcommand == "fit":
-            self._require_askable()
+            asking = {
+                name: self._get(self.config_init, name).languages for name in ("before_after", "stop_when_aligned")
+            }
+            require_askable(self.datamodule, asking)
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         self.tracker = self._open_tracker(name) if given["logger"] is None else None
         if given["logger"] is None:
@@ -227,25 +228,6 @@ class InsCPCLI(LightningCLI):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(callbacks.index(checkpoints), Interruption(checkpoints))
         return trainer
-
-    def _require_askable(self) -> None:
-        """See that the model can be asked where its answers are to be measured, and in which languages.
-
-        Raises:
-            UserError: it has no chat template.
-        """
-        asking: dict[str, BeforeAfter | StopWhenAligned] = {
-            name: self._get(self.config_init, name) for name in ("before_after", "stop_when_aligned")
-        }
-        for name, callback in asking.items():
-            if not callback.languages:
-                continue
-            mend = f", or set {name}.prompts to null, which asks it nothing"
-            require_chat_template(self.datamodule.tokenizer, self.model.pretrained, mend)
-            taught = self.datamodule.language
-            if taught != "und" and primary(taught) not in map(primary, callback.languages):
-                what = f"{name} asks in {' and '.join(callback.languages)}, and not in {taught} (data.language)"
-                print(f"warning: {what}: set {name}.prompts and {name}.languages", file=sys.stderr)
 
     def _open_tracker(self, name: str) -> MLflowTracker | None:
         tracking: Tracking = self._get(self.config_init, "mlflow")

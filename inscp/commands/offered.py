@@ -1,9 +1,15 @@
-"""What the trainer's section of a configuration may ask for: nothing that is decided elsewhere or would train badly."""
+"""What a training may ask for: of the trainer nothing that is decided elsewhere or would train badly, and of the model
+only what it can answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from inscp.data.datamodule import InsCPDataModule
+from inscp.data.rendering import require_chat_template
 from inscp.errors import UserError
+from inscp.text.language import primary
 
 _LEAST: dict[str, tuple[float, ...]] = {
     "max_steps": (1, -1),
@@ -46,3 +52,23 @@ def require_offered(trainer: Mapping[str, Any]) -> None:
     if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
+
+
+def require_askable(data: InsCPDataModule, asking: Mapping[str, Sequence[str]]) -> None:
+    """See that the model can be asked; a warning where nobody asks it in the language that it is taught.
+
+    Args:
+        data: of the training.
+        asking: section -> the languages in which it asks.
+
+    Raises:
+        UserError: it has no chat template.
+    """
+    for name, languages in asking.items():
+        if not languages:
+            continue
+        mend = f", or set {name}.prompts to null, which asks it nothing"
+        require_chat_template(data.tokenizer, data.pretrained, mend)
+        if data.language != "und" and primary(data.language) not in map(primary, languages):
+            what = f"{name} asks in {' and '.join(languages)}, and not in {data.language} (data.language)"
+            rank_zero_warn(f"{what}: set {name}.prompts and {name}.languages")
