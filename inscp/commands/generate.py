@@ -36,7 +36,7 @@ def generate(
     out: str,
     max_new_tokens: int = 256,
     max_characters: int = 2000,
-    temperature: float = 0.0,
+    temperature: float = 1.0,
     seed: int = 0,
     on_bad_record: OnBadRecord = "error",
     precision: InferencePrecision | None = None,
@@ -58,7 +58,8 @@ def generate(
             it.
         max_new_tokens: an answer that has not ended there is left out, as are loops, copies and empty ones.
         max_characters: a longer prompt is a bad record.
-        temperature: 0 takes the likeliest token each time, 1 samples as the model was trained to.
+        temperature: 1 samples from the model's own likelihoods, which learning from the samples leaves where they are;
+            0 takes the likeliest token each time, which makes the model surer of it.
         seed: of sampling.
         on_bad_record: stop, or skip and count.
         precision: bf16 where the hardware multiplies in it, else fp32.
@@ -69,7 +70,7 @@ def generate(
     file = Path(out)
     require_new(file)
     if temperature < 0:
-        raise UserError("temperature", f"{temperature} is negative", "Give 0, or 1 to sample.")
+        raise UserError("temperature", f"{temperature} is negative", "Give 1, or 0 for the likeliest.")
     reports: dict[str, ReadReport] = {}
     prompts = list(dict.fromkeys(_prompts(data, max_characters, on_bad_record, reports)))
     if not prompts:

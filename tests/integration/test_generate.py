@@ -49,7 +49,7 @@ def test_whole_answers_stand_behind_their_prompts_and_the_others_are_counted(cap
         command = ["generate", "--model", "m", "--server.address", server.address, "--data", write(RECORDS)]
         assert main([*command, "--out", "own.jsonl"]) == 0
         told = capsys.readouterr().out
-        assert server.asked[0]["temperature"] == 0
+        assert server.asked[0]["temperature"] == 1
         assert len(server.asked) == 7  # one question comes twice
         Path("own.jsonl").unlink()
         assert main([*command, "--out", "own.jsonl"]) == 0
@@ -68,7 +68,7 @@ def test_what_the_model_says_is_trained_on_as_its_answers(
     tiny_model_folder: str, capsys: pytest.CaptureFixture
 ) -> None:
     data = write([{"text": f"What is {number}?"} for number in range(40)])
-    asked = ["generate", "--model", tiny_model_folder, "--data", data, "--temperature", "1", "--max_new_tokens", "48"]
+    asked = ["generate", "--model", tiny_model_folder, "--data", data, "--max_new_tokens", "48"]
     for seed, out in ((0, "one.jsonl"), (0, "same.jsonl"), (1, "other.jsonl")):
         assert main([*asked, "--seed", str(seed), "--out", out]) == 0
     next_step = capsys.readouterr().out.rpartition("--data.replay ")[2].strip().strip("'")
