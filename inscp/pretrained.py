@@ -22,7 +22,7 @@ from inscp.paths import cache_folder, made_once
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 _PYPI = re.compile(
@@ -45,18 +45,21 @@ def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or "tokenizer"
 
 
-def end_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The tokens at which a tokenizer's model stops: its own end of sequence, and those of the model's settings."""
+def end_ids(tokenizer: "PreTrainedTokenizerBase", settings: "GenerationConfig | None" = None) -> set[int]:
+    """The tokens at which a tokenizer's model stops: its own end of sequence, and those of the model's settings.
+
+    Args:
+        tokenizer: the model's.
+        settings: of the model's generation; by default those that lie beside the tokenizer, if any do.
+    """
     from transformers import GenerationConfig
 
-    own: Any = None
-    with suppress(OSError, ValueError):  # a tokenizer alone
-        own = GenerationConfig.from_pretrained(tokenizer.name_or_path).eos_token_id
-    return {int(index) for index in (tokenizer.eos_token_id, *_listed(own)) if index is not None}
-
-
-def _listed(ids: int | list[int] | None) -> list[int | None]:
-    return [*ids] if isinstance(ids, list) else [ids]
+    if settings is None:
+        with suppress(OSError, ValueError):  # a tokenizer alone
+            settings = GenerationConfig.from_pretrained(tokenizer.name_or_path)
+    own = settings.eos_token_id if settings else None
+    ids = own if isinstance(own, list) else [own]
+    return {int(index) for index in (tokenizer.eos_token_id, *ids) if index is not None}
 
 
 def resolve(spec: str) -> tuple[str, str | None]:

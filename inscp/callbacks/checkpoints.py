@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -69,10 +68,10 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
-        if stage == "fit" and trainer.world_size > 1:
-            self._require_one_view(trainer)
         if stage == "fit":
             self._require_measured(data_of(trainer).validation)
+            if trainer.world_size > 1:
+                self._require_one_view(trainer)
         if trainer.is_global_zero and stage == "fit":
             remove_partial(self.folder)
 
@@ -92,15 +91,13 @@ class Checkpoints(Checkpoint):
         while not (sees := probe.exists()) and time.monotonic() < until:
             time.sleep(0.1)
         goes_on_from = str(trainer.ckpt_path)
-        is_one = strategy.broadcast(goes_on_from) == goes_on_from
-        seen, alike = (int(strategy.reduce(torch.tensor(float(not fine), device=strategy.root_device), reduce_op="max"))
-                       for fine in (sees, is_one))  # fmt: skip
+        all_see = strategy.reduce_boolean_decision(sees)
+        all_agree = strategy.reduce_boolean_decision(strategy.broadcast(goes_on_from) == goes_on_from)
         if trainer.is_global_zero:
             probe.unlink()
-        if seen or alike:
-            what = (
-                f"not all processes see {place}" if seen else "the processes find different checkpoints to go on from"
-            )
+        if not (all_see and all_agree):
+            apart, differ = f"not all processes see {place}", "the processes find different checkpoints to go on from"
+            what = differ if all_see else apart
             mend = "Give a folder that all nodes share (checkpoint.dirpath, trainer.default_root_dir)."
             raise everywhere(UserError("checkpoint.dirpath", what, mend))
 

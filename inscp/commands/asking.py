@@ -81,7 +81,7 @@ def subject(
         UserError: the server does not answer, or the folder holds answers of something else.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("WORLD_SIZE", "several processes would all ask the same", "Start one, or give a server.")
+        raise UserError("WORLD_SIZE", "several processes would all ask the same", "Start one.")
     counter, spent = WorkCounter(), None
     backend: Backend
     if server:

@@ -74,8 +74,7 @@ def run_study(
     check_runs(runs)
     Runner(study, where).run(runs, every)
     _list(runs, every, where)
-    given = ["--measured", measured] if measured else []
-    print(f"\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', 'report', folder, *given])}")
+    print(_next("report", folder, measured))
 
 
 def report_study(folder: str, out: str = "outputs/experiments", measured: str | None = None) -> None:
@@ -100,9 +99,8 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
     ParentRun(study.mlflow, study.name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
     if missing:
-        given = ["--measured", measured] if measured else []
-        what = f"{len(missing)} of {len(runs)} runs are not in it: they have not been run"
-        print(f"{what}\n\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', 'run', folder, *given])}")
+        print(f"{len(missing)} of {len(runs)} runs are not in it: they have not been run")
+        print(_next("run", folder, measured))
 
 
 def keep_study(folder: str, kept: str, out: str = "outputs/experiments") -> None:
@@ -117,6 +115,12 @@ def keep_study(folder: str, kept: str, out: str = "outputs/experiments") -> None
     """
     where = Places(Path(out))
     print(f"{keep(map(where.made, read_study(Path(folder)).runs()), Path(kept))} runs added to {kept}")
+
+
+def _next(action: str, folder: str, measured: str | None) -> str:
+    """What to try next."""
+    given = ["--measured", measured] if measured else []
+    return f"\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', action, folder, *given])}"
 
 
 def _places(out: str, measured: str | None) -> Places:

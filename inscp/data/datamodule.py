@@ -1,6 +1,7 @@
 """The data as Lightning takes it: training rows in a resumable order, held-out sets by name."""
 
 import math
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -105,6 +106,10 @@ class InsCPDataModule(LightningDataModule):
             self._tokenizer = load_tokenizer(self.pretrained)
         return self._tokenizer
 
+    @cached_property
+    def _longest(self) -> int:
+        return longest_input(self.pretrained)
+
     def require_sources(self) -> None:
         """See that there are files where paths were given, before anything is read.
 
@@ -128,9 +133,9 @@ class InsCPDataModule(LightningDataModule):
         Raises:
             UserError: rows longer than what the model can see.
         """
-        if self.row_length > (longest := longest_input(self.pretrained)):
-            what = f"{self.row_length:,} tokens are more than the {longest:,} that the model can see at once"
-            raise UserError("data.row_length", what, f"Give {longest} at most.")
+        if self.row_length > self._longest:
+            what = f"{self.row_length:,} tokens are more than the {self._longest:,} that the model can see at once"
+            raise UserError("data.row_length", what, f"Give {self._longest} at most.")
         return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record, document_length)
 
     @property

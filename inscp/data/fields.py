@@ -62,9 +62,8 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
     names = fields or find_fields(row)
     if names is None:
         found = (f"{name} ({type(value).__name__})" for name, value in row.items())
-        texts_by_length = sorted((str(name) for name, value in row.items() if isinstance(value, str)),
-                                 key=lambda name: -len(row[name]))  # fmt: skip
-        name = texts_by_length[0] if texts_by_length else "FIELD"
+        with_text = [name for name, value in row.items() if isinstance(value, str)]
+        name = max(with_text, key=lambda name: len(row[name]), default="FIELD")
         mend = f"Name the one with the text, by options of the source: {{path: …, fields: {{text: {name}}}}}."
         return BadRow("no known shape", f"its fields: {', '.join(found) or 'none'}", mend=mend)
     missing = [field for field in names.values() if field not in row]
