@@ -7,6 +7,7 @@ prompt -> Generation -> Share                               (evaluation)
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -154,6 +155,8 @@ class PackedBatch:
         step_targets: how many targets the whole optimizer step has, over micro-batches and ranks: the
             denominator that makes every token weigh the same.
         step_tokens: how many of its tokens are not padding.
+        replayed_rows: how many of the rows are replayed, which are the last ones.
+        replayed_targets: how many of the targets are theirs.
         places: int64 [N]; which of the B x L positions have a target, found where the batch is made: on a GPU all
             would wait until it is known how many they are.
     """
@@ -164,11 +167,28 @@ class PackedBatch:
     lengths: tuple[int, ...]
     step_targets: int
     step_tokens: int
+    replayed_rows: int = 0
+    replayed_targets: int = 0
     places: torch.Tensor = None  # type: ignore[assignment]  # by default those of the targets
 
     def __post_init__(self) -> None:
         if self.places is None:
             object.__setattr__(self, "places", (self.targets.flatten() != IGNORED).nonzero()[:, 0])
+
+    @property
+    def replayed(self) -> PackedBatch:
+        """The replayed rows alone."""
+        row = len(self.input_ids) - self.replayed_rows
+        begin = row * self.input_ids.shape[1]
+        ends = itertools.accumulate(self.lengths)
+        return replace(
+            self,
+            input_ids=self.input_ids[row:],
+            targets=self.targets[row:],
+            position_ids=self.position_ids[row:],
+            lengths=tuple(n for n, end in zip(self.lengths, ends, strict=True) if end > begin),
+            places=self.places[len(self.places) - self.replayed_targets :] - begin,
+        )
 
     def to(self, device: torch.device, non_blocking: bool = True) -> PackedBatch:
         """The same batch on `device` (what Lightning calls, without the second argument)."""

@@ -35,7 +35,7 @@ class TrainingCost(Callback):
         self._ledger, self._throughput = ledger, throughput
         self._earlier: Cost | None = None
         self._running: Running | None = None
-        self._size = ModelSize(0, 0, 0)
+        self._size = self._teacher = ModelSize(0, 0, 0)
         self._recomputed = self._flops = 0.0
         self._tokens_before = 0
 
@@ -49,6 +49,8 @@ class TrainingCost(Callback):
         if not (self._ledger.enabled and trainer.is_global_zero):
             return
         self._size, self._flops = ModelSize.of(pl_module.model), 0.0
+        if pl_module.teacher:
+            self._teacher = ModelSize.of(pl_module.teacher.root.model)
         self._recomputed = recomputed_share(pl_module.activation_checkpointing)
         self._tokens_before = self._throughput.tokens
         devices = trainer.strategy.parallel_devices  # type: ignore[attr-defined]
@@ -57,7 +59,9 @@ class TrainingCost(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        self._flops += _ranks(trainer) * training_flops(self._size, Work.of(batch.lengths), self._recomputed)
+        learning = training_flops(self._size, Work.of(batch.lengths), self._recomputed)
+        teaching = forward_flops(self._teacher, Work.of(batch.replayed.lengths))
+        self._flops += _ranks(trainer) * (learning + teaching)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, *_: Any

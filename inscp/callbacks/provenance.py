@@ -18,7 +18,7 @@ from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
 from inscp.model.module import InsCPModule
 from inscp.model.origin import Origin, read_origin, warn_of_other_weights
 from inscp.paths import local_path
-from inscp.pretrained import weights_fingerprint
+from inscp.pretrained import model_name, weights_fingerprint
 from inscp.selection import report as selection
 from inscp.tracking.environment import hardware
 from inscp.tracking.tracker import tracker_of
@@ -108,6 +108,10 @@ class Provenance(Callback):
             training["document_length"] = data.document_length
         if module.shield:
             training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
+        if module.distillation:
+            training["distillation"] = (
+                f"replayed rows, by {model_name(module.distillation.teacher or module.pretrained)}"
+            )
         if data.replay:
             training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"
         is_measured = module.held_out_step == trainer.global_step  # and not behind an earlier step

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.rendering import require_chat_template
 from inscp.errors import UserError
+from inscp.model.module import InsCPModule
 from inscp.text.language import primary
 
 _LEAST: dict[str, tuple[float, ...]] = {
@@ -52,6 +53,16 @@ def require_offered(trainer: Mapping[str, Any]) -> None:
     if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
+
+
+def require_replay(module: InsCPModule, data: InsCPDataModule) -> None:
+    """
+    Raises:
+        UserError: a teacher is asked for, and nothing is replayed that it could teach.
+    """
+    if module.distillation and not data.replay:
+        mend = "Give data.replay, as configs/data/replay_en.yaml, or leave it out."
+        raise UserError("model.distillation", "nothing is replayed", mend)
 
 
 def require_askable(data: InsCPDataModule, asking: Mapping[str, Sequence[str]]) -> None:

@@ -229,7 +229,7 @@ class InsCPDataModule(LightningDataModule):
             start=self._rows_before,
             steps_before=self._step_before,
         )
-        return self._loader(self.mixture.rows, sampler)
+        return self._loader(self.mixture.rows, sampler, self.mixture.n_own)
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
         """One loader a held-out set."""
@@ -245,8 +245,8 @@ class InsCPDataModule(LightningDataModule):
 
     test_dataloader = val_dataloader
 
-    def _loader(self, rows: CachedRows, sampler: PackedRowSampler) -> DataLoader[PackedBatch]:
-        dataset = PackedRows(rows, self.tokenizer.pad_token_id or 0)
+    def _loader(self, rows: CachedRows, sampler: PackedRowSampler, n_own: int | None = None) -> DataLoader[PackedBatch]:
+        dataset = PackedRows(rows, self.tokenizer.pad_token_id or 0, n_own)
         pinned = torch.cuda.is_available()
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned)
 

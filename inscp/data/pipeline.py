@@ -145,10 +145,12 @@ class PackedRows(Dataset[PackedBatch]):
     Args:
         cached: the rows.
         pad_id: the token id of an empty row.
+        n_own: how many of the rows are the training's own; those behind them are replayed. By default all.
     """
 
-    def __init__(self, cached: CachedRows, pad_id: int = 0) -> None:
+    def __init__(self, cached: CachedRows, pad_id: int = 0, n_own: int | None = None) -> None:
         self._cached, self._pad_id = cached, pad_id
+        self._n_own = len(cached.n_tokens) if n_own is None else n_own
 
     def __getitem__(self, micro: MicroBatch) -> PackedBatch:
         length = self._cached.report.row_length
@@ -156,7 +158,9 @@ class PackedRows(Dataset[PackedBatch]):
         targets = torch.full((len(micro.rows), length), IGNORED, dtype=torch.long)
         position_ids = torch.arange(length).repeat(len(micro.rows), 1)
         documents: list[int] = []
-        for place, row in enumerate(micro.rows):
+        replayed = [row for row in micro.rows if row >= self._n_own]
+        own = [row for row in micro.rows if row < self._n_own]
+        for place, row in enumerate(own + replayed):
             if row == EMPTY_ROW:
                 documents.append(length)
                 continue
@@ -169,4 +173,5 @@ class PackedRows(Dataset[PackedBatch]):
             position_ids[place] -= torch.from_numpy(starts)
             documents += lengths.tolist()
         counts = micro.step_targets, micro.step_tokens
-        return PackedBatch(input_ids, targets, position_ids, tuple(documents), *counts)
+        n_replayed = len(replayed), int((targets[len(own) :] != IGNORED).sum())
+        return PackedBatch(input_ids, targets, position_ids, tuple(documents), *counts, *n_replayed)

@@ -1,10 +1,11 @@
-"""The next-token loss: summed in fp32 over the targets, without ever holding all logits.
+"""The next-token loss, and the divergence from a teacher, summed in fp32 without ever holding all logits.
 
 The logits of a batch (tokens x vocabulary) are the largest tensor of a training step. Here the output layer and the
 cross-entropy work on chunks of rows, and the gradients of a chunk are formed in the forward pass, in the place of its
 logits: products in the compute dtype, softmax and sums in fp32. Positions without a target cost nothing.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,27 @@ _CACHED = 1 << 20
 """fp32 numbers that a CPU's caches hold."""
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts at N places; the logits are `hidden @ weight.T`.
+
+    Attributes:
+        hidden: [N, H], or where the output layer is no such product the logits themselves, [N, V].
+        weight: [V, H], the output embedding; None where `hidden` are the logits.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor | None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """All of them, [N, V]."""
+        return self.hidden if self.weight is None else self.hidden @ self.weight.T
+
+    def __getitem__(self, rows: slice) -> "Predictions":
+        return Predictions(self.hidden[rows], self.weight)
+
+
 class NextTokenLoss(nn.Module):
     """A causal language model whose output is its loss.
 
@@ -37,36 +59,56 @@ class NextTokenLoss(nn.Module):
         self.linear_head = has_linear_head(model)
         self.by_document = attend_by_document(model)
 
-    def forward(self, batch: PackedBatch, each: bool = False) -> torch.Tensor:
+    def forward(self, batch: PackedBatch, each: bool = False, teacher: Predictions | None = None) -> torch.Tensor:
         """The negative log-likelihood of the batch's targets in nats, fp32: summed, and differentiable.
 
-        With `each` that of every target, [N] in the order of the rows, without gradients.
+        With `each` that of every target, [N] in the order of the rows, without gradients. With a `teacher`, who
+        predicts at the last M of the N places, it is there the divergence KL(teacher || model).
         """
+        mine = self.predictions(batch)
+        targets = batch.targets.flatten().index_select(0, batch.places)
+        if mine.weight is not None:
+            if each:
+                return linear_nlls(mine.hidden, mine.weight, targets)
+            return linear_nll_sum(mine.hidden, mine.weight, targets, teacher)
+        logits = mine.logits.float()
+        if teacher is None:
+            return F.cross_entropy(logits, targets, reduction="none" if each else "sum")
+        n = len(targets) - len(teacher.hidden)
+        wanted = teacher.logits.float().log_softmax(1)
+        divergence = F.kl_div(logits[n:].log_softmax(1), wanted, reduction="sum", log_target=True)
+        return F.cross_entropy(logits[:n], targets[:n], reduction="sum") + divergence
+
+    def predictions(self, batch: PackedBatch) -> Predictions:
+        """At the batch's places; where the model is sharded, with its own weights gathered."""
         # transformers isolates packed documents when position ids restart, with neither attention mask nor cache;
         # with FlashAttention it looks for them only where there is one row.
         shape = (1, -1) if "flash" in self.model.config._attn_implementation else batch.input_ids.shape
-        input_ids, targets, position_ids = (
-            tensor.reshape(shape) for tensor in (batch.input_ids, batch.targets, batch.position_ids)
-        )
+        input_ids, position_ids = batch.input_ids.reshape(shape), batch.position_ids.reshape(shape)
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
         if self.by_document:
             inputs["documents"] = Documents(batch.lengths, input_ids.device)
-        targets = targets.flatten().index_select(0, batch.places)
         if self.linear_head:
-            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1).index_select(0, batch.places)
-            weight = self.model.get_output_embeddings().weight
-            return linear_nlls(hidden, weight, targets) if each else linear_nll_sum(hidden, weight, targets)
-        logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.places)
-        return F.cross_entropy(logits.float(), targets, reduction="none" if each else "sum")
+            states, weight = (
+                self.model.base_model(**inputs).last_hidden_state,
+                self.model.get_output_embeddings().weight,
+            )
+        else:
+            states, weight = self.model(**inputs).logits, None
+        return Predictions(states.flatten(0, 1).index_select(0, batch.places), weight)
 
 
-def linear_nll_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def linear_nll_sum(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, teacher: Predictions | None = None
+) -> torch.Tensor:
     """Summed cross-entropy of `hidden @ weight.T` against `targets`, chunk by chunk.
 
     Args:
         hidden: [N, H].
         weight: [V, H], the output embedding.
         targets: int64 [N].
+        teacher: what is to be predicted at the last M places in the place of their targets: there the sum is of the
+            divergences KL(teacher || model).
 
     Returns:
         fp32 scalar, in nats.
@@ -74,7 +116,7 @@ def linear_nll_sum(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Te
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     weight = weight if torch.is_grad_enabled() else weight.detach()  # whose gradient would be made all the same
-    return _LinearNLL.apply(hidden, weight, targets, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    return _LinearNLL.apply(hidden, weight, targets, teacher, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.no_grad()
@@ -93,7 +135,12 @@ def linear_nlls(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 class _LinearNLL(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        teacher: Predictions | None,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
@@ -104,11 +151,16 @@ class _LinearNLL(torch.autograd.Function):
         all_logits = low_hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
         product = torch.empty_like(low_weight) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(targets), rows_at_once):
-            rows = slice(start, start + rows_at_once)
-            chunk, target = low_hidden[rows], targets[rows]
-            logits = torch.mm(chunk, low_weight.T, out=all_logits[: len(target)])
-            total += _nlls(logits, target, into_gradients=wants_hidden or wants_weight).sum()
+        n_targets = len(targets) - (len(teacher.hidden) if teacher else 0)
+        for rows in _chunks(0, n_targets, rows_at_once) + _chunks(n_targets, len(targets), rows_at_once):
+            chunk = low_hidden[rows]
+            logits = torch.mm(chunk, low_weight.T, out=all_logits[: len(chunk)])
+            if teacher is None or rows.start < n_targets:
+                losses = _nlls(logits, targets[rows], into_gradients=wants_hidden or wants_weight)
+            else:
+                taught = slice(rows.start - n_targets, rows.stop - n_targets)
+                losses = _divergences(logits, teacher[taught].logits, into_gradients=wants_hidden or wants_weight)
+            total += losses.sum()
             if hidden_grad is not None:
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
@@ -126,7 +178,7 @@ class _LinearNLL(torch.autograd.Function):
             kept if kept is None else kept.mul_(gradient).to(dtype)  # the factor stays fp32 inside
             for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> torch.Tensor:
@@ -147,6 +199,24 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
         if into_gradients:
             part.copy_(p.scatter_add_(1, target, p.new_full(target.shape, -1.0)))
     return nlls[:, 0]
+
+
+def _divergences(logits: torch.Tensor, teacher: torch.Tensor, into_gradients: bool) -> torch.Tensor:
+    """KL(teacher || model) of each row [N], from logits [N, V] of both; `logits` may become the sum's gradients."""
+    divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    parts = _in_cached_rows(logits)
+    rows = (tensor.split(len(parts[0])) for tensor in (teacher, divergences))
+    for part, wanted, divergence in zip(parts, *rows, strict=True):
+        log_p, log_q = (x.float().log_softmax(1) for x in (part, wanted))
+        q = log_q.exp()
+        divergence.copy_(log_q.sub_(log_p).mul_(q).sum(1))
+        if into_gradients:
+            part.copy_(log_p.exp_().sub_(q))
+    return divergences
+
+
+def _chunks(begin: int, end: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, end)) for start in range(begin, end, size)]
 
 
 def _rows_at_once() -> int:

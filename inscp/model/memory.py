@@ -31,9 +31,10 @@ from transformers import PreTrainedModel
 
 from inscp.errors import UserError, first_line
 from inscp.model.average import WeightAverage
+from inscp.model.distillation import Teacher, teacher_root
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
-from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.precision import ComputeCopies, compute_dtype, trained_weights
 from inscp.model.sharded import local_part
 from inscp.model.strategies import DDP, FSDP2, OneDevice
 from inscp.model.weights import materialise
@@ -46,7 +47,7 @@ class MemoryEstimate:
     """Bytes of one rank at the moment of a training step that needs most, by part.
 
     Attributes:
-        weights: the rank's share of them, buffers included.
+        weights: the rank's share of them, buffers and a teacher's included.
         gradients: those that are there at that moment.
         optimizer: Adam's two moments.
         average: of `model.ema_decay`.
@@ -101,6 +102,14 @@ def skeleton(module: InsCPModule) -> PreTrainedModel:
     return module.bare_model(make).train()
 
 
+def teacher_skeleton(module: InsCPModule, layout: Layout, model: PreTrainedModel) -> NextTokenLoss | None:
+    """The teacher of `module`, if it has one, as `skeleton` makes the model."""
+    if module.distillation is None:
+        return None
+    spec, attention = module.distillation.teacher or module.pretrained, model.config._attn_implementation
+    return teacher_root(empty_model(spec, compute_dtype(layout.precision), attention), model)
+
+
 def step_memory(
     model: PreTrainedModel, module: InsCPModule, layout: Layout, shape: Shape, keeps_freed: bool = False
 ) -> MemoryEstimate:
@@ -116,22 +125,31 @@ def step_memory(
     Raises:
         UserError: the model does something that only values decide (some mixtures of experts).
     """
-    root = NextTokenLoss(model)
-    with _sharded(root, layout), FakeTensorMode(allow_non_fake_inputs=True):
-        materialise(root, torch.device("cpu"))
-        model.tie_weights()
+    root, taught_by = NextTokenLoss(model), teacher_skeleton(module, layout, model)
+    roots = [root, taught_by] if taught_by else [root]
+    with _sharded(roots, layout), FakeTensorMode(allow_non_fake_inputs=True):
+        for one in roots:
+            materialise(one, torch.device("cpu"))
+            one.model.tie_weights()
         with LiveTensors() as live:
             try:
-                return _step(root, module, layout, shape, keeps_freed, live)
+                return _step(root, taught_by, module, layout, shape, keeps_freed, live)
             except RuntimeError as error:
                 what = f"its memory cannot be estimated ({first_line(error)})"
                 raise UserError(module.pretrained, what, "Try a few steps: fit --trainer.max_steps 3.") from error
 
 
 def _step(
-    root: NextTokenLoss, module: InsCPModule, layout: Layout, shape: Shape, keeps_freed: bool, live: "LiveTensors"
+    root: NextTokenLoss,
+    taught_by: NextTokenLoss | None,
+    module: InsCPModule,
+    layout: Layout,
+    shape: Shape,
+    keeps_freed: bool,
+    live: "LiveTensors",
 ) -> MemoryEstimate:
     model = root.model
+    teacher = Teacher(taught_by) if taught_by else None
     trained = trained_weights(model)
     optimizer = module.optimizer.build(trained.values())  # whose step works in place
     average = WeightAverage(trained, module.ema_decay) if module.ema_decay else None
@@ -140,6 +158,7 @@ def _step(
         ComputeCopies(model, torch.bfloat16)
     frozen = (weight for weight in model.parameters() if not weight.requires_grad)
     weights = live.add([*trained.values(), *frozen, *model.buffers()])
+    weights += live.add([*taught_by.parameters(), *taught_by.buffers()]) if taught_by else 0
     states = live.add(value for state in optimizer.state.values() for value in state.values())
     averages = live.add(average.tensors.values()) if average else 0
     lengths = (shape.row_length,) * shape.rows
@@ -151,7 +170,9 @@ def _step(
             optimizer.zero_grad()
         live.restart()
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed and isinstance(layout.strategy, DDP)):
-            total = root(PackedBatch(ids, ids, ids, lengths, 1, 1, places))
+            replayed = (len(ids), len(places)) if teacher else (0, 0)
+            batch = PackedBatch(ids, ids, ids, lengths, 1, 1, *replayed, places)
+            total = root(batch, teacher=teacher and teacher.predictions(batch))
         total.backward()
         del total
     gradients = live.at_peak(p.grad for p in trained.values() if p.grad is not None)
@@ -163,8 +184,8 @@ def _step(
 
 
 @contextmanager
-def _sharded(root: NextTokenLoss, layout: Layout) -> Iterator[None]:
-    """Under FSDP2 make this process the first of `ranks`, of which it is the only one, and shard `root`."""
+def _sharded(roots: Iterable[NextTokenLoss], layout: Layout) -> Iterator[None]:
+    """Under FSDP2 make this process the first of `ranks`, of which it is the only one, and shard `roots`."""
     if not isinstance(layout.strategy, FSDP2):
         yield
         return
@@ -173,7 +194,8 @@ def _sharded(root: NextTokenLoss, layout: Layout) -> Iterator[None]:
         layout.strategy.make_mesh("cpu", layout.ranks, layout.num_nodes)
         is_mixed = layout.precision == "bf16-mixed"
         layout.strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu") if is_mixed else Precision()
-        layout.strategy.shard(root)
+        for root in roots:
+            layout.strategy.shard(root)
         yield
     finally:
         dist.destroy_process_group()

@@ -16,11 +16,12 @@ from inscp.model.allocator import keep_freed_memory, return_freed_memory
 from inscp.model.average import WeightAverage
 from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, compile_blocks
 from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
+from inscp.model.distillation import Distillation, Teacher, load_teacher
 from inscp.model.isolation import require_isolation
 from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
 from inscp.model.optim import Optimizer, clip_gradients, state_tensors
-from inscp.model.precision import ComputeCopies, freeze_unreached, trained_weights
+from inscp.model.precision import ComputeCopies, compute_dtype, freeze_unreached, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
 from inscp.model.weights import load_sharded
@@ -37,6 +38,8 @@ class InsCPModule(JudgedModule):
         optimizer: AdamW and its schedule.
         adapter: LoRA; null trains every weight.
         shield: freeze the columns of matrices that matter most to text of the source language.
+        distillation: learn on replayed rows what a teacher predicts, mostly the model as it was, in the place of their
+            tokens.
         ema_decay: also keep an exponential moving average of the weights, of this decay a step; held-out sets are
             measured with it, and it is what is exported.
         activation_checkpointing: compute activations again in the backward pass: `none`; `block` (all: least memory,
@@ -53,6 +56,7 @@ class InsCPModule(JudgedModule):
         optimizer: Optimizer = Optimizer(),  # noqa: B008  # frozen
         adapter: LoRA | None = None,
         shield: Shield | None = None,
+        distillation: Distillation | None = None,
         ema_decay: float | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
         compile: bool = False,
@@ -68,11 +72,13 @@ class InsCPModule(JudgedModule):
         self.optimizer = optimizer
         self.adapter = adapter
         self.shield = shield
+        self.distillation = distillation
         self.ema_decay = ema_decay
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile
         self.attn_implementation = attn_implementation
         self.frozen: FrozenColumns | None = None
+        self.teacher: Teacher | None = None
         self._step_nll = torch.zeros(())
 
     def configure_model(self) -> None:
@@ -100,6 +106,10 @@ class InsCPModule(JudgedModule):
             self.frozen = FrozenColumns(model, self.weights)
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
             self.copies = ComputeCopies(model, strategy.compute_dtype, strategy.root_device)
+        if self.distillation and self.trainer.state.fn == "fit":
+            spec = self.distillation.teacher or self.pretrained
+            dtype = compute_dtype(str(self.trainer.precision))
+            self.teacher = load_teacher(spec, model, strategy, dtype, self.pretrained)
 
     def _require_whole_matrices(self) -> None:
         reasons = {
@@ -128,6 +138,9 @@ class InsCPModule(JudgedModule):
 
     def on_fit_start(self) -> None:
         self._require_isolation()
+        if self.teacher:
+            with self.trainer.precision_plugin.forward_context():
+                require_isolation(self.teacher.root, "model.distillation.teacher", self.trainer.strategy.root_device)
         if self.ema_decay is not None:
             self.average = WeightAverage(self.weights, self.ema_decay)
 
@@ -216,7 +229,7 @@ class InsCPModule(JudgedModule):
         Every target weighs 1 / (targets of the whole step). Lightning divides by the number of micro-batches and the
         strategy averages over ranks, so both are multiplied back.
         """
-        total = self.loss(batch)
+        total = self.loss(batch, teacher=self.teacher and self.teacher.predictions(batch))
         self._step_nll = self._step_nll.to(total.device) + total.detach() / batch.step_targets
         return total / batch.step_targets * self.trainer.accumulate_grad_batches * self._ranks
 

@@ -26,6 +26,11 @@ def best_precision() -> str:
     return "bf16-mixed" if multiplies_bf16() else "32-true"
 
 
+def compute_dtype(precision: str) -> torch.dtype:
+    """In which a training of Lightning's `precision` multiplies."""
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+
+
 def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
     """What a model that is not trained computes in: bf16 where the hardware multiplies in it, else fp32."""
     is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"

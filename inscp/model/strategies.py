@@ -164,7 +164,8 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
     def shard(self, root: Any) -> None:
         """Spread `root`, an `inscp.model.loss.NextTokenLoss`, over the ranks; its weights may be on the meta device."""
         if self.tensor_parallel > 1:
-            self._summed = split_tensors(root.model, self.device_mesh["heads"])
+            names = split_tensors(root.model, self.device_mesh["heads"])
+            self._summed += [name for name in names if root.model.get_parameter(name).requires_grad]
         has_copies = self.device_mesh["copies"].size() > 1
         mesh = self.device_mesh["copies", "shards"] if has_copies else self.device_mesh["shards"]
         shard(root, mesh, self.compute_dtype, self.reshard_after_forward, self.cpu_offload)

@@ -18,6 +18,8 @@ from transformers import (
 from inscp.model.checkpoint import read_tensors, stored_tensors, whole_checkpoints
 from inscp.pretrained import load_tokenizer
 
+TAUGHT = ["--data.train", "corpus.jsonl", "--data.replay", "{sources: more.jsonl, share: 0.3}",
+          "--model.distillation", "Distillation"]  # fmt: skip
 HALF = ["--data.batch_size", "1"]
 OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
 SPREADS: dict[str, list[Any]] = {
@@ -49,6 +51,23 @@ def test_two_ranks_train_as_one_process_does(folder: Path, name: str) -> None:
     models = [load_file(next((folder / f"{run}_runs").glob("*/*/model/model.safetensors"))) for run in ("one", name)]
     assert {key: tensor.shape for key, tensor in models[0].items()} == {k: t.shape for k, t in models[1].items()}
     assert all((models[0][key].float() - models[1][key].float()).abs().max() < 1e-2 for key in models[0])
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    folder = project(tmp_path_factory.mktemp("taught"), tiny_model_folder)
+    fit(folder, "one", *TAUGHT, "--trainer.default_root_dir", "one_runs")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "ddp", "tensor_parallel"])
+def test_a_teacher_teaches_two_ranks_as_one_process(taught: Path, name: str) -> None:
+    """Also where a rank has no replayed row, and the other one has."""
+    fit(taught, name, *TAUGHT, *SPREADS[name], "--trainer.default_root_dir", f"{name}_runs")
+    one, two = steps(taught, "one"), steps(taught, name)
+    assert one.keys() == two.keys()
+    for step, values in one.items():
+        assert two[step] == pytest.approx(values, rel=1e-5), step
 
 
 SIZES = {

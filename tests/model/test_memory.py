@@ -11,6 +11,7 @@ from transformers import Gemma2Config, LlamaConfig, MixtralConfig
 
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
+from inscp.model.distillation import Distillation
 from inscp.model.memory import Layout, LiveTensors, MemoryEstimate, Shape, skeleton, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.strategies import DDP, FSDP2, OneDevice
@@ -89,6 +90,15 @@ def test_lora_drops_gradients_and_states_of_frozen_weights(folder: Path) -> None
     assert adapted.weights == pytest.approx(0.54 * whole.weights, rel=0.01)  # bf16 ones alone, and the adapters
     assert adapted.gradients < 0.2 * whole.gradients
     assert adapted.optimizer < 0.2 * whole.optimizer
+
+
+def test_a_teacher_is_one_more_model_in_the_precision_that_computes(folder: Path) -> None:
+    alone, taught = (estimate(folder, distillation=how) for how in (None, Distillation()))
+    assert taught.weights == pytest.approx(1.5 * alone.weights, rel=1e-2)  # two bytes beside four
+    assert taught.optimizer == alone.optimizer
+    assert alone.activations < taught.activations < 1.5 * alone.activations
+    [half, taught_half] = (estimate(folder, FSDP2(), 2, distillation=how) for how in (None, Distillation()))
+    assert taught_half.weights == pytest.approx(1.5 * half.weights, rel=1e-2)
 
 
 def test_with_accumulation_all_gradients_lie_beside_the_activations(folder: Path) -> None:

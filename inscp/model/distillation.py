@@ -1,0 +1,99 @@
+"""Distillation on replayed text: there the model learns what a teacher, mostly itself before the training, predicts.
+
+Taught token by token, an answer is one sample of what the model would have said, and people's answers are none. The
+divergence KL(teacher || model) over the whole vocabulary says the same without the chance of sampling (Hinton et al.
+2015, arXiv 1503.02531; Li and Hoiem 2016, arXiv 1606.09282): it is 0, with its gradient, as long as the model predicts
+what the teacher does, whoever wrote the text.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from inscp.errors import UserError
+from inscp.model.loss import NextTokenLoss, Predictions
+from inscp.model.strategies import FSDP2
+from inscp.model.weights import load_sharded
+from inscp.pretrained import empty_model, load_model, load_tokenizer
+from inscp.records import PackedBatch
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Learn on replayed rows (`data.replay`) what a teacher predicts, in the place of their tokens.
+
+    Args:
+        teacher: a model with the same vocabulary, named as in `model.pretrained`; by default that one, as it is before
+            the training.
+    """
+
+    teacher: str | None = None
+
+
+class Teacher:
+    """A model that is not trained, and predicts what the one that is trained learns on replayed rows.
+
+    Args:
+        root: the model, on its devices.
+    """
+
+    def __init__(self, root: NextTokenLoss) -> None:
+        self.root = root
+
+    @torch.no_grad()
+    def predictions(self, batch: PackedBatch) -> Predictions | None:
+        """At the places of the batch's replayed rows; None where there are none."""
+        if isinstance(self.root, FSDPModule):  # every rank must gather what the others do
+            self.root.unshard()
+            return self.root.predictions(batch.replayed if batch.replayed_rows else _next_to_nothing(batch))
+        return self.root.predictions(batch.replayed) if batch.replayed_rows else None
+
+
+def load_teacher(spec: str, model: PreTrainedModel, strategy: Strategy, dtype: torch.dtype, pretrained: str) -> Teacher:
+    """
+    Args:
+        spec: of the teacher, as for `inscp.pretrained.resolve`.
+        model: that learns.
+        strategy: the teacher is laid over the devices as it is.
+        dtype: in which it computes.
+        pretrained: what the model was loaded from.
+
+    Raises:
+        UserError: the teacher has another vocabulary.
+    """
+    if spec != pretrained and load_tokenizer(spec).get_vocab() != load_tokenizer(pretrained).get_vocab():
+        raise UserError("model.distillation.teacher", f"{spec} has other tokens", "Take one with the model's tokens.")
+    with torch.device("cpu"):
+        make = empty_model if isinstance(strategy, FSDP2) else load_model
+        root = teacher_root(make(spec, dtype, model.config._attn_implementation), model)
+    if isinstance(strategy, FSDP2):
+        strategy.shard(root)
+        load_sharded(root, root.model, spec, strategy.weights_device)
+    else:
+        root.to(strategy.root_device)
+    return Teacher(root)
+
+
+def teacher_root(teacher: PreTrainedModel, model: PreTrainedModel) -> NextTokenLoss:
+    """
+    Args:
+        teacher: with its weights or on the meta device.
+        model: that learns from it.
+
+    Raises:
+        UserError: they predict over vocabularies of different sizes.
+    """
+    sizes = [one.get_output_embeddings().weight.shape[0] for one in (teacher, model)]
+    if len(set(sizes)) > 1:
+        what = f"its output layer has {sizes[0]:,} rows and the model's {sizes[1]:,}"
+        raise UserError("model.distillation.teacher", what, "Take one with as many.")
+    return NextTokenLoss(teacher.requires_grad_(False).eval()).eval()
+
+
+def _next_to_nothing(batch: PackedBatch) -> PackedBatch:
+    """One token and no target."""
+    ids, targets, positions = (t[:1, :1] for t in (batch.input_ids, batch.targets, batch.position_ids))
+    return replace(batch, input_ids=ids, targets=targets, position_ids=positions, lengths=(1,), places=batch.places[:0])
