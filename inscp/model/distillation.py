@@ -52,13 +52,16 @@ class Teacher:
         return self.root.predictions(batch.replayed) if batch.replayed_rows else None
 
 
-def load_teacher(spec: str, model: PreTrainedModel, strategy: Strategy, dtype: torch.dtype, pretrained: str) -> Teacher:
+def load_teacher(
+    spec: str, model: PreTrainedModel, strategy: Strategy, dtype: torch.dtype, attention: str | None, pretrained: str
+) -> Teacher:
     """
     Args:
         spec: of the teacher, as for `inscp.pretrained.resolve`.
         model: that learns.
         strategy: the teacher is laid over the devices as it is.
         dtype: in which it computes.
+        attention: of transformers, as for the model.
         pretrained: what the model was loaded from.
 
     Raises:
@@ -68,7 +71,7 @@ def load_teacher(spec: str, model: PreTrainedModel, strategy: Strategy, dtype: t
         raise UserError("model.distillation.teacher", f"{spec} has other tokens", "Take one with the model's tokens.")
     with torch.device("cpu"):
         make = empty_model if isinstance(strategy, FSDP2) else load_model
-        root = teacher_root(make(spec, dtype, model.config._attn_implementation), model)
+        root = teacher_root(make(spec, dtype, attention), model)
     if isinstance(strategy, FSDP2):
         strategy.shard(root)
         load_sharded(root, root.model, spec, strategy.weights_device)

@@ -96,18 +96,19 @@ class Layout:
 def skeleton(module: InsCPModule) -> PreTrainedModel:
     """The model that `module` trains, not yet sharded, on the meta device: only its config.json is read."""
 
-    def make(spec: str, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
-        return empty_model(spec, dtype, "eager" if attention == "eager" else None)
+    return module.bare_model(_empty).train()
 
-    return module.bare_model(make).train()
+
+def _empty(spec: str, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    return empty_model(spec, dtype, "eager" if attention == "eager" else None)
 
 
 def teacher_skeleton(module: InsCPModule, layout: Layout, model: PreTrainedModel) -> NextTokenLoss | None:
     """The teacher of `module`, if it has one, as `skeleton` makes the model."""
     if module.distillation is None:
         return None
-    spec, attention = module.distillation.teacher or module.pretrained, model.config._attn_implementation
-    return teacher_root(empty_model(spec, compute_dtype(layout.precision), attention), model)
+    spec = module.distillation.teacher or module.pretrained
+    return teacher_root(_empty(spec, compute_dtype(layout.precision), module.attn_implementation), model)
 
 
 def step_memory(

@@ -109,7 +109,7 @@ class InsCPModule(JudgedModule):
         if self.distillation and self.trainer.state.fn == "fit":
             spec = self.distillation.teacher or self.pretrained
             dtype = compute_dtype(str(self.trainer.precision))
-            self.teacher = load_teacher(spec, model, strategy, dtype, self.pretrained)
+            self.teacher = load_teacher(spec, model, strategy, dtype, self.attn_implementation, self.pretrained)
 
     def _require_whole_matrices(self) -> None:
         reasons = {

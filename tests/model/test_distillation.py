@@ -183,6 +183,8 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(
     """Whose teacher is the original and not what the checkpoint holds."""
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
     whole = fitted(tmp_path, corpus, tiny_model_folder, [saving])
+    assert whole.teacher is not None
+    assert whole.teacher.root.by_document
     resumed = fitted(tmp_path, corpus, tiny_model_folder, ckpt_path=str(tmp_path / "kept" / "step-00000003"))
     assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
 
