@@ -75,6 +75,8 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars, of which a log file would keep every step
     # What LightningCLI parses, and what Lightning starts other ranks with.
     sys.argv = [sys.argv[0], *arguments]
     try:

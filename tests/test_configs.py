@@ -68,8 +68,9 @@ def test_a_trainer_part_goes_with_every_training(
 def test_a_part_of_model_or_data_makes_what_it_names(
     path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [(section, keys)] = yaml.safe_load(path.read_text("utf-8")).items()
-    [(name, values)] = keys.items()
+    sections = yaml.safe_load(path.read_text("utf-8"))
+    given = {(section, name): values for section, keys in sections.items() for name, values in keys.items()}
+    [((section, name), values)] = [(key, values) for key, values in given.items() if "share" in values]
     share = ["--model.pretrained", tiny_model_folder, f"--{section}.{name}.share", "0.4"]
     monkeypatch.setattr(
         "sys.argv", ["inscp", "--config", str(FOLDER / "quickstart.yaml"), "--config", str(path), *share]
@@ -79,6 +80,7 @@ def test_a_part_of_model_or_data_makes_what_it_names(
     assert made.share == 0.4
     assert made.sources == values["sources"]
     assert type(made.tagger).__name__ == values["tagger"]["class_path"].rpartition(".")[2]
+    assert (cli.model.distillation is None) == (("model", "distillation") not in given)
 
 
 def test_nodes_and_gpus_are_what_the_names_say() -> None:
