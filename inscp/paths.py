@@ -56,7 +56,7 @@ def write_whole(path: Path, text: str) -> None:
 @contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends well, and vanishes otherwise."""
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

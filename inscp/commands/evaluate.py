@@ -72,7 +72,7 @@ def evaluate(
     if Path(out).is_dir():
         raise UserError("--out", f"{out} is a folder", "Name a file, as results.json.")
     tasks = _chosen(tasks, only)
-    earlier = Results.read(Path(out)) if only and Path(out).exists() else None
+    _earlier(out, only)  # what is no results file is told now
     require_runnable(tasks, server)
     folder = items_folder(Path(out))
     asked, spent = subject(model, server, folder, precision, batch_size, cost)
@@ -89,7 +89,7 @@ def evaluate(
 
     with _ended(tracked, spent):
         results = suite.run(tasks, asked, _environment(tasks, asked.backend), on_task)
-    if earlier:
+    if earlier := _earlier(out, only):  # and another process may have come to its end meanwhile
         results = _beside(earlier, results)
     total = spent.stop() if spent else None
     if total:
@@ -99,6 +99,10 @@ def evaluate(
     if tracked:
         ends.append(f"MLflow run {tracked.finish(Path(out), total)}")
     print("\n".join(ends + ([f"cost       {total}"] if total else [])))
+
+
+def _earlier(out: str, only: list[str] | None) -> Results | None:
+    return Results.read(Path(out)) if only and Path(out).exists() else None
 
 
 def _environment(tasks: dict[str, Task], backend: Backend) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from inscp.commands.quiet import quiet
 from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_tensors, result_name, stored_tensors
 from inscp.model.export import assemble, export_model
 from inscp.model.origin import Origin
-from inscp.pretrained import load_tokenizer
+from inscp.pretrained import load_tokenizer, with_its_code
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -36,4 +36,4 @@ def export(checkpoint: str, out: str, dtype: Literal["bfloat16", "float32", "flo
     read_tensors(path, weights)
     model = assemble(origin, {kept[name].removeprefix("model."): tensor for name, tensor in weights.items()})
     export_model(model, load_tokenizer(origin.pretrained), Path(out), origin, getattr(torch, dtype))
-    print(f"model      {out}\n\nnext:\n  python -m inscp chat --model {quote(out)}")
+    print(f"model      {out}\n\nnext:\n  python -m inscp chat --model {quote(with_its_code(origin.pretrained, out))}")

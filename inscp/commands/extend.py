@@ -15,7 +15,7 @@ from inscp.model.export import export_model
 from inscp.model.origin import Origin, read_origin
 from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
 from inscp.paths import require_new
-from inscp.pretrained import load_model, load_tokenizer, require_dense
+from inscp.pretrained import load_model, load_tokenizer, require_dense, with_its_code
 from inscp.records import require_language_tag
 
 
@@ -72,4 +72,5 @@ def extend(
         print(f"skipped    {count:,}: {why} (the first: {report.examples[why]})")
     share = f"{after:,} in place of {before:,} ({after / before:.0%})"
     print(f"tokens     {len(extension.made_of):,} new ones; the texts have {share}")
-    print(f"model      {out}\n\nnext:\n  python -m inscp fit --config … --model.pretrained {quote(out)}")
+    named = quote(with_its_code(model, out))
+    print(f"model      {out}\n\nnext:\n  python -m inscp fit --config … --model.pretrained {named}")

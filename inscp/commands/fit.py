@@ -46,6 +46,8 @@ from inscp.model.checkpoint import TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
+from inscp.paths import write_whole
+from inscp.pretrained import with_its_code
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
 
@@ -123,8 +125,7 @@ class LogConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / CONFIG).write_text(self._text, "utf-8")
+        write_whole(self._folder / CONFIG, self._text)
         if tracker := tracker_of(trainer):
             tracker.log_text(self._text, CONFIG)
             tracker.note_run(self._folder)
@@ -309,7 +310,7 @@ class InsCPCLI(LightningCLI):
         cost = training_cost(self.trainer)
         lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else [])]
         lines += [*([f"cost       {cost}"] if cost else []), "", "next:"]
-        lines.append(f"  python -m inscp chat --model {quote(str(model))}")
+        lines.append(f"  python -m inscp chat --model {quote(with_its_code(self.model.pretrained, str(model)))}")
         lines.append(f"  python -m inscp inspect --config {quote(str(self.folder / CONFIG))}")
         if tracker:
             lines.append(f"  {tracker.viewing}")

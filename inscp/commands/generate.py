@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from shlex import quote
@@ -18,6 +19,7 @@ from inscp.errors import UserError
 from inscp.evaluation.answers import flaws
 from inscp.evaluation.items import items_folder
 from inscp.evaluation.server import Server
+from inscp.evaluation.subject import Backend
 from inscp.lines import tell_skipped
 from inscp.model.precision import InferencePrecision
 from inscp.paths import require_new, write_whole
@@ -71,13 +73,14 @@ def generate(
     require_new(file)
     if temperature < 0:
         raise UserError("temperature", f"{temperature} is negative", "Give 1, or 0 for the likeliest.")
-    reports: dict[str, ReadReport] = {}
-    prompts = list(dict.fromkeys(_prompts(data, max_characters, on_bad_record, reports)))
-    if not prompts:
-        raise UserError("data", "there is no prompt in it", "Give questions, conversations or texts of a user.")
     if server and temperature > 0:
         server = replace(server, options={"temperature": temperature, "seed": seed, **server.options})
     asked, spent = subject(model, server, items_folder(file), precision, batch_size, cost, temperature, seed)
+    reports: dict[str, ReadReport] = {}
+    too_long = partial(_too_long, asked.backend, max_characters, max_new_tokens)
+    prompts = list(dict.fromkeys(_prompts(data, too_long, on_bad_record, reports)))
+    if not prompts:
+        raise UserError("data", "there is no prompt in it", "Give questions, conversations or texts of a user.")
     answers = asked.generate("prompts", prompts, max_new_tokens)
     wrong = [_wrong(answer, max_new_tokens) for answer in answers]
     kept = [(*prompt, Turn("assistant", answer.response.strip()))
@@ -95,7 +98,10 @@ def generate(
 
 
 def _prompts(
-    data: Sources, max_characters: int, on_bad_record: OnBadRecord, reports: dict[str, ReadReport]
+    data: Sources,
+    too_long: Callable[[Prompt], str | None],
+    on_bad_record: OnBadRecord,
+    reports: dict[str, ReadReport],
 ) -> Iterator[Prompt]:
     """What is asked, from the sources in their order."""
     for source in as_sources(data):
@@ -105,11 +111,18 @@ def _prompts(
             prompt = tuple(Turn("user", turn.text) if turn.role == "document" else turn for turn in ahead)
             if not prompt or prompt[-1].role != "user":
                 bad_record(record.source, "nobody asks in it", on_bad_record, report)
-            elif sum(len(turn.text) for turn in prompt) > max_characters:
-                why = f"a prompt of more than {max_characters:,} characters (max_characters)"
+            elif why := too_long(prompt):
                 bad_record(record.source, why, on_bad_record, report)
             else:
                 yield prompt
+
+
+def _too_long(backend: Backend, max_characters: int, max_new_tokens: int, prompt: Prompt) -> str | None:
+    if sum(len(turn.text) for turn in prompt) > max_characters:
+        return f"a prompt of more than {max_characters:,} characters (max_characters)"
+    if backend.too_long(prompt, max_new_tokens):
+        return f"a prompt that leaves no room for an answer of {max_new_tokens:,} tokens (max_new_tokens)"
+    return None
 
 
 def _wrong(answer: Generation, max_new_tokens: int) -> str | None:

@@ -12,7 +12,7 @@ from inscp.model.export import export_model
 from inscp.model.merging import Merging, merged
 from inscp.model.origin import Origin, read_origin
 from inscp.paths import require_new
-from inscp.pretrained import load_tokenizer
+from inscp.pretrained import load_tokenizer, with_its_code
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -36,4 +36,4 @@ def merge(model: str, method: Merging, out: str, dtype: Literal["bfloat16", "flo
     settings = {"method": repr(method), "models": ", ".join(models)}
     origin = Origin(model, method.arm, before.language if before else "und", settings, before=before)
     export_model(result, load_tokenizer(models[0]), Path(out), origin, getattr(torch, dtype))
-    print(f"model      {out}\n\nnext:\n  python -m inscp chat --model {quote(out)}")
+    print(f"model      {out}\n\nnext:\n  python -m inscp chat --model {quote(with_its_code(models[0], out))}")

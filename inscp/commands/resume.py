@@ -119,7 +119,9 @@ def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     found = []
     for folder in sorted((file.parent for file in runs.glob(f"*/{CONFIG}")), reverse=True):
-        if other := next(_differing(_deciding(_read(folder / CONFIG)), _deciding(config)), None):
+        if not _read(folder / CONFIG):
+            _tell(f"warning: {folder / CONFIG}: it is cut or damaged; this run is passed over")
+        elif other := next(_differing(_deciding(_read(folder / CONFIG)), _deciding(config)), None):
             if (folder / CHECKPOINTS).exists():
                 what = f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
                 _tell(what)
@@ -172,8 +174,13 @@ def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
         raise UserError(_DIRPATH, what, "Give a folder of its own, or go on from the newest: --ckpt_path last.")
 
 
-def _read(file: Path) -> Any:
-    return yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+def _read(file: Path) -> dict[str, Any]:
+    """A kept configuration; nothing where it is damaged or not there."""
+    try:
+        config = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = {}
+    return config if isinstance(config, dict) else {}
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,15 @@ from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
 from inscp.data.batching import batches
 from inscp.data.pipeline import Sources, as_sources
-from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
+from inscp.data.sources import (
+    OnBadRecord,
+    ReadReport,
+    Source,
+    bad_record,
+    read_records,
+    require_outside,
+    source_fingerprint,
+)
 from inscp.errors import UserError
 from inscp.lines import Lines, tell_skipped
 from inscp.model.allocator import keep_freed_memory
@@ -83,6 +91,7 @@ def score(
     rank, ranks = _join_ranks()
     sources = as_sources(data)
     require_names(sources)
+    require_outside(Path(out), sources)
     read = partial(chunks, sources, max_characters, on_bad_record)
     reports = [ReadReport() for _ in sources]
     sizes = {chunk.place: chunk.characters for chunk in read(reports)}  # what is bad is found before anything is loaded

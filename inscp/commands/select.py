@@ -8,7 +8,7 @@ from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
 from inscp.data.cache import fingerprint
 from inscp.data.pipeline import Sources, as_sources
-from inscp.data.sources import OnBadRecord
+from inscp.data.sources import OnBadRecord, require_outside
 from inscp.errors import UserError
 from inscp.lines import tell_skipped, telling
 from inscp.paths import require_new, written_whole
@@ -58,27 +58,29 @@ def select(
     """
     if scores is None and model is None:
         raise UserError("select", "nothing tells how many tokens a record has", "Give `scores`, or `model`.")
-    folder = Path(out)
+    folder, sources = Path(out), as_sources(data)
     require_new(folder)
+    require_outside(folder, sources)
     folder.parent.mkdir(parents=True, exist_ok=True)
     steps = [*(filters or []), *([budget] if budget else [])]
     score_folder = ScoreFolder(Path(scores)) if scores else None
     spec = model or (score_folder.made_by["model"] if score_folder else "")
     replay_sources = as_sources([budget.replay] if budget and budget.replay is not None else [])
-    tokenizer = load_tokenizer(spec) if replay_sources or not score_folder else None  # fails before the long reading
-    candidates = Candidates(as_sources(data), score_folder, tokenizer, max_characters, on_bad_record)
+    counts = score_folder is None or not score_folder.counts_whole_records
+    tokenizer = load_tokenizer(spec) if replay_sources or counts else None  # fails before the long reading
+    candidates = Candidates(sources, score_folder, tokenizer, max_characters, on_bad_record)
     replay = Candidates(replay_sources, None, tokenizer, max_characters, on_bad_record)
     settings = _settings(candidates, replay, steps, spec)
     funnel = Funnel(steps, examples, seed)
     with written_whole(folder) as partial:
+        if budget and replay.sources:
+            settings["replay"] = _write_replay(replay, budget, partial)
         try:
             written = funnel.run(telling(candidates, "reading"), partial / "selected.parquet")
         except UserError as error:
             if error.where == "budget.tokens":  # it is what the filters have left that is too little
                 _tell(reports.as_dict(funnel, settings | {"skipped": candidates.skipped}))
             raise
-        if written and budget and replay.sources:
-            settings["replay"] = _write_replay(replay, budget, partial)
         report = reports.as_dict(funnel, settings | {"skipped": candidates.skipped | replay.skipped})
         _tell(report)
         if not written:

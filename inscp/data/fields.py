@@ -69,18 +69,18 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
     missing = [field for field in names.values() if field not in row]
     if missing:
         return BadRow(f"the field {missing[0]} is missing", f"its fields: {', '.join(map(str, row)) or 'none'}")
-    said = row.get(names.get(SYSTEM, ""))
+    said, context, history = (row[names[key]] if key in names else None for key in (SYSTEM, CONTEXT, HISTORY))
     system: list[_Spoken] = [("system", said, names[SYSTEM])] if said else []
     if TURNS in names:
         return _conversation(row[names[TURNS]], system)
     if TEXT in names:
         return _checked([("document", row[names[TEXT]], names[TEXT])])
-    user, context = row[names[USER]], row.get(names.get(CONTEXT, "")) or ""
+    user, context = row[names[USER]], context or ""
     if not isinstance(context, str):
         return BadRow(f"{names[CONTEXT]} is not text but {type(context).__name__}")
     if isinstance(user, str) and context.strip():
         user = f"{user}\n\n{context}" if user.strip() else context
-    history = row.get(names.get(HISTORY, "")) or []
+    history = history or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         return BadRow(f"{names[HISTORY]} is no list of pairs")
     roles: tuple[Role, Role] = ("user", "assistant")

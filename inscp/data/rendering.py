@@ -1,5 +1,6 @@
 """Conversations as a tokenizer's chat template renders them: on a pinned date, and without reasoning."""
 
+from contextlib import suppress
 from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ PINNED_DATE = datetime(2024, 7, 26)
 """The date that templates with a date are given (the default in Llama-3.1's own template), so that the same input
 has the same ids on every day."""
 
+_ANSWER = "inscpanswer"
 _DATE_CODES = {
     f"%{flag}{code}": PINNED_DATE.strftime(f"%{code}").removeprefix("0" if flag else "")
     for flag in ("-", "")
@@ -92,10 +94,20 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", m
 
 
 def asked(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str) -> str:
-    """The conversation up to where the assistant's answer begins; reasoning that the template opens there is closed.
+    """The conversation up to where the assistant's answer begins.
+
+    Reasoning that the template opens there is closed; and what it writes ahead of every answer, but leaves to the model
+    where one is asked for (gpt-oss: that what comes is the answer, and not its reasoning), is there already.
 
     Raises:
         UserError: the template refuses the turns.
     """
     text = accepted(tokenizer, turns, mend, add_generation_prompt=True)
-    return f"{text.rstrip()}\n\n</think>\n\n" if text.rstrip().endswith("<think>") else text
+    if text.rstrip().endswith("<think>"):
+        text = f"{text.rstrip()}\n\n</think>\n\n"
+    with suppress(Exception):  # what a template raises that takes no answer here
+        answered = render(tokenizer, [*turns, {"role": "assistant", "content": _ANSWER}])
+        opened = answered.partition(_ANSWER)[0].rstrip(" ")  # a space is the beginning of the answer's first token
+        if answered.count(_ANSWER) == 1 and opened.startswith(text) and opened[len(text) :].strip():
+            return opened
+    return text

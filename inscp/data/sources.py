@@ -1,8 +1,9 @@
 """Where text comes from: files and folders in any known format, data sets on the Hugging Face Hub or saved to disk."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,10 @@ from inscp.paths import local_path
 from inscp.records import Record
 
 OnBadRecord = Literal["error", "skip"]
-_ABOUT = ("readme", "license", "licence", "dataset_info", "dataset_infos")
+_ABOUT = re.compile(r"(readme|licen[sc]e)([._-].*)?|dataset_infos?", re.IGNORECASE)
 """Names of files in a folder that tell about its data."""
+_SPLITS = ("train", "validation", "valid", "val", "dev", "test")
+"""How files and folders of a data set that is cut in splits begin, as the Hub knows them."""
 _SAVED_TO_DISK = ("state.json", "dataset_dict.json")
 
 
@@ -32,7 +35,8 @@ class Source:
         text_unit: what one document is in a plain-text file.
         limit: take only the first so many records.
         subset: configuration of a Hub data set.
-        split: split of a Hub data set or of one saved to disk.
+        split: of a Hub data set or of one saved to disk, `train` by default; of a folder that holds several, the files
+            and folders whose names begin so.
         revision: commit, tag or branch of a Hub data set.
     """
 
@@ -41,7 +45,7 @@ class Source:
     text_unit: TextUnit = "file"
     limit: int | None = None
     subset: str | None = None
-    split: str = "train"
+    split: str | None = None
     revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,7 +65,7 @@ class Source:
     @property
     def name(self) -> str:
         """What reports call it."""
-        parts = [part for part in (self.subset, self.split if self.split != "train" else None) if part]
+        parts = [part for part in (self.subset, None if self.split == "train" else self.split) if part]
         return f"{self.path} ({', '.join(parts)})" if parts else self.path
 
 
@@ -130,6 +134,18 @@ def require_source(source: Source) -> None:
     _files(source)
 
 
+def require_outside(out: Path, sources: Sequence[Source]) -> None:
+    """See that what is made does not lie where it would be read as data itself.
+
+    Raises:
+        UserError: it does.
+    """
+    for source in sources:
+        folder = local_path(source.path)
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(str(out), f"it lies in {source.path}, which is read as data", "Name another place.")
+
+
 def source_fingerprint(source: Source) -> str:
     """A digest of the source's contents and of how it is read: another content, another digest."""
     files = _files(source)
@@ -149,21 +165,48 @@ def source_fingerprint(source: Source) -> str:
 def _files(source: Source) -> list[Path] | None:
     """The source's files in a fixed order; None where `datasets` has to read it."""
     path = local_path(source.path)
+    for name in ("subset", "revision") if path.exists() else ():
+        if getattr(source, name):
+            raise UserError(f"{name} of {source.path}", "only a data set on the Hub has one", "Leave it out.")
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED_TO_DISK):
             return None
         # As readers of Parquet folders do: what begins with _ or . tells about the data and is none, as its card does.
-        found = (p for p in path.rglob("*") if p.is_file() and is_supported(p) and p.stem.lower() not in _ABOUT)
+        found = (p for p in path.rglob("*") if p.is_file() and is_supported(p) and not _ABOUT.fullmatch(p.stem))
         files = sorted(p for p in found if not any(part[0] in "_." for part in p.relative_to(path).parts))
         if not files:
             raise UserError(source.path, "the folder holds no file of a known format", "Check the path.")
-        return files
+        return _of_split(source, path, files)
     if path.exists():
+        if source.split:
+            raise UserError(f"split of {source.path}", "a file has none", "Leave it out.")
         return [path]
     is_hub_id = source.path.count("/") == 1 and source.path[0] not in "./~" and not is_supported(path)
     if not is_hub_id:
         raise UserError(source.path, "no such file or folder", "Check the path (it is relative to the current folder).")
     return None
+
+
+def _of_split(source: Source, folder: Path, files: list[Path]) -> list[Path]:
+    """The files of the source's split; all of a folder that is not cut in splits."""
+    splits = {file: _split(file.relative_to(folder), source.split) for file in files}
+    there = sorted({split for split in splits.values() if split})
+    if source.split and source.split not in there:
+        what = f"no file or folder in it begins with {source.split}"
+        mend = f"Take one of {', '.join(there)}." if there else "Leave it out."
+        raise UserError(f"split of {source.path}", what, mend)
+    if not source.split and "train" in there and len(there) > 1:
+        mend = f"Name one: [{{path: {source.path}, split: train}}]."
+        raise UserError(source.path, f"the folder holds {' and '.join(there)}", mend)
+    return [file for file in files if source.split in (None, splits[file])]
+
+
+def _split(file: Path, asked: str | None) -> str | None:
+    """The split that a file of a folder is of, by its name or that of a folder around it."""
+    names = (*_SPLITS, asked) if asked else _SPLITS
+    return next(
+        (split for part in file.parts for split in names if re.match(rf"{re.escape(split)}(\W|_|$)", part)), None
+    )
 
 
 def source_rows(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
@@ -184,12 +227,14 @@ def source_rows(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
 def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets.Dataset, imported only when needed
     import datasets
 
-    path = local_path(source.path)
+    path, split = local_path(source.path), source.split or "train"
     try:
         if path.is_dir():
             saved = datasets.load_from_disk(path)
-            return saved[source.split] if isinstance(saved, datasets.DatasetDict) else saved
-        return datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+            if isinstance(saved, datasets.Dataset):
+                saved = {str(saved.split or split): saved}
+            return saved[split]
+        return datasets.load_dataset(source.path, source.subset, split=split, revision=source.revision)
     except Exception as error:  # the Hub client raises a dozen unrelated types; each means that there is no data
         reason = first_line(error)
         mend = "Check the path or Hub id, subset, split and network; a private data set needs HF_TOKEN."

@@ -105,7 +105,7 @@ def _is_file(request: str) -> bool:
 
 def _lines(name: str) -> list[str]:
     try:
-        lines = local_path(name).read_text("utf-8").splitlines()
+        lines = local_path(name).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("data.tagger.user", f"{name} cannot be read ({error})", "Name a text file.") from error
     return [line.strip() for line in lines if line.strip()]

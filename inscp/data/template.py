@@ -228,6 +228,14 @@ class ChatTemplate:
         return encode(text)
 
 
+def lead_of_answer(tokenizer: PreTrainedTokenizerBase) -> Lead:
+    """Of what the assistant says; none where the template is one that tagging cannot take."""
+    try:
+        return ChatTemplate(tokenizer).before_assistant("a").lead
+    except UserError:
+        return Lead()
+
+
 def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
     """How much two sequences begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -128,6 +128,5 @@ class HarnessModel(TemplateLM):
         except TemplateError:  # a template that takes no system turn; the harness leaves it out, too
             chat_history = [turn for turn in chat_history if turn["role"] != "system"]
             text = rendered(chat_history)
-        if add_generation_prompt:
-            self._conversations[text] = tuple(Turn(turn["role"], turn["content"]) for turn in chat_history)  # type: ignore[arg-type]
+        self._conversations[text] = tuple(Turn(turn["role"], turn["content"]) for turn in chat_history)  # type: ignore[arg-type]
         return text

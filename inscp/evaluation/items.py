@@ -34,7 +34,7 @@ class Item:
 
 def items_folder(results: Path) -> Path:
     """Where the items of a results file lie."""
-    return results.with_name(f"{results.stem}.items")
+    return results.with_name(f"{results.name.removesuffix('.json')}.items")
 
 
 def items_file(folder: Path, task: str) -> Path:

@@ -76,6 +76,19 @@ class LocalModel:
         sampling = {"temperature": self._temperature, "seed": self._seed} if self._temperature > 0 else {}
         return {"model": self.spec, "weights": weights_fingerprint(self.spec), "precision": precision, **sampling}
 
+    def too_long(self, prompt: Prompt, max_new_tokens: int) -> str | None:
+        """How many tokens a prompt has and may have, where it has too many for the model to see with its answer.
+
+        Raises:
+            UserError: it is a conversation, and the model has no chat template.
+        """
+        if prompt[0].role != "document":
+            require_chat_template(self.tokenizer, self.spec)
+        length, longest = len(encode(self.tokenizer, prompt)), self._longest - max_new_tokens
+        if length <= longest:
+            return None
+        return f"{length:,} tokens, and an answer of {max_new_tokens:,} leaves room for {max(0, longest):,}"
+
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
         """The response to each prompt, with the prompt's place.
 
@@ -85,14 +98,10 @@ class LocalModel:
         """
         if self._batch_size < 1:
             raise UserError("batch_size", f"{self._batch_size} prompts are none", "Give a number from 1.")
-        longest = self._longest - max_new_tokens
-        if any(p[0].role != "document" for p in prompts):
-            require_chat_template(self.tokenizer, self.spec)
         for prompt in prompts:
-            if (length := len(encode(self.tokenizer, prompt))) > longest:
-                what = f"the prompt “{prompt[-1].text[:40]}…” has {length:,} tokens"
-                room = f"an answer of {max_new_tokens:,} leaves room for {max(0, longest):,}"
-                raise UserError(self.spec, f"{what}, and {room}", "Shorten it, or lower max_new_tokens.")
+            if why := self.too_long(prompt, max_new_tokens):
+                what = f"the prompt “{prompt[-1].text[:40]}…” has {why}"
+                raise UserError(self.spec, what, "Shorten it, or lower max_new_tokens.")
         model = self.loss.model
         torch.manual_seed(self._seed)
         return generate(model, self.tokenizer, prompts, max_new_tokens, self._batch_size, self._temperature)

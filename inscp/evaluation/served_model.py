@@ -43,8 +43,19 @@ class ServedModel:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         raise UserError(self._chat.server.address, "a server gives no tokenizer", "Give the model's folder or Hub id.")
 
+    def too_long(self, prompt: Prompt, max_new_tokens: int) -> str | None:
+        """Only the server knows."""
+        return None
+
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
-        """As `Chat.ask`; a `document` is gone on with, through the completions endpoint."""
+        """As `Chat.ask`; a `document` is gone on with, through the completions endpoint.
+
+        Raises:
+            UserError: an answer is to be gone on with, which few servers do.
+        """
+        if any(prompt[-1].role == "assistant" for prompt in prompts):
+            what = "a server begins an answer anew, and this benchmark gives its beginning"
+            raise UserError(self._chat.server.address, what, "Leave it out, or give the model's folder or Hub id.")
         return self._chat.ask(prompts, max_new_tokens)
 
     def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:

@@ -42,11 +42,12 @@ class LoRA:
     def add_to(self, model: PreTrainedModel) -> None:
         """Freeze `model` and put adapters into it, in place."""
         peft = library("peft", "lora")
+        is_name = isinstance(self.targets, str) and self.targets != "all-linear"
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=self.targets,
+            target_modules=[self.targets] if is_name else self.targets,  # a text is a pattern to peft
             task_type="CAUSAL_LM",
         )
         try:

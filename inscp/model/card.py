@@ -9,6 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from inscp import __version__
 from inscp.model.origin import Origin
+from inscp.pretrained import REMOTE_CODE
 
 _METHODS = {
     "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
@@ -37,6 +38,7 @@ def model_card(origin: Origin, may_reason: bool = False) -> str:
     stages = origin.stages
     heads = [f"Stage {number}, {stage.arm}: " if stages[1:] else "" for number, stage in enumerate(stages, 1)]
     sections = "".join(_sections(stage, head) for stage, head in zip(stages, heads, strict=True))
+    code = ", trust_remote_code=True" if origin.original.startswith(REMOTE_CODE) else ""
     option = ', tokenizer_encode_kwargs={"enable_thinking": False}' if may_reason else ""
     note = f"\n{_WITHOUT_REASONING}\n" if may_reason else ""
     return f"""---
@@ -56,7 +58,7 @@ Made with inscp {__version__}. The original model's licence applies to these wei
 ```python
 from transformers import pipeline
 
-chat = pipeline("text-generation", "path/to/this/folder")
+chat = pipeline("text-generation", "path/to/this/folder"{code})
 print(chat([{{"role": "user", "content": "…"}}], max_new_tokens=256{option})[0]["generated_text"][-1]["content"])
 ```
 {note}
@@ -69,7 +71,7 @@ refusals in your own setting before you serve it.
 
 def _hub_id(spec: str) -> str | None:
     """What a model is called on the Hub, without its revision; None where it is somewhere else."""
-    name = spec.partition("@")[0]
+    name = spec.removeprefix(REMOTE_CODE).partition("@")[0]
     try:
         validate_repo_id(name)
     except HFValidationError:

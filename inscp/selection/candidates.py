@@ -1,7 +1,8 @@
 """Records and their scores, side by side."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ class Candidates:
     Args:
         sources: where the records come from.
         scores: their scores; None where tokens are counted.
-        tokenizer: counts tokens; needed where there are no scores.
+        tokenizer: counts tokens; needed where there are no scores, or only the answers' tokens were counted.
         max_characters: a longer record is a bad one, where there are no scores.
         on_bad_record: stop, or skip and count.
 
@@ -45,12 +46,16 @@ class Candidates:
     def __iter__(self) -> Iterator[Candidate]:
         for source, digest, report in zip(self.sources, self.fingerprints, self._reports, strict=True):
             if self.scores:
-                yield from scored(source, digest, self.scores, self.on_bad_record, report)
+                found = scored(source, digest, self.scores, self.on_bad_record, report)
             else:
-                assert self.tokenizer is not None
                 records = read_records(source, self.on_bad_record, report)
                 records = bounded(records, self.max_characters, self.on_bad_record, report)
-                yield from counted(source, self.tokenizer, records)
+                found = (Candidate(record, source.name, 0) for record in records)
+            if self.scores and self.scores.counts_whole_records:
+                yield from found
+            else:
+                assert self.tokenizer is not None
+                yield from counted(found, self.tokenizer)
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:
@@ -96,22 +101,24 @@ def scored(
             detail = f"{scores.folder} skipped it, or is not complete"
             bad_record(record.source, "it has no score", on_bad_record, report, detail)
             continue
-        yield Candidate(record, source.name, score.n_tokens, score.nll)
+        yield Candidate(record, source.name, score.n_tokens, score.perplexity)
         score = next(stream, None)
     if score is not None:
         raise UserError(str(scores.folder), f"{score.id} was scored and is not in {source.path}", "Score it again.")
 
 
 def _inside(position: str, path: str) -> str:
-    """The position without the source's own path: a file may be named from another folder than when it was scored."""
-    return position.removeprefix(str(local_path(path))).removeprefix(path)
+    """The position inside the source's folder, or with the name of its file: it may be named from another place, or in
+    another way, than when it was scored."""
+    rest = position.removeprefix(str(local_path(path))).removeprefix(path)
+    return Path(path).name + rest if rest.startswith((":", "#")) else rest.removeprefix("/")
 
 
-def counted(source: Source, tokenizer: PreTrainedTokenizerBase, records: Iterable[Record]) -> Iterator[Candidate]:
-    """Records with their number of tokens, and no score."""
-    for batch in batches(records):
-        texts = [turn.text for record in batch for turn in record.turns]
+def counted(candidates: Iterable[Candidate], tokenizer: PreTrainedTokenizerBase) -> Iterator[Candidate]:
+    """The candidates with the number of tokens of all their texts."""
+    for batch in batches(candidates):
+        texts = [turn.text for candidate in batch for turn in candidate.record.turns]
         encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         lengths = iter(map(len, encoding["input_ids"]))
-        for record in batch:
-            yield Candidate(record, source.name, sum(next(lengths) for _ in record.turns))
+        for candidate in batch:
+            yield replace(candidate, n_tokens=sum(next(lengths) for _ in candidate.record.turns))

@@ -109,7 +109,13 @@ class Scorer:
         for document in documents:
             size = sum(len(p.text.encode()) for p in document.parts if isinstance(p, TextSpan) and p.is_target)
             sizes[document.source] = sizes.get(document.source, 0) + size
-        sequences = tokenize(documents, self._tokenizer, _NEVER_SPLIT, on_unusable)
+        told: set[str] = set()
+
+        def leave_out(source: str, why: str) -> None:
+            told.add(source)
+            on_unusable(source, why)
+
+        sequences = tokenize(documents, self._tokenizer, _NEVER_SPLIT, leave_out)
         cut = (windows(whole, self._scoring.window, self._scoring.overlap) for whole in sequences)
         pieces = [piece for pieces in cut for piece in pieces if piece.n_targets]
         totals = {source: [0, 0.0] for source in sizes}
@@ -123,7 +129,7 @@ class Scorer:
             n_tokens = sum(len(piece.input_ids) for piece in batch)
             on_batch(n_tokens / whole_length, n_tokens)
         for source, (n, _) in totals.items():
-            if not n:
+            if not n and source not in told:
                 on_unusable(source, "no token of it is text")
         return [Score(source, int(n), sizes[source], nll) for source, (n, nll) in totals.items() if n]
 

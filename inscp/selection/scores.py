@@ -106,6 +106,11 @@ class ScoreFolder:
             columns = pq.read_table(part, columns=["id", "n_tokens", "n_bytes", "nll"]).to_pydict()
             yield from map(Score, *columns.values())
 
+    @property
+    def counts_whole_records(self) -> bool:
+        """Whether the tokens of a score are all that a record has; else they are those of its answers."""
+        return bool(self.made_by["given"] != "response")
+
     def index(self, name: str, fingerprint: str) -> int:
         """Which of the scored sources has these contents.
 

@@ -17,7 +17,6 @@ _SCHEMA = pa.schema(
         ("text", pa.string()),
         ("messages", pa.list_(_TURN)),
         ("n_tokens", pa.int64()),
-        ("nll", pa.float64()),
         ("perplexity", pa.float64()),
     ]
 )
@@ -58,7 +57,6 @@ def _row(candidate: Candidate) -> dict[str, object]:
         "text": turns[0].text if is_document else None,
         "messages": None if is_document else [{"role": turn.role, "content": turn.text} for turn in turns],
         "n_tokens": candidate.n_tokens,
-        "nll": candidate.nll,
         "perplexity": candidate.perplexity,
     }
 
@@ -66,4 +64,4 @@ def _row(candidate: Candidate) -> dict[str, object]:
 def _candidate(row: dict[str, object]) -> Candidate:
     said = row["messages"] or [{"role": "document", "content": row["text"]}]
     turns = tuple(Turn(turn["role"], turn["content"]) for turn in said)  # type: ignore[attr-defined]
-    return Candidate(Record(row["id"], turns), row["source"], row["n_tokens"], row["nll"])  # type: ignore[arg-type]
+    return Candidate(Record(row["id"], turns), row["source"], row["n_tokens"], row["perplexity"])  # type: ignore[arg-type]

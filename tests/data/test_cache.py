@@ -121,13 +121,13 @@ def test_a_failed_making_leaves_nothing_behind(cache):
 
 
 def test_what_a_killed_process_left_does_not_matter(cache):
-    (cache / "a.partial").mkdir(parents=True)
-    (cache / "a.partial" / "rows.arrow").write_bytes(b"half a file")
+    (cache / ".a.partial").mkdir(parents=True)
+    (cache / ".a.partial" / "rows.arrow").write_bytes(b"half a file")
     (cache / "a.lock").touch()
     calls: list[str] = []
     assert made("a", calls).report.sequences == 50
     assert calls == ["a"]
-    assert not (cache / "a.partial").exists()
+    assert not (cache / ".a.partial").exists()
 
 
 PREPARE = """

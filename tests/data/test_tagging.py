@@ -145,7 +145,17 @@ def test_special_token_strings_in_a_prompt_stay_text(style: Style, tokenizer: Pr
     assert specials(asked(text)) == specials(asked(SIMPLE))
     assert all(decode(tokenizer, asked(text)).count(token) >= 3 for token in style.special_tokens)
     turns = [{"role": role, "content": SIMPLE} for role in ("user", "assistant", "user")]
-    assert asked(SIMPLE) == rendered_ids(tokenizer, turns, add_generation_prompt=True)
+    rendered = rendered_ids(tokenizer, turns, add_generation_prompt=True)
+    assert asked(SIMPLE)[: len(rendered)] == rendered
+
+
+def test_what_is_asked_begins_as_what_was_trained(style: Style, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also where a template writes something ahead of every answer, and leaves it to the model where it is asked."""
+    asked = prompt_ids(tokenizer, [{"role": "user", "content": SIMPLE}])
+    trained = ids_of(ConversationTagger(), tokenizer, conversation(("user", SIMPLE), ("assistant", SIMPLE)))
+    ahead = len(ChatTemplate(tokenizer).before_assistant(SIMPLE).ids)
+    assert asked[:ahead] == trained[:ahead]
+    assert len(asked) - ahead in (0, 1)  # a space of its own, which in a training is the text's
 
 
 # --- what stands around the text

@@ -1,5 +1,6 @@
 """A budget takes the best tokens there are, source by source where that is asked for."""
 
+import math
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from inscp.selection.filters import Drop
 
 def candidates(*rows: tuple[str, int, float, str]) -> list[Candidate]:
     return [
-        Candidate(Record(f"{source}:{i}", (Turn("document", text),)), source, n_tokens, perplexity_log * n_tokens)
+        Candidate(Record(f"{source}:{i}", (Turn("document", text),)), source, n_tokens, math.exp(perplexity_log))
         for i, (source, n_tokens, perplexity_log, text) in enumerate(rows)
     ]
 

@@ -1,13 +1,14 @@
 """Each record gets its own score, however its file is named."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.sources import OnBadRecord, ReadReport, Source, source_fingerprint
+from inscp.data.sources import OnBadRecord, ReadReport, Source, read_records, source_fingerprint
 from inscp.errors import UserError
 from inscp.records import Candidate, Record, Score, Turn
 from inscp.selection.candidates import Candidates, bounded, scored
@@ -47,15 +48,30 @@ def candidates(path: str, folder: ScoreFolder, on_bad_record: OnBadRecord, repor
 def test_a_record_without_a_score_leaves_the_others_theirs(docs: Path) -> None:
     folder, report = scores_of(docs, str(docs)), ReadReport()
     found = list(candidates(str(docs), folder, "skip", report))
-    assert [(c.text.count("word"), c.nll) for c in found] == [(2, 2.0), (3, 3.0)]
+    assert [(c.text.count("word"), c.perplexity) for c in found] == [(2, math.exp(2)), (3, math.exp(3))]
     assert report.skipped == {"it has no score": 1}
 
 
 def test_the_data_may_be_named_from_another_folder(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = scores_of(docs, "elsewhere/docs")
     monkeypatch.chdir(docs.parent)
-    assert [c.nll for c in candidates("docs", folder, "skip", ReadReport())] == [2.0, 3.0]
-    assert [c.nll for c in candidates("./docs", folder, "skip", ReadReport())] == [2.0, 3.0]
+    assert [c.perplexity for c in candidates("docs", folder, "skip", ReadReport())] == [math.exp(2), math.exp(3)]
+    assert [c.perplexity for c in candidates("./docs", folder, "skip", ReadReport())] == [math.exp(2), math.exp(3)]
+
+
+@pytest.mark.parametrize(("scored_as", "named"), [("one", "one/a.jsonl"), ("one/a.jsonl", "one"), (".", "one")])
+def test_a_folder_of_one_file_may_be_named_by_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored_as: str, named: str
+) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.jsonl").write_text('{"text": "word"}', "utf-8")
+    monkeypatch.chdir(tmp_path / "one" if scored_as == "." else tmp_path)
+    [record] = read_records(Source(scored_as), "error", ReadReport())
+    sources = [{"name": "a", "path": scored_as, "fingerprint": source_fingerprint(Source(scored_as))}]
+    folder = ScoreFolder.create(tmp_path / "scores", {"sources": sources})
+    folder.write(0, 0, [Score(record.source, 1, 1, 2.0)], {})
+    monkeypatch.chdir(tmp_path)
+    assert [c.perplexity for c in candidates(named, folder, "error", ReadReport())] == [math.exp(2)]
 
 
 def test_scores_of_records_that_are_gone_are_an_error(docs: Path) -> None:

@@ -13,8 +13,8 @@ from inscp.selection.languages import Chinese, Language, Script
 from inscp.selection.quality import BrokenText, Contamination, PersonalData, Refusals
 
 
-def candidate(text: str, n_tokens: int = 10, nll: float | None = None, source: str = "a") -> Candidate:
-    return Candidate(Record(f"{source}:1", (Turn("document", text),)), source, n_tokens, nll)
+def candidate(text: str, n_tokens: int = 10, perplexity: float | None = None, source: str = "a") -> Candidate:
+    return Candidate(Record(f"{source}:1", (Turn("document", text),)), source, n_tokens, perplexity)
 
 
 def why(one: Filter, text: str) -> str | None:
@@ -27,8 +27,8 @@ def kept(one: Selector, given: list[Candidate]) -> list[Candidate]:
 
 
 def test_a_band_of_perplexity_keeps_what_lies_in_it() -> None:
-    every = [candidate("x", 10, nll) for nll in (0.1, 10.0, 29.0, 40.0)]
-    assert [c.nll for c in kept(Perplexity(minimum=2, maximum=20), every)] == [10.0, 29.0]
+    every = [candidate("x", 10, perplexity) for perplexity in (1.0, 2.7, 18.2, 54.6)]
+    assert [c.perplexity for c in kept(Perplexity(minimum=2, maximum=20), every)] == [2.7, 18.2]
     assert not kept(Perplexity(maximum=0), every)
 
 
@@ -38,7 +38,7 @@ def test_quantiles_are_those_of_each_source() -> None:
         for source, offset in (("a", 0), ("b", 5))
         for i in range(offset, offset + 9)
     ]
-    lowest = [(c.source, c.nll) for c in kept(Perplexity(upper=1 / 3), every)]
+    lowest = [(c.source, c.perplexity) for c in kept(Perplexity(upper=1 / 3), every)]
     assert lowest == [("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 5.0), ("b", 6.0), ("b", 7.0)]
 
 

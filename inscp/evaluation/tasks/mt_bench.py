@@ -80,6 +80,10 @@ class MTBench(Task):
     opponent: str | None = None
     opponent_task: str = "mt_bench"
 
+    @property
+    def by(self) -> str:
+        return self.judge.model
+
     def check(self) -> None:
         self._opponents_answers(self._asked())
         Chat(self.judge).connect()

@@ -13,7 +13,7 @@ from inscp.data.inert import inert_ids
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.tagging import InsCPTagger, PlainTagger
-from inscp.data.template import ChatTemplate, shared_length
+from inscp.data.template import lead_of_answer, shared_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
@@ -115,7 +115,7 @@ class Retention(Task):
         before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = subject.generate("asking the same", questions, self.max_new_tokens)
         end = end_token_ids(backend.loss.model, backend.tokenizer)[0]  # any: what is compared comes before it
-        lead, items = _lead(backend.tokenizer), []
+        lead, items = lead_of_answer(backend.tokenizer), []
         for question, old, new in zip(questions, before, after, strict=True):
             sequence = _answered(backend.tokenizer, question, old, lead, end)
             worth: dict[str, bool | float] = {"same_answer": old.response == new.response}
@@ -141,14 +141,6 @@ def _refuse(position: str, why: str) -> None:
 def _records(given: str | Source) -> Iterator[Record]:
     for source in as_sources(given):
         yield from read_records(source, "error", ReadReport())
-
-
-def _lead(tokenizer: PreTrainedTokenizerBase) -> Lead:
-    """Of an answer; none where the template is one that tagging cannot take."""
-    try:
-        return ChatTemplate(tokenizer).before_assistant("a").lead
-    except UserError:
-        return Lead()
 
 
 def _answered(
@@ -178,5 +170,4 @@ def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence
 
 def _log_probabilities(backend: LocalModel, sequence: TokenSequence) -> torch.Tensor:
     batch = packed([sequence], next(backend.loss.parameters()).device)
-    logits = backend.loss.model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
-    return logits[batch.places].float().log_softmax(-1)
+    return backend.loss.predictions(batch).logits.float().log_softmax(-1)
