@@ -109,9 +109,8 @@ class Provenance(Callback):
         if module.shield:
             training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
         if module.distillation:
-            training["distillation"] = (
-                f"replayed rows, by {model_name(module.distillation.teacher or module.pretrained)}"
-            )
+            teacher = model_name(module.distillation.teacher or module.pretrained)
+            training["distillation"] = f"replayed rows, by {teacher}, weight {module.distillation.weight:g}"
         if data.replay:
             training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"
         is_measured = module.held_out_step == trainer.global_step  # and not behind an earlier step

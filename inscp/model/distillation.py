@@ -28,9 +28,15 @@ class Distillation:
     Args:
         teacher: a model with the same vocabulary, named as in `model.pretrained`; by default that one, as it is before
             the training.
+        weight: how much a replayed token's divergence counts beside the negative log-likelihood of another token.
     """
 
     teacher: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise UserError("model.distillation.weight", f"{self.weight:g} is not positive", "Give 1, say.")
 
 
 class Teacher:
@@ -38,35 +44,39 @@ class Teacher:
 
     Args:
         root: the model, on its devices.
+        importance: of its predictions.
     """
 
-    def __init__(self, root: NextTokenLoss) -> None:
-        self.root = root
+    def __init__(self, root: NextTokenLoss, importance: float = 1.0) -> None:
+        self.root, self._importance = root, importance
 
     @torch.no_grad()
     def predictions(self, batch: PackedBatch) -> Predictions | None:
         """At the places of the batch's replayed rows; None where there are none."""
+        rows = batch.replayed if batch.replayed_rows else None
         if isinstance(self.root, FSDPModule):  # every rank must gather what the others do
             self.root.unshard()
-            return self.root.predictions(batch.replayed if batch.replayed_rows else _next_to_nothing(batch))
-        return self.root.predictions(batch.replayed) if batch.replayed_rows else None
+            rows = rows or _next_to_nothing(batch)
+        return replace(self.root.predictions(rows), importance=self._importance) if rows else None
 
 
 def load_teacher(
-    spec: str, model: PreTrainedModel, strategy: Strategy, dtype: torch.dtype, attention: str | None, pretrained: str
-) -> Teacher:
+    how: Distillation, pretrained: str, model: PreTrainedModel, strategy: Strategy, dtype: torch.dtype,
+    attention: str | None,
+) -> Teacher:  # fmt: skip
     """
     Args:
-        spec: of the teacher, as for `inscp.pretrained.resolve`.
+        how: names the teacher.
+        pretrained: what the model that learns was loaded from.
         model: that learns.
         strategy: the teacher is laid over the devices as it is.
         dtype: in which it computes.
         attention: of transformers, as for the model.
-        pretrained: what the model was loaded from.
 
     Raises:
         UserError: the teacher has another vocabulary.
     """
+    spec = how.teacher or pretrained
     if spec != pretrained and load_tokenizer(spec).get_vocab() != load_tokenizer(pretrained).get_vocab():
         raise UserError("model.distillation.teacher", f"{spec} has other tokens", "Take one with the model's tokens.")
     with torch.device("cpu"):
@@ -77,7 +87,7 @@ def load_teacher(
         load_sharded(root, root.model, spec, strategy.weights_device)
     else:
         root.to(strategy.root_device)
-    return Teacher(root)
+    return Teacher(root, how.weight)
 
 
 def teacher_root(teacher: PreTrainedModel, model: PreTrainedModel) -> NextTokenLoss:

@@ -5,7 +5,7 @@ cross-entropy work on chunks of rows, and the gradients of a chunk are formed in
 logits: products in the compute dtype, softmax and sums in fp32. Positions without a target cost nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,10 +30,12 @@ class Predictions:
     Attributes:
         hidden: [N, H], or where the output layer is no such product the logits themselves, [N, V].
         weight: [V, H], the output embedding; None where `hidden` are the logits.
+        importance: of a teacher's: how much a divergence from it counts beside the negative log-likelihood of a target.
     """
 
     hidden: torch.Tensor
     weight: torch.Tensor | None
+    importance: float = 1.0
 
     @property
     def logits(self) -> torch.Tensor:
@@ -41,7 +43,7 @@ class Predictions:
         return self.hidden if self.weight is None else self.hidden @ self.weight.T
 
     def __getitem__(self, rows: slice) -> "Predictions":
-        return Predictions(self.hidden[rows], self.weight)
+        return replace(self, hidden=self.hidden[rows])
 
 
 class NextTokenLoss(nn.Module):
@@ -63,7 +65,7 @@ class NextTokenLoss(nn.Module):
         """The negative log-likelihood of the batch's targets in nats, fp32: summed, and differentiable.
 
         With `each` that of every target, [N] in the order of the rows, without gradients. With a `teacher`, who
-        predicts at the last M of the N places, it is there the divergence KL(teacher || model).
+        predicts at the last M of the N places, it is there the divergence KL(teacher || model), times its importance.
         """
         mine = self.predictions(batch)
         targets = batch.targets.flatten().index_select(0, batch.places)
@@ -77,7 +79,7 @@ class NextTokenLoss(nn.Module):
         n = len(targets) - len(teacher.hidden)
         wanted = teacher.logits.float().log_softmax(1)
         divergence = F.kl_div(logits[n:].log_softmax(1), wanted, reduction="sum", log_target=True)
-        return F.cross_entropy(logits[:n], targets[:n], reduction="sum") + divergence
+        return F.cross_entropy(logits[:n], targets[:n], reduction="sum") + teacher.importance * divergence
 
     def predictions(self, batch: PackedBatch) -> Predictions:
         """At the batch's places; where the model is sharded, with its own weights gathered."""
@@ -159,7 +161,7 @@ class _LinearNLL(torch.autograd.Function):
                 losses = _nlls(logits, targets[rows], into_gradients=wants_hidden or wants_weight)
             else:
                 taught = slice(rows.start - n_targets, rows.stop - n_targets)
-                losses = _divergences(logits, teacher[taught].logits, into_gradients=wants_hidden or wants_weight)
+                losses = _divergences(logits, teacher[taught], into_gradients=wants_hidden or wants_weight)
             total += losses.sum()
             if hidden_grad is not None:
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
@@ -201,18 +203,18 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
     return nlls[:, 0]
 
 
-def _divergences(logits: torch.Tensor, teacher: torch.Tensor, into_gradients: bool) -> torch.Tensor:
+def _divergences(logits: torch.Tensor, teacher: Predictions, into_gradients: bool) -> torch.Tensor:
     """KL(teacher || model) of each row [N], from logits [N, V] of both; `logits` may become the sum's gradients."""
     divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     parts = _in_cached_rows(logits)
-    rows = (tensor.split(len(parts[0])) for tensor in (teacher, divergences))
+    rows = (tensor.split(len(parts[0])) for tensor in (teacher.logits, divergences))
     for part, wanted, divergence in zip(parts, *rows, strict=True):
         log_p, log_q = (x.float().log_softmax(1) for x in (part, wanted))
         q = log_q.exp()
         divergence.copy_(log_q.sub_(log_p).mul_(q).sum(1))
         if into_gradients:
-            part.copy_(log_p.exp_().sub_(q))
-    return divergences
+            part.copy_(log_p.exp_().sub_(q).mul_(teacher.importance))
+    return divergences.mul_(teacher.importance)
 
 
 def _chunks(begin: int, end: int, size: int) -> list[slice]:

@@ -107,9 +107,9 @@ class InsCPModule(JudgedModule):
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
             self.copies = ComputeCopies(model, strategy.compute_dtype, strategy.root_device)
         if self.distillation and self.trainer.state.fn == "fit":
-            spec = self.distillation.teacher or self.pretrained
             dtype = compute_dtype(str(self.trainer.precision))
-            self.teacher = load_teacher(spec, model, strategy, dtype, self.attn_implementation, self.pretrained)
+            how, attention = self.distillation, self.attn_implementation
+            self.teacher = load_teacher(how, self.pretrained, model, strategy, dtype, attention)
 
     def _require_whole_matrices(self) -> None:
         reasons = {

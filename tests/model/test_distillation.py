@@ -55,7 +55,7 @@ def batch_of(replayed_rows: int = 1) -> PackedBatch:
     return PackedBatch(ids, targets, positions, lengths, 66, 72, replayed_rows, 22 * replayed_rows)
 
 
-def plain(model: PreTrainedModel, teacher: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+def plain(model: PreTrainedModel, teacher: PreTrainedModel, batch: PackedBatch, weight: float) -> torch.Tensor:
     """Document by document, with all logits."""
     total = torch.zeros(())
     for row in range(3):
@@ -67,7 +67,7 @@ def plain(model: PreTrainedModel, teacher: PreTrainedModel, batch: PackedBatch) 
             else:
                 with torch.no_grad():
                     wanted = teacher(input_ids=ids).logits[0][targets != IGNORED].softmax(1)
-                total = total + (wanted * (wanted.log() - logits.log_softmax(1))).sum()
+                total = total + weight * (wanted * (wanted.log() - logits.log_softmax(1))).sum()
     return total
 
 
@@ -78,10 +78,10 @@ def test_loss_and_gradients_equal_the_plain_computation(
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK", 8)  # several chunks of each kind, the last ones partly filled
     monkeypatch.setattr(loss, "_CACHED", 3 * VOCABULARY)
-    batch, teacher = batch_of(replayed_rows), Teacher(teacher_root(make(1), make(0)))
+    batch, teacher = batch_of(replayed_rows), Teacher(teacher_root(make(1), make(0)), 2.5)
     ours, reference = make(0), make(0)
     value = NextTokenLoss(ours)(batch, teacher=teacher.predictions(batch))
-    expected = plain(reference, teacher.root.model, batch)
+    expected = plain(reference, teacher.root.model, batch, 2.5)
     (value / 3).backward()
     (expected / 3).backward()
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
@@ -199,7 +199,7 @@ def test_the_cost_and_the_card_tell_of_the_teacher(tmp_path: Path, corpus: Path,
         flops.append(counting.cost.flops)
     assert 1.05 < flops[1] / flops[0] < 1.15  # 0.3 of the rows pass forward once more: a third of a step's work
     told = Provenance(tmp_path).origin(learner.trainer).training["distillation"]
-    assert told == f"replayed rows, by {Path(tiny_model_folder).name}"
+    assert told == f"replayed rows, by {Path(tiny_model_folder).name}, weight 1"
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:

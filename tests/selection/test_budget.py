@@ -1,6 +1,7 @@
 """A budget takes the best tokens there are, source by source where that is asked for."""
 
 import math
+
 import numpy as np
 import pytest
 
