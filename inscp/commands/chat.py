@@ -1,6 +1,5 @@
 """`chat`: talk to a model on the terminal; the answer streams."""
 
-import io
 import sys
 
 import torch
@@ -44,13 +43,14 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     is_terminal = sys.stdin.isatty()
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
     while True:
         try:
             said = input("you> " if is_terminal else "").strip()
+            said.encode()
         except EOFError:
             break
+        except UnicodeError as error:
+            raise UserError("standard input", "it is not UTF-8", "Convert it.") from error
         if not said:
             break
         turns.append({"role": "user", "content": said})

@@ -232,7 +232,7 @@ def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets
         if path.is_dir():
             saved = datasets.load_from_disk(path)
             if isinstance(saved, datasets.Dataset):
-                saved = {str(saved.split or split): saved}
+                return {None: saved, str(saved.split): saved}[source.split]
             return saved[split]
         return datasets.load_dataset(source.path, source.subset, split=split, revision=source.revision)
     except Exception as error:  # the Hub client raises a dozen unrelated types; each means that there is no data

@@ -4,6 +4,7 @@ import pytest
 
 from inscp.data.fields import to_turns
 from inscp.data.rows import BadRow
+from inscp.records import Turn
 
 PAIR = (("user", "Q"), ("assistant", "A"))
 WITH_CONTEXT = (("user", "Q\n\nC"), ("assistant", "A"))
@@ -98,3 +99,10 @@ def test_a_missing_named_field_is_a_bad_row():
 
 def test_a_row_that_was_bad_stays_bad():
     assert to_turns(BadRow("not valid JSON"), {"text": "body"}) == BadRow("not valid JSON")
+
+
+def test_a_column_without_a_name_is_no_turn() -> None:
+    """Pandas writes the number of the row into one."""
+    assert to_turns({"": "0", "text": "hello"}) == (Turn("document", "hello"),)
+    pair = {"": "7", "question": "why?", "answer": "so"}
+    assert to_turns(pair) == (Turn("user", "why?"), Turn("assistant", "so"))

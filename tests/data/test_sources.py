@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from inscp.data.sources import ReadReport, Source, read_records, source_fingerprint
+from inscp.data.sources import ReadReport, Source, read_records, require_outside, source_fingerprint
 from inscp.errors import UserError
 from inscp.records import Turn
 
@@ -55,8 +55,8 @@ def test_a_data_set_saved_to_disk_gives_the_same_records(tmp_path, splits):
     records = list(read_records(Source(path), "error", ReadReport()))
     assert [record.turns[0].text for record in records] == TEXTS
     assert [record.source for record in records] == [f"{path}#{n}" for n in (1, 2, 3)]
-    assert texts(Source(path, split="test")) == (TEXTS[:1] if splits else TEXTS)
     if splits:
+        assert texts(Source(path, split="test")) == TEXTS[:1]
         assert "neither a local path nor" in refused(Source(path, split="none"))
         assert source_fingerprint(Source(path)) != source_fingerprint(Source(path, split="test"))
 
@@ -184,3 +184,41 @@ def test_hidden_folders_and_what_tells_of_the_data_are_no_data_and_an_empty_path
     assert texts(Source(str(folder))) == before
     with pytest.raises(UserError, match="it is empty"):
         Source("")
+
+
+@pytest.fixture
+def cut(tmp_path: Path) -> Path:
+    """A data set as the Hub lays it out, with cards in two languages."""
+    for split in ("train", "test"):
+        (tmp_path / "cut" / "data").mkdir(parents=True, exist_ok=True)
+        jsonl(tmp_path / "cut" / "data" / f"{split}-00000-of-00001.jsonl", f'{{"text": "{split}"}}')
+    for card in ("README.md", "README_zh.md", "LICENSE.txt"):
+        jsonl(tmp_path / "cut" / card, "about it")
+    return tmp_path / "cut"
+
+
+def test_of_a_folder_of_splits_the_one_that_is_named_is_read(cut):
+    assert [texts(Source(str(cut), split=split)) for split in ("train", "test")] == [["train"], ["test"]]
+    assert source_fingerprint(Source(str(cut), split="train")) != source_fingerprint(Source(str(cut), split="test"))
+    assert Source(str(cut), split="test").name == f"{cut} (test)"
+    assert "the folder holds test and train. Name one: [{path:" in refused(Source(str(cut)))
+    assert "no file or folder in it begins with dev. Take one of test, train." in refused(Source(str(cut), split="dev"))
+    (cut / "data").rename(cut / "test")  # of a split is also what lies in a folder of that name
+    (cut / "test" / "train-00000-of-00001.jsonl").unlink()
+    assert texts(Source(str(cut))) == ["test"]
+
+
+def test_what_only_some_sources_have_is_not_passed_over_with_the_others(cut):
+    file = cut / "data" / "test-00000-of-00001.jsonl"
+    assert "a file has none" in refused(Source(str(file), split="test"))
+    assert "only a data set on the Hub has one" in refused(Source(str(cut), split="test", subset="en"))
+    assert "only a data set on the Hub has one" in refused(Source(str(file), revision="main"))
+    datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(cut / "saved")
+    assert "validation" in refused(Source(str(cut / "saved"), split="validation"))
+
+
+def test_what_is_made_must_not_lie_among_the_data(cut):
+    with pytest.raises(UserError, match=r"it lies in .*cut, which is read as data"):
+        require_outside(cut / "data" / "scores", [Source(str(cut))])
+    require_outside(cut.parent / "scores", [Source(str(cut))])
+    require_outside(cut / "data" / "scores", [Source(str(cut / "data" / "test-00000-of-00001.jsonl"))])

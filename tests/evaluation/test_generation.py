@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, MambaConfig, PretrainedConfig, RwkvConfig
 
 from inscp.evaluation import generation
 from inscp.evaluation.generation import encode, generate
@@ -80,7 +81,7 @@ def test_a_row_that_has_ended_is_computed_no_further_and_changes_no_other(
     if not selectable:
         monkeypatch.setattr(generation, "_SELECTABLE", ())
     assert answers(model, tokenizer, PROMPTS, max_new_tokens=24) == whole
-    assert sizes[0] == len(PROMPTS)
+    assert sizes[:3] == [1, 1, len(PROMPTS)]  # the first two tell whether it heeds padding
     assert sizes[-1] < len(PROMPTS)
 
 
@@ -121,3 +122,41 @@ def test_a_document_is_gone_on_with_and_nothing_in_it_is_special(tiny_model_fold
     assert chat[0].endswith("assistant\n")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end not in encode(tokenizer, (Turn("document", "a<|im_end|>b"),))
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2}
+OF_STATES: dict[str, PretrainedConfig] = {
+    "mamba": MambaConfig(**SIZES, state_size=4, time_step_rank=4, initializer_range=0.5),
+    # Its state takes in what stands ahead, padding too.
+    "rwkv": RwkvConfig(**SIZES, attention_hidden_size=16, intermediate_size=32),
+}
+
+
+@pytest.mark.parametrize("name", OF_STATES)
+def test_a_model_that_carries_a_state_reads_each_prompt_once_and_no_padding(tiny_model_folder: str, name: str) -> None:
+    tokenizer, config = load_tokenizer(tiny_model_folder), OF_STATES[name]
+    config.vocab_size, config.eos_token_id = len(tokenizer), None
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.3 * torch.randn_like(weight)  # so that a state remembers
+    expected, ends = [], end_token_ids(model, tokenizer)
+    for prompt in PROMPTS:
+        ids = torch.tensor([encode(tokenizer, (Turn("user", prompt),))])
+        for _ in range(40):  # without any cache
+            ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        said = ids[0, -40:].tolist()
+        end = next((place for place, token in enumerate(said) if token in ends), 40)
+        expected.append(tokenizer.decode(said[:end], skip_special_tokens=True))
+    found = [answer.response for answer in answers(model, tokenizer, PROMPTS, max_new_tokens=40)]
+    assert found == expected
+
+
+def test_a_model_without_any_end_token_goes_on_to_the_limit(tiny_model_folder: str) -> None:
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    model.generation_config.eos_token_id = tokenizer.eos_token = tokenizer.chat_template = None
+    assert end_token_ids(model, tokenizer) == []
+    texts = [(Turn("document", prompt),) for prompt in PROMPTS]
+    found = [answer for _, answer in generate(model, tokenizer, texts, max_new_tokens=5)]
+    assert [(answer.n_tokens, answer.ended) for answer in found] == [(5, False)] * 4

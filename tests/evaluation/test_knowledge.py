@@ -381,6 +381,7 @@ def test_generations_equal_the_harness_and_end_at_a_stop_string(tiny_model_folde
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
+    from inscp.evaluation.generation import encode
     from inscp.evaluation.harness import HarnessModel
 
     theirs = HFLM(pretrained=tiny_model_folder, dtype="float32", device="cpu", batch_size=2)
@@ -396,6 +397,10 @@ def test_generations_equal_the_harness_and_end_at_a_stop_string(tiny_model_folde
     whole = answers(ours, [])
     stops = [text[len(text) // 2] for text in whole]
     assert answers(ours, stops) == answers(theirs, stops) != whole == answers(theirs, [])
+    begun = [*chat, {"role": "assistant", "content": "The miller"}]  # as a benchmark begins an answer
+    text = ours.apply_chat_template(begun, add_generation_prompt=False)
+    prompt = ours._prompt(text)
+    assert encode(ours.tokenizer, prompt) == ours.tokenizer(text, add_special_tokens=False)["input_ids"]
     sampled = Instance("generate_until", {}, ("The river", {"do_sample": True, "temperature": 0.7}), 0)
     with pytest.raises(UserError, match="it samples its answers"):
         ours.generate_until([sampled])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from chat_templates import STYLES, tokenizer_for
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from inscp.errors import UserError
@@ -156,3 +156,26 @@ def test_rows_are_left_out_and_spread_evenly(tmp_path: Path) -> None:
         ToxiGen(prompts=file, leave_out={"group": ["LICENSE", "x"]}).rows()
     with pytest.raises(UserError, match=r"p\.jsonl:1: no text"):
         ToxiGen(prompts=file, prompt_field="text").check()
+
+
+@pytest.mark.parametrize(("n_labels", "label"), [(6, 0), (1, 0)])
+def test_a_label_that_excludes_no_other_is_true_or_not_by_itself(
+    tmp_path: Path, classifier: str, n_labels: int, label: int
+) -> None:
+    """Of labels that are all improbable the likeliest is still improbable."""
+    config = RobertaConfig.from_pretrained(classifier, num_labels=n_labels)
+    config.problem_type = "multi_label_classification" if n_labels > 1 else "regression"
+    model = RobertaForSequenceClassification(config)
+    folder = tmp_path / "labels"
+    for bias, is_toxic in ((-4.0, False), (4.0, True)):
+        with torch.no_grad():
+            model.classifier.out_proj.weight.zero_()
+            model.classifier.out_proj.bias.copy_(torch.tensor([bias, *[-9.0] * (n_labels - 1)]))
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(classifier).save_pretrained(folder)
+        task = ToxiGen(
+            prompts=written(tmp_path / "p.jsonl", [{"prompt": "p"}]), classifier=str(folder), toxic_label=label
+        )
+        task.check()
+        [worth] = task.values([{"prompt": "p"}], [Generation("p", "some words", 5, ended=True)])
+        assert worth["toxic"] is is_toxic

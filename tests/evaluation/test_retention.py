@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from chat_templates import STYLES, tokenizer_for
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
 from inscp.evaluation.subject import Subject
-from inscp.evaluation.tasks.retention import Retention, _answered
+from inscp.evaluation.tasks.retention import Retention, _answered, _divergence
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation, Lead, Turn
 
@@ -170,3 +170,30 @@ def test_a_template_that_nobody_can_train_on_is_compared_all_the_same(tiny_model
     )
     found = task.metrics(task.items(subject))
     assert found["kl"].value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_window_that_slides_counts_in_the_divergence_as_in_the_training(
+    tmp_path: Path, tiny_model_folder: str
+) -> None:
+    """A model whose window is wider than the text is the same with none, and another one with a narrow window."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tiny_model_folder)
+    config = MistralConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                           num_attention_heads=2, num_key_value_heads=2, initializer_range=0.5)  # fmt: skip
+    model = MistralForCausalLM(config)
+    for window in (6, 4096):
+        model.config.sliding_window = window
+        model.save_pretrained(tmp_path / str(window))
+        tokenizer.save_pretrained(tmp_path / str(window))
+    narrow, wide = (LocalModel(str(tmp_path / str(window)), torch.float32, 8) for window in (6, 4096))
+    sequence = _answered(
+        tokenizer, (Turn("user", "Who sleeps?"),), Generation("", "The river " * 6, 9, False), Lead(), 1
+    )
+    alike = MistralForCausalLM.from_pretrained(tmp_path / "6", attn_implementation="eager")
+    with torch.no_grad():
+        logits = [m(torch.tensor(sequence.input_ids[None]).long()).logits[0].log_softmax(-1) for m in (alike, model)]
+    said = torch.tensor(sequence.labels[1:] != -100).nonzero()[:, 0]
+    expected = torch.nn.functional.kl_div(logits[1][said], logits[0][said], reduction="batchmean", log_target=True)
+    assert _divergence(narrow, narrow, sequence) == 0
+    assert _divergence(narrow, wide, sequence) == pytest.approx(float(expected), rel=1e-3)
+    assert expected > 0.01

@@ -137,6 +137,14 @@ def test_last_goes_on_from_the_same_training_alone(config: Path) -> None:
     assert f"going on from lasting/inscp-tiny-llama-zh-tw/{first.parent.name}/checkpoints" in same.stderr
     assert model_folder(same.stdout) == str(first.relative_to(config.parent))
     shutil.rmtree(first)
+    damaged = runs / "20990101-000000" / "config.yaml"  # as a full disk leaves it
+    damaged.parent.mkdir()
+    damaged.write_text("model: {pretrained: [", "utf-8")
+    again = run(*command, "last", cwd=config.parent)
+    assert f"{damaged.parent.name}/config.yaml: it is cut or damaged; this run is passed over" in again.stderr
+    assert model_folder(again.stdout) == str(first.relative_to(config.parent))
+    shutil.rmtree(damaged.parent)
+    shutil.rmtree(first)
     older = run(*command, first.parent / "checkpoints" / "step-00000002", cwd=config.parent)
     assert not first.exists()  # what came behind the checkpoint then is another course
     assert len(list(runs.iterdir())) == 3, older.stdout

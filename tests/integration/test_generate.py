@@ -101,3 +101,12 @@ def test_what_is_wrong_is_told_in_one_line(
     assert main(["generate", *(word for pair in given.items() for word in pair)]) == 2
     assert complaint in capsys.readouterr().err
     assert not Path("own.jsonl").exists()
+
+
+def test_a_prompt_without_room_for_an_answer_is_a_bad_record(
+    tiny_model_folder: str, capsys: pytest.CaptureFixture
+) -> None:
+    data = write([{"text": "What is the sea?"}, {"text": "w " * 900}])
+    asked = ["generate", "--model", tiny_model_folder, "--data", data, "--out", "own.jsonl", "--max_new_tokens", "48"]
+    assert main(asked) == 2
+    assert "prompts.jsonl:2: a prompt that leaves no room for an answer of 48 tokens" in capsys.readouterr().err

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     PretrainedConfig,
 )
 
@@ -77,3 +80,20 @@ def test_what_no_text_passes_through_is_not_trained() -> None:
     kept = trained_weights(model)
     assert set(kept) == {name for name, _ in model.named_parameters() if "language_model" in name or "lm_head" in name}
     assert len(kept) < len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_only_those_files_are_read_that_transformers_reads(tmp_path: Path, one_rank: None, sharded: bool) -> None:
+    """Not another precision's beside them, a vendor's own, or those of an earlier saving."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.save_pretrained(tmp_path, max_shard_size="10KB" if sharded else "1GB")
+    assert (tmp_path / "model.safetensors.index.json").exists() == sharded
+    other = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    for name in ("model.fp16.safetensors", "consolidated.safetensors"):
+        save_file(other, tmp_path / name)
+    empty = empty_model(str(tmp_path), torch.float32)
+    materialise(empty, torch.device("cpu"))
+    fill(empty, str(tmp_path))
+    for name, tensor in load_model(str(tmp_path), torch.float32).state_dict().items():
+        torch.testing.assert_close(empty.state_dict()[name], tensor, msg=name)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inscp.data.sources import OnBadRecord, ReadReport, Source, read_records, source_fingerprint
 from inscp.errors import UserError
+from inscp.pretrained import load_tokenizer
 from inscp.records import Candidate, Record, Score, Turn
 from inscp.selection.candidates import Candidates, bounded, scored
 from inscp.selection.scores import ScoreFolder
@@ -97,3 +98,21 @@ def test_tokens_are_counted_source_by_source_and_what_is_left_out_with_them(
 def test_a_source_is_named_once(docs: Path, chatml_tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match="named twice"):
         Candidates([Source(str(docs))] * 2, None, chatml_tokenizer, 100, "error")
+
+
+def test_the_tokens_of_a_record_are_those_of_all_its_texts_whatever_was_scored(
+    tmp_path: Path, tiny_model_folder: str
+) -> None:
+    tokenizer = load_tokenizer(tiny_model_folder)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"question": "what is a long question?", "answer": "this"}), "utf-8")
+    source = Source(str(path))
+    made_by = {
+        "given": "response",
+        "sources": [{"name": "a", "path": str(path), "fingerprint": source_fingerprint(source)}],
+    }
+    folder = ScoreFolder.create(tmp_path / "scores", made_by)
+    folder.write(0, 0, [Score(f"{path}:1", 1, 4, 2.0)], {})
+    [found] = Candidates([source], folder, tokenizer, 1000, "error")
+    expected = [len(tokenizer(text)["input_ids"]) for text in ("what is a long question?", "this")]
+    assert (found.n_tokens, found.perplexity) == (sum(expected), math.exp(2.0))
