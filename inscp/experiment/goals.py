@@ -24,19 +24,19 @@ class _Scored:
     Attributes:
         cells: of each goal.
         reached: whether each is.
-        margin: of the goal that is missed by most.
+        margins: how far each is, as a ratio: 1 just so.
         before: the reference's cells.
     """
 
     cells: Sequence[Cell]
     reached: Sequence[bool]
-    margin: float
+    margins: Sequence[float]
     before: Sequence[Cell]
 
     @property
-    def rank(self) -> tuple[int, float]:
-        """More goals, then the nearer of those that are missed by most."""
-        return sum(self.reached), self.margin
+    def rank(self) -> tuple[int, float, float]:
+        """More goals, then the nearer of those that are missed by most, then the ratios of all multiplied."""
+        return sum(self.reached), min(1.0, *self.margins), math.prod(self.margins)
 
     @property
     def count(self) -> str:
@@ -78,7 +78,8 @@ def goal_grids(
         for label, bound, old, cell, is_reached in
         zip(labels, wanted, found.before, found.cells, found.reached, strict=True)
     ]  # fmt: skip
-    first = f"Half of the items; ✓ where it is reached. The most goals, then the least missed, choose {chosen}."
+    how = "The most goals, then the least missed, then the most gained"
+    first = f"Half of the items; ✓ where it is reached. {how} (the ratios to the goals multiplied) choose {chosen}."
     second = f"The items that had no part in choosing: {found.count} goals are reached."
     return [
         Grid("Goals: the half that chooses", first, ["", "tokens", *heads, "reached"], rows),
@@ -94,8 +95,8 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
         values = [(goal, cell.metric.value, before.metric.value) for goal, cell, before in
                   zip(goals, of, reference, strict=True)]  # fmt: skip
         reached = [goal.is_reached(value, before) for goal, value, before in values]
-        found[row] = _Scored(of, reached, min(goal.margin(value, before) for goal, value, before in values),
-                             reference)  # fmt: skip
+        margins = [goal.margin(value, before) for goal, value, before in values]
+        found[row] = _Scored(of, reached, margins, reference)
     return found
 
 

@@ -63,6 +63,15 @@ def test_of_equally_many_goals_the_one_that_misses_least_is_chosen() -> None:
     assert [row[-1] for row in found[0].rows] == ["0 of 1", "0 of 1", "1 of 1"]
 
 
+def test_of_those_that_reach_all_the_one_that_gains_most_is_chosen() -> None:
+    """And not the one whose nearest goal is furthest: twice next to nothing is a goal for nobody."""
+    cautious = evaluated("cautious", [1, 0, 1, 0, 1, 0, 0, 0], 2.9)
+    arms = [ORIGINAL, cautious, evaluated("bold", [1, 1, 1, 1, 1, 1, 1, 1], 3.0)]
+    found = goal_grids(Comparison(arms, "instruct"), GOALS, "fi", {"cautious": 1, "bold": 1})
+    assert [row[-1] for row in found[0].rows] == ["1 of 2", "2 of 2", "2 of 2"]
+    assert found[1].title == "Goals: bold by the other half"
+
+
 def test_what_was_trained_is_chosen_also_where_it_is_the_reference() -> None:
     goals = [Goal(GOALS[0].metric, at_least=0.4)]
     found = goal_grids(Comparison([STEADY, ORIGINAL], "steady"), goals, "fi", TRAINED)
