@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ _INK, _PAPER = "#4a5563", "white"
 _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
 _MARKERS, _LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")  # of those whose colours are the same again
 _MARK, _LETTER = 0.5, 0.06  # inches that a mark of the legend takes, and at most a letter
+_NAME, _LINE = 34, 0.13  # letters a line of a row's name beside a plot, and the inches that a line takes
 _MEASURES = {
     "sound_in_language": "sound answer in the prompt's language (of all)",
     "ended": "ends its turn",
@@ -38,16 +40,15 @@ def bars(comparison: Comparison, language: str, file: Path) -> bool:
     if not columns:
         return False
     rows = list(comparison.by_row)
-    figure = _figure(7.5, 1.2 + 0.28 * len(rows))
+    figure = _figure(7.5, 1.2 + _height(rows))
     for axis, column in zip(figure.subplots(1, len(columns), sharey=True), columns, strict=True):
         for place, row in enumerate(rows):
             if cell := comparison.cell(row, column):
                 axis.barh(place, cell.metric.value, xerr=_error(cell), color=_colour(place), ecolor=_INK, height=0.7)
         axis.set_xlim(0, 1)
-        axis.set_title(_MEASURES[column.label].replace(" (", "\n("), fontsize=8, color=_INK)
+        axis.set_title(fill(_MEASURES[column.label], 24), fontsize=8, color=_INK)
         _plain(axis)
-    figure.axes[0].set_yticks(range(len(rows)), rows)
-    figure.axes[0].invert_yaxis()
+    _name_rows(figure, rows)
     _save(figure, file)
     return True
 
@@ -125,7 +126,7 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
     if not sets:
         return False
     rows = list(comparison.by_row)
-    figure = _figure(3.8 * len(sets), 1.2 + 0.28 * len(rows))
+    figure = _figure(3.8 * len(sets), 1.2 + _height(rows))
     for axis, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
         for place, row in enumerate(rows):
             losses = [item.values[name] for one in comparison.by_row[row] for of in one.items.values() for item in of
@@ -138,8 +139,7 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
         plain_logarithm(axis)
         axis.set_title(f"{name.split('/')[1]}: perplexity of held-out texts", fontsize=8, color=_INK)
         _plain(axis)
-    figure.axes[0].set_yticks(range(len(rows)), rows)
-    figure.axes[0].invert_yaxis()
+    _name_rows(figure, rows)
     _save(figure, file)
     return True
 
@@ -203,12 +203,26 @@ def _plain(axis: Any) -> None:
     axis.set_axisbelow(True)
 
 
+def _height(rows: Sequence[str]) -> float:
+    """Inches that rows take with their names beside them."""
+    most = max(fill(row, _NAME).count("\n") + 1 for row in rows)
+    return len(rows) * max(0.28, _LINE * most + 0.06)
+
+
+def _name_rows(figure: Figure, rows: Sequence[str]) -> None:
+    """From the top, at the left."""
+    figure.axes[0].set_yticks(range(len(rows)), [fill(row, _NAME) for row in rows])
+    figure.axes[0].invert_yaxis()
+
+
 def _legend(figure: Figure) -> None:
     """Below all panels, where it hides nothing; a row that only some of them show stands there once."""
     shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = 2 if 2 * (_MARK + _LETTER * max(map(len, shown))) <= figure.get_figwidth() else 1
-    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(shown) // columns))
-    figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=columns, fontsize=7, frameon=False,
+    names = [fill(name, int((figure.get_figwidth() / columns - _MARK) / _LETTER)) for name in shown]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-lines // columns))
+    figure.legend(shown.values(), names, loc="outside lower left", ncols=columns, fontsize=7, frameon=False,
                   labelcolor=_INK)  # fmt: skip
 
 
