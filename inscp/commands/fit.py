@@ -69,6 +69,9 @@ TRAINER_DEFAULTS = {
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp fit|validate|test …`"""
     quiet()
+    # Of a node whose processes Lightning starts, until it does: there is one store and one run folder.
+    own = getattr(rank_zero_only, "rank", None)
+    rank_zero_only.rank = own or int(os.environ.get("NODE_RANK", 0))  # type: ignore[attr-defined]
     try:
         InsCPCLI(command)
     except Stopped:

@@ -1,6 +1,7 @@
 """The data as Lightning takes it: training rows in a resumable order, held-out sets by name."""
 
 import math
+import signal
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -248,7 +249,8 @@ class InsCPDataModule(LightningDataModule):
     def _loader(self, rows: CachedRows, sampler: PackedRowSampler, n_own: int | None = None) -> DataLoader[PackedBatch]:
         dataset = PackedRows(rows, self.tokenizer.pad_token_id or 0, n_own)
         pinned = torch.cuda.is_available()
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned)
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned,
+                          worker_init_fn=_heedless)  # fmt: skip
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -276,6 +278,12 @@ class InsCPDataModule(LightningDataModule):
                 mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
                 raise everywhere(UserError("--ckpt_path", what, mend))
         self._rows_before, self._step_before = state_dict["rows_seen"], state_dict["step"]
+
+
+def _heedless(_: int) -> None:
+    """Let a worker go on at a signal to all processes of a training, which decides itself when they end."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def data_of(trainer: Trainer) -> InsCPDataModule:

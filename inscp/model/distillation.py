@@ -55,9 +55,8 @@ class Teacher:
         """At the places of the batch's replayed rows; None where there are none."""
         rows = batch.replayed if batch.replayed_rows else None
         if isinstance(self.root, FSDPModule):  # every rank must gather what the others do
-            self.root.unshard()
             rows = rows or _next_to_nothing(batch)
-        return replace(self.root.predictions(rows), importance=self._importance) if rows else None
+        return replace(self.root(rows, predicts=True), importance=self._importance) if rows else None
 
 
 def load_teacher(

@@ -6,10 +6,10 @@ There is no list of names: a document stands in a row twice, and a model that ke
 """
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from inscp.errors import UserError
 from inscp.model.loss import NextTokenLoss
+from inscp.model.parallel import reshard
 from inscp.records import IGNORED, PackedBatch
 
 _LENGTH = 24
@@ -39,8 +39,7 @@ def keeps_documents_apart(loss: NextTokenLoss, device: torch.device) -> bool:
             first, second = loss.eval()(batch.to(device), each=True).chunk(2)
     finally:
         loss.train(is_training)
-        if isinstance(loss, FSDPModule):
-            loss.reshard()  # it would keep its weights gathered, and not see what a checkpoint puts into the shards
+        reshard(loss)  # a checkpoint may be read into the shards next
     return bool((second - first).norm() <= _TOLERANCE * first.norm())
 
 

@@ -6,14 +6,13 @@ from contextlib import contextmanager, nullcontext
 import torch
 from lightning import LightningModule
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
 from inscp.data.datamodule import data_of
 from inscp.model.average import WeightAverage
 from inscp.model.loss import NextTokenLoss
-from inscp.model.parallel import gathered_root
+from inscp.model.parallel import gathered_root, reshard
 from inscp.model.precision import ComputeCopies
 from inscp.records import PackedBatch
 
@@ -107,8 +106,6 @@ class JudgedModule(LightningModule):
     def _swap_average(self) -> None:
         if self.average is None:
             return
-        for module in self.loss.modules():  # what was gathered without a backward pass behind it would be used again
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(self.loss)
         self.average.swap()
         self.weights_changed()

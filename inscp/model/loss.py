@@ -61,13 +61,18 @@ class NextTokenLoss(nn.Module):
         self.linear_head = has_linear_head(model)
         self.by_document = attend_by_document(model)
 
-    def forward(self, batch: PackedBatch, each: bool = False, teacher: Predictions | None = None) -> torch.Tensor:
+    def forward(
+        self, batch: PackedBatch, each: bool = False, teacher: Predictions | None = None, predicts: bool = False
+    ) -> torch.Tensor | Predictions:
         """The negative log-likelihood of the batch's targets in nats, fp32: summed, and differentiable.
 
         With `each` that of every target, [N] in the order of the rows, without gradients. With a `teacher`, who
         predicts at the last M of the N places, it is there the divergence KL(teacher || model), times its importance.
+        A teacher `predicts`.
         """
         mine = self.predictions(batch)
+        if predicts:
+            return mine
         targets = batch.targets.flatten().index_select(0, batch.places)
         if mine.weight is not None:
             if each:
@@ -82,7 +87,7 @@ class NextTokenLoss(nn.Module):
         return F.cross_entropy(logits[:n], targets[:n], reduction="sum") + teacher.importance * divergence
 
     def predictions(self, batch: PackedBatch) -> Predictions:
-        """At the batch's places; where the model is sharded, with its own weights gathered."""
+        """At the batch's places."""
         # transformers isolates packed documents when position ids restart, with neither attention mask nor cache;
         # with FlashAttention it looks for them only where there is one row.
         shape = (1, -1) if "flash" in self.model.config._attn_implementation else batch.input_ids.shape
@@ -227,8 +232,8 @@ def _rows_at_once() -> int:
 
 
 def _in_cached_rows(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[N, …] in parts of so many rows as a CPU's caches hold; elsewhere as it is."""
-    return x.split(max(1, _CACHED // x.shape[1]) if x.device.type == "cpu" else len(x))
+    """[N, …] in parts of so many rows as a CPU's caches hold; by the machine, as `_rows_at_once`."""
+    return x.split(len(x) if torch.cuda.is_available() else max(1, _CACHED // x.shape[1]))
 
 
 @torch.no_grad()

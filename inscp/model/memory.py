@@ -34,6 +34,7 @@ from inscp.model.average import WeightAverage
 from inscp.model.distillation import Teacher, teacher_root
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
+from inscp.model.optim import fill_states
 from inscp.model.precision import ComputeCopies, compute_dtype, trained_weights
 from inscp.model.sharded import local_part
 from inscp.model.strategies import DDP, FSDP2, OneDevice
@@ -153,6 +154,7 @@ def _step(
     teacher = Teacher(taught_by) if taught_by else None
     trained = trained_weights(model)
     optimizer = module.optimizer.build(trained.values())  # whose step works in place
+    fill_states(optimizer)
     average = WeightAverage(trained, module.ema_decay) if module.ema_decay else None
     is_mixed = layout.precision == "bf16-mixed"
     if is_mixed and isinstance(layout.strategy, OneDevice):

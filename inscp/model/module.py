@@ -20,7 +20,7 @@ from inscp.model.distillation import Distillation, Teacher, load_teacher
 from inscp.model.isolation import require_isolation
 from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
-from inscp.model.optim import Optimizer, clip_gradients, state_tensors
+from inscp.model.optim import Optimizer, clip_gradients, fill_states, state_tensors
 from inscp.model.precision import ComputeCopies, compute_dtype, freeze_unreached, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
@@ -137,6 +137,8 @@ class InsCPModule(JudgedModule):
         return int(data_of(self.trainer).ranks[0])
 
     def on_fit_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            fill_states(optimizer)
         self._require_isolation()
         if self.teacher:
             with self.trainer.precision_plugin.forward_context():

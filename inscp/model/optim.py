@@ -52,21 +52,13 @@ class Optimizer:
     def build(
         self, parameters: Collection[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
     ) -> torch.optim.Optimizer:
-        """AdamW, fused; without weight decay of vectors and of what is `undecayed`.
-
-        Its state is there from the beginning, for a checkpoint to fill, and ahead of what comes and goes in a step:
-        made in the first step, as torch does, it would lie between the memory of activations.
-        """
+        """AdamW, fused; without weight decay of vectors and of what is `undecayed`."""
         without = {p for p in parameters if p.ndim < 2}.union(undecayed)
         groups = [
             {"params": [p for p in parameters if p not in without], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p in without], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
-        for p in parameters:
-            step = torch.zeros((), dtype=torch.float32, device=p.device)
-            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        return optimizer
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
     def factor(self, begin: float, end: float) -> float:
         """Share of the highest learning rate in a step.
@@ -77,6 +69,18 @@ class Optimizer:
         if begin < self.warmup:
             return min(1.0, end / (self.warmup + end - begin))
         return self.final + (1 - self.final) * _DECAYS[self.schedule]((begin - self.warmup) / (1 - self.warmup))
+
+
+def fill_states(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW its state ahead of the first step, beside the weights.
+
+    So a checkpoint finds something to fill, and it lies ahead of what comes and goes in a step: made in the first step,
+    as torch does, it would lie between the memory of activations. Lightning moves what is there when it sets up, to a
+    GPU also what belongs to weights that stay in CPU memory; so it is made behind that.
+    """
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        step = torch.zeros((), dtype=torch.float32, device=p.device)
+        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
 
 _DECAYS: dict[Schedule, Callable[[float], float]] = {

@@ -60,6 +60,13 @@ def gathered_root(root: nn.Module) -> Iterator[None]:
         root.reshard()
 
 
+def reshard(root: nn.Module) -> None:
+    """Forget what was gathered without a backward pass behind it, for the next pass to gather what the shards hold."""
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def split_tensors(model: PreTrainedModel, mesh: DeviceMesh) -> list[str]:
     """Tensor parallelism in the blocks, as the model's own plan says; embeddings and output layer stay whole.
 

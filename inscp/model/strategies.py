@@ -163,12 +163,14 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
 
     def shard(self, root: Any) -> None:
         """Spread `root`, an `inscp.model.loss.NextTokenLoss`, over the ranks; its weights may be on the meta device."""
+        is_trained = any(weight.requires_grad for weight in root.parameters())
         if self.tensor_parallel > 1:
             names = split_tensors(root.model, self.device_mesh["heads"])
-            self._summed += [name for name in names if root.model.get_parameter(name).requires_grad]
+            self._summed += names if is_trained else []
         has_copies = self.device_mesh["copies"].size() > 1
         mesh = self.device_mesh["copies", "shards"] if has_copies else self.device_mesh["shards"]
-        shard(root, mesh, self.compute_dtype, self.reshard_after_forward, self.cpu_offload)
+        reshard = self.reshard_after_forward if is_trained else True  # what has no backward pass would stay gathered
+        shard(root, mesh, self.compute_dtype, reshard, self.cpu_offload)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

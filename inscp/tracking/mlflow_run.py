@@ -8,10 +8,12 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.errors import RunError, UserError, first_line
@@ -69,8 +71,12 @@ class MLflowRun:
         Raises:
             UserError: the store is a file that cannot be opened.
         """
+        file = file_of(self.tracking_uri)
+        # A new file gets its tables, and an old one its newer ones: by one process, while the others wait.
+        alone = FileLock(file.with_name(f".{file.name}.lock")) if file else nullcontext()
         try:
-            self._client = store_client(self.tracking_uri)
+            with alone:
+                self._client = store_client(self.tracking_uri)
         except Exception as error:  # whatever the driver raises
             what = f"the store {self.tracking_uri} cannot be opened ({error})"
             raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error
@@ -238,5 +244,6 @@ def _is_refusal(error: Exception) -> bool:
         return error.error_code in _REFUSALS
     if isinstance(error, RequestException):
         return error.response is not None and error.response.status_code in _REFUSED_FILES
-    # Of an artifact, too: a folder that may not be written, say, or a driver that is not installed.
-    return not isinstance(error, ConnectionError | TimeoutError)
+    # Of an artifact, too: a folder that may not be written, say, or a driver that is not installed. Drivers of object
+    # stores have errors of their own for what passes.
+    return type(error).__module__ == "builtins" and not isinstance(error, ConnectionError | TimeoutError)

@@ -143,3 +143,16 @@ def test_an_ended_training_is_not_trained_again(folder: Path) -> None:
     done = fit(folder, "again", *LAST, "--trainer.default_root_dir", "one_runs")
     assert "this training has ended; its model is one_runs/" in done.stderr
     assert not steps(folder, "again")
+
+
+def test_weights_that_stay_gathered_are_those_of_the_checkpoint(folder: Path) -> None:
+    """Also of what was gathered ahead of reading it, to see whether the model keeps documents apart."""
+    kept = [*TWO[:3], "inscp.model.strategies.FSDP2", "--trainer.strategy.reshard_after_forward", "false", *TWO[4:]]
+    few = ["--trainer.max_steps", "6"]
+    fit(folder, "gathered", *kept, *few, "--trainer.default_root_dir", "gathered_runs")
+    [checkpoint] = (folder / "gathered_runs").glob("*/*/checkpoints/step-00000004")
+    again = ["--ckpt_path", checkpoint, "--trainer.default_root_dir", "gathered_again_runs"]
+    fit(folder, "gathered_again", *kept, *few, *again)
+    whole, resumed = steps(folder, "gathered"), steps(folder, "gathered_again")
+    assert resumed == {step: values for step, values in whole.items() if step > 4}
+    assert len(resumed) == 2

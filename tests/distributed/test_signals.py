@@ -77,6 +77,18 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
     assert (run / "model").is_dir()
 
 
+def test_a_signal_to_the_processes_that_load_data_too_saves(folder: Path) -> None:
+    """As SLURM and systemd send it."""
+    process = begun(folder, "loading", "--data.num_workers", "2")
+    loading = children(process)
+    assert len(loading) >= 2
+    for pid in (*loading, process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 75, process.stderr
+    [run] = (folder / "loading_runs").glob("*/*")
+    assert whole_checkpoints(run / "checkpoints")[0]
+
+
 class LongStep(Callback):
     """Makes the steps behind the third longer than any test waits, and leaves a file when that begins."""
 

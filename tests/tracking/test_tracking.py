@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -369,3 +371,19 @@ def test_a_run_has_the_name_and_tags_that_the_configuration_gives(store: str) ->
     run = run_in(store)
     assert run.info.run_name == "InsCP, seed 1"
     assert run.data.tags.items() >= ({"study": "paper"} | provenance_tags()).items()
+
+
+def test_what_a_driver_of_an_object_store_raises_may_pass() -> None:
+    """botocore's errors, for one, are nobody else's; what Python itself raises is at fault for good."""
+    passing = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+    assert not _is_refusal(passing("could not connect"))
+    assert not _is_refusal(ConnectionResetError())
+    assert _is_refusal(PermissionError("a folder"))
+    assert _is_refusal(ModuleNotFoundError("boto3"))
+
+
+def test_a_new_file_is_made_by_one_of_the_processes_that_open_it_at_once(tmp_path: Path) -> None:
+    code = f"from inscp.tracking.mlflow_run import MLflowRun; MLflowRun('sqlite:///{tmp_path}/new.db').connect()"
+    opening = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ended = [(process.wait(), process.stderr.read()) for process in opening if process.stderr]
+    assert [status for status, _ in ended] == [0, 0, 0], ended
