@@ -1,11 +1,13 @@
 """However a training is spread over processes, it is the same training."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launch import DDP, FSDP2, fit, project, rows, steps
+from launch import DDP, FSDP2, fit, project, rows, start, steps
+from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -51,6 +53,25 @@ def test_two_ranks_train_as_one_process_does(folder: Path, name: str) -> None:
     models = [load_file(next((folder / f"{run}_runs").glob("*/*/model/model.safetensors"))) for run in ("one", name)]
     assert {key: tensor.shape for key, tensor in models[0].items()} == {k: t.shape for k, t in models[1].items()}
     assert all((models[0][key].float() - models[1][key].float()).abs().max() < 1e-2 for key in models[0])
+
+
+def test_nodes_whose_processes_lightning_starts_have_one_run_and_one_folder(folder: Path) -> None:
+    """And the tables of a new store are made once."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
+    given = ["--trainer.num_nodes", "2", "--trainer.strategy", "fsdp2", *HALF, "--trainer.max_steps", "4",
+             "--ckpt_path", "last", "--trainer.default_root_dir", "nodes_runs", "--mlflow.enabled", "true",
+             "--mlflow.tracking_uri", "sqlite:///nodes.db"]  # fmt: skip
+    nodes = [start(folder, f"node_{number}", *given, NODE_RANK=number, **address) for number in "10"]
+    try:
+        assert [node.wait(timeout=120) for node in nodes] == [0, 0], [node.stderr[-2000:] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert len(list((folder / "nodes_runs").glob("*/*"))) == 1
+    client = MlflowClient(f"sqlite:///{folder}/nodes.db")
+    assert len(client.search_runs([one.experiment_id for one in client.search_experiments()])) == 1
 
 
 @pytest.fixture(scope="module")
