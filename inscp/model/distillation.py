@@ -28,7 +28,8 @@ class Distillation:
     Args:
         teacher: a model with the same vocabulary, named as in `model.pretrained`; by default that one, as it is before
             the training.
-        weight: how much a replayed token's divergence counts beside the negative log-likelihood of another token.
+        weight: how much a replayed token's divergence counts beside the negative log-likelihood of another token; in
+            `train/loss` as well.
     """
 
     teacher: str | None = None
