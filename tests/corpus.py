@@ -24,6 +24,14 @@ def write_corpus(folder: Path, records: int = 40) -> Path:
     return path
 
 
+def write_conversations(folder: Path) -> Path:
+    """Thirty short questions in English with their answers, to be replayed."""
+    path = folder / "english.jsonl"
+    pairs = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}, of course."} for i in range(30)]
+    path.write_text("\n".join(map(json.dumps, pairs)), "utf-8")
+    return path
+
+
 def data_module(corpus: Path, model: str, **options: Any) -> InsCPDataModule:
     """Rows of 64 tokens, one a micro-batch."""
     return InsCPDataModule(str(corpus), pretrained=model, **({"row_length": 64, "batch_size": 1} | options))

@@ -1,12 +1,11 @@
 """Replayed text has its share of the training, counts in every number, and is presented as it is asked for."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, module, trainer, write_conversations, write_corpus
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
@@ -21,8 +20,7 @@ from inscp.model.card import model_card
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    pairs = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}, of course."} for i in range(30)]
-    (folder / "english.jsonl").write_text("\n".join(map(json.dumps, pairs)), "utf-8")
+    write_conversations(folder)
     return write_corpus(folder)
 
 

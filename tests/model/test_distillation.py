@@ -1,6 +1,5 @@
 """On replayed rows the model learns what its teacher predicts, over the whole vocabulary, and elsewhere as ever."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, module, trainer, write_conversations, write_corpus
 from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from inscp.callbacks.checkpoints import Checkpoints
@@ -116,8 +115,7 @@ def test_what_the_model_predicts_as_its_teacher_costs_nothing() -> None:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    pairs = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}, of course."} for i in range(30)]
-    (folder / "english.jsonl").write_text("\n".join(map(json.dumps, pairs)), "utf-8")
+    write_conversations(folder)
     return write_corpus(folder)
 
 
