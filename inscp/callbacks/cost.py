@@ -35,7 +35,8 @@ class TrainingCost(Callback):
         self._ledger, self._throughput = ledger, throughput
         self._earlier: Cost | None = None
         self._running: Running | None = None
-        self._size = self._teacher = ModelSize(0, 0, 0)
+        self._size = ModelSize(0, 0, 0)
+        self._teacher: ModelSize | None = None
         self._recomputed = self._flops = 0.0
         self._tokens_before = 0
 
@@ -59,9 +60,10 @@ class TrainingCost(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        learning = training_flops(self._size, Work.of(batch.lengths), self._recomputed)
-        teaching = forward_flops(self._teacher, Work.of(batch.replayed.lengths))
-        self._flops += _ranks(trainer) * (learning + teaching)
+        flops = training_flops(self._size, Work.of(batch.lengths), self._recomputed)
+        if self._teacher:
+            flops += forward_flops(self._teacher, Work.of(batch.replayed.lengths))
+        self._flops += _ranks(trainer) * flops
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, *_: Any

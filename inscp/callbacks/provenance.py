@@ -109,7 +109,7 @@ class Provenance(Callback):
         if module.shield:
             training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
         if module.distillation:
-            teacher = model_name(module.distillation.teacher or module.pretrained)
+            teacher = model_name(module.distillation.teacher_of(module.pretrained))
             training["distillation"] = f"replayed rows, by {teacher}, weight {module.distillation.weight:g}"
         if data.replay:
             training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"

@@ -119,9 +119,9 @@ def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
     """
     found = []
     for folder in sorted((file.parent for file in runs.glob(f"*/{CONFIG}")), reverse=True):
-        if not _read(folder / CONFIG):
+        if not (kept := _read(folder / CONFIG)):
             _tell(f"warning: {folder / CONFIG}: it is cut or damaged; this run is passed over")
-        elif other := next(_differing(_deciding(_read(folder / CONFIG)), _deciding(config)), None):
+        elif other := next(_differing(_deciding(kept), _deciding(config)), None):
             if (folder / CHECKPOINTS).exists():
                 what = f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
                 _tell(what)

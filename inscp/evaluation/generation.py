@@ -88,7 +88,8 @@ def generate(
         input_ids = [[pad] * n + encoded[index] for n, index in zip(pads, batch, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in pads]
         with _own_settings_aside(model):
-            options = {"synced_gpus": is_sharded, **sampling}  # no rank stops while another one still needs its shards
+            # No rank stops while another one still needs its shards.
+            options = {"pad_token_id": pad, "eos_token_id": ends or None, "synced_gpus": is_sharded, **sampling}
             answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, options)
         for index, ids in zip(batch, answers, strict=True):
             response = str(tokenizer.decode(ids, skip_special_tokens=True))
@@ -143,7 +144,7 @@ def _answers(
 
     Args:
         input_ids, mask: int64 [rows, width], padded on the left.
-        options: how each token is chosen.
+        options: how each token is chosen, and what stops a row.
     """
     answers: list[list[int]] = [[] for _ in input_ids]
     going = torch.arange(len(input_ids))
@@ -154,8 +155,6 @@ def _answers(
             attention_mask=mask.to(model.device),
             **{CACHE: cache},
             max_new_tokens=min(left, step),
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
             return_dict_in_generate=True,
             **options,
         )

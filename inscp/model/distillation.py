@@ -39,6 +39,10 @@ class Distillation:
         if self.weight <= 0:
             raise UserError("model.distillation.weight", f"{self.weight:g} is not positive", "Give 1, say.")
 
+    def teacher_of(self, pretrained: str) -> str:
+        """The teacher's name, where the model was loaded from `pretrained`."""
+        return self.teacher or pretrained
+
 
 class Teacher:
     """A model that is not trained, and predicts what the one that is trained learns on replayed rows.
@@ -76,7 +80,7 @@ def load_teacher(
     Raises:
         UserError: the teacher has another vocabulary.
     """
-    spec = how.teacher or pretrained
+    spec = how.teacher_of(pretrained)
     if spec != pretrained and load_tokenizer(spec).get_vocab() != load_tokenizer(pretrained).get_vocab():
         raise UserError("model.distillation.teacher", f"{spec} has other tokens", "Take one with the model's tokens.")
     with torch.device("cpu"):

@@ -96,10 +96,8 @@ class NextTokenLoss(nn.Module):
         if self.by_document:
             inputs["documents"] = Documents(batch.lengths, input_ids.device)
         if self.linear_head:
-            states, weight = (
-                self.model.base_model(**inputs).last_hidden_state,
-                self.model.get_output_embeddings().weight,
-            )
+            states = self.model.base_model(**inputs).last_hidden_state
+            weight = self.model.get_output_embeddings().weight
         else:
             states, weight = self.model(**inputs).logits, None
         return Predictions(states.flatten(0, 1).index_select(0, batch.places), weight)

@@ -96,7 +96,6 @@ class Layout:
 
 def skeleton(module: InsCPModule) -> PreTrainedModel:
     """The model that `module` trains, not yet sharded, on the meta device: only its config.json is read."""
-
     return module.bare_model(_empty).train()
 
 
@@ -108,7 +107,7 @@ def teacher_skeleton(module: InsCPModule, layout: Layout, model: PreTrainedModel
     """The teacher of `module`, if it has one, as `skeleton` makes the model."""
     if module.distillation is None:
         return None
-    spec = module.distillation.teacher or module.pretrained
+    spec = module.distillation.teacher_of(module.pretrained)
     return teacher_root(_empty(spec, compute_dtype(layout.precision), module.attn_implementation), model)
 
 
