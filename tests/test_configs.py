@@ -11,12 +11,14 @@ from inscp.commands.evaluate import evaluate
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.parser import Parser
 from inscp.commands.score import score
+from inscp.data.tagging import InsCPTagger
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.model.strategies import FSDP2, OneDevice
 
 FOLDER = Path(__file__).parent.parent / "configs"
-CONFIGS = sorted(FOLDER.glob("*.yaml"))
+RECIPE = FOLDER / "recipe.yaml"
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - {RECIPE})
 TRAINERS = sorted((FOLDER / "trainer").glob("*.yaml"))
 PARTS = sorted(path for part in ("model", "data") for path in (FOLDER / part).glob("*.yaml"))
 
@@ -46,6 +48,19 @@ def test_the_two_quickstarts_differ_in_the_tagger_alone() -> None:
     ours, plain = values("quickstart"), values("quickstart_cp")
     assert ours["data"].pop("tagger") != plain["data"].pop("tagger")
     assert ours == plain
+
+
+def test_the_recipe_goes_on_top_of_every_training(tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ["--model.pretrained", tiny_model_folder, "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    for config in CONFIGS:
+        monkeypatch.setattr("sys.argv", ["inscp", "--config", str(config), "--config", str(RECIPE), *here])
+        cli = InsCPCLI(run=False)
+        data, how = cli.datamodule, cli.model.distillation
+        assert isinstance(data.tagger, InsCPTagger)
+        assert (data.tagger.loss, data.document_length, how and how.weight) == ("response", 160, 5)
+        assert len(data.tagger.user) == 8
+        assert data.replay is not None
+        assert data.replay.share == 0.2
 
 
 @pytest.mark.parametrize("path", TRAINERS, ids=lambda path: path.stem)

@@ -38,20 +38,20 @@ def measured(model: str, length: int, checkpointing: str) -> int:
     from inscp.model.allocator import return_freed_memory
     from inscp.model.loss import NextTokenLoss
     from inscp.model.module import InsCPModule
-    from inscp.model.optim import allocate_state
+    from inscp.model.optim import fill_states
     from inscp.pretrained import load_model, load_tokenizer
 
     sources = as_sources(["samples:zh_tw/train_pairs.jsonl", "samples:zh_tw/train_passages.jsonl"])
     rows = PackedRows(Pipeline(sources, load_tokenizer(model), InsCPTagger(), length).rows())
     module = InsCPModule(model, activation_checkpointing=checkpointing)  # type: ignore[arg-type]
     loss = NextTokenLoss(module.bare_model(load_model).train())
-    optimizer = module.optimizer.build(loss.parameters())
-    allocate_state(optimizer)
-    batch = rows[MicroBatch((0,), length)]
+    optimizer = module.optimizer.build(list(loss.parameters()))
+    fill_states(optimizer)
+    batch = rows[MicroBatch((0,), length, length)]
     return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = resident("VmRSS")
-    (loss(batch) / batch.n_tokens).backward()
+    (loss(batch).total / batch.step_targets).backward()
     optimizer.step()
     return resident("VmHWM") - before
 

@@ -1,6 +1,7 @@
 """LoRA: small trainable matrices beside frozen ones (Hu et al. 2021, arXiv 2106.09685), through peft."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,21 @@ class LoRA:
                 bound = parameter.shape[1] ** -0.5  # Kaiming's, with a = sqrt(5)
                 drawn = torch.rand(parameter.shape, generator=generator, device="cpu") * 2 * bound - bound
                 parameter.copy_(sharded_like(parameter, drawn))
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` computes as if it had none."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [(layer, name) for layer in model.modules() if isinstance(layer, LoraLayer) for name in layer.scaling]
+    try:
+        for layer, name in layers:
+            layer.set_scale(name, 0.0)  # peft's own switch thaws and freezes weights, which may be shards
+        yield
+    finally:
+        for layer, name in layers:
+            layer.set_scale(name, 1.0)
 
 
 def original_name(name: str) -> str:

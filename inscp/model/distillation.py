@@ -6,6 +6,8 @@ divergence KL(teacher || model) over the whole vocabulary says the same without 
 what the teacher does, whoever wrote the text.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from inscp.errors import UserError
+from inscp.model.adapters import LoRA, without_adapters
 from inscp.model.loss import NextTokenLoss, Predictions
 from inscp.model.strategies import FSDP2
 from inscp.model.weights import load_sharded
@@ -27,9 +30,9 @@ class Distillation:
 
     Args:
         teacher: a model with the same vocabulary, named as in `model.pretrained`; by default that one, as it is before
-            the training.
+            the training. Beneath adapters it is there already; else it takes memory of its own.
         weight: how much a replayed token's divergence counts beside the negative log-likelihood of another token; in
-            `train/loss` as well.
+            `train/loss` as well, but not in `train/divergence`.
     """
 
     teacher: str | None = None
@@ -43,6 +46,10 @@ class Distillation:
         """The teacher's name, where the model was loaded from `pretrained`."""
         return self.teacher or pretrained
 
+    def is_beneath(self, pretrained: str, adapter: LoRA | None) -> bool:
+        """Whether the teacher is what lies beneath the adapters, of which no second copy is needed."""
+        return adapter is not None and self.teacher_of(pretrained) == pretrained
+
 
 class Teacher:
     """A model that is not trained, and predicts what the one that is trained learns on replayed rows.
@@ -50,10 +57,11 @@ class Teacher:
     Args:
         root: the model, on its devices.
         importance: of its predictions.
+        is_beneath: the root is the one that is trained, by adapters, without which it is its own teacher.
     """
 
-    def __init__(self, root: NextTokenLoss, importance: float = 1.0) -> None:
-        self.root, self._importance = root, importance
+    def __init__(self, root: NextTokenLoss, importance: float = 1.0, is_beneath: bool = False) -> None:
+        self.root, self._importance, self.is_beneath = root, importance, is_beneath
 
     @torch.no_grad()
     def predictions(self, batch: PackedBatch) -> Predictions | None:
@@ -61,18 +69,33 @@ class Teacher:
         rows = batch.replayed if batch.replayed_rows else None
         if isinstance(self.root, FSDPModule):  # every rank must gather what the others do
             rows = rows or _next_to_nothing(batch)
-        return replace(self.root(rows, predicts=True), importance=self._importance) if rows else None
+        if rows is None:
+            return None
+        with _as_it_was(self.root) if self.is_beneath else nullcontext():
+            return replace(self.root(rows, predicts=True), importance=self._importance)
+
+
+@contextmanager
+def _as_it_was(root: NextTokenLoss) -> Iterator[None]:
+    """Without adapters and dropout."""
+    root.eval()
+    try:
+        with without_adapters(root):
+            yield
+    finally:
+        root.train()
 
 
 def load_teacher(
-    how: Distillation, pretrained: str, model: PreTrainedModel, strategy: Strategy, dtype: torch.dtype,
-    attention: str | None,
+    how: Distillation, pretrained: str, learner: NextTokenLoss, adapter: LoRA | None, strategy: Strategy,
+    dtype: torch.dtype, attention: str | None,
 ) -> Teacher:  # fmt: skip
     """
     Args:
         how: names the teacher.
         pretrained: what the model that learns was loaded from.
-        model: that learns.
+        learner: the model that learns, on its devices.
+        adapter: by which it does; None where its own weights learn.
         strategy: the teacher is laid over the devices as it is.
         dtype: in which it computes.
         attention: of transformers, as for the model.
@@ -80,12 +103,14 @@ def load_teacher(
     Raises:
         UserError: the teacher has another vocabulary.
     """
+    if how.is_beneath(pretrained, adapter):
+        return Teacher(learner, how.weight, is_beneath=True)
     spec = how.teacher_of(pretrained)
     if spec != pretrained and load_tokenizer(spec).get_vocab() != load_tokenizer(pretrained).get_vocab():
         raise UserError("model.distillation.teacher", f"{spec} has other tokens", "Take one with the model's tokens.")
     with torch.device("cpu"):
         make = empty_model if isinstance(strategy, FSDP2) else load_model
-        root = teacher_root(make(spec, dtype, attention), model)
+        root = teacher_root(make(spec, dtype, attention), learner.model)
     if isinstance(strategy, FSDP2):
         strategy.shard(root)
         load_sharded(root, root.model, spec, strategy.weights_device)

@@ -76,7 +76,7 @@ class JudgedModule(LightningModule):
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
         n_targets = len(batch.places)
-        mean = self.loss(batch) / max(1, n_targets)
+        mean = self.loss(batch).total / max(1, n_targets)
         self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
 
     def on_validation_epoch_end(self) -> None:

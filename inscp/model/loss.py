@@ -6,7 +6,7 @@ logits: products in the compute dtype, softmax and sums in fp32. Positions witho
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,19 @@ class Predictions:
         return replace(self, hidden=self.hidden[rows])
 
 
+class Losses(NamedTuple):
+    """Of a batch's targets, summed, in nats, fp32.
+
+    Attributes:
+        total: what is trained on, differentiable: the negative log-likelihoods, and where a teacher predicts the
+            divergences from it, times its importance.
+        divergence: KL(teacher || model) where a teacher predicts, without its importance and without gradients.
+    """
+
+    total: torch.Tensor
+    divergence: torch.Tensor
+
+
 class NextTokenLoss(nn.Module):
     """A causal language model whose output is its loss.
 
@@ -63,11 +76,10 @@ class NextTokenLoss(nn.Module):
 
     def forward(
         self, batch: PackedBatch, each: bool = False, teacher: Predictions | None = None, predicts: bool = False
-    ) -> torch.Tensor | Predictions:
-        """The negative log-likelihood of the batch's targets in nats, fp32: summed, and differentiable.
+    ) -> Losses | torch.Tensor | Predictions:
+        """The batch's losses, with a `teacher` who predicts at the last M of the N places.
 
-        With `each` that of every target, [N] in the order of the rows, without gradients. With a `teacher`, who
-        predicts at the last M of the N places, it is there the divergence KL(teacher || model), times its importance.
+        With `each` the negative log-likelihood of every target, fp32 [N] in the order of the rows, without gradients.
         A teacher `predicts`.
         """
         mine = self.predictions(batch)
@@ -77,14 +89,17 @@ class NextTokenLoss(nn.Module):
         if mine.weight is not None:
             if each:
                 return linear_nlls(mine.hidden, mine.weight, targets)
-            return linear_nll_sum(mine.hidden, mine.weight, targets, teacher)
+            return linear_losses(mine.hidden, mine.weight, targets, teacher)
         logits = mine.logits.float()
+        if each:
+            return F.cross_entropy(logits, targets, reduction="none")
         if teacher is None:
-            return F.cross_entropy(logits, targets, reduction="none" if each else "sum")
+            return Losses(F.cross_entropy(logits, targets, reduction="sum"), logits.new_zeros(()))
         n = len(targets) - len(teacher.hidden)
         wanted = teacher.logits.float().log_softmax(1)
         divergence = F.kl_div(logits[n:].log_softmax(1), wanted, reduction="sum", log_target=True)
-        return F.cross_entropy(logits[:n], targets[:n], reduction="sum") + teacher.importance * divergence
+        nll = F.cross_entropy(logits[:n], targets[:n], reduction="sum")
+        return Losses(nll + teacher.importance * divergence, divergence.detach())
 
     def predictions(self, batch: PackedBatch) -> Predictions:
         """At the batch's places."""
@@ -103,30 +118,26 @@ class NextTokenLoss(nn.Module):
         return Predictions(states.flatten(0, 1).index_select(0, batch.places), weight)
 
 
-def linear_nll_sum(
+def linear_losses(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, teacher: Predictions | None = None
-) -> torch.Tensor:
-    """Summed cross-entropy of `hidden @ weight.T` against `targets`, chunk by chunk.
+) -> Losses:
+    """Of `hidden @ weight.T` against `targets`, chunk by chunk.
 
     Args:
         hidden: [N, H].
         weight: [V, H], the output embedding.
         targets: int64 [N].
-        teacher: what is to be predicted at the last M places in the place of their targets: there the sum is of the
-            divergences KL(teacher || model).
-
-    Returns:
-        fp32 scalar, in nats.
+        teacher: what is to be predicted at the last M places in the place of their targets.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     weight = weight if torch.is_grad_enabled() else weight.detach()  # whose gradient would be made all the same
-    return _LinearNLL.apply(hidden, weight, targets, teacher, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    return Losses(*_LinearLosses.apply(hidden, weight, targets, teacher, dtype))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
 def linear_nlls(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The cross-entropy of each row of `hidden @ weight.T`, fp32 [N] in nats; arguments as for `linear_nll_sum`."""
+    """The cross-entropy of each row of `hidden @ weight.T`, fp32 [N] in nats; arguments as for `linear_losses`."""
     rows_at_once = _rows_at_once()
     all_logits = hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
     nlls = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
@@ -137,7 +148,7 @@ def linear_nlls(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     return nlls
 
 
-class _LinearNLL(torch.autograd.Function):
+class _LinearLosses(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
@@ -146,7 +157,7 @@ class _LinearNLL(torch.autograd.Function):
         targets: torch.Tensor,
         teacher: Predictions | None,
         dtype: torch.dtype,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         hidden_grad = torch.empty_like(low_hidden) if wants_hidden else None
@@ -155,17 +166,18 @@ class _LinearNLL(torch.autograd.Function):
         rows_at_once = _rows_at_once()
         all_logits = low_hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
         product = torch.empty_like(low_weight) if wants_weight else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total, divergence = (torch.zeros((), dtype=torch.float32, device=hidden.device) for _ in range(2))
         n_targets = len(targets) - (len(teacher.hidden) if teacher else 0)
         for rows in _chunks(0, n_targets, rows_at_once) + _chunks(n_targets, len(targets), rows_at_once):
             chunk = low_hidden[rows]
             logits = torch.mm(chunk, low_weight.T, out=all_logits[: len(chunk)])
             if teacher is None or rows.start < n_targets:
-                losses = _nlls(logits, targets[rows], into_gradients=wants_hidden or wants_weight)
+                total += _nlls(logits, targets[rows], into_gradients=wants_hidden or wants_weight).sum()
             else:
-                taught = slice(rows.start - n_targets, rows.stop - n_targets)
-                losses = _divergences(logits, teacher[taught], into_gradients=wants_hidden or wants_weight)
-            total += losses.sum()
+                taught = teacher[rows.start - n_targets : rows.stop - n_targets]
+                found = _divergences(logits, taught, into_gradients=wants_hidden or wants_weight).sum()
+                divergence += found
+                total += teacher.importance * found
             if hidden_grad is not None:
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
@@ -175,10 +187,11 @@ class _LinearNLL(torch.autograd.Function):
                     sums += part
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = hidden.dtype, weight.dtype
-        return total
+        ctx.mark_non_differentiable(divergence)
+        return total, divergence
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         gradients = [
             kept if kept is None else kept.mul_(gradient).to(dtype)  # the factor stays fp32 inside
             for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
@@ -207,7 +220,10 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
 
 
 def _divergences(logits: torch.Tensor, teacher: Predictions, into_gradients: bool) -> torch.Tensor:
-    """KL(teacher || model) of each row [N], from logits [N, V] of both; `logits` may become the sum's gradients."""
+    """KL(teacher || model) of each row [N], from logits [N, V] of both.
+
+    `logits` may become the gradients of their sum, times the teacher's importance.
+    """
     divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     parts = _in_cached_rows(logits)
     rows = (tensor.split(len(parts[0])) for tensor in (teacher.logits, divergences))
@@ -217,7 +233,7 @@ def _divergences(logits: torch.Tensor, teacher: Predictions, into_gradients: boo
         divergence.copy_(log_q.sub_(log_p).mul_(q).sum(1))
         if into_gradients:
             part.copy_(log_p.exp_().sub_(q).mul_(teacher.importance))
-    return divergences.mul_(teacher.importance)
+    return divergences
 
 
 def _chunks(begin: int, end: int, size: int) -> list[slice]:

@@ -103,12 +103,16 @@ def _empty(spec: str, dtype: torch.dtype, attention: str | None) -> PreTrainedMo
     return empty_model(spec, dtype, "eager" if attention == "eager" else None)
 
 
-def teacher_skeleton(module: InsCPModule, layout: Layout, model: PreTrainedModel) -> NextTokenLoss | None:
+def teacher_skeleton(module: InsCPModule, layout: Layout, learner: NextTokenLoss) -> Teacher | None:
     """The teacher of `module`, if it has one, as `skeleton` makes the model."""
-    if module.distillation is None:
+    how = module.distillation
+    if how is None:
         return None
-    spec = module.distillation.teacher_of(module.pretrained)
-    return teacher_root(_empty(spec, compute_dtype(layout.precision), module.attn_implementation), model)
+    if how.is_beneath(module.pretrained, module.adapter):
+        return Teacher(learner, is_beneath=True)
+    dtype = compute_dtype(layout.precision)
+    empty = _empty(how.teacher_of(module.pretrained), dtype, module.attn_implementation)
+    return Teacher(teacher_root(empty, learner.model))
 
 
 def step_memory(
@@ -126,15 +130,16 @@ def step_memory(
     Raises:
         UserError: the model does something that only values decide (some mixtures of experts).
     """
-    root, taught_by = NextTokenLoss(model), teacher_skeleton(module, layout, model)
-    roots = [root, taught_by] if taught_by else [root]
+    root = NextTokenLoss(model)
+    teacher = teacher_skeleton(module, layout, root)
+    roots = {root, teacher.root} if teacher else {root}
     with _sharded(roots, layout), FakeTensorMode(allow_non_fake_inputs=True):
         for one in roots:
             materialise(one, torch.device("cpu"))
             one.model.tie_weights()
         with LiveTensors() as live:
             try:
-                return _step(root, taught_by, module, layout, shape, keeps_freed, live)
+                return _step(root, teacher, module, layout, shape, keeps_freed, live)
             except RuntimeError as error:
                 what = f"its memory cannot be estimated ({first_line(error)})"
                 raise UserError(module.pretrained, what, "Try a few steps: fit --trainer.max_steps 3.") from error
@@ -142,7 +147,7 @@ def step_memory(
 
 def _step(
     root: NextTokenLoss,
-    taught_by: NextTokenLoss | None,
+    teacher: Teacher | None,
     module: InsCPModule,
     layout: Layout,
     shape: Shape,
@@ -150,7 +155,6 @@ def _step(
     live: "LiveTensors",
 ) -> MemoryEstimate:
     model = root.model
-    teacher = Teacher(taught_by) if taught_by else None
     trained = trained_weights(model)
     optimizer = module.optimizer.build(trained.values())  # whose step works in place
     fill_states(optimizer)
@@ -160,7 +164,8 @@ def _step(
         ComputeCopies(model, torch.bfloat16)
     frozen = (weight for weight in model.parameters() if not weight.requires_grad)
     weights = live.add([*trained.values(), *frozen, *model.buffers()])
-    weights += live.add([*taught_by.parameters(), *taught_by.buffers()]) if taught_by else 0
+    if teacher and not teacher.is_beneath:
+        weights += live.add([*teacher.root.parameters(), *teacher.root.buffers()])
     states = live.add(value for state in optimizer.state.values() for value in state.values())
     averages = live.add(average.tensors.values()) if average else 0
     lengths = (shape.row_length,) * shape.rows
@@ -174,7 +179,7 @@ def _step(
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed and isinstance(layout.strategy, DDP)):
             replayed = (len(ids), len(places)) if teacher else (0, 0)
             batch = PackedBatch(ids, ids, ids, lengths, 1, 1, *replayed, places)
-            total = root(batch, teacher=teacher and teacher.predictions(batch))
+            total = root(batch, teacher=teacher and teacher.predictions(batch)).total
         total.backward()
         del total
     gradients = live.at_peak(p.grad for p in trained.values() if p.grad is not None)

@@ -79,7 +79,8 @@ class InsCPModule(JudgedModule):
         self.attn_implementation = attn_implementation
         self.frozen: FrozenColumns | None = None
         self.teacher: Teacher | None = None
-        self._step_nll = torch.zeros(())
+        self._step_loss = torch.zeros(())
+        self._step_divergence = torch.zeros(2)  # its sum, and of how many targets
 
     def configure_model(self) -> None:
         """Load the weights, in fp32: whole, or under FSDP2 each rank its shards.
@@ -109,7 +110,7 @@ class InsCPModule(JudgedModule):
         if self.distillation and self.trainer.state.fn == "fit":
             dtype = compute_dtype(str(self.trainer.precision))
             how, attention = self.distillation, self.attn_implementation
-            self.teacher = load_teacher(how, self.pretrained, model, strategy, dtype, attention)
+            self.teacher = load_teacher(how, self.pretrained, self.loss, self.adapter, strategy, dtype, attention)
 
     def _require_whole_matrices(self) -> None:
         reasons = {
@@ -140,7 +141,7 @@ class InsCPModule(JudgedModule):
         for optimizer in self.trainer.optimizers:
             fill_states(optimizer)
         self._require_isolation()
-        if self.teacher:
+        if self.teacher and not self.teacher.is_beneath:
             with self.trainer.precision_plugin.forward_context():
                 require_isolation(self.teacher.root, "model.distillation.teacher", self.trainer.strategy.root_device)
         if self.ema_decay is not None:
@@ -231,21 +232,32 @@ class InsCPModule(JudgedModule):
         Every target weighs 1 / (targets of the whole step). Lightning divides by the number of micro-batches and the
         strategy averages over ranks, so both are multiplied back.
         """
-        total = self.loss(batch, teacher=self.teacher and self.teacher.predictions(batch))
-        self._step_nll = self._step_nll.to(total.device) + total.detach() / batch.step_targets
+        total, divergence = self.loss(batch, teacher=self.teacher and self.teacher.predictions(batch))
+        self._step_loss = self._step_loss.to(total.device) + total.detach() / batch.step_targets
+        if self.teacher:
+            found = torch.stack([divergence, divergence.new_tensor(batch.replayed_targets)])
+            self._step_divergence = self._step_divergence.to(total.device) + found
         return total / batch.step_targets * self.trainer.accumulate_grad_batches * self._ranks
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the step's loss, and stop before a broken one reaches the weights."""
+        """Log the step's loss, and stop before a broken one reaches the weights.
+
+        With a teacher also how far the model is from it: the mean divergence of a replayed target.
+        """
         strategy = self.trainer.strategy
-        loss = strategy.reduce(self._step_nll, reduce_op="mean") * self._ranks
+        loss = strategy.reduce(self._step_loss, reduce_op="mean") * self._ranks
         if isinstance(strategy, FSDP2):
             strategy.sum_gradients(self.model)
-        self._step_nll = torch.zeros_like(self._step_nll)
+        self._step_loss = torch.zeros_like(self._step_loss)
         self._require_finite("loss", loss)
         if self.frozen:
             self.frozen.drop_gradients()
         self.log("train/loss", loss)
+        if self.teacher:
+            divergence, replayed = strategy.reduce(self._step_divergence, reduce_op="mean").unbind()
+            self._step_divergence = torch.zeros_like(self._step_divergence)
+            if replayed:  # a step may have no replayed row
+                self.log("train/divergence", divergence / replayed)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
 
     def configure_gradient_clipping(

@@ -22,6 +22,7 @@ from inscp.pretrained import load_tokenizer
 
 TAUGHT = ["--data.train", "corpus.jsonl", "--data.replay", "{sources: more.jsonl, share: 0.3}",
           "--model.distillation", "Distillation"]  # fmt: skip
+LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]
 HALF = ["--data.batch_size", "1"]
 OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
 SPREADS: dict[str, list[Any]] = {
@@ -81,11 +82,26 @@ def taught(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> 
     return folder
 
 
+@pytest.fixture(scope="module")
+def taught_by_adapters(taught: Path) -> Path:
+    fit(taught, "one_lora", *TAUGHT, *LORA, "--trainer.default_root_dir", "one_lora_runs")
+    return taught
+
+
 @pytest.mark.parametrize("name", ["fsdp2", "ddp", "tensor_parallel"])
 def test_a_teacher_teaches_two_ranks_as_one_process(taught: Path, name: str) -> None:
     """Also where a rank has no replayed row, and the other one has."""
     fit(taught, name, *TAUGHT, *SPREADS[name], "--trainer.default_root_dir", f"{name}_runs")
-    one, two = steps(taught, "one"), steps(taught, name)
+    require_equal(steps(taught, "one"), steps(taught, name))
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "ddp"])
+def test_what_lies_beneath_adapters_teaches_two_ranks(taught_by_adapters: Path, name: str) -> None:
+    fit(taught_by_adapters, f"{name}_lora", *TAUGHT, *LORA, *SPREADS[name], "--trainer.default_root_dir", f"{name}_lora_runs")
+    require_equal(steps(taught_by_adapters, "one_lora"), steps(taught_by_adapters, f"{name}_lora"))
+
+
+def require_equal(one: dict[int, Any], two: dict[int, Any]) -> None:
     assert one.keys() == two.keys()
     for step, values in one.items():
         assert two[step] == pytest.approx(values, rel=1e-5), step

@@ -116,7 +116,7 @@ def packed(*lengths: int) -> PackedBatch:
 
 def loss_and_gradients(loss: NextTokenLoss, *batches: PackedBatch) -> list[torch.Tensor]:
     loss.zero_grad()
-    total = sum((loss(batch) for batch in batches), torch.zeros(()))
+    total = sum((loss(batch).total for batch in batches), torch.zeros(()))
     total.backward()
     return [total.detach(), *(p.grad.clone() for p in loss.parameters() if p.grad is not None)]
 

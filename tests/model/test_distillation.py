@@ -21,6 +21,7 @@ from inscp.data.mixture import Replay
 from inscp.data.tagging import ConversationTagger
 from inscp.errors import UserError
 from inscp.model import loss
+from inscp.model.adapters import LoRA
 from inscp.model.distillation import Distillation, Teacher, teacher_root
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
@@ -79,11 +80,14 @@ def test_loss_and_gradients_equal_the_plain_computation(
     monkeypatch.setattr(loss, "_CACHED", 3 * VOCABULARY)
     batch, teacher = batch_of(replayed_rows), Teacher(teacher_root(make(1), make(0)), 2.5)
     ours, reference = make(0), make(0)
-    value = NextTokenLoss(ours)(batch, teacher=teacher.predictions(batch))
+    value, divergence = NextTokenLoss(ours)(batch, teacher=teacher.predictions(batch))
     expected = plain(reference, teacher.root.model, batch, 2.5)
     (value / 3).backward()
     (expected / 3).backward()
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    weighted = expected - plain(reference, teacher.root.model, batch, 0)
+    torch.testing.assert_close(2.5 * divergence, weighted, rtol=1e-4, atol=1e-4)
+    assert not divergence.requires_grad
     for (name, weight), other in zip(ours.named_parameters(), reference.parameters(), strict=True):
         assert weight.grad is not None
         torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-5, msg=name)
@@ -104,7 +108,7 @@ def test_what_the_model_predicts_as_its_teacher_costs_nothing() -> None:
     values, gradients = [], []
     for given in (batch, own):
         model = llama(0)
-        value = NextTokenLoss(model)(given, teacher=teacher.predictions(given))
+        value = NextTokenLoss(model)(given, teacher=teacher.predictions(given)).total
         value.backward()
         values.append(value)
         gradients.append(model.model.embed_tokens.weight.grad)
@@ -125,7 +129,7 @@ def data_of(corpus: Path, model: str, **options: Any) -> InsCPDataModule:
 
 
 def fitted(folder: Path, corpus: Path, model: str, callbacks: Any = (), **options: Any) -> InsCPModule:
-    learner = module(model, distillation=options.pop("distillation", Distillation()))
+    learner = module(model, distillation=options.pop("distillation", Distillation()), adapter=options.pop("adapter", None))
     training = trainer(folder, callbacks=[Provenance(folder), *callbacks], enable_checkpointing=bool(callbacks))
     training.fit(learner, datamodule=data_of(corpus, model, epochs=3.0), **options)
     return learner
@@ -160,7 +164,7 @@ def divergence(learner: InsCPModule, original: str, corpus: Path) -> float:
     for batch in data.train_dataloader():
         if batch.replayed_rows:
             with torch.no_grad():
-                total += float(learner.loss(batch.replayed, teacher=teacher.predictions(batch)))
+                total += float(learner.loss(batch.replayed, teacher=teacher.predictions(batch)).divergence)
             n += batch.replayed_targets
     return total / n
 
@@ -185,6 +189,33 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(
     assert whole.teacher.root.by_document
     resumed = fitted(tmp_path, corpus, tiny_model_folder, ckpt_path=str(tmp_path / "kept" / "step-00000003"))
     assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+def test_what_lies_beneath_adapters_teaches_as_a_second_copy_of_it_does(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    """Dropout of the adapters included, which the teacher is without."""
+    (tmp_path / "copy").symlink_to(tiny_model_folder)
+    teachers = [Distillation(weight=5), Distillation(str(tmp_path / "copy"), weight=5)]
+    adapter = LoRA(rank=4, dropout=0.2)
+    beneath, beside = (
+        fitted(tmp_path, corpus, tiny_model_folder, distillation=how, adapter=adapter) for how in teachers
+    )
+    assert beneath.teacher is not None
+    assert beside.teacher is not None
+    assert beneath.teacher.root is beneath.loss
+    assert beside.teacher.root is not beside.loss
+    assert all(torch.equal(weight, beside.weights[name]) for name, weight in beneath.weights.items())
+    changed = [weight for name, weight in beneath.weights.items() if "lora_B" in name and weight.any()]
+    assert len(changed) * 2 == len(beneath.weights)
+
+
+def test_how_far_the_model_is_from_its_teacher_is_logged_by_itself(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    learner = fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(weight=3))
+    logged = learner.trainer.callback_metrics
+    assert 0 < logged["train/divergence"] < 0.1 < logged["train/loss"]
 
 
 def test_the_cost_and_the_card_tell_of_the_teacher(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:

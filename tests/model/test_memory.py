@@ -101,6 +101,12 @@ def test_a_teacher_is_one_more_model_in_the_precision_that_computes(folder: Path
     assert taught_half.weights == pytest.approx(1.5 * half.weights, rel=1e-2)
 
 
+def test_what_lies_beneath_adapters_teaches_in_no_memory_of_its_own(folder: Path) -> None:
+    alone, taught = (estimate(folder, adapter=LoRA(rank=2), distillation=how) for how in (None, Distillation()))
+    assert (taught.weights, taught.optimizer) == (alone.weights, alone.optimizer)
+    assert alone.activations < taught.activations < 1.5 * alone.activations
+
+
 def test_with_accumulation_all_gradients_lie_beside_the_activations(folder: Path) -> None:
     one, two = (estimate(folder, micro_batches=count) for count in (1, 2))
     assert two.gradients == pytest.approx(two.weights, rel=1e-3)

@@ -53,7 +53,7 @@ if __name__ == "__main__":
     }
     sys.argv = ["inscp", "fit", *(f"--{key}={value}" for key, value in keys.items())]
     try:
-        status = main()
+        status: str | int | None = main()
     except SystemExit as ended:
         status = ended.code
     report(times, tokens, peaks[-1])

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from typing import Any
 
 from datasets import Dataset
 from loop import given, peak_kib, read_texts, report
@@ -14,12 +15,12 @@ tokens: list[int] = []
 
 
 class Clock(TrainerCallback):
-    def on_step_end(self, *_, **__) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         times.append(time.perf_counter())
 
 
 class Counting(SFTTrainer):
-    def training_step(self, model, inputs, *rest):
+    def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
         tokens.append(int((inputs["labels"] != -100).sum()))
         return super().training_step(model, inputs, *rest)
 
