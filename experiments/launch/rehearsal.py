@@ -97,7 +97,8 @@ def main(
     shards = sorted(path.name for path in (run / "model").glob("*.safetensors"))
     same = all((run / "model" / name).read_bytes() == (out / "again" / name).read_bytes() for name in shards)
     client = MlflowClient(f"sqlite:///{out}/mlflow.db")
-    [tracked] = client.search_runs([one.experiment_id for one in client.search_experiments(filter_string="name = 'inscp'")])
+    [ours] = client.search_experiments(filter_string="name = 'inscp'")
+    [tracked] = client.search_runs([ours.experiment_id])
     rates = [point.value for point in client.get_metric_history(tracked.info.run_id, "train/tokens_per_second")]
     losses = client.get_metric_history(tracked.info.run_id, "train/loss")
     metrics = tracked.data.metrics

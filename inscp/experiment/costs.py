@@ -76,7 +76,7 @@ def _trainings(
 ) -> Iterator[tuple[str, _Trainings]]:
     """Each row's, and behind it those with the stages that would follow it."""
     for row, count in tokens.items():
-        run: _Trainings = [(count, 3.0)]
+        run: _Trainings = [(count, rows[row][0].run.passes)]
         yield row, run
         for name, stage in stages.items():
             if stage.after == rows[row][0].run.arm:
@@ -95,7 +95,8 @@ def _projected(trainings: Mapping[str, _Trainings]) -> Grid:
         rows.append(cells)
     head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {_DEVICE} hours"))]
     others = sorted({passes for of in trainings.values() for _, passes in of} - {3.0})
-    beside = f" and {', '.join(f'{passes:g}' for passes in others)} for what was not run" if others else ""
+    listed = ", ".join(f"{passes:g}" for passes in others)
+    beside = f" ({listed} where a teacher predicts or a stage was not run)" if others else ""
     note = (
         f"By formula, not measured: FLOPs = passes x 2 x parameters x tokens, 3 passes for training{beside}; "
         f"hours = FLOPs / ({device.flops:.3g} FLOP/s x {_UTILISATION:.0%}) / 3600."

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 
 from inscp import __version__
 from inscp.evaluation.results import SCHEMA
@@ -60,6 +61,18 @@ class Run:
     def tokens(self) -> int | None:
         """That all its trainings together train on; None where there is none, or one trains on all there is."""
         return sum(filter(None, self._budgets)) if self._budgets and all(self._budgets) else None
+
+    @property
+    def passes(self) -> float:
+        """Forward passes that a token costs, a mean over its trainings: three, and a teacher's where one teaches."""
+        trained = [one for one in self.lineage if one.trains]
+        return 3.0 + fmean((one._taught for one in trained), weights=[one.budget or 1 for one in trained])
+
+    @property
+    def _taught(self) -> float:
+        """The share of the tokens for which a teacher predicts."""
+        has_teacher = self.config["model"].get("distillation") is not None
+        return float(self.config["data"]["replay"]["share"]) if has_teacher else 0.0
 
     @property
     def amount(self) -> str:

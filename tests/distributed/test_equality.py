@@ -97,7 +97,8 @@ def test_a_teacher_teaches_two_ranks_as_one_process(taught: Path, name: str) -> 
 
 @pytest.mark.parametrize("name", ["fsdp2", "ddp"])
 def test_what_lies_beneath_adapters_teaches_two_ranks(taught_by_adapters: Path, name: str) -> None:
-    fit(taught_by_adapters, f"{name}_lora", *TAUGHT, *LORA, *SPREADS[name], "--trainer.default_root_dir", f"{name}_lora_runs")
+    here = ["--trainer.default_root_dir", f"{name}_lora_runs"]
+    fit(taught_by_adapters, f"{name}_lora", *TAUGHT, *LORA, *SPREADS[name], *here)
     require_equal(steps(taught_by_adapters, "one_lora"), steps(taught_by_adapters, f"{name}_lora"))
 
 

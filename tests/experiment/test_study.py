@@ -78,6 +78,13 @@ def test_stages_sum_their_tokens_and_a_merge_has_those_of_what_it_merges(study: 
     assert without["averaged, fi, 10 tokens, seed 0"].tokens == 10  # of the base
 
 
+def test_a_teacher_costs_a_pass_of_what_is_replayed(study: Study) -> None:
+    taught = {"data.replay": {"sources": "x", "share": 0.25}, "model.distillation": {"weight": 5}}
+    arms = {**study.arms, "taught": Arm(fit=taught), "SFT of it": Arm(fit={}, after="taught")}
+    passes = {run.arm: run.passes for run in replace(study, arms=arms).runs() if run.tokens}
+    assert (passes["InsCP"], passes["averaged"], passes["taught"], passes["SFT of it"]) == (3, 3, 3.25, 3.125)
+
+
 def test_a_stage_of_its_own_budget_behind_several_has_titles_that_differ(study: Study) -> None:
     arms = {"orgCP": Arm(fit={}), "SFT": Arm(fit={"data.token_budget": 50}, after="orgCP")}
     runs = replace(study, arms=arms, budgets=[100, 200]).runs()

@@ -129,7 +129,8 @@ def data_of(corpus: Path, model: str, **options: Any) -> InsCPDataModule:
 
 
 def fitted(folder: Path, corpus: Path, model: str, callbacks: Any = (), **options: Any) -> InsCPModule:
-    learner = module(model, distillation=options.pop("distillation", Distillation()), adapter=options.pop("adapter", None))
+    how = {"distillation": options.pop("distillation", Distillation()), "adapter": options.pop("adapter", None)}
+    learner = module(model, **how)
     training = trainer(folder, callbacks=[Provenance(folder), *callbacks], enable_checkpointing=bool(callbacks))
     training.fit(learner, datamodule=data_of(corpus, model, epochs=3.0), **options)
     return learner
