@@ -172,6 +172,11 @@ def longest_input(spec: str) -> int:
     return int(getattr(_config(spec).get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
 
+def ties_embeddings(spec: str) -> bool:
+    """Whether a model's output layer is its embeddings, by its own configuration."""
+    return bool(_config(spec).get_text_config().tie_word_embeddings)
+
+
 def _config(spec: str) -> "PretrainedConfig":
     from transformers import AutoConfig
 

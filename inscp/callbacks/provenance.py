@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.cost import training_cost
 from inscp.cost.ledger import Cost
 from inscp.data.datamodule import InsCPDataModule, data_of
 from inscp.data.pipeline import Pipeline
+from inscp.errors import UserError, everywhere
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
 from inscp.model.module import InsCPModule
-from inscp.model.origin import Origin, read_origin, warn_of_other_weights
+from inscp.model.origin import Origin, read_origin, title, warn_of_other_weights
 from inscp.paths import local_path
-from inscp.pretrained import model_name, weights_fingerprint
+from inscp.pretrained import weights_fingerprint
 from inscp.selection import report as selection
 from inscp.tracking.environment import hardware
 from inscp.tracking.tracker import tracker_of
@@ -51,10 +54,14 @@ class Provenance(Callback):
         data, tracker = data_of(trainer), tracker_of(trainer)
         assert isinstance(pl_module, InsCPModule)
         self._before = read_origin(pl_module.pretrained)
-        self._weights = weights_fingerprint(pl_module.pretrained) if pl_module.adapter else ""
+        depends = pl_module.adapter or pl_module.distillation
+        self._weights = weights_fingerprint(pl_module.pretrained) if depends else ""
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
-            print(f"training on {data.passes:.3g} passes over it", file=sys.stderr, flush=True)
+            print(f"training on {_passes(data)}", file=sys.stderr, flush=True)
+        if pl_module.adapter and self._before and self._before.has_raw_tokens:
+            what = "has tokens that nothing has trained yet, and adapters leave them as they are"
+            rank_zero_warn(f"{pl_module.pretrained} {what}: train all weights first (without model.adapter)")
         if tracker is None:
             return
         origin = self.origin(trainer)
@@ -103,16 +110,21 @@ class Provenance(Callback):
             "world_size": trainer.world_size,
             "seed": data.seed,
             "tagger": repr(data.tagger),
+            "passes": _passes(data),
         }
         if data.document_length:
             training["document_length"] = data.document_length
         if module.shield:
-            training["shield"] = f"{module.shield.share:.0%} of the columns frozen"
+            training["shield"] = _frozen(module)
         if module.distillation:
-            teacher = model_name(module.distillation.teacher_of(module.pretrained))
+            teacher = title(module.distillation.teacher_of(module.pretrained))
             training["distillation"] = f"replayed rows, by {teacher}, weight {module.distillation.weight:g}"
         if data.replay:
             training["replay"] = f"{data.replay.share:.0%} of the rows, {data.replay.tagger or data.tagger!r}"
+        if module.adapter:
+            training["adapter"] = repr(module.adapter)
+        if module.ema_decay is not None:
+            training["ema_decay"] = module.ema_decay
         is_measured = module.held_out_step == trainer.global_step  # and not behind an earlier step
         held_out = {
             name: {"before": loss} | ({"after": module.held_out[name]} if is_measured else {})
@@ -126,7 +138,10 @@ class Provenance(Callback):
         )  # fmt: skip
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        warn_of_other_weights(Origin(**checkpoint[ORIGIN_KEY]))
+        assert isinstance(pl_module, InsCPModule)
+        found = Origin(**checkpoint[ORIGIN_KEY])
+        _require_same(found, pl_module, trainer.state.fn == TrainerFn.FITTING)
+        warn_of_other_weights(found, pl_module.pretrained)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         tracker = tracker_of(trainer)
@@ -134,6 +149,40 @@ class Provenance(Callback):
         checkpoint[FOLDER_KEY] = str(self._folder)
         measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         checkpoint[TRACKING_KEY] = tracker.state(measured, trainer.global_step) if tracker is not None else []
+
+
+def _passes(data: InsCPDataModule) -> str:
+    """How often the data is taken, for people."""
+    replayed = f", {data.replayed_passes:.3g} over what is replayed" if data.replay else ""
+    return f"{data.passes:.3g} passes over its own rows{replayed}"
+
+
+def _frozen(module: InsCPModule) -> str | None:
+    """What a shield freezes, for people."""
+    if module.shield is None or module.frozen is None:
+        return None
+    return f"{module.shield.share:.0%} of the columns of {len(module.frozen.weights)} matrices frozen"
+
+
+def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
+    """
+    Args:
+        found: of the checkpoint.
+        module: that goes on with it.
+        trains: and is not only judged.
+
+    Raises:
+        UserError: it would count what was trained otherwise than the checkpoint's training did.
+    """
+    adapter = asdict(module.adapter) if module.adapter else {}
+    told = {"model.adapter": [{key: of.get(key) for key in ("rank", "alpha", "targets")}
+                              for of in (found.adapter or {}, adapter)]}  # fmt: skip
+    if trains:
+        told["model.shield"] = [found.training.get("shield"), _frozen(module)]
+    for where, (then, now) in told.items():
+        if then != now:
+            what = f"the checkpoint was trained with {then or 'none'}, this configuration has {now or 'none'}"
+            raise everywhere(UserError(where, what, "Resume with what made it, or begin another training."))
 
 
 def _scoring_cost(folder: Path) -> Cost | None:

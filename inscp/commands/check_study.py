@@ -10,7 +10,7 @@ from inscp.commands.evaluate import evaluate, require_runnable
 from inscp.commands.extend import extend
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.merge import merge
-from inscp.commands.offered import require_replay
+from inscp.commands.offered import require_replay, require_shielded
 from inscp.commands.parser import Parser
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
@@ -58,8 +58,7 @@ def _check_fit(config: Config, with_files: bool) -> None:
     require_replay(given.model, given.datamodule)
     if with_files:
         given.datamodule.require_sources()
-        for source in as_sources(given.model.shield.sources) if given.model.shield else ():
-            require_source(source)
+        require_shielded(given.model)
 
 
 def _check_merge(config: Config, with_files: bool) -> None:

@@ -17,9 +17,9 @@ from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
 from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
 from inscp.model.module import InsCPModule
+from inscp.model.origin import title
 from inscp.model.precision import best_precision
 from inscp.model.strategies import FSDP2, strategy_for
-from inscp.pretrained import model_name
 
 _PARTS = {
     "weights": "weights",
@@ -132,7 +132,7 @@ def examine(training: Training) -> None:
     needs = training.needs(estimate, process)
     ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
     rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
-    head = (model_name(training.module.pretrained), ranks, type(layout.strategy).__name__, layout.precision, rows)
+    head = (title(training.module.pretrained), ranks, type(layout.strategy).__name__, layout.precision, rows)
     print(", ".join(head))
     for part, label in _PARTS.items():
         print(_row(label, getattr(estimate, part)))

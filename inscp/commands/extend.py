@@ -12,7 +12,7 @@ from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, read_records
 from inscp.errors import UserError
 from inscp.model.export import export_model
-from inscp.model.origin import Origin, read_origin
+from inscp.model.origin import EXTENDED, Origin, read_origin
 from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
 from inscp.paths import require_new
 from inscp.pretrained import load_model, load_tokenizer, require_dense, with_its_code
@@ -66,7 +66,7 @@ def extend(
         "learned from": f"{report.records:,} records of {', '.join(Path(source.path).name for source in sources)}",
         "tokens of these texts": f"{before:,} before, {after:,} after",
     }
-    origin = Origin(model, "Extended", language, settings, before=read_origin(model))
+    origin = Origin(model, EXTENDED, language, settings, before=read_origin(model))
     export_model(result, longer, Path(out), origin, getattr(torch, dtype))
     for why, count in report.skipped.items():
         print(f"skipped    {count:,}: {why} (the first: {report.examples[why]})")

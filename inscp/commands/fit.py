@@ -27,7 +27,7 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
-from inscp.commands.offered import require_askable, require_offered, require_replay
+from inscp.commands.offered import require_askable, require_offered, require_replay, require_shielded
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
@@ -211,6 +211,7 @@ class InsCPCLI(LightningCLI):
             raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
         if self.subcommand == "fit":
             require_replay(self.model, self.datamodule)
+            require_shielded(self.model)
             asking = {
                 name: self._get(self.config_init, name).languages for name in ("before_after", "stop_when_aligned")
             }

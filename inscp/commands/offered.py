@@ -7,7 +7,9 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.data.datamodule import InsCPDataModule
+from inscp.data.pipeline import as_sources
 from inscp.data.rendering import require_chat_template
+from inscp.data.sources import require_source
 from inscp.errors import UserError
 from inscp.model.module import InsCPModule
 from inscp.text.language import primary
@@ -63,6 +65,15 @@ def require_replay(module: InsCPModule, data: InsCPDataModule) -> None:
     if module.distillation and not data.replay:
         mend = "Give data.replay, as configs/data/replay_en.yaml, or leave it out."
         raise UserError("model.distillation", "nothing is replayed", mend)
+
+
+def require_shielded(module: InsCPModule) -> None:
+    """
+    Raises:
+        UserError: a file of the text that is to be shielded is not there.
+    """
+    for source in as_sources(module.shield.sources) if module.shield else ():
+        require_source(source)
 
 
 def require_askable(data: InsCPDataModule, asking: Mapping[str, Sequence[str]]) -> None:

@@ -171,6 +171,12 @@ class InsCPDataModule(LightningDataModule):
         return self.total_rows * (1 - self.mixture.share) / self.mixture.n_own
 
     @property
+    def replayed_passes(self) -> float:
+        """How often the training takes what is replayed; 0 where nothing is."""
+        replayed = len(self.mixture.rows.n_tokens) - self.mixture.n_own
+        return self.total_rows * self.mixture.share / replayed if replayed else 0.0
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self._step_before + max(0, -(-(self.total_rows - self._rows_before) // self.rows_per_step))

@@ -24,7 +24,8 @@ class LoRA:
         rank: of the adapters.
         alpha: their output is multiplied by alpha / rank.
         dropout: of their input.
-        targets: `all-linear` (every matrix but the output layer), or names of modules (`q_proj`, `v_proj`, …).
+        targets: `all-linear` (every `nn.Linear` that text passes through but the output layer), or names of modules
+            (`q_proj`, `v_proj`, …).
         seed: of the first weights.
     """
 
@@ -44,11 +45,14 @@ class LoRA:
         """Freeze `model` and put adapters into it, in place."""
         peft = library("peft", "lora")
         is_name = isinstance(self.targets, str) and self.targets != "all-linear"
+        reached = {*model.get_decoder().modules(), model.get_input_embeddings(), model.get_output_embeddings()}
+        towers = [name for name, module in model.named_modules() if module not in reached and not [*module.children()]]
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=[self.targets] if is_name else self.targets,  # a text is a pattern to peft
+            exclude_modules=towers or None,  # of a model that also sees or hears
             task_type="CAUSAL_LM",
         )
         try:
@@ -105,7 +109,7 @@ def merged(model: PreTrainedModel, adapter: LoRA, weights: Mapping[str, torch.Te
 
     adapter.add_to(model)
     model.load_state_dict(dict(weights), strict=False)
-    for name, module in list(model.named_modules()):
+    for name, module in reversed(list(model.named_modules())):  # of experts peft wraps what it has wrapped
         if isinstance(module, BaseTunerLayer):
             module.merge()
             parent, _, child = name.rpartition(".")

@@ -9,6 +9,9 @@ from torch import nn
 class WeightAverage:
     """Follows weights that are trained; forgets a step by `decay` with every step after it.
 
+    At first it forgets faster, by (1 + n) / (10 + n) in the step behind n others: of a training of few steps little
+    more than the original would be left otherwise.
+
     Args:
         weights: by name; as they are now, they are the first average.
         decay: of each step, in (0, 1).
@@ -19,9 +22,10 @@ class WeightAverage:
         self.tensors = {name: weight.detach().clone() for name, weight in weights.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after an optimizer step."""
-        torch._foreach_lerp_(list(self.tensors.values()), list(self._weights.values()), 1 - self._decay)
+    def update(self, steps_before: int) -> None:
+        """Take in the weights after an optimizer step that stands behind so many others."""
+        decay = min(self._decay, (1 + steps_before) / (10 + steps_before))
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._weights.values()), 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:

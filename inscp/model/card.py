@@ -8,14 +8,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from inscp import __version__
-from inscp.model.origin import Origin
+from inscp.model.origin import EXTENDED, Origin
 from inscp.pretrained import REMOTE_CODE
 
 _METHODS = {
     "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
     "assistant's turn of the model's own chat template, after an empty user turn",
     "orgCP": "plain continual pre-training on target-language text, without the chat template",
-    "Extended": "adding tokens of the language to the vocabulary (continued BPE training, arXiv 2512.03989), each of "
+    EXTENDED: "adding tokens of the language to the vocabulary (continued BPE training, arXiv 2512.03989), each of "
     "which begins as the mean of those that it stands for",
     "SFT": "supervised fine-tuning on conversations",
     "Average": "averaging with the weights of the original model (WiSE-FT, arXiv 2109.01903)",

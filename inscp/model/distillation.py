@@ -20,7 +20,7 @@ from inscp.model.adapters import LoRA, without_adapters
 from inscp.model.loss import NextTokenLoss, Predictions
 from inscp.model.strategies import FSDP2
 from inscp.model.weights import load_sharded
-from inscp.pretrained import empty_model, load_model, load_tokenizer
+from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input
 from inscp.records import PackedBatch
 
 
@@ -88,7 +88,7 @@ def _as_it_was(root: NextTokenLoss) -> Iterator[None]:
 
 def load_teacher(
     how: Distillation, pretrained: str, learner: NextTokenLoss, adapter: LoRA | None, strategy: Strategy,
-    dtype: torch.dtype, attention: str | None,
+    dtype: torch.dtype, attention: str | None, row_length: int,
 ) -> Teacher:  # fmt: skip
     """
     Args:
@@ -99,15 +99,19 @@ def load_teacher(
         strategy: the teacher is laid over the devices as it is.
         dtype: in which it computes.
         attention: of transformers, as for the model.
+        row_length: tokens that it must see at once.
 
     Raises:
-        UserError: the teacher has another vocabulary.
+        UserError: the teacher has another vocabulary, or does not see as many tokens.
     """
     if how.is_beneath(pretrained, adapter):
         return Teacher(learner, how.weight, is_beneath=True)
     spec = how.teacher_of(pretrained)
     if spec != pretrained and load_tokenizer(spec).get_vocab() != load_tokenizer(pretrained).get_vocab():
         raise UserError("model.distillation.teacher", f"{spec} has other tokens", "Take one with the model's tokens.")
+    if row_length > (longest := longest_input(spec)):
+        what = f"{spec} sees {longest:,} tokens at most, and rows have {row_length:,}"
+        raise UserError("model.distillation.teacher", what, f"Set data.row_length to {longest}, or take another.")
     with torch.device("cpu"):
         make = empty_model if isinstance(strategy, FSDP2) else load_model
         root = teacher_root(make(spec, dtype, attention), learner.model)

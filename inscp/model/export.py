@@ -29,7 +29,7 @@ def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedM
     """
     model = load_model(origin.pretrained, torch.float32)
     if origin.adapter:
-        warn_of_other_weights(origin)
+        warn_of_other_weights(origin, origin.pretrained)
         return merged(model, LoRA(**origin.adapter), weights)
     found = model.load_state_dict(dict(weights), strict=False, assign=True)
     if found.unexpected_keys:

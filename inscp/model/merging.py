@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from inscp.data.inert import special_ids
+from inscp.data.inert import control_tokens
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.origin import read_origin
-from inscp.pretrained import load_model, load_tokenizer, require_dense, weights_folder
+from inscp.pretrained import load_model, load_tokenizer, require_dense, ties_embeddings, weights_folder
 
 Merge = Callable[..., torch.Tensor]
 """Makes a tensor of the result from its name and that tensor of every model, in fp32 and in the order of `models`."""
@@ -106,7 +106,8 @@ class ElChat(Merging):
         return model, self.source or _original(model)
 
     def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
-        special = sorted(special_ids(load_tokenizer(models[1])))
+        tokenizer = load_tokenizer(models[1])
+        special = tokenizer.convert_tokens_to_ids(control_tokens(tokenizer))
         names = _with_rows_of_tokens(first)
 
         def merge(name: str, adapted: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -147,6 +148,11 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
         if alien := vocabulary.items() - vocabularies[0].items():
             what = f"its vocabulary is not that of {models[0]} ({min(alien)[0]!r} differs)"
             raise UserError(other, what, "Merge models of one family, the first with all tokens of the others.")
+    ties = [ties_embeddings(spec) for spec in models]
+    for other, is_tied in zip(models, ties, strict=True):
+        if is_tied != ties[0]:
+            what = f"its output layer is {'' if is_tied else 'not '}its embeddings, otherwise than {models[0]}'s"
+            raise UserError(other, what, "Merge models of one family.")
     result = load_model(models[0], dtype)
     weights = dict(result.named_parameters())
     shared = dict.fromkeys(weights, slice(None))

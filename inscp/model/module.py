@@ -109,8 +109,10 @@ class InsCPModule(JudgedModule):
             self.copies = ComputeCopies(model, strategy.compute_dtype, strategy.root_device)
         if self.distillation and self.trainer.state.fn == "fit":
             dtype = compute_dtype(str(self.trainer.precision))
-            how, attention = self.distillation, self.attn_implementation
-            self.teacher = load_teacher(how, self.pretrained, self.loss, self.adapter, strategy, dtype, attention)
+            self.teacher = load_teacher(
+                self.distillation, self.pretrained, self.loss, self.adapter, strategy, dtype, self.attn_implementation,
+                data_of(self.trainer).row_length,
+            )  # fmt: skip
 
     def _require_whole_matrices(self) -> None:
         reasons = {
@@ -138,6 +140,8 @@ class InsCPModule(JudgedModule):
         return int(data_of(self.trainer).ranks[0])
 
     def on_fit_start(self) -> None:
+        if self.frozen:
+            self.frozen.place()
         for optimizer in self.trainer.optimizers:
             fill_states(optimizer)
         self._require_isolation()
@@ -200,8 +204,9 @@ class InsCPModule(JudgedModule):
 
     def configure_optimizers(self) -> Any:
         data = data_of(self.trainer)
-        decayed_here = self.frozen.weights.values() if self.frozen else ()
-        optimizer = self.optimizer.build(self.weights.values(), undecayed=decayed_here)
+        decayed_here = list(self.frozen.weights.values()) if self.frozen else []
+        biases = [weight for name, weight in self.weights.items() if name.endswith("bias")]  # experts' are matrices
+        optimizer = self.optimizer.build(self.weights.values(), undecayed=[*decayed_here, *biases])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.optimizer.factor(*data.span(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -298,4 +303,4 @@ class InsCPModule(JudgedModule):
             optimizer.zero_grad()  # Lightning waits until the next forward pass has all its activations
         self.weights_changed()
         if self.average:
-            self.average.update()
+            self.average.update(self.trainer.global_step)

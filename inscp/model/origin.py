@@ -12,6 +12,8 @@ from inscp.pretrained import model_name, resolve, weights_fingerprint
 
 ORIGIN = "inscp.json"
 """In an exported folder: its `Origin`."""
+EXTENDED = "Extended"
+"""The arm of a model that was given more tokens."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Origin:
         adapter: the values of `LoRA`, where adapters were trained.
         before: where `pretrained` comes from, if it was made here too; also as the plain values of `asdict`.
         cost: of the training, the values of `inscp.cost.ledger.Cost`; empty where nothing was counted.
-        weights: where adapters were trained, a digest of the files of `pretrained`; empty where they are on the Hub.
+        weights: where adapters were trained or it was the teacher, a digest of the files of `pretrained`; empty where
+            they are on the Hub.
     """
 
     pretrained: str
@@ -67,6 +70,12 @@ class Origin:
         return " + ".join(stage.arm for stage in self.stages)
 
     @property
+    def has_raw_tokens(self) -> bool:
+        """Whether the vocabulary was extended, and nothing has trained the rows of the new tokens since."""
+        behind = self.stages[[stage.arm for stage in self.stages].index(EXTENDED) :] if EXTENDED in self.arms else []
+        return bool(behind) and all(stage.adapter or "steps" not in stage.training for stage in behind)
+
+    @property
     def name(self) -> str:
         """What a person calls it: methods, model and language."""
         return f"{self.arms} {self.base_model} {self.language}".strip()
@@ -83,8 +92,19 @@ def origin_in(folder: Path) -> Origin | None:
     return Origin(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 
-def warn_of_other_weights(origin: Origin) -> None:
-    """Tell where adapters meet another model than they were trained on, which fits them as well."""
-    if is_first_rank() and origin.weights and weights_fingerprint(origin.pretrained) != origin.weights:
-        what = f"{origin.pretrained} has changed since adapters were trained on it; they may not fit any more"
+def title(spec: str) -> str:
+    """What a person calls a model, whether it was made here or not."""
+    origin = read_origin(spec)
+    return origin.name if origin else model_name(spec)
+
+
+def warn_of_other_weights(origin: Origin, pretrained: str) -> None:
+    """Tell where what was trained meets another model than it was trained with, which fits as well.
+
+    Args:
+        origin: of the checkpoint.
+        pretrained: the model whose adapters it holds, or who was its teacher.
+    """
+    if is_first_rank() and origin.weights and weights_fingerprint(pretrained) != origin.weights:
+        what = f"{pretrained} is not as it was when this training began; what was trained may not fit any more"
         warnings.warn(what, stacklevel=2)

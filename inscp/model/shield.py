@@ -27,11 +27,12 @@ from inscp.model.sharded import local_part, whole
 
 @dataclass(frozen=True)
 class Shield:
-    """Freeze the columns of every matrix that matter most to text of the source language.
+    """Freeze the columns of every linear layer that matter most to text of the source language.
 
     Args:
         sources: as in `data.train`: conversations in English, say.
-        share: of the columns of every matrix that are frozen, in (0, 1).
+        share: of the columns of every linear layer that are frozen, in (0, 1); experts that are no `nn.Linear` and the
+            output layer are trained as ever.
         tagger: how they are presented; by default as conversations (ConversationTagger).
         records: read only the first so many of each source.
     """
@@ -72,11 +73,19 @@ class FrozenColumns:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module is not head and f"{name}.weight" in weights
         }
+        if not self._modules:
+            mend = "Leave it out, or take a model with such matrices."
+            raise UserError("model.shield", "the model has no nn.Linear whose columns could be frozen", mend)
         self.weights = {name: weights[name] for name in self._modules}
         self.tensors = {
             name: torch.zeros(weight.shape[1], dtype=torch.bool, device=local_part(weight).device)
             for name, weight in self.weights.items()
         }
+
+    def place(self) -> None:
+        """Put them beside their matrices, which Lightning moves when it sets up."""
+        for name, weight in self.weights.items():
+            self.tensors[name] = self.tensors[name].to(local_part(weight).device)
 
     @torch.no_grad()
     def choose(self, share: float, root: NextTokenLoss, rows: CachedRows, device: torch.device) -> None:

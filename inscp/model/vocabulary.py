@@ -115,13 +115,15 @@ def lengthen(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extensi
     """
     first = _first_id(tokenizer)
     needed = first + len(extension.made_of)
-    if needed > len(next(model.get_input_embeddings().parameters())):
+    if is_longer := needed > len(next(model.get_input_embeddings().parameters())):
         model.resize_token_embeddings(needed, pad_to_multiple_of=_ROWS, mean_resizing=False)
     layers = model.get_input_embeddings(), model.get_output_embeddings()
     tensors = {id(tensor): tensor for layer in layers for tensor in layer.parameters()}  # tied ones once
     for tensor in tensors.values():
         for index, ids in enumerate(extension.made_of.values(), first):
             tensor[index] = tensor[ids].float().mean(0)
+        if is_longer:  # rows that are no tokens: at random they may be likelier than all tokens together
+            tensor[needed:] = tensor[:first].float().mean(0)
 
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -251,8 +251,8 @@ def test_adapters_on_weights_that_have_changed_are_told(tmp_path: Path, corpus: 
     origin = Origin(**read_about(whole_checkpoints(tmp_path / "kept")[0][0])[ORIGIN_KEY])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_other_weights(origin)
+        warn_of_other_weights(origin, str(base))
     weights = load_file(base / "model.safetensors")
     save_file({name: tensor + 0.1 for name, tensor in weights.items()}, base / "model.safetensors")
-    with pytest.warns(UserWarning, match="has changed since adapters were trained"):
-        warn_of_other_weights(origin)
+    with pytest.warns(UserWarning, match="is not as it was when this training began"):
+        warn_of_other_weights(origin, str(base))

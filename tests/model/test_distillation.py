@@ -1,5 +1,6 @@
 """On replayed rows the model learns what its teacher predicts, over the whole vocabulary, and elsewhere as ever."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,24 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, corpus: Path
     tokenizer.save_pretrained(tmp_path / "padded")
     with pytest.raises(UserError, match=r"its output layer has .* rows and the model's"):
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "padded")))
+
+
+def test_a_teacher_that_cannot_see_a_row_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    short = load_model(tiny_model_folder, torch.float32)
+    short.config.max_position_embeddings = 32
+    short.save_pretrained(tmp_path / "short")
+    load_tokenizer(tiny_model_folder).save_pretrained(tmp_path / "short")
+    with pytest.raises(UserError, match="sees 32 tokens at most, and rows have 64"):
+        fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "short")))
+
+
+def test_how_often_the_replayed_text_is_taken_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    learner = fitted(tmp_path, corpus, tiny_model_folder)
+    told = Provenance(tmp_path).origin(learner.trainer).training["passes"]
+    own, replayed = re.fullmatch(r"(\S+) passes over its own rows, (\S+) over what is replayed", told).groups()  # type: ignore[union-attr]
+    rows = learner.trainer.datamodule.mixture
+    taken = rows.n_own * float(own) + (len(rows.rows.n_tokens) - rows.n_own) * float(replayed)
+    assert taken == pytest.approx(learner.trainer.datamodule.total_rows, rel=0.01)
 
 
 def test_without_replay_it_is_refused(corpus: Path, tiny_model_folder: str) -> None:

@@ -154,3 +154,29 @@ def test_quantized_models_are_not_merged(place: int, adapted: str, tiny_model_fo
     models[place] = str(quantized)
     with pytest.raises(UserError, match=r"quantized: its weights are quantized \(fp8\)"):
         merged(models[0], Average(original=models[1]), torch.float32)
+
+
+def test_a_model_whose_output_layer_is_its_embeddings_is_merged_with_such_alone(
+    adapted: str, tmp_path: Path, tiny_model_folder: str
+) -> None:
+    tied = moved(tiny_model_folder, tmp_path / "tied", seed=3, tied=True)
+    for one, two in ((adapted, tied), (tied, adapted)):
+        with pytest.raises(UserError, match=r"its output layer is .*its embeddings, otherwise than"):
+            merged(one, Average(0.5, two), torch.float32)
+
+
+def test_elchat_takes_back_what_a_template_writes_though_nobody_calls_it_special(
+    adapted: str, tmp_path: Path, tiny_model_folder: str
+) -> None:
+    plain = shutil.copytree(tiny_model_folder, tmp_path / "plain")
+    file = Path(plain) / "tokenizer.json"
+    state = json.loads(file.read_text("utf-8"))
+    for token in state["added_tokens"]:
+        token["special"] = False
+    file.write_text(json.dumps(state), "utf-8")
+    tokenizer = load_tokenizer(str(plain))
+    names = ["<|im_start|>", "<|im_end|>"]
+    result = merged(adapted, ElChat(source=str(plain)), torch.float32)
+    rows = result.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(names)]
+    source = load_model(tiny_model_folder, torch.float32).get_input_embeddings().weight
+    assert torch.equal(rows, source[tokenizer.convert_tokens_to_ids(names)])

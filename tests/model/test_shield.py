@@ -8,6 +8,8 @@ import pytest
 import torch
 from corpus import data_module, trainer, write_corpus
 from safetensors.torch import load_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
@@ -18,7 +20,7 @@ from inscp.model.adapters import LoRA
 from inscp.model.module import InsCPModule
 from inscp.model.optim import Optimizer
 from inscp.model.origin import read_origin
-from inscp.model.shield import Shield
+from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2
 from inscp.pretrained import load_model, load_tokenizer
 
@@ -141,7 +143,7 @@ def test_a_resumed_training_takes_the_columns_from_the_checkpoint(
 def test_the_model_says_that_it_was_shielded(run: tuple[Path, InsCPModule]) -> None:
     origin = read_origin(str(run[0] / "model"))
     assert origin is not None
-    assert origin.training["shield"] == "50% of the columns frozen"
+    assert origin.training["shield"] == "50% of the columns of 14 matrices frozen"
 
 
 def test_what_cannot_be_shielded_is_refused_in_one_line(tmp_path: Path, original_folder: str, source: str) -> None:
@@ -153,3 +155,31 @@ def test_what_cannot_be_shielded_is_refused_in_one_line(tmp_path: Path, original
     learner.trainer = trainer(tmp_path, strategy=FSDP2(tensor_parallel=2))
     with pytest.raises(UserError, match=r"model\.shield: tensor parallelism"):
         learner.configure_model()
+
+
+def test_a_model_without_linear_layers_is_refused(tmp_path: Path, source: str) -> None:
+    """GPT-2's matrices are of another kind."""
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64, "n_positions": 64}
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
+    with pytest.raises(UserError, match=r"model\.shield: the model has no nn\.Linear"):
+        FrozenColumns(model, dict(model.named_parameters()))
+
+
+def test_the_columns_follow_their_matrices_to_another_device(original_folder: str) -> None:
+    """Lightning moves the model when all is made; on a GPU what stayed behind would stop the first step."""
+    model = load_model(original_folder, torch.float32)
+    frozen = FrozenColumns(model, dict(model.named_parameters()))
+    frozen.weights = {name: nn.Parameter(weight.to("meta")) for name, weight in frozen.weights.items()}
+    frozen.place()
+    assert {columns.device.type for columns in frozen.tensors.values()} == {"meta"}
+
+
+def test_a_checkpoint_of_another_shield_is_refused(
+    run: tuple[Path, InsCPModule], tmp_path: Path, original_folder: str, source: str
+) -> None:
+    learner = InsCPModule(original_folder, Optimizer(), shield=Shield(source, share=0.9), ema_decay=0.5)
+    going_on = trainer(tmp_path, callbacks=[Provenance(tmp_path)])
+    data = data_module(write_corpus(tmp_path), original_folder, row_length=192, epochs=4.0)
+    middle = str(run[0] / "kept" / "step-00000006")
+    with pytest.raises(UserError, match=r"model\.shield: the checkpoint was trained with 50% of the columns"):
+        going_on.fit(learner, datamodule=data, ckpt_path=middle, weights_only=True)

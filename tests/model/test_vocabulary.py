@@ -277,3 +277,19 @@ def test_what_is_left_of_the_original_is_measured_in_its_tokens(folder: Path, tm
     assert 0 < found["kl"].value < 1
     assert len(model.get_input_embeddings().weight) > n
     assert found["held_out/zh/bits_per_byte"].value > 0
+
+
+def test_rows_that_are_no_tokens_are_no_likelier_than_tokens(tiny_model_folder: str) -> None:
+    """Also where the model's logits are low, as z-loss makes them, and a row at random would stand above all."""
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    with torch.no_grad():
+        model.lm_head.weight.sub_(0.5 * model.lm_head.weight.std())
+    lengthen(model, tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    needed = len(tokenizer) + len(extension.made_of)
+    assert len(model.lm_head.weight) > needed
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        mean = layer.weight[: len(tokenizer)].mean(0)
+        torch.testing.assert_close(layer.weight[needed:], mean.expand(len(layer.weight) - needed, -1))
+    with torch.no_grad():
+        shares = model(torch.tensor([ids_of(tokenizer, ENGLISH)])).logits.softmax(-1)
+    assert shares[..., needed:].max() <= shares.mean(-1).max() * 1.01

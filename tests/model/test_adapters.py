@@ -1,0 +1,87 @@
+"""Adapters are added where text passes, and what is exported computes as what was trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from corpus import data_module, module, trainer, write_corpus
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    SiglipVisionConfig,
+)
+
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.provenance import Provenance
+from inscp.errors import UserError
+from inscp.model.adapters import LoRA, merged
+from inscp.model.checkpoint import whole_checkpoints
+from inscp.model.precision import freeze_unreached
+
+SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
+
+
+def mixtral() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(num_local_experts=2, **SIZES)).eval()
+
+
+def test_adapters_of_experts_are_merged_into_what_computes_the_same() -> None:
+    adapter, ids = LoRA(rank=2, seed=1), torch.arange(24)[None]
+    adapted = mixtral()
+    adapter.add_to(adapted)
+    adapter.initialise(adapted)
+    trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    with torch.no_grad():
+        for name, weight in trained.items():
+            if ".lora_B." in name:
+                weight.normal_(std=0.1)
+        wanted = adapted.eval()(ids).logits
+        found = merged(mixtral(), adapter, trained)(ids).logits
+    assert any("experts" in name for name in trained)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (found - mixtral()(ids).logits).abs().max() > 1e-3
+
+
+def test_no_adapter_stands_where_no_text_passes() -> None:
+    """In the tower of a model that also sees it would be trained by nothing, and DDP would wait for it."""
+    vision = SiglipVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                image_size=28, patch_size=14)  # fmt: skip
+    config = Gemma3Config(text_config={"head_dim": 8, **SIZES}, vision_config=vision.to_dict(), mm_tokens_per_image=4)
+    model = Gemma3ForConditionalGeneration(config)
+    freeze_unreached(model)
+    LoRA(rank=2).add_to(model)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(trained) == 2 * 2 * 7
+    assert all("language_model" in name and "vision" not in name for name in trained)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("adapted")
+    saving = Checkpoints(str(folder / "kept"), every_n_steps=3)
+    corpus = write_corpus(folder)
+    training = trainer(folder, callbacks=[Provenance(folder), saving], enable_checkpointing=True)
+    training.fit(module(tiny_model_folder, adapter=LoRA(rank=2)), datamodule=data_module(corpus, tiny_model_folder))
+    return whole_checkpoints(folder / "kept")[0][0], corpus
+
+
+def test_a_checkpoint_s_adapters_count_as_they_did_when_they_were_trained(
+    checkpoint: tuple[Path, Path], tmp_path: Path, tiny_model_folder: str
+) -> None:
+    newest, corpus = checkpoint
+    for adapter, refused in ((LoRA(rank=2, alpha=256), True), (LoRA(rank=2, dropout=0.1), False)):
+        training = trainer(tmp_path)
+        data = data_module(corpus, tiny_model_folder, epochs=2.0)
+        if refused:
+            with pytest.raises(UserError, match=r"model\.adapter: the checkpoint was trained with"):
+                training.fit(module(tiny_model_folder, adapter=adapter), datamodule=data, ckpt_path=str(newest))
+        else:
+            training.fit(module(tiny_model_folder, adapter=adapter), datamodule=data, ckpt_path=str(newest))
+            told = Provenance(tmp_path).origin(training).training
+            assert "rank=2" in told["adapter"]
+            assert told["passes"] == "2 passes over its own rows"
