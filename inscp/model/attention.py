@@ -25,6 +25,8 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 """What transformers calls the keys and values of what was read before: since 5.24 by another name."""
 
 _NAME = "documents"
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
+"""What configurations call the dropout of attention, which the kernels by document are without."""
 _WIDEST = 256
 """Head width that FlashAttention takes on a GPU (Dao 2023, arXiv 2307.08691, and its README)."""
 
@@ -66,6 +68,8 @@ def attend_by_document(model: PreTrainedModel) -> bool:
         if torch.cuda.is_available() and max(head_widths(layer)) > _WIDEST:  # Gemma 4
             return False
         if getattr(layer, "attention_chunk_size", None):  # Llama 4, whose chunks only a mask tells
+            return False
+        if any(getattr(layer, name, None) for name in _DROPOUTS):  # GPT-2; torch's attention over rows has it
             return False
     model.set_attn_implementation(_NAME)
     return True

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.evaluation import local_model
@@ -81,6 +81,19 @@ def test_asking_leaves_the_model_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert all(weight.grad is None for weight in loss.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())
+
+
+def test_attention_with_dropout_is_computed_over_rows_and_keeps_documents_apart() -> None:
+    """As GPT-2 has it; the kernels by document know none."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64, "n_positions": 64}
+    others = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.5}
+    loss = NextTokenLoss(GPT2LMHeadModel(GPT2Config(**sizes, **others)).train())
+    ids = torch.arange(12)[None]
+    batch = PackedBatch(ids, ids, ids, (12,), 1, 12)
+    assert not loss.by_document
+    assert loss(batch).total != loss(batch).total
+    assert keeps_documents_apart(loss, CPU)
 
 
 def test_blocks_are_compiled_for_other_rows_than_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
