@@ -114,8 +114,8 @@ class Provenance(Callback):
         }
         if data.document_length:
             training["document_length"] = data.document_length
-        if module.shield:
-            training["shield"] = _frozen(module)
+        if frozen := _frozen(module):
+            training["shield"] = frozen
         if module.distillation:
             teacher = title(module.distillation.teacher_of(module.pretrained))
             training["distillation"] = f"replayed rows, by {teacher}, weight {module.distillation.weight:g}"
@@ -175,7 +175,7 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
         UserError: it would count what was trained otherwise than the checkpoint's training did.
     """
     adapter = asdict(module.adapter) if module.adapter else {}
-    told = {"model.adapter": [{key: of.get(key) for key in ("rank", "alpha", "targets")}
+    told: dict[str, list[Any]] = {"model.adapter": [{key: of.get(key) for key in ("rank", "alpha", "targets")}
                               for of in (found.adapter or {}, adapter)]}  # fmt: skip
     if trains:
         told["model.shield"] = [found.training.get("shield"), _frozen(module)]

@@ -22,7 +22,7 @@ from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.retention import Retention
 from inscp.model.export import export_model
 from inscp.model.merging import Average, ElChat, merged
-from inscp.model.origin import Origin, read_origin
+from inscp.model.origin import EXTENDED, Origin, read_origin
 from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
 from inscp.pretrained import load_model, load_tokenizer
 
@@ -293,3 +293,15 @@ def test_rows_that_are_no_tokens_are_no_likelier_than_tokens(tiny_model_folder: 
     with torch.no_grad():
         shares = model(torch.tensor([ids_of(tokenizer, ENGLISH)])).logits.softmax(-1)
     assert shares[..., needed:].max() <= shares.mean(-1).max() * 1.01
+
+
+def test_new_tokens_are_raw_until_all_weights_are_trained() -> None:
+    longer = Origin("org/model", EXTENDED, "fi")
+    adapted, trained = (
+        Origin("x", "InsCP", "fi", {"steps": 3}, adapter=of, before=longer) for of in ({"rank": 2}, None)
+    )
+    assert longer.has_raw_tokens
+    assert adapted.has_raw_tokens
+    assert not trained.has_raw_tokens
+    assert not Origin("y", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}, before=trained).has_raw_tokens
+    assert not Origin("org/model", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}).has_raw_tokens
