@@ -28,8 +28,16 @@ from inscp.tracking.tracker import tracker_of
 
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
-    """What a person calls the run: method, model and language."""
-    return Origin(module.pretrained, data.tagger.arm, data.language, before=read_origin(module.pretrained)).name
+    """What a person calls the run: method, model and language, and by what it is told from others of these."""
+    origin = Origin(module.pretrained, data.tagger.arm, data.language, before=read_origin(module.pretrained))
+    besides = {
+        "replay": data.replay and not module.distillation,
+        "distilled": module.distillation,
+        "LoRA": module.adapter,
+        "shielded": module.shield,
+        "EMA": module.ema_decay is not None,
+    }
+    return ", ".join([origin.name, *(name for name, is_so in besides.items() if is_so)])
 
 
 def tagged_example(pipeline: Pipeline) -> str:

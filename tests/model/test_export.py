@@ -16,10 +16,13 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
+from inscp.data.mixture import Replay
 from inscp.data.tagging import ConversationTagger
 from inscp.errors import RunError, UserError
+from inscp.model.adapters import LoRA
 from inscp.model.card import model_card
 from inscp.model.checkpoint import whole_checkpoints
+from inscp.model.distillation import Distillation
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.export import export_model
 from inscp.model.origin import Origin, read_origin
@@ -201,3 +204,14 @@ def test_a_template_that_cannot_be_tagged_with_can_be_exported(tiny_model_folder
     before = end_token_ids(model, tokenizer)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     assert set(end_token_ids(model, tokenizer)) <= set(before)
+
+
+def test_runs_of_one_method_are_told_apart_by_name(tmp_path: Path, tiny_model_folder: str) -> None:
+    corpus = write_corpus(tmp_path)
+    plain = data_module(corpus, tiny_model_folder, language="fi")
+    mixed = data_module(corpus, tiny_model_folder, language="fi", replay=Replay(str(corpus), 0.2))
+    one = run_name(module(tiny_model_folder, adapter=LoRA(), ema_decay=0.9), plain)
+    assert one == "InsCP tiny-llama fi, LoRA, EMA"
+    assert run_name(module(tiny_model_folder), mixed) == "InsCP tiny-llama fi, replay"
+    taught = module(tiny_model_folder, distillation=Distillation())
+    assert run_name(taught, mixed) == "InsCP tiny-llama fi, distilled"
