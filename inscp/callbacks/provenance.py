@@ -28,7 +28,7 @@ from inscp.tracking.tracker import tracker_of
 
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
-    """What a person calls the run: method, model and language, and by what it is told from others of these."""
+    """What a person calls the run: method, what stands beside it, model and language."""
     origin = Origin(module.pretrained, data.tagger.arm, data.language, before=read_origin(module.pretrained))
     besides = {
         "replay": data.replay and not module.distillation,
@@ -37,7 +37,8 @@ def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
         "shielded": module.shield,
         "EMA": module.ema_decay is not None,
     }
-    return ", ".join([origin.name, *(name for name, is_so in besides.items() if is_so)])
+    method = ", ".join([origin.arms, *(name for name, is_so in besides.items() if is_so)])
+    return f"{method} {origin.base_model} {origin.language}"
 
 
 def tagged_example(pipeline: Pipeline) -> str:

@@ -211,7 +211,7 @@ def test_runs_of_one_method_are_told_apart_by_name(tmp_path: Path, tiny_model_fo
     plain = data_module(corpus, tiny_model_folder, language="fi")
     mixed = data_module(corpus, tiny_model_folder, language="fi", replay=Replay(str(corpus), 0.2))
     one = run_name(module(tiny_model_folder, adapter=LoRA(), ema_decay=0.9), plain)
-    assert one == "InsCP tiny-llama fi, LoRA, EMA"
-    assert run_name(module(tiny_model_folder), mixed) == "InsCP tiny-llama fi, replay"
+    assert one == "InsCP, LoRA, EMA tiny-llama fi"
+    assert run_name(module(tiny_model_folder), mixed) == "InsCP, replay tiny-llama fi"
     taught = module(tiny_model_folder, distillation=Distillation())
-    assert run_name(taught, mixed) == "InsCP tiny-llama fi, distilled"
+    assert run_name(taught, mixed) == "InsCP, distilled tiny-llama fi"
