@@ -40,8 +40,8 @@ class InsCPModule(JudgedModule):
         shield: freeze the columns of matrices that matter most to text of the source language.
         distillation: learn on replayed rows what a teacher predicts, mostly the model as it was, in the place of their
             tokens.
-        ema_decay: also keep an exponential moving average of the weights, of this decay a step; held-out sets are
-            measured with it, and it is what is exported.
+        ema_decay: also keep an exponential moving average of the weights, of this decay a step (at first of less);
+            held-out sets are measured with it, and it is what is exported.
         activation_checkpointing: compute activations again in the backward pass: `none`; `block` (all: least memory,
             a third more time); a number k (every k-th block); `selective` (all but attention and every second
             matrix product; with `compile` the compiler's choice).
