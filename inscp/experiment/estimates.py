@@ -47,7 +47,7 @@ class Difference:
         change: after - before, with its 95 % interval; `n` is that of the one with fewer items.
         p: of no change, two-sided: for shares of the same items of one seed each McNemar's exact one (McNemar 1947),
             else by the t that the interval is from.
-        seeds: of the one that has more.
+        seeds: in which it has a value, of the one that has more.
     """
 
     before: float
@@ -107,7 +107,8 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     """
     old, new = (_of_seeds(sample, _once(sample))[0] for sample in (before, after))
     one, other = float(np.nanmean(old)), float(np.nanmean(new))
-    n, seeds = min(int((sample.weights > 0).any(0).sum()) for sample in (before, after)), max(len(old), len(new))
+    n = min(int((sample.weights > 0).any(0).sum()) for sample in (before, after))
+    seeds = max(int((~np.isnan(of)).sum()) for of in (old, new))
     if n < 2:
         return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan, seeds)
     counts = drawn(before.values.shape[1])

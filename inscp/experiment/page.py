@@ -90,19 +90,19 @@ def grids(table: Table, reference: str) -> list[Grid]:
     note = f"{over}95 % intervals in brackets, {what}."
     labels = [column.label for column in table.columns]
     values = {row: [(shown(cell), cell.seeds if cell else 0) for cell in cells] for row, cells in table.rows.items()}
-    found = [_grid(table.title, note, labels, _with_seeds(values))]
+    most = max(seeds, 1)  # a model that nothing was drawn for is compared as one seed
+    found = [_grid(table.title, note, labels, _with_seeds(values, most))]
     columns = zip(*table.rows.values(), strict=True)
     shares = [any(cell is not None and cell.is_share for cell in cells) for cells in columns]
     kept = [number for number in range(len(labels)) if any(of[number] for of in table.changes.values())]
     if kept:
-        most = max(found.seeds for of in table.changes.values() for found in of if found)
         changes = {row: [_changed(of[at], shares[at], most) for at in kept] for row, of in table.changes.items()}
         what = f"{table.title}: change against {reference}"
         note = (
             "Shares in points, paired by item where both have a value of the same items; 95 % intervals in brackets, * "
             "where it does not hold 0 and no seed is missing. Of many comparisons one in twenty has a * by chance."
         )
-        found.append(_grid(what, note, [labels[at] for at in kept], _with_seeds(changes)))
+        found.append(_grid(what, note, [labels[at] for at in kept], _with_seeds(changes, most)))
     return found
 
 
@@ -128,15 +128,14 @@ def _changed(found: Difference | None, is_share: bool, most: int) -> tuple[str, 
     return _number(found.change, is_share, signed=True) + mark, found.seeds
 
 
-def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]]) -> dict[str, list[str]]:
-    """Cells (and of how many seeds each is) as text, where a row or a cell has fewer than others with their number:
+def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dict[str, list[str]]:
+    """Cells (and of how many seeds each is) as text, where a row or a cell has fewer than `most` with their number:
     an interval of one seed does not know how seeds differ."""
 
     def told(text: str, seeds: int, most: int) -> str:
         return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
 
     of_rows = {row: max((seeds for _, seeds in cells), default=0) for row, cells in rows.items()}
-    most = max(of_rows.values(), default=0)
     return {told(row, of_rows[row], most): [told(*cell, of_rows[row]) for cell in cells] for row, cells in rows.items()}
 
 

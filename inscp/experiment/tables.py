@@ -190,12 +190,12 @@ class Comparison:
 
     def cell(self, row: str, column: Column) -> Cell | None:
         """What the seeds of a row come to; None where it was not measured."""
-        # Without those in which no item has it.
-        of_seed = {one.seed: metric for one in self.by_row[row] if (metric := _metric(one, column)) is not None}
-        if not of_seed:
+        having = self._having(row, column)
+        found = [metric for one in having if (metric := _metric(one, column)) is not None]
+        if not found:
             return None
-        found, seeds = list(of_seed.values()), len(of_seed.keys() - {None})
-        of_items = self._samples([self.by_row[row]], column)
+        seeds = len({one.seed for one in having} - {None})
+        of_items = self._samples([having], column)
         is_share = bool(of_items) and of_items[0].is_share
         if len(found) == 1:
             return Cell(found[0], seeds, is_share)
@@ -210,12 +210,16 @@ class Comparison:
 
     def change(self, row: str, column: Column) -> Difference | None:
         """How a row differs from the reference; None where the metric is no mean over items that both have."""
-        before, after = (self.by_row[of] for of in (self.reference, row))
+        before, after = (self._having(of, column) for of in (self.reference, row))
         common = {one.seed for one in before} & {one.seed for one in after}
         if common:  # a seed that one of them lacks says nothing of how they differ
             before, after = ([one for one in of if one.seed in common] for of in (before, after))
         found = self._samples([before, after], column)
         return difference(found[0], found[1], bool(common)) if found else None
+
+    def _having(self, row: str, column: Column) -> list[Evaluated]:
+        """The seeds of a row without those in which no item has a metric."""
+        return [one for one in self.by_row[row] if _metric(one, column) is not None]
 
     def _samples(self, rows: Sequence[Sequence[Evaluated]], column: Column) -> list[Sample]:
         """Of each row; none where the metric of one is no mean over items, or a seed was not asked."""

@@ -68,6 +68,28 @@ def test_a_seed_in_which_no_answer_has_a_metric_leaves_it_to_the_others(comparis
     assert cell is not None
     assert change is not None
     assert (cell.metric.value, cell.is_share, change.after) == (0.75, True, 0.75)
+    assert cell.seeds == change.seeds == 1
+
+
+def test_a_seed_in_which_one_of_two_rows_lacks_a_metric_does_not_count_in_their_difference(
+    comparison: Comparison,
+) -> None:
+    def of(row: str, seed: int, sound: list[bool]) -> Evaluated:
+        values = [{"ok": True} | ({"sound": sound[n]} if sound else {}) for n in range(10)]
+        items = [Item(str(n), of_item) for n, of_item in enumerate(values)]
+        task = TaskResult("LanguageAlignment", means(items), len(items), 1, 0.0)
+        return Evaluated(row, seed, Results(row, {"language": task}, {}), {"language": items})
+
+    poor, good = [True] + [False] * 9, [True] * 6 + [False] * 4
+    rows = [of("a", 0, poor), of("a", 1, good), of("b", 0, []), of("b", 1, good)]
+    change = Comparison(rows, "a").change("b", Column("language", "sound", ""))
+    assert change is not None
+    assert (change.before, change.after, change.p, change.seeds) == (0.6, 0.6, 1.0, 1)
+    apart = Comparison([rows[0], rows[2], rows[3]], "a").change("b", Column("language", "sound", ""))
+    assert apart is not None  # of no seed in common
+    assert (apart.before, apart.after) == (0.1, 0.6)
+    [table] = (of for of in Comparison(rows, "a").tables() if of.title == "By part")
+    assert grids(table, "a")[1].rows == [["b", "+0 (-31 to +31)", "+0 (-31 to +31), 1 seed"]]
 
 
 def test_a_seed_that_only_one_of_two_rows_has_does_not_count_in_their_difference(comparison: Comparison) -> None:
