@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from inscp.evaluation.results import Metric
 from inscp.experiment.page import Grid, shown
-from inscp.experiment.study import Goal
+from inscp.experiment.study import LITTLE, Goal
 from inscp.experiment.tables import Cell, Column, Comparison
 
 _NONE = Cell(Metric(math.nan, (math.nan, math.nan), 0), 0, True)
@@ -92,16 +92,21 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
     cells = {row: [_cell(comparison, row, column) for column in columns] for row in comparison.by_row}
     reference, found = cells.get(comparison.reference, [_NONE for _ in columns]), {}
     for row, of in cells.items():
-        values = [(goal, cell.metric.value, before.metric.value) for goal, cell, before in
-                  zip(goals, of, reference, strict=True)]  # fmt: skip
-        reached = [goal.is_reached(value, before) for goal, value, before in values]
-        margins = [goal.margin(value, before) for goal, value, before in values]
+        pairs = list(zip(goals, of, reference, strict=True))
+        reached = [goal.is_reached(cell.metric.value, before.metric.value) for goal, cell, before in pairs]
+        margins = [goal.margin(cell.metric.value, before.metric.value, (_least(cell), _least(before)))
+                   for goal, cell, before in pairs]  # fmt: skip
         found[row] = _Scored(of, reached, margins, reference)
     return found
 
 
 def _cell(comparison: Comparison, row: str, column: Column) -> Cell:
     return comparison.cell(row, column) or _NONE
+
+
+def _least(cell: Cell) -> float:
+    """What a cell counts at least: of none among few items little is known."""
+    return 0.5 / cell.metric.n if cell.is_share and cell.metric.n else LITTLE
 
 
 def _wanted(goal: Goal, cell: Cell, reference: str) -> str:

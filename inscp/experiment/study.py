@@ -1,6 +1,5 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -12,6 +11,8 @@ from inscp.experiment.runs import Run, slug
 from inscp.tracking.tracker import Tracking
 
 FILE = "experiment.yaml"
+LITTLE = 1e-9
+"""In the place of nothing, where ratios are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,19 @@ class Goal:
             return value <= bound
         return value >= bound and not value == bound == 0
 
-    def margin(self, value: float, reference: float) -> float:
-        """How far it is reached, as a ratio: 1 just so, more beyond; of what has no ratio (a share of 0) inf or 0."""
-        bound = self.bound(reference)
-        over, under = (value, bound) if self.at_most is None else (bound, value)
-        if over > 0 and under > 0:
-            return over / under
-        return math.inf if self.is_reached(value, reference) else 0.0
+    def margin(self, value: float, reference: float, least: tuple[float, float] = (LITTLE, LITTLE)) -> float:
+        """How far it is reached, as a ratio: 1 just so, more beyond, less where it is missed; finite and above 0.
+
+        Args:
+            value, reference: as they were measured; what is negative or NaN has no ratio.
+            least: that each of them counts: of a share half an item, as more items might have shown one.
+        """
+        is_reached = self.is_reached(value, reference)
+        if not (value >= 0 and self.bound(reference) >= 0):
+            return 1.0 if is_reached else LITTLE
+        value, bound = max(value, least[0]), self.bound(max(reference, least[1]))
+        ratio = value / bound if self.at_most is None else bound / value
+        return max(1.0, ratio) if is_reached else min(1.0, ratio)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A recipe is chosen by one half of the items and judged by the other."""
 
 import math
+from itertools import product
 
 import pytest
 
@@ -90,10 +91,35 @@ def test_a_multiple_of_nothing_is_reached_by_something_alone() -> None:
 def test_what_misses_less_is_nearer_and_what_has_no_ratio_is_reached_or_not() -> None:
     kept = Goal("x", at_least=0.9, times_reference=True)
     assert kept.margin(0.8, 1.0) > kept.margin(0.5, 1.0)
-    assert (kept.margin(-0.5, -0.2), kept.margin(-0.1, -0.2)) == (0.0, math.inf)  # of what may be negative
+    assert kept.margin(-0.5, -0.2) < 0.001 < kept.margin(-0.1, -0.2) == 1.0  # of what may be negative
     loops = Goal("x", at_most=0.05)
     assert loops.margin(0.0, 1.0) > loops.margin(0.01, 1.0) > loops.margin(0.05, 1.0) == 1.0
-    assert kept.margin(float("nan"), 1.0) == 0.0
+    assert kept.margin(float("nan"), 1.0) < 0.001
+    for value, reference in product((0.0, 0.5, math.nan), repeat=2):
+        assert 0 < kept.margin(value, reference) < math.inf
+
+
+def test_none_of_a_share_is_no_more_than_half_an_item_less_than_one() -> None:
+    loops, twice = Goal("x", at_most=0.2), Goal("x", at_least=2, times_reference=True)
+    assert loops.margin(0.0, 1.0, (0.005, 0.005)) == pytest.approx(2 * loops.margin(0.01, 1.0, (0.005, 0.005)))
+    assert twice.margin(0.04, 0.0, (0.005, 0.005)) == pytest.approx(4.0)
+    assert twice.margin(0.0, 0.0, (0.005, 0.005)) == 0.5
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_one_goal_in_which_nothing_is_left_does_not_outweigh_all_others(is_reversed: bool) -> None:
+    def arm(row: str, looped: int, ended: int) -> Evaluated:
+        half = [[{"fi/looped": n < looped, "fi/ended": n < ended} for n in range(12)] for _ in (0, 1)]
+        values = [one for pair in zip(*half, strict=True) for one in pair]
+        items = [Item(name, of) for name, of in zip(IN_TURNS, values, strict=False)]
+        task = TaskResult("LanguageAlignment", means(items), len(items), 1, 0.0)
+        return Evaluated(row, None, Results(row, {"language": task}, {}), {"language": items})
+
+    goals = [Goal("language/fi/looped", at_most=0.3), Goal("language/fi/ended", at_least=2, times_reference=True)]
+    arms = [arm("barely", 0, 1), arm("much", 1, 12), arm("more", 0, 12)][:: -1 if is_reversed else 1]
+    for rows, best in ((arms, "more"), ([one for one in arms if one.row != "more"], "much")):
+        found = goal_grids(Comparison([arm("ref", 6, 0), *rows], "ref"), goals, "fi", {one.row: 1 for one in rows})
+        assert found[1].title == f"Goals: {best} by the other half"
 
 
 def test_without_goals_or_anything_trained_there_is_no_table() -> None:
