@@ -56,7 +56,7 @@ def run_study(
         measured: a folder that `experiment keep` wrote: its runs, measured elsewhere, are done too.
     """
     study, where = read_study(Path(folder)), _places(out, measured)
-    every = study.runs(where.contents)
+    every = study.runs(where.told)
     runs = _chosen(every, only)
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
@@ -87,7 +87,7 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
     """
     study, where = read_study(Path(folder)), _places(out, measured)
     into = where.out / study.name / "report"
-    runs = study.runs(where.contents)
+    runs = study.runs(where.told)
     missing = where.left(runs)
     try:
         check_runs(missing)  # a run is known by the files that it names: without them it is not found

@@ -5,8 +5,10 @@ what is there whole is done, in whichever study it stands.
 """
 
 import json
+from collections import ChainMap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from inscp.evaluation.items import items_folder, read_values, write_values
@@ -15,9 +17,6 @@ from inscp.experiment.configuration import Contents
 from inscp.experiment.runs import Run
 from inscp.model.origin import ORIGIN, Origin, origin_in
 from inscp.paths import write_whole
-
-_CONTENTS = "contents.json"
-"""In a folder of kept runs: digests of the files by which they are told."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,11 @@ class Place:
         return self.folder / f"results-{self.run.measure[:8]}.json"
 
     @property
+    def contents(self) -> Path:
+        """Where `keep` notes what the run's files hold, by which its model and what was measured are told."""
+        return self.folder / f"contents-{self.run.measure[:8]}.json"
+
+    @property
     def is_done(self) -> bool:
         """Whether it has been measured; where nothing is, whether its model is there."""
         return self.results.is_file() if self.run.evaluate else self.model is not None
@@ -77,11 +81,22 @@ class Places:
         """The folder of what is made here."""
         return self.out / "runs"
 
-    @property
-    def contents(self) -> Contents:
-        """What the files hold by which the measured runs are told, for where they are not."""
-        file = self.measured and self.measured / _CONTENTS
-        return json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
+    @cached_property
+    def _contents(self) -> list[Contents]:
+        """What the files held by which the measured runs are told: all together, and those of each."""
+        files = sorted(self.measured.glob("*/contents-*.json")) if self.measured else []
+        kept = [json.loads(file.read_text("utf-8")) for file in files]
+        return [dict(ChainMap(*kept)), *(of for number, of in enumerate(kept) if of not in kept[:number])]
+
+    def told(self, run: Run) -> Run:
+        """The run by what its files held where it was kept, for where they are not.
+
+        Of several kept runs the files may have had one name and held something else.
+        """
+        if self.measured is None:
+            return run
+        alike = [replace(run, known=of) for of in self._contents]
+        return next((one for one in alike if _place(one, self.measured).is_done), alike[0])
 
     def made(self, run: Run) -> Place:
         """Where it is made here, together with the runs of other studies, in which it may have another name."""
@@ -107,7 +122,7 @@ def _place(run: Run, runs: Path) -> Place:
 def keep(places: Iterable[Place], measured: Path) -> int:
     """Copy what a report needs of runs that are measured: figures, their cost and origin, no text and no weights.
 
-    What their files hold is noted, for a report to find them where the files are not.
+    Beside each is noted what its files hold, for a report to find it where the files are not.
 
     Args:
         places: of the runs.
@@ -116,9 +131,11 @@ def keep(places: Iterable[Place], measured: Path) -> int:
     Returns:
         how many were added.
     """
-    added, contents = 0, {**Places(measured, measured).contents}
+    added = 0
     for at in places:
         kept = _place(at.run, measured)
+        if at.results.is_file():
+            write_whole(kept.contents, json.dumps(at.run.contents, indent=1, sort_keys=True) + "\n")
         if not kept.is_done and at.results.is_file():
             for origin in (model / ORIGIN for model in at.exported[-1:]):
                 write_whole(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
@@ -126,8 +143,4 @@ def keep(places: Iterable[Place], measured: Path) -> int:
                 write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))
             write_whole(kept.results, at.results.read_text("utf-8"))  # the last, as it says that all is there
             added += 1
-        if kept.is_done:
-            contents |= at.run.contents
-    if contents:
-        write_whole(measured / _CONTENTS, json.dumps(contents, indent=1, sort_keys=True) + "\n")
     return added

@@ -31,7 +31,7 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
     Raises:
         UserError: none has been measured yet.
     """
-    runs = study.runs(where.contents)
+    runs = study.runs(where.told)
     places = [at for run in runs if run.evaluate and (at := where.measured_or_made(run)).results.is_file()]
     if not places:
         mend = f"Run `python -m inscp experiment run {given}` first." if study.evaluate else "Give it `evaluate`."

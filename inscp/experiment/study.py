@@ -1,12 +1,12 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from inscp.errors import UserError
-from inscp.experiment.configuration import Config, Contents, changed, read_configs
+from inscp.experiment.configuration import Config, changed, read_configs
 from inscp.experiment.runs import Run, slug
 from inscp.tracking.tracker import Tracking
 
@@ -202,11 +202,11 @@ class Study:
         """The arm that the others are compared with."""
         return self.reference or next(iter(self.arms))
 
-    def runs(self, known: Contents | None = None) -> list[Run]:
+    def runs(self, told: Callable[[Run], Run] = lambda run: run) -> list[Run]:
         """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once.
 
         Args:
-            known: what files hold that are not here, for runs to be told by.
+            told: gives a run what files hold that are not here, for it to be told by.
 
         Raises:
             UserError: a configuration that cannot be, or a goal of a task that there is not.
@@ -218,7 +218,7 @@ class Study:
             measures = _with_tasks(changed(evaluate, language.evaluate), tag)
             budgets: list[int | None] = [*self.budgets] or [None]
             for name, budget, seed in product(self.arms, budgets, self.seeds):
-                run = self._run(name, tag, budget, seed, base, measures, known or {})
+                run = self._run(name, tag, budget, seed, base, measures, told)
                 for one in run.lineage:
                     found.setdefault(one.name, one)
         tasks = {task: True for run in found.values() for task in run.evaluate.get("tasks", {})}
@@ -227,23 +227,30 @@ class Study:
         return list(found.values())
 
     def _run(
-        self, name: str, language: str, budget: int | None, seed: int, base: Config, evaluate: Config, known: Contents
+        self,
+        name: str,
+        language: str,
+        budget: int | None,
+        seed: int,
+        base: Config,
+        evaluate: Config,
+        told: Callable[[Run], Run],
     ) -> Run:
         arm = self.arms[name]
         made: dict[str, Config] = _in_language(arm.sections, language)
-        before = self._run(arm.after, language, budget, seed, base, evaluate, known) if arm.after else None
+        before = self._run(arm.after, language, budget, seed, base, evaluate, told) if arm.after else None
         drawn = {"data.seed": seed, "seed_everything": seed}
         limited = {} if budget is None else {"data.token_budget": budget}
         config = changed(changed(base, drawn | limited), made.get("fit", {}))
         original = before.original if before else _original(config)
         if "fit" in made:
             budget = config["data"].get("token_budget")
-            return Run(name, language, budget, seed, original, before, evaluate, "fit", config, known)
+            return told(Run(name, language, budget, seed, original, before, evaluate, "fit", config))
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
         if "extend" in made:
             made["extend"].setdefault("language", language)
         command, config = next(iter(made.items()), ("", {}))
-        return Run(name, language, budget, drawn_by, original, before, evaluate, command, config, known)
+        return told(Run(name, language, budget, drawn_by, original, before, evaluate, command, config))
 
 
 def _with_tasks(evaluate: Config, language: str) -> Config:

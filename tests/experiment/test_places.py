@@ -1,0 +1,63 @@
+"""What was measured is found by what decided it, and kept runs where their files are not any more."""
+
+from pathlib import Path
+
+import pytest
+
+from inscp.evaluation.items import Item, items_folder, write_items
+from inscp.evaluation.results import Results, TaskResult
+from inscp.evaluation.statistics import means
+from inscp.experiment import configuration
+from inscp.experiment.places import Places, keep
+from inscp.experiment.runs import Run
+from inscp.experiment.study import Arm, Language, Study
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text("model: {pretrained: org/model}\ndata: {train: corpus.jsonl}\n")
+    Path("tasks.yaml").write_text("tasks: {t: {class_path: LanguageAlignment, init_args: {prompts: prompts.jsonl}}}\n")
+    arms = {"instruct": Arm(), "orgCP": Arm(fit={}), "CP then SFT": Arm(fit={"data.epochs": 2}, after="orgCP")}
+    return Study("study", "?", ["base.yaml"], arms, {"fi": Language()}, ["tasks.yaml"])
+
+
+def hold(**files: str | None) -> None:
+    """Let files hold this, or not be there, and nothing be remembered of them."""
+    for name, text in files.items():
+        file = Path(f"{name}.jsonl")
+        file.unlink(missing_ok=True) if text is None else file.write_text(text)
+    configuration._contents.cache_clear()
+
+
+def measure(study: Study, where: Places) -> None:
+    items = [Item("a", {"fi/ended": True})]
+    result = Results("m", {"t": TaskResult("LanguageAlignment", means(items), 1, 1, 0.0)}, {})
+    for run in study.runs():
+        at = where.made(run)
+        result.write(at.results)
+        write_items(items_folder(at.results), "t", items)
+
+
+def left(study: Study, measured: Path) -> list[Run]:
+    where = Places(Path("nothing"), measured)
+    return where.left(study.runs(where.told))
+
+
+def test_what_was_kept_of_files_of_one_name_is_found_whatever_they_held(study: Study) -> None:
+    where, kept = Places(Path("out")), Path("kept")
+    studies = {}
+    for number, corpus, prompts in ((1, "old", "old"), (3, "new", "old"), (4, "new", "new")):
+        hold(corpus=corpus, prompts=prompts)
+        Path(f"{number}.yaml").write_text(
+            f"model: {{pretrained: org/model}}\ndata: {{train: corpus.jsonl, x: {number}}}"
+        )
+        studies[number] = Study("study", "?", [f"{number}.yaml"], study.arms, study.languages, study.evaluate)
+        measure(studies[number], where)
+        assert keep(map(where.made, studies[number].runs()), kept) > 0
+        assert keep(map(where.made, studies[number].runs()), kept) == 0
+    assert [len(left(one, kept)) for one in studies.values()] == [2, 2, 0]  # instruct is there in all
+    hold(corpus=None, prompts=None)
+    assert [len(left(one, kept)) for one in studies.values()] == [0, 0, 0]
+    hold(prompts="another")
+    assert [len(left(one, kept)) for one in studies.values()] == [3, 3, 3]
