@@ -20,7 +20,7 @@ from inscp.experiment.parent import ParentRun
 from inscp.experiment.places import Places, keep
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner
-from inscp.experiment.runs import Run
+from inscp.experiment.runs import Run, named
 from inscp.experiment.study import FILE, Arm, Language, Study
 from inscp.lines import duration
 
@@ -113,8 +113,11 @@ def keep_study(folder: str, kept: str, out: str = "outputs/experiments") -> None
         kept: the folder to add them to, of any number of studies.
         out: as it was given to `experiment run`.
     """
-    where = Places(Path(out))
-    print(f"{keep(map(where.made, read_study(Path(folder)).runs()), Path(kept))} runs added to {kept}")
+    where = Places(Path(out), Path(kept))
+    runs = [run for run in read_study(Path(folder)).runs() if run.evaluate]
+    print(f"{keep(map(where.made, runs), Path(kept))} runs added to {kept}")
+    if missing := where.left(runs):
+        print(f"{len(runs) - len(missing)} of {len(runs)} kept; not measured: {named(missing)}")
 
 
 def _next(action: str, folder: str, measured: str | None) -> str:

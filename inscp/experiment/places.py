@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from inscp.evaluation.items import items_folder, read_values, write_values
+from inscp.errors import UserError
+from inscp.evaluation.items import items_folder, read_values, typed, write_values
 from inscp.evaluation.results import Results
 from inscp.experiment.configuration import Contents
 from inscp.experiment.runs import Run
@@ -45,8 +46,22 @@ class Place:
 
     @property
     def origin(self) -> Origin | None:
-        """How its model was made; None where it is the original, or not made yet."""
-        return origin_in(self.exported[-1]) if self.exported else None
+        """How its model was made; None where it is the original, or not made yet.
+
+        Raises:
+            UserError: the file that says so is damaged.
+        """
+        if not self.exported:
+            return None
+        try:
+            found = origin_in(self.exported[-1])
+            for stage in found.stages if found else []:
+                for section in (stage.training, stage.cost):
+                    typed(section, dict)
+        except (OSError, TypeError, ValueError) as error:
+            what = f"its {ORIGIN} does not say how the model was made ({error})"
+            raise UserError(str(self.exported[-1]), what, "Keep the run or make the model again.") from error
+        return found
 
     @property
     def results(self) -> Path:
@@ -85,7 +100,7 @@ class Places:
     def _contents(self) -> list[Contents]:
         """What the files held by which the measured runs are told: all together, and those of each."""
         files = sorted(self.measured.glob("*/contents-*.json")) if self.measured else []
-        kept = [json.loads(file.read_text("utf-8")) for file in files]
+        kept = list(map(_read_contents, files))
         return [dict(ChainMap(*kept)), *(of for number, of in enumerate(kept) if of not in kept[:number])]
 
     def told(self, run: Run) -> Run:
@@ -113,6 +128,20 @@ class Places:
     def left(self, runs: Iterable[Run]) -> list[Run]:
         """Those that are not done."""
         return [run for run in runs if not self.measured_or_made(run).is_done]
+
+
+def _read_contents(file: Path) -> Contents:
+    """
+    Raises:
+        UserError: it does not hold what `keep` has written.
+    """
+    try:
+        return {
+            typed(name, str): typed(of, str) for name, of in typed(json.loads(file.read_text("utf-8")), dict).items()
+        }
+    except (OSError, TypeError, ValueError) as error:
+        mend = "Keep the runs again, or delete this run's folder."
+        raise UserError(str(file), f"it does not say what files held ({error})", mend) from error
 
 
 def _place(run: Run, runs: Path) -> Place:

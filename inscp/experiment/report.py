@@ -12,11 +12,9 @@ from inscp.experiment.goals import goal_grids
 from inscp.experiment.histories import Curve, curves
 from inscp.experiment.page import Page, Section, grids
 from inscp.experiment.places import Place, Places
-from inscp.experiment.runs import Run
+from inscp.experiment.runs import Run, named
 from inscp.experiment.study import Study
 from inscp.experiment.tables import Comparison, Evaluated
-
-_NAMED = 5  # of the runs that were not measured
 
 
 def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
@@ -59,11 +57,11 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
         lacking += [language] if comparison.reference not in rows else []
     versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
     measured = {at.run.name for at in places}
-    missing = [run.title for run in runs if run.evaluate and run.name not in measured]
+    missing = [run for run in runs if run.evaluate and run.name not in measured]
     facts = {
         "command": f"python -m inscp experiment run {given}",
         "runs": f"{len(places)} of {len(places) + len(missing)} measured",
-        "not measured": "; ".join(missing[:_NAMED]) + (f"; {more} more" if (more := len(missing) - _NAMED) > 0 else ""),
+        "not measured": named(missing),
         "no changes": f"{study.baseline} is not measured in {', '.join(lacking)}" if lacking else "",
         "hardware": _distinct(str(one.get("hardware", "")) for one in environments),
         "precision of training": _of_rows(trained_in),

@@ -1,7 +1,7 @@
 """One run of a study, and what it is known by: a digest of all that decides its model, and one of what is measured."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -129,6 +129,13 @@ class Run:
         return {name: str(value) for name, value in every.items() if value is not None}
 
 
+def named(runs: Sequence[Run]) -> str:
+    """The first few by their titles, and how many more there are."""
+    more = len(runs) - _NAMED
+    return "; ".join(run.title for run in runs[:_NAMED]) + (f"; {more} more" if more > 0 else "")
+
+
+_NAMED = 5
 _NO_MATTER = ("mlflow", "cost", "checkpoint", "before_after", "trainer.default_root_dir", "out")
 """Keys that decide neither a model nor what is measured of it."""
 

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from inscp.commands.experiment import keep_study
+from inscp.errors import UserError
 from inscp.evaluation.items import Item, items_folder, write_items
 from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.experiment import configuration
+from inscp.experiment.costs import training_cost
 from inscp.experiment.places import Places, keep
 from inscp.experiment.runs import Run
 from inscp.experiment.study import Arm, Language, Study
@@ -30,10 +33,12 @@ def hold(**files: str | None) -> None:
     configuration._contents.cache_clear()
 
 
-def measure(study: Study, where: Places) -> None:
+def measure(study: Study, where: Places, *arms: str) -> None:
     items = [Item("a", {"fi/ended": True})]
     result = Results("m", {"t": TaskResult("LanguageAlignment", means(items), 1, 1, 0.0)}, {})
     for run in study.runs():
+        if arms and run.arm not in arms:
+            continue
         at = where.made(run)
         result.write(at.results)
         write_items(items_folder(at.results), "t", items)
@@ -61,3 +66,39 @@ def test_what_was_kept_of_files_of_one_name_is_found_whatever_they_held(study: S
     assert [len(left(one, kept)) for one in studies.values()] == [0, 0, 0]
     hold(prompts="another")
     assert [len(left(one, kept)) for one in studies.values()] == [3, 3, 3]
+
+
+def test_what_was_not_kept_is_told(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("study").mkdir()
+    arms = "instruct: {}, orgCP: {fit: {}}, CP then SFT: {fit: {data.epochs: 2}, after: orgCP}"
+    text = f"question: q\nfit: [base.yaml]\nevaluate: [tasks.yaml]\narms: {{{arms}}}\nlanguages: {{fi: {{}}}}\n"
+    Path("study/experiment.yaml").write_text(text)
+    measure(study, Places(Path("outputs/experiments")), "orgCP")
+    keep_study("study", "kept")
+    assert capsys.readouterr().out.splitlines() == [
+        "1 runs added to kept",
+        "1 of 3 kept; not measured: instruct, fi; CP then SFT, fi, seed 0",
+    ]
+    measure(study, Places(Path("outputs/experiments")))
+    keep_study("study", "kept")
+    assert capsys.readouterr().out == "2 runs added to kept\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"corpus.jsonl": 1}', "\xff"])
+def test_damaged_contents_of_kept_runs_are_told(study: Study, text: str) -> None:
+    measure(study, Places(Path("out")))
+    keep(map(Places(Path("out")).made, study.runs()), Path("kept"))
+    file = next(Path("kept").glob("*/contents-*.json"))
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{file}: it does not say what files held"):
+        left(study, Path("kept"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"pretrained": "x", "arm": "a", "language": "fi", "cost": [1]}'])
+def test_a_damaged_origin_is_told(study: Study, text: str) -> None:
+    run = study.runs()[1]
+    origin = Places(Path("out")).made(run).folder / "a" / "b" / "model" / "inscp.json"
+    origin.parent.mkdir(parents=True)
+    origin.write_text(text)
+    with pytest.raises(UserError, match=f"{origin.parent}: its inscp.json does not say how the model was made"):
+        training_cost(Places(Path("out")).made(run))
