@@ -1,5 +1,6 @@
 """A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -159,14 +160,17 @@ class Study:
     def check(self) -> None:
         """
         Raises:
-            UserError: an arm that is there twice over or follows itself, or nothing to run.
+            UserError: an arm that is there twice over or follows itself, a name that is none, or nothing to run.
         """
         for name, values in {"arms": self.arms, "languages": self.languages, "seeds": self.seeds}.items():
             if not values:
                 raise UserError(name, "there is none", "Name one at least.")
         for name in (*self.arms, *self.languages):
             if not isinstance(name, str):  # YAML reads 1e-5 and no as something else
-                raise UserError("experiment.yaml", f"{name!r} is no name", "Write it in quotes.")
+                raise UserError(FILE, f"{name!r} is no name", "Write it in quotes.")
+        for name in (self.name, *self.arms, *self.languages, *self.projected):
+            if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
+                raise UserError(FILE, f"{name!r} has a line break or another control character", "Leave it out.")
         for names in (self.arms, self.languages):
             slugs = [slug(name) for name in names]
             if twice := next((name for name in names if slugs.count(slug(name)) > 1 or not slug(name)), None):

@@ -8,7 +8,7 @@ import pytest
 from inscp.commands.experiment import read_study
 from inscp.errors import UserError
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment
-from inscp.experiment.study import Arm, Goal, Language, Study
+from inscp.experiment.study import Arm, Goal, Language, Stage, Study
 
 
 @pytest.fixture
@@ -132,6 +132,16 @@ def test_another_version_of_a_task_measures_again(study: Study, monkeypatch: pyt
 def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         replace(study, arms=arms).check()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\u2028b", "a\x7f", "\x1b[1m"])
+def test_names_of_several_lines_are_told(study: Study, name: str) -> None:
+    there = study.languages["fi"]
+    for wrong in (replace(study, name=name), replace(study, arms={name: Arm()}), replace(study, languages={name: there}),
+                  replace(study, projected={name: Stage("InsCP")})):  # fmt: skip
+        with pytest.raises(UserError, match="control character"):
+            wrong.check()
+    replace(study, arms=study.arms | {"‌name　長": Arm(fit={})}).check()
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
