@@ -149,10 +149,11 @@ def read_study(folder: Path) -> Study:
         raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
     parser = Parser(prog="python -m inscp experiment run")
     parser.add_class_arguments(Study, skip={"name"})
-    given = read_configs([str(file)])
+    given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
     arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
+    mend = "Write what the language changes: fit, evaluate."
     languages = {
-        tag: _section(Language, f"languages.{tag}", read_configs([of]) if isinstance(of, str) else of)
+        tag: _section(Language, f"languages.{tag}", read_configs([of], mend) if isinstance(of, str) else of)
         for tag, of in _mapping("languages", given.get("languages")).items()
     }
     # The parser would make objects of the classes that arms name, so it sees the rest alone.

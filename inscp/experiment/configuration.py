@@ -22,24 +22,44 @@ LAYOUT = ("model.activation_checkpointing", "model.compile", "model.attn_impleme
 """Keys of a training that say how it is computed and not what: another value is the same training."""
 
 
-def read_configs(paths: Sequence[str]) -> Config:
+def read_configs(paths: Sequence[str], mend: str = "Name a configuration of fit or evaluate.") -> Config:
     """Configuration files, the later over the earlier.
 
+    Args:
+        paths: of the files.
+        mend: what to do about one that holds no keys.
+
     Raises:
-        UserError: one is not there, or no YAML mapping.
+        UserError: one is not there, no YAML mapping, or has a key twice.
     """
     whole: Config = {}
     for path in paths or ():
         try:
-            config = yaml.safe_load(Path(path).read_text("utf-8"))
+            with Path(path).open(encoding="utf-8") as file:
+                config = yaml.load(file, _Loader)
         except FileNotFoundError as error:
             raise UserError(path, "no such file", "Check the path (it is relative to the current folder).") from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(path, f"no configuration in it ({error})", "Name a YAML file.") from error
         if not isinstance(config, dict):
-            raise UserError(path, "it holds no keys", "Name a configuration of fit or evaluate.")
+            raise UserError(path, "it holds no keys", mend)
         whole = changed(whole, config)
     return whole
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would drop the first in silence."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Before anchors are merged into it, whose keys it may have too."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                where = f"{key.start_mark.name}:{key.start_mark.line + 1}"
+                raise UserError(where, f"the key {key.value} is there twice", "Leave one of them out.")
+            seen.add((key.tag, str(key.value)))
+        return node
 
 
 def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:

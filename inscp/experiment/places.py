@@ -5,7 +5,6 @@ what is there whole is done, in whichever study it stands.
 """
 
 import json
-from collections import ChainMap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -101,7 +100,8 @@ class Places:
         """What the files held by which the measured runs are told: all together, and those of each."""
         files = sorted(self.measured.glob("*/contents-*.json")) if self.measured else []
         kept = list(map(_read_contents, files))
-        return [dict(ChainMap(*kept)), *(of for number, of in enumerate(kept) if of not in kept[:number])]
+        together = {name: digest for of in kept for name, digest in of.items()}
+        return [together, *(of for number, of in enumerate(kept) if of not in kept[:number])]
 
     def told(self, run: Run) -> Run:
         """The run by what its files held where it was kept, for where they are not.

@@ -59,6 +59,15 @@ def test_what_is_no_configuration_is_told(tmp_path: Path, text: str) -> None:
         read_configs([str(file)])
 
 
+def test_a_key_that_is_there_twice_is_told_and_an_anchor_may_be_changed(tmp_path: Path) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text("a: {x: 1}\nb: &one {x: 1, y: 2}\nc: &two {<<: *one, y: 3}\nd: {<<: *two, y: 4, x: 5}\n")
+    assert read_configs([str(file)])["d"] == {"x": 5, "y": 4}
+    file.write_text("data:\n  train: x\n  seed: 1\n  train: y\n")
+    with pytest.raises(UserError, match=r"base\.yaml:4: the key train is there twice"):
+        read_configs([str(file)])
+
+
 def test_what_only_looks_like_a_path_changes_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = {"data": {"language": "fi", "text": "~~~ no home", "long": "x" * 5000}}

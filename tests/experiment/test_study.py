@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,8 +138,13 @@ def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], compla
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\u2028b", "a\x7f", "\x1b[1m"])
 def test_names_of_several_lines_are_told(study: Study, name: str) -> None:
     there = study.languages["fi"]
-    for wrong in (replace(study, name=name), replace(study, arms={name: Arm()}), replace(study, languages={name: there}),
-                  replace(study, projected={name: Stage("InsCP")})):  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {"name": name},
+        {"arms": {name: Arm()}},
+        {"languages": {name: there}},
+        {"projected": {name: Stage("InsCP")}},
+    ]
+    for wrong in (replace(study, **change) for change in changes):
         with pytest.raises(UserError, match="control character"):
             wrong.check()
     replace(study, arms=study.arms | {"‌name　長": Arm(fit={})}).check()
@@ -199,8 +205,16 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
     (STUDY + "budgets: [many]\n", "budgets"),
     (STUDY + "reference: other\n", "there is no arm other"),
     ("question: q\n", "arms"),
+    (STUDY + "arms: {other: {}}\n", "experiment.yaml:5: the key arms is there twice. Leave one of them out."),
+    (STUDY.replace("{fi: {}}", "{fi: {}, fi: {fit: {data.train: x}}}"), "experiment.yaml:4: the key fi is there twice"),
+    ("- question: q\n", "experiment.yaml: it holds no keys. Write a study into it: question, fit, arms, languages"),
+    (STUDY.replace("{fi: {}}", "{fi: a.yaml}"), "a.yaml: it holds no keys. Write what the language changes"),
 ])  # fmt: skip
-def test_what_is_wrong_in_its_file_is_told_by_its_key(text: str, complaint: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_its_file_is_told_by_its_key(
+    text: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("[]")
     (tmp_path / "experiment.yaml").write_text(text)
     with pytest.raises(UserError) as told:
         read_study(tmp_path)
