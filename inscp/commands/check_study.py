@@ -17,6 +17,8 @@ from inscp.data.sources import require_source
 from inscp.errors import UserError
 from inscp.experiment.configuration import Config, digest, without
 from inscp.experiment.runs import Run
+from inscp.model.origin import ORIGIN
+from inscp.paths import local_path
 
 
 def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
@@ -31,6 +33,8 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
     """
     seen: set[str] = set()
     for run in runs:
+        _require_made(run)
+    for run in runs:
         making = without(run.config, "seed_everything", "data.seed") if run.trains else run.config
         for command, config in ((run.command, making), ("evaluate" if run.evaluate else "", run.evaluate)):
             key = digest(command, config)
@@ -40,6 +44,19 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
                     _CHECKS[command](deepcopy(config), with_files)  # a parser fills in what it is given
                 except UserError as error:
                     raise UserError(f"{run.title}: {error.where}", error.what, error.mend) from error
+
+
+def _require_made(run: Run) -> None:
+    """A merge is with the model that another was made from, so that there must be one.
+
+    Raises:
+        UserError: it merges the original, which was not made here.
+    """
+    original = local_path(run.original.removeprefix("remote-code:"))
+    is_made = any(one.command for one in run.lineage[:-1]) or (original / ORIGIN).is_file()
+    if run.command == "merge" and not is_made:
+        mend = "Name the arm whose model it merges as `after`."
+        raise UserError(f"arms.{run.arm}.merge", f"{run.original} was not made from another model", mend)
 
 
 class _Unstarted(InsCPCLI):

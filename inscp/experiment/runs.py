@@ -121,12 +121,17 @@ class Run:
     @property
     def name(self) -> str:
         """Of its folder: readable, and another one when anything that decides the model changes."""
-        return f"{slug(self.title)}-{self.fingerprint[:8]}"
+        return f"{_shortened(slug(self.title))}-{self.fingerprint[:8]}"
 
     def axes(self) -> Mapping[str, str]:
         """What tells it from the other runs of the study, as tags."""
         every = {"arm": self.arm, "language": self.language, "budget": self.budget, "seed": self.seed}
         return {name: str(value) for name, value in every.items() if value is not None}
+
+
+def _shortened(name: str) -> str:
+    """As much of a name as a file can be called by, with what is put before and behind it."""
+    return name.encode()[:_MOST].decode(errors="ignore").strip("-")
 
 
 def named(runs: Sequence[Run]) -> str:
@@ -136,6 +141,7 @@ def named(runs: Sequence[Run]) -> str:
 
 
 _NAMED = 5
+_MOST = 200  # bytes, of the 255 that file systems know
 _NO_MATTER = ("mlflow", "cost", "checkpoint", "before_after", "trainer.default_root_dir", "out")
 """Keys that decide neither a model nor what is measured of it."""
 

@@ -165,6 +165,8 @@ class Study:
         for name, values in {"arms": self.arms, "languages": self.languages, "seeds": self.seeds}.items():
             if not values:
                 raise UserError(name, "there is none", "Name one at least.")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise UserError("seeds", f"{wrong[0]} is none", "Give whole numbers from 0 to 4294967295.")
         for name in (*self.arms, *self.languages):
             if not isinstance(name, str):  # YAML reads 1e-5 and no as something else
                 raise UserError(FILE, f"{name!r} is no name", "Write it in quotes.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from inscp.commands.check_study import check_runs
 from inscp.commands.experiment import read_study
 from inscp.errors import UserError
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment
@@ -133,6 +134,35 @@ def test_another_version_of_a_task_measures_again(study: Study, monkeypatch: pyt
 def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         replace(study, arms=arms).check()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_none_is_told(study: Study, seed: int) -> None:
+    with pytest.raises(UserError, match=f"seeds: {seed} is none"):
+        replace(study, seeds=[0, seed]).check()
+
+
+@pytest.mark.parametrize("arms", [
+    {"averaged": Arm(merge={"method": "Average"})},
+    {"instruct": Arm(), "averaged": Arm(merge={"method": "Average"}, after="instruct")},
+])  # fmt: skip
+def test_a_merge_of_what_was_made_of_nothing_is_told_before_the_first_run(
+    study: Study, arms: dict[str, Arm], tmp_path: Path
+) -> None:
+    alone = replace(study, evaluate=[], arms={"later": Arm(fit={})} | arms)
+    with pytest.raises(UserError, match=r"arms\.averaged\.merge: org/model was not made from another model"):
+        check_runs(alone.runs(), with_files=False)
+    (tmp_path / "inscp.json").write_text("{}")
+    made = {"fi": Language(fit={"model.pretrained": str(tmp_path)})}
+    check_runs([run for run in replace(alone, languages=made).runs() if run.command == "merge"])
+
+
+def test_a_name_however_long_is_one_of_a_folder(study: Study, tmp_path: Path) -> None:
+    arms = {"長" * 90 + number: Arm(fit={"data.x": number}) for number in "12"}
+    names = {run.name for run in replace(study, arms=arms, budgets=[]).runs()}
+    assert len(names) == 2 * 2 * 2
+    for name in names:
+        (tmp_path / f".{name}.yaml.partial").touch()
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\u2028b", "a\x7f", "\x1b[1m"])
