@@ -4,7 +4,6 @@ import sys
 from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
-from shlex import join
 from typing import Any, TypeVar
 
 from inscp.commands.check_study import check_runs
@@ -17,7 +16,7 @@ from inscp.experiment.costs import Forecast
 from inscp.experiment.jobs import Scheduler, write_jobs
 from inscp.experiment.page import HTML, MARKDOWN
 from inscp.experiment.parent import ParentRun
-from inscp.experiment.places import Places, keep
+from inscp.experiment.places import OUT, Places, keep
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner
 from inscp.experiment.runs import Run, named
@@ -37,7 +36,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 def run_study(
     folder: str,
-    out: str = "outputs/experiments",
+    out: str = OUT,
     only: str | list[str] | None = None,
     dry_run: bool = False,
     jobs: Scheduler | None = None,
@@ -62,9 +61,11 @@ def run_study(
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     if jobs:
         check_runs(runs, with_files=False)  # which the jobs will see
+        into = where.of_study(study.name, Path(folder)) / "jobs"
         ParentRun(study.mlflow, study.name, study.question).begin()  # which the jobs find
         left = where.left(runs)
-        script = write_jobs(jobs, left, folder, where, gpus, where.out / study.name / "jobs")
+        script = write_jobs(jobs, left, folder, where, gpus, into)
+        where.claim(study.name, Path(folder))
         print(f"submit     {script}" if left else "nothing is left to be run")
         return
     if dry_run:
@@ -74,10 +75,10 @@ def run_study(
     check_runs(runs)
     Runner(study, where).run(runs, every)
     _list(runs, every, where)
-    print(_next("report", folder, measured))
+    print(f"\nnext:\n  {where.command('report', folder)}")
 
 
-def report_study(folder: str, out: str = "outputs/experiments", measured: str | None = None) -> None:
+def report_study(folder: str, out: str = OUT, measured: str | None = None) -> None:
     """What the runs that are done come to: Markdown, PNG and one HTML page, kept in the study's MLflow run.
 
     Args:
@@ -86,7 +87,7 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
         measured: likewise.
     """
     study, where = read_study(Path(folder)), _places(out, measured)
-    into = where.out / study.name / "report"
+    into = where.of_study(study.name, Path(folder)) / "report"
     runs = study.runs(where.told)
     missing = where.left(runs)
     try:
@@ -96,14 +97,15 @@ def report_study(folder: str, out: str = "outputs/experiments", measured: str | 
             raise
         print(f"warning: {error}", file=sys.stderr, flush=True)
     study_page(study, folder, where, into).write(into)
+    where.claim(study.name, Path(folder))
     ParentRun(study.mlflow, study.name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
     if missing:
         print(f"{len(missing)} of {len(runs)} runs are not in it: they have not been run")
-        print(_next("run", folder, measured))
+        print(f"\nnext:\n  {where.command('run', folder)}")
 
 
-def keep_study(folder: str, kept: str, out: str = "outputs/experiments") -> None:
+def keep_study(folder: str, kept: str, out: str = OUT) -> None:
     """Keep what a report needs of the runs that are measured: figures, cost and origin; no text, no weights.
 
     A machine may go then, and another one goes on: give that folder to `run` and `report` as `--measured`.
@@ -118,12 +120,6 @@ def keep_study(folder: str, kept: str, out: str = "outputs/experiments") -> None
     print(f"{keep(map(where.made, runs), Path(kept))} runs added to {kept}")
     if missing := where.left(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} kept; not measured: {named(missing)}")
-
-
-def _next(action: str, folder: str, measured: str | None) -> str:
-    """What to try next."""
-    given = ["--measured", measured] if measured else []
-    return f"\nnext:\n  {join(['python', '-m', 'inscp', 'experiment', action, folder, *given])}"
 
 
 def _places(out: str, measured: str | None) -> Places:

@@ -9,14 +9,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from shlex import join
 
 from inscp.errors import UserError
 from inscp.evaluation.items import items_folder, read_values, typed, write_values
 from inscp.evaluation.results import Results
 from inscp.experiment.configuration import Contents
 from inscp.experiment.runs import Run
+from inscp.experiment.study import FILE
 from inscp.model.origin import ORIGIN, Origin, origin_in
 from inscp.paths import write_whole
+
+OUT = "outputs/experiments"
+_STUDY = "study.txt"
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,38 @@ class Places:
     def runs(self) -> Path:
         """The folder of what is made here."""
         return self.out / "runs"
+
+    def command(self, action: str, folder: str) -> str:
+        """The command line that does something with a study whose runs lie here.
+
+        Args:
+            action: `run`, `report`.
+            folder: of the study.
+        """
+        out = ["--out", str(self.out)] if self.out != Path(OUT) else []
+        known = ["--measured", str(self.measured)] if self.measured else []
+        return join(["python", "-m", "inscp", "experiment", action, folder, *out, *known])
+
+    def of_study(self, name: str, folder: Path) -> Path:
+        """Where what belongs to one study lies: its report, its jobs.
+
+        Args:
+            name: of the study.
+            folder: that holds it.
+
+        Raises:
+            UserError: another study of this name has its own there.
+        """
+        into = self.out / name
+        file, here = into / _STUDY, folder.resolve()
+        there = Path(file.read_text("utf-8").strip()) if file.is_file() else here
+        if there != here and (there / FILE).is_file():  # and was not moved
+            raise UserError(str(folder), f"{into} belongs to {there}", "Name another --out, or rename a study.")
+        return into
+
+    def claim(self, name: str, folder: Path) -> None:
+        """Note whose `of_study` it is."""
+        write_whole(self.out / name / _STUDY, f"{folder.resolve()}\n")
 
     @cached_property
     def _contents(self) -> list[Contents]:

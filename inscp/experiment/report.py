@@ -32,7 +32,7 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
     runs = study.runs(where.told)
     places = [at for run in runs if run.evaluate and (at := where.measured_or_made(run)).results.is_file()]
     if not places:
-        mend = f"Run `python -m inscp experiment run {given}` first." if study.evaluate else "Give it `evaluate`."
+        mend = f"Run `{where.command('run', given)}` first." if study.evaluate else "Give it `evaluate`."
         raise UserError(given, "nothing has been measured yet", mend)
     has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
     sections, lacking, environments, trained_in, answered_in = [], [], [], [], []
@@ -59,7 +59,7 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
     measured = {at.run.name for at in places}
     missing = [run for run in runs if run.evaluate and run.name not in measured]
     facts = {
-        "command": f"python -m inscp experiment run {given}",
+        "command": where.command("run", given),
         "runs": f"{len(places)} of {len(places) + len(missing)} measured",
         "not measured": named(missing),
         "no changes": f"{study.baseline} is not measured in {', '.join(lacking)}" if lacking else "",

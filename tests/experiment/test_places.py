@@ -12,6 +12,7 @@ from inscp.evaluation.statistics import means
 from inscp.experiment import configuration
 from inscp.experiment.costs import training_cost
 from inscp.experiment.places import Places, keep
+from inscp.experiment.report import study_page
 from inscp.experiment.runs import Run
 from inscp.experiment.study import Arm, Language, Study
 
@@ -82,6 +83,30 @@ def test_what_was_not_kept_is_told(study: Study, capsys: pytest.CaptureFixture[s
     measure(study, Places(Path("outputs/experiments")))
     keep_study("study", "kept")
     assert capsys.readouterr().out == "2 runs added to kept\n"
+
+
+def test_two_studies_of_one_name_do_not_take_each_others_report(study: Study, tmp_path: Path) -> None:
+    where = Places(Path("out"))
+    for folder in (Path("x/same"), Path("y/same")):
+        folder.mkdir(parents=True)
+        (folder / "experiment.yaml").touch()
+    assert where.of_study("same", Path("x/same")) == Path("out/same")
+    where.claim("same", Path("x/same"))
+    assert where.of_study("same", tmp_path / "y" / ".." / "x" / "same") == Path("out/same")
+    with pytest.raises(UserError, match=r"y/same: out/same belongs to .*/x/same\. Name another --out"):
+        where.of_study("same", Path("y/same"))
+    Path("x").rename("z")
+    assert where.of_study("same", Path("z/same")) == Path("out/same")
+
+
+def test_the_command_of_a_study_is_whole_and_quoted(study: Study) -> None:
+    kept = Places(Path("my out"), Path("kept's"))
+    assert kept.command("run", "my study") == (
+        """python -m inscp experiment run 'my study' --out 'my out' --measured 'kept'"'"'s'"""
+    )
+    assert Places(Path("outputs/experiments/")).command("report", "s") == "python -m inscp experiment report s"
+    with pytest.raises(UserError, match="Run `python -m inscp experiment run 'a b' --out 'my out'` first"):
+        study_page(study, "a b", Places(Path("my out")), Path("page"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"corpus.jsonl": 1}', "\xff"])
