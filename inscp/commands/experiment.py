@@ -62,10 +62,10 @@ def run_study(
     if jobs:
         check_runs(runs, with_files=False)  # which the jobs will see
         into = where.of_study(study.name, Path(folder)) / "jobs"
-        ParentRun(study.mlflow, study.name, study.question).begin()  # which the jobs find
         left = where.left(runs)
         script = write_jobs(jobs, left, folder, where, gpus, into)
         where.claim(study.name, Path(folder))
+        ParentRun(study.mlflow, study.name, study.question).begin()  # which the jobs find
         print(f"submit     {script}" if left else "nothing is left to be run")
         return
     if dry_run:

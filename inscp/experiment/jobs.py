@@ -5,11 +5,13 @@ import re
 import shlex
 from collections.abc import Sequence
 from importlib.resources import files
+from os.path import normpath
 from pathlib import Path
 from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 
+from inscp.errors import UserError
 from inscp.experiment.places import Places
 from inscp.experiment.runs import Run
 from inscp.paths import write_whole
@@ -35,7 +37,13 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Pla
 
     Returns:
         the script.
+
+    Raises:
+        UserError: a job would write where nothing is kept.
     """
+    if scheduler == "skypilot" and not any(_lies_in(where.out, kept) for kept in ("outputs", "/outputs")):
+        what = f"a SkyPilot job keeps `outputs` and no {where.out}"
+        raise UserError("--out", what, "Name a folder in outputs: outputs/experiments, say.")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(files(__package__).joinpath(f"jobs/{scheduler}.jinja").read_text("utf-8"))
     submit = ["#!/usr/bin/env bash", "set -euo pipefail"]
@@ -61,6 +69,10 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Pla
     write_whole(script, "\n".join(submit) + "\n")
     script.chmod(0o755)
     return script
+
+
+def _lies_in(folder: Path, other: str) -> bool:
+    return Path(normpath(folder)).is_relative_to(other)
 
 
 def _families(runs: Sequence[Run]) -> list[list[Run]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inscp.errors import UserError
 from inscp.experiment.jobs import Scheduler, write_jobs
 from inscp.experiment.places import Places
 from inscp.experiment.runs import Run
@@ -66,9 +67,17 @@ def test_what_several_languages_have_in_common_is_one_job(tmp_path: Path) -> Non
     study = Study(
         "study", "?", [str(tmp_path / "base.yaml")], {"instruct": Arm()}, {"fi": Language(), "ja": Language()}
     )
-    script = write_jobs("skypilot", study.runs(), "study", Places(Path("out")), 1, tmp_path / "jobs")
+    script = write_jobs("skypilot", study.runs(), "study", Places(Path("outputs/x")), 1, tmp_path / "jobs")
     assert len(script.read_text().splitlines()) == 2 + 1
     assert "instruct, fi; instruct, ja" in next((tmp_path / "jobs").glob("*.yaml")).read_text()
+
+
+@pytest.mark.parametrize("out", ["out", "/data/outputs", "outputs/../elsewhere", "outputs2"])
+def test_a_skypilot_job_does_not_write_where_nothing_is_kept(out: str, runs: list[Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--out: a SkyPilot job keeps `outputs`"):
+        write_jobs("skypilot", runs, "study", Places(Path(out)), 1, tmp_path / "jobs")
+    assert not (tmp_path / "jobs").exists()
+    write_jobs("slurm", runs, "study", Places(Path(out)), 1, tmp_path / "jobs")
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (75, True)])
