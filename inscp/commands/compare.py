@@ -36,7 +36,13 @@ def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str | Non
         runs: results files of `evaluate`, or ids of MLflow runs that were evaluated.
         out: a folder for a report of all of them: tables and plots as Markdown, PNG and one HTML page.
         tracking_uri: where the MLflow runs are; by default as in training.
+
+    Raises:
+        UserError: one is no evaluation, there is only one, or one is named twice.
     """
+    places = [Path(given).resolve() for given in runs]
+    if twice := next((given for number, given in enumerate(runs) if places[number] in places[:number]), None):
+        raise UserError(twice, "it is named twice", "Name evaluations that may differ.")
     with tempfile.TemporaryDirectory() as temporary:
         files = [_results_file(given, tracking_uri, Path(temporary)) for given in runs]
         if len(files) < 2:

@@ -146,7 +146,7 @@ def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str
     assert int(row[6]) == results[0]["retention"]["counts"]["held_out/x/loss"]
     assert "asked otherwise" not in printed
     assert re.search(r"held_out/x/perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +– +– +\d+", printed)
-    same = run("compare", "after.json", "after.json", cwd=project)
+    same = run("compare", "after.json", changed(project, "same"), cwd=project)
     assert re.search(r"held_out/x/loss +\S+ +\S+ +\+0.000 +\+0.000 to \+0.000 +1.000", same)
 
 
