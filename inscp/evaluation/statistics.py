@@ -57,7 +57,14 @@ def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
         return Metric(value, (math.nan, math.nan), n)
     error = math.sqrt(items_variance(weighted_means(values, weights, drawn(n)), n))
     half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * error
-    return Metric(value, (value - half_width, value + half_width), n)
+    return Metric(value, within(values, value - half_width, value + half_width), n)
+
+
+def within(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """The interval of a mean inside what it can be: where no value is below 0, or all are between 0 and 1."""
+    if (values < 0).any():
+        return low, high
+    return max(0.0, low), high if (values > 1).any() else min(1.0, high)
 
 
 @lru_cache(maxsize=2)  # every metric of a task has as many items

@@ -21,7 +21,10 @@ from inscp.evaluation.statistics import (
     scipy_stats,
     weighted_means,
     wilson,
+    within,
 )
+
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,12 @@ def mean(sample: Sample) -> Metric:
     of_seeds = _of_seeds(sample, _once(sample))[0]
     value = float(np.nanmean(of_seeds))
     if n < 2:
-        return Metric(value, (math.nan, math.nan), n)
+        return Metric(value, wilson(value, n) if sample.is_share and n else (math.nan, math.nan), n)
     spread = _spread(_of_seeds(sample, drawn(sample.values.shape[1])), of_seeds, n)
-    low, high = value - spread.half_width, value + spread.half_width
-    if (sample.values >= 0).all():  # what counts something is no less than nothing
-        low = max(0.0, low)
+    low, high = within(sample.values, value - spread.half_width, value + spread.half_width)
     if sample.is_share:
         least, most = wilson(value, n)  # where all items say the same, what is drawn does, as if that were certain
-        low, high = min(low, least), min(1.0, max(high, most))
+        low, high = min(low, least), max(high, most)
     return Metric(value, (low, high), n)
 
 
@@ -118,7 +119,8 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         resampled = _means(_of_seeds(after, counts)) - _means(_of_seeds(before, counts))
         spread = _Spread(items_variance(resampled, n), n - 1, *_seeds_variance(old, new))
     change, is_share = other - one, before.is_share and after.is_share
-    half_width = spread.half_width or (most_of_none(n) if is_share else 0.0)
+    # Of few items that differ little is known, though what is drawn again agrees.
+    half_width = max(spread.half_width, most_of_none(n) if is_share else 0.0)
     low, high = change - half_width, change + half_width
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
     is_of_same_items = bool(((before.weights > 0) == (after.weights > 0)).all())  # others of the task lack the metric
@@ -169,7 +171,9 @@ class _Spread:
     def p(self, change: float) -> float:
         """Two-sided, of no change."""
         error = math.sqrt(self.items + self.seeds)
-        return float(2 * scipy_stats().t.sf(abs(change) / error, self._freedom)) if error else float(change == 0)
+        if abs(change) < _ROUNDING:  # of what cancels out, error and change are what rounding leaves
+            return 1.0
+        return float(2 * scipy_stats().t.sf(abs(change) / error, self._freedom)) if error else 0.0
 
 
 def _spread(resampled: np.ndarray, of_seeds: np.ndarray, n: int) -> _Spread:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from inscp.evaluation.items import Item
-from inscp.evaluation.statistics import means
+from inscp.evaluation.statistics import means, most_of_none, wilson
 from inscp.experiment.estimates import Sample, difference, differences, mean, samples
 
 
@@ -135,3 +135,35 @@ def test_a_seed_without_a_value_leaves_the_mean_to_the_others() -> None:
     [sample] = samples([[items([True, True, False]), items([None, None, None])]], "m")
     assert mean(sample).value == pytest.approx(2 / 3)
     assert sample.is_share
+
+
+def test_an_interval_stays_inside_what_a_mean_can_be() -> None:
+    for values, bounds in (
+        ([1.0] * 7 + [0.2], (0.0, 1.0)),  # agreement
+        ([0.0] * 7 + [3.0], (0.0, math.inf)),
+        ([-0.1] * 7 + [0.8], (-math.inf, math.inf)),
+    ):
+        one = means(items(values))["m"].interval
+        several = mean(samples([[items(values), items(values)]], "m")[0]).interval
+        for low, high in (one, several):
+            assert bounds[0] <= low < high <= bounds[1]
+        assert min(one) < 0 or bounds[0] == 0
+        assert max(one) == 1 or bounds[1] > 1
+
+
+def test_one_item_that_differs_is_no_surer_than_none() -> None:
+    all_of, but_one = [items([True] * 200), items([number != 7 for number in range(200)])]
+    found = difference(*samples([[all_of], [but_one]], "m"), same_seeds=True)
+    assert found.change.interval == pytest.approx((-0.005 - most_of_none(200), -0.005 + most_of_none(200)))
+
+
+def test_what_rounding_leaves_is_no_change() -> None:
+    alike = items([0.7] * 10)
+    found = difference(*samples([[alike], [alike] * 5], "m"), same_seeds=False)
+    assert abs(found.change.value) < 1e-15
+    assert found.p == 1.0
+
+
+def test_one_item_of_several_seeds_has_the_interval_of_a_share() -> None:
+    [sample] = samples([[items([True]), items([True])]], "m")
+    assert mean(sample).interval == wilson(1.0, 1)
