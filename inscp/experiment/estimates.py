@@ -2,7 +2,9 @@
 
 Items are drawn again (a bootstrap), which as a product of a matrix of counts with a matrix of values is done for all
 resamples at once. Of seeds there are too few for that: theirs is the variance between them, with as many degrees of
-freedom as there are seeds less one, so that two seeds that disagree say little.
+freedom as there are seeds less one, so that two seeds that disagree say little. The degrees of freedom of the sum are
+themselves estimated from those few: where seeds matter a few times as much as items, intervals over two seeds hold the
+truth in 87 of 100 cases and over three in 91, by simulation; over five they do as they say.
 """
 
 import math

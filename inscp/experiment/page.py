@@ -16,6 +16,11 @@ from inscp.experiment.tables import Cell, Table
 from inscp.paths import write_whole
 
 MARKDOWN, HTML = "report.md", "report.html"
+_HELD = {
+    2: " Of how seeds differ two say little: their intervals hold the truth in 87 of 100 cases at worst, not in 95.",
+    3: " Of how seeds differ three say little: their intervals hold the truth in 91 of 100 cases at worst, not in 95.",
+}
+"""What is known of intervals over few seeds (`estimates`)."""
 _WIDE = 6  # columns; a table with more and fewer rows than columns is turned round
 
 
@@ -87,7 +92,8 @@ def grids(table: Table, reference: str) -> list[Grid]:
     seeds = max((cell.seeds for cells in table.rows.values() for cell in cells if cell), default=0)
     over = f"Means over {seeds} seeds where no other number is given; " if seeds > 1 else ""
     what = "over seeds and items" if seeds > 1 else "over items alone: how much another seed differs is not in them"
-    note = f"{over}95 % intervals in brackets, {what}."
+    held = _HELD.get(seeds, "")
+    note = f"{over}95 % intervals in brackets, {what}.{held}"
     labels = [column.label for column in table.columns]
     values = {row: [(shown(cell), cell.seeds if cell else 0) for cell in cells] for row, cells in table.rows.items()}
     most = max(seeds, 1)  # a model that nothing was drawn for is compared as one seed
@@ -101,6 +107,7 @@ def grids(table: Table, reference: str) -> list[Grid]:
         note = (
             "Shares in points, paired by item where both have a value of the same items; 95 % intervals in brackets, * "
             "where it does not hold 0 and no seed is missing. Of many comparisons one in twenty has a * by chance."
+            f"{held}"
         )
         found.append(_grid(what, note, [labels[at] for at in kept], _with_seeds(changes, most)))
     return found

@@ -145,6 +145,10 @@ def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison)
     assert rows[1]["lost a seed, 1 seed"].startswith("+75 (")
     assert rows[1]["lost a seed, 1 seed"].endswith(")"), "an interval of one seed is narrower than one of two"
     assert "seed" not in "".join(map("".join, (*rows[0].values(), *rows[1].values())))
+    for grid in (values, changes):
+        assert "two say little: their intervals hold the truth in 87 of 100 cases at worst" in grid.note
+    alone = next(of for of in Comparison([original, one], "instruct").tables() if "answers are" in of.title)
+    assert all("87" not in grid.note for grid in grids(alone, "instruct"))
 
 
 def test_two_tasks_of_one_kind_have_heads_of_their_own(comparison: Comparison) -> None:
