@@ -47,11 +47,14 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
 
 
 def _require_made(run: Run) -> None:
-    """A merge is with the model that another was made from, so that there must be one.
+    """A merge is with the model that another was made from, so that there must be one, or it is named.
 
     Raises:
-        UserError: it merges the original, which was not made here.
+        UserError: it merges the original, which was not made here, with nothing that it names.
     """
+    method = run.config.get("method") if run.command == "merge" else None
+    if isinstance(method, dict) and {"original", "base", "source"} & method.get("init_args", {}).keys():
+        return
     original = local_path(run.original.removeprefix("remote-code:"))
     is_made = any(one.command for one in run.lineage[:-1]) or (original / ORIGIN).is_file()
     if run.command == "merge" and not is_made:
