@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
         return items
     except OSError as error:
         raise UserError(str(path), f"no items of a task ({error.strerror or error})", mend) from error
-    except (EOFError, TypeError, ValueError) as error:
+    except (EOFError, TypeError, ValueError, zlib.error) as error:
         raise UserError(f"{path}:{number}", f"no item of a task ({error})", mend) from error
 
 

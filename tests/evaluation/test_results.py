@@ -82,9 +82,11 @@ def test_values_are_read_alike_with_their_texts_and_without(tmp_path: Path) -> N
     assert found[0] == found[1]
     assert [(dict(item.values), dict(item.weights)) for item in found[0]] == [({"x": True, "y": 0.25}, {"y": 3.0}),
                                                                               ({"x": False}, {})]  # fmt: skip
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(UserError, match="no item"):
-        read_values(tmp_path / "kept", "t")
+    whole = file.read_bytes()
+    for damaged in (whole[:-9], whole[:10] + bytes(byte ^ 0xFF for byte in whole[10:])):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match="no item"):
+            read_values(tmp_path / "kept", "t")
 
 
 ITEM = {"id": "a", "values": {"x": 1.0}, "weights": {}, "shown": {}}
