@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.cache import CachedRows, DataReport
+from inscp.data.inert import written_tokens
 from inscp.data.mixture import Mixture, Replay, mixed
 from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
 from inscp.data.sampling import PackedRowSampler, Shuffled
 from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import InsCPTagger, Tagger
 from inscp.errors import UserError, everywhere
-from inscp.pretrained import load_tokenizer, longest_input
+from inscp.pretrained import embedded_tokens, load_tokenizer, longest_input
 from inscp.records import PackedBatch, require_language_tag
 
 
@@ -111,6 +112,12 @@ class InsCPDataModule(LightningDataModule):
     def _longest(self) -> int:
         return longest_input(self.pretrained)
 
+    @cached_property
+    def _unembedded(self) -> list[str]:
+        """Tokens that documents hold, and the model has no row for: somebody has added them to the tokenizer alone."""
+        rows = embedded_tokens(self.pretrained)
+        return [name for name, index in written_tokens(self.tokenizer).items() if index >= rows]
+
     def require_sources(self) -> None:
         """See that there are files where paths were given, before anything is read.
 
@@ -132,11 +139,16 @@ class InsCPDataModule(LightningDataModule):
         """The path of any text, under the keys of this section; held-out text is split by rows alone.
 
         Raises:
-            UserError: rows longer than what the model can see.
+            UserError: rows longer than what the model can see, or a token that it has no embedding for.
         """
         if self.row_length > self._longest:
             what = f"{self.row_length:,} tokens are more than the {self._longest:,} that the model can see at once"
             raise UserError("data.row_length", what, f"Give {self._longest} at most.")
+        if self._unembedded:
+            what = f"its tokenizer's {self._unembedded[0]} has no row in its embeddings"
+            raise UserError(
+                self.pretrained, what, "Lengthen them, or take the tokenizer that the model was trained with."
+            )
         return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record, document_length)
 
     @property

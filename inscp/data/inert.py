@@ -28,6 +28,14 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted(written | {str(tokenizer.convert_ids_to_tokens(index)) for index in special_ids(tokenizer)})
 
 
+def written_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Those of the control tokens that training documents hold, with their ids: the template's, padding and the end."""
+    template = str(tokenizer.chat_template or "")
+    named = (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token)
+    names = [name for name in control_tokens(tokenizer) if name in template or name in named]
+    return {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
+
+
 def any_of(names: Iterable[str]) -> re.Pattern[str]:
     """The first of the names in a text; of two that begin alike the longer one."""
     return re.compile("|".join(map(re.escape, sorted(names, reverse=True))) or "(?!)")

@@ -12,6 +12,7 @@ from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from inscp.__main__ import main
 from inscp.errors import UserError
+from inscp.pretrained import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -63,4 +64,16 @@ def test_quantized_weights(tmp_path: Path, corpus: Path, tiny_model_folder: str)
     quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
     with pytest.raises(UserError, match=r"its weights are quantized \(fp8\)"):
+        trainer(tmp_path).fit(module(str(folder)), datamodule=data_module(corpus, str(folder)))
+
+
+def test_a_tokenizer_with_a_token_that_the_model_has_no_row_for(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    """As where a padding token was added to it and the embeddings were left as they were."""
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "padded"))
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"padded: its tokenizer's \[PAD\] has no row in its embeddings"):
         trainer(tmp_path).fit(module(str(folder)), datamodule=data_module(corpus, str(folder)))
