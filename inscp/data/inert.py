@@ -30,10 +30,10 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def written_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Those of the control tokens that training documents hold, with their ids: the template's, padding and the end."""
-    template = str(tokenizer.chat_template or "")
+    template, ids = str(tokenizer.chat_template or ""), tokenizer.get_vocab()
     named = (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token)
     names = [name for name in control_tokens(tokenizer) if name in template or name in named]
-    return {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}
+    return {name: ids[name] for name in names if name in ids}
 
 
 def any_of(names: Iterable[str]) -> re.Pattern[str]:
