@@ -29,7 +29,6 @@ from inscp.tracking.tracker import tracker_of
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
     """What a person calls the run: method, what stands beside it, model and language."""
-    origin = Origin(module.pretrained, data.tagger.arm, data.language, before=read_origin(module.pretrained))
     besides = {
         "replay": data.replay and not module.distillation,
         "distilled": module.distillation,
@@ -37,8 +36,8 @@ def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
         "shielded": module.shield,
         "EMA": module.ema_decay is not None,
     }
-    method = ", ".join([origin.arms, *(name for name, is_so in besides.items() if is_so)])
-    return f"{method} {origin.base_model} {origin.language}"
+    arm = ", ".join([data.tagger.arm, *(name for name, is_so in besides.items() if is_so)])
+    return Origin(module.pretrained, arm, data.language, before=read_origin(module.pretrained)).name
 
 
 def tagged_example(pipeline: Pipeline) -> str:
@@ -184,8 +183,8 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
         UserError: it would count what was trained otherwise than the checkpoint's training did.
     """
     adapter = asdict(module.adapter) if module.adapter else {}
-    told: dict[str, list[Any]] = {"model.adapter": [{key: of[key] for key in ("rank", "alpha", "targets") if of}
-                              for of in (found.adapter or {}, adapter)]}  # fmt: skip
+    told: dict[str, list[Any]] = {"model.adapter": [{key: of[key] for key in of if key not in ("dropout", "seed")}
+                                                    for of in (found.adapter or {}, adapter)]}  # fmt: skip
     if trains:
         told["model.shield"] = [found.training.get("shield"), _frozen(module)]
     for where, (then, now) in told.items():

@@ -19,6 +19,7 @@ from inscp.experiment.configuration import Config, digest, without
 from inscp.experiment.runs import Run
 from inscp.model.origin import ORIGIN
 from inscp.paths import local_path
+from inscp.pretrained import REMOTE_CODE
 
 
 def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
@@ -34,7 +35,6 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
     seen: set[str] = set()
     for run in runs:
         _require_made(run)
-    for run in runs:
         making = without(run.config, "seed_everything", "data.seed") if run.trains else run.config
         for command, config in ((run.command, making), ("evaluate" if run.evaluate else "", run.evaluate)):
             key = digest(command, config)
@@ -52,12 +52,13 @@ def _require_made(run: Run) -> None:
     Raises:
         UserError: it merges the original, which was not made here, with nothing that it names.
     """
-    method = run.config.get("method") if run.command == "merge" else None
-    if isinstance(method, dict) and {"original", "base", "source"} & method.get("init_args", {}).keys():
+    if run.command != "merge":
         return
-    original = local_path(run.original.removeprefix("remote-code:"))
+    method = run.config.get("method")
+    names_other = isinstance(method, dict) and {"original", "base", "source"} & method.get("init_args", {}).keys()
+    original = local_path(run.original.removeprefix(REMOTE_CODE))
     is_made = any(one.command for one in run.lineage[:-1]) or (original / ORIGIN).is_file()
-    if run.command == "merge" and not is_made:
+    if not is_made and not names_other:
         mend = "Name the arm whose model it merges as `after`."
         raise UserError(f"arms.{run.arm}.merge", f"{run.original} was not made from another model", mend)
 

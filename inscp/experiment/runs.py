@@ -66,6 +66,8 @@ class Run:
     def passes(self) -> float:
         """Forward passes that a token costs, a mean over its trainings: three, and a teacher's where one teaches."""
         trained = [one for one in self.lineage if one.trains]
+        if not trained:  # here, as where a model that was made elsewhere is merged
+            return 3.0
         return 3.0 + fmean((one._taught for one in trained), weights=[one.budget or 1 for one in trained])
 
     @property

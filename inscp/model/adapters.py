@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inscp.errors import UserError, first_line
+from inscp.model.precision import text_parts
 from inscp.model.sharded import sharded_like
 from inscp.optional import library
 
@@ -45,7 +46,7 @@ class LoRA:
         """Freeze `model` and put adapters into it, in place."""
         peft = library("peft", "lora")
         is_name = isinstance(self.targets, str) and self.targets != "all-linear"
-        reached = {*model.get_decoder().modules(), model.get_input_embeddings(), model.get_output_embeddings()}
+        reached = {module for part in text_parts(model) for module in part.modules()}
         towers = [name for name, module in model.named_modules() if module not in reached and not [*module.children()]]
         config = peft.LoraConfig(
             r=self.rank,

@@ -80,7 +80,7 @@ class InsCPModule(JudgedModule):
         self.frozen: FrozenColumns | None = None
         self.teacher: Teacher | None = None
         self._step_loss = torch.zeros(())
-        self._step_divergence = torch.zeros(2)  # its sum, and of how many targets
+        self._step_divergence, self._step_replayed = torch.zeros(()), 0  # its sum, and of how many targets
 
     def configure_model(self) -> None:
         """Load the weights, in fp32: whole, or under FSDP2 each rank its shards.
@@ -240,8 +240,8 @@ class InsCPModule(JudgedModule):
         total, divergence = self.loss(batch, teacher=self.teacher and self.teacher.predictions(batch))
         self._step_loss = self._step_loss.to(total.device) + total.detach() / batch.step_targets
         if self.teacher:
-            found = torch.stack([divergence, divergence.new_tensor(batch.replayed_targets)])
-            self._step_divergence = self._step_divergence.to(total.device) + found
+            self._step_divergence = self._step_divergence.to(total.device) + divergence
+            self._step_replayed += batch.replayed_targets
         return total / batch.step_targets * self.trainer.accumulate_grad_batches * self._ranks
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -259,8 +259,9 @@ class InsCPModule(JudgedModule):
             self.frozen.drop_gradients()
         self.log("train/loss", loss)
         if self.teacher:
-            divergence, replayed = strategy.reduce(self._step_divergence, reduce_op="mean").unbind()
-            self._step_divergence = torch.zeros_like(self._step_divergence)
+            sums = torch.stack([self._step_divergence, self._step_divergence.new_tensor(self._step_replayed)])
+            divergence, replayed = strategy.reduce(sums, reduce_op="mean").unbind()
+            self._step_divergence, self._step_replayed = torch.zeros_like(self._step_divergence), 0
             if replayed:  # a step may have no replayed row
                 self.log("train/divergence", divergence / replayed)
         self.log("train/lr", optimizer.param_groups[0]["lr"])

@@ -72,8 +72,11 @@ class Origin:
     @property
     def has_raw_tokens(self) -> bool:
         """Whether the vocabulary was extended, and nothing has trained the rows of the new tokens since."""
-        behind = self.stages[[stage.arm for stage in self.stages].index(EXTENDED) :] if EXTENDED in self.arms else []
-        return bool(behind) and all(stage.adapter or "steps" not in stage.training for stage in behind)
+        is_raw = False
+        for stage in self.stages:
+            trains_all = "steps" in stage.training and not stage.adapter
+            is_raw = stage.arm == EXTENDED or (is_raw and not trains_all)
+        return is_raw
 
     @property
     def name(self) -> str:

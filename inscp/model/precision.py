@@ -37,10 +37,15 @@ def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
     return torch.bfloat16 if is_bf16 else torch.float32
 
 
+def text_parts(model: PreTrainedModel) -> list[nn.Module]:
+    """All that a text passes through: embeddings, decoder, output layer."""
+    parts = (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings())
+    return [part for part in parts if part is not None]
+
+
 def freeze_unreached(model: PreTrainedModel) -> None:
     """Train nothing that no text passes through, as the towers of a model that also sees or hears."""
-    parts = (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings())
-    reached = {weight for part in parts if part is not None for weight in part.parameters()}
+    reached = {weight for part in text_parts(model) for weight in part.parameters()}
     for weight in model.parameters():
         weight.requires_grad_(weight in reached)
 

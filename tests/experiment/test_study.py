@@ -85,6 +85,7 @@ def test_a_teacher_costs_a_pass_of_what_is_replayed(study: Study) -> None:
     arms = {**study.arms, "taught": Arm(fit=taught), "SFT of it": Arm(fit={}, after="taught")}
     passes = {run.arm: run.passes for run in replace(study, arms=arms).runs() if run.tokens}
     assert (passes["InsCP"], passes["averaged"], passes["taught"], passes["SFT of it"]) == (3, 3, 3.25, 3.125)
+    assert next(run for run in study.runs() if run.arm == "instruct").passes == 3  # nothing is trained here
 
 
 def test_a_stage_of_its_own_budget_behind_several_has_titles_that_differ(study: Study) -> None:

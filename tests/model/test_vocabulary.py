@@ -303,5 +303,6 @@ def test_new_tokens_are_raw_until_all_weights_are_trained() -> None:
     assert longer.has_raw_tokens
     assert adapted.has_raw_tokens
     assert not trained.has_raw_tokens
+    assert Origin("z", EXTENDED, "fi", before=trained).has_raw_tokens
     assert not Origin("y", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}, before=trained).has_raw_tokens
     assert not Origin("org/model", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}).has_raw_tokens
