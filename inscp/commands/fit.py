@@ -27,6 +27,7 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
+from inscp.commands.help import HelpInOrder, TrainingHelp
 from inscp.commands.offered import require_askable, require_offered, require_replay, require_shielded
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
@@ -114,7 +115,7 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given] if given else []
 
 
-class TrainingParser(NoSubConfigs, OneLineErrors, LightningArgumentParser):
+class TrainingParser(HelpInOrder, NoSubConfigs, OneLineErrors, LightningArgumentParser):
     """Parser of the commands that take a training configuration."""
 
 
@@ -165,7 +166,12 @@ class InsCPCLI(LightningCLI):
             save_config_callback=LogConfig,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            parser_kwargs={"prog": "python -m inscp", "default_env": True, "env_prefix": prefix},
+            parser_kwargs={
+                "prog": "python -m inscp",
+                "default_env": True,
+                "env_prefix": prefix,
+                "formatter_class": TrainingHelp,
+            },
             run=run,
             **kwargs,
         )

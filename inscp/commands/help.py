@@ -1,0 +1,54 @@
+"""The `--help` of the training commands: our own keys in full; Lightning's by name and default, behind them."""
+
+from argparse import Action, HelpFormatter
+from collections.abc import Iterable
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+
+_KEYS = """\
+Every key may stand in the file (row_length: 512 under data:), in an environment variable ({variable}), or on the
+command line, which comes first.
+"""
+_TRAINER = "Keys of lightning.Trainer (https://lightning.ai/docs/pytorch/stable/common/trainer.html) and their defaults"
+_CHECKPOINTS = {
+    "ckpt_path": "to go on from, or to measure; last finds the newest of this configuration.",
+    "weights_only": "read tensors and plain data alone, which cannot run code. (default: true)",
+}
+
+
+class TrainingHelp(DefaultHelpFormatter):
+    """Without the names of the variables, and with Lightning's own keys in a line each."""
+
+    def add_usage(self, usage: str | None, actions: Iterable[Action], *args: Any, **kwargs: Any) -> None:
+        super().add_usage(usage, actions if usage else [], *args, **kwargs)
+
+    def _format_action(self, action: Action) -> str:
+        if action.dest.startswith("trainer."):
+            default = "null" if action.default is None else action.default
+            return "" if action.dest.endswith(".help") else f"  --{action.dest} {default}\n"
+        return super()._format_action(action)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return HelpFormatter._format_action_invocation(self, action)
+
+    def _get_help_string(self, action: Action) -> str:
+        return _CHECKPOINTS.get(action.dest) or super()._get_help_string(action)
+
+
+class HelpInOrder:
+    """Mixin of a training command's parser: in its help Lightning's keys come behind our own."""
+
+    told_as: str
+    env_prefix: str
+    _action_groups: list[Any]
+
+    def format_help(self) -> str:
+        self.usage = f"{self.told_as} --config FILE [--KEY VALUE ...]"
+        self.description = _KEYS.format(variable=f"{self.env_prefix}_DATA__ROW_LENGTH".upper())
+        self._action_groups[:] = [group for group in self._action_groups if group.title != "Linked arguments"]
+        for group in self._action_groups:
+            keys = {action.dest for action in group._group_actions}
+            group.title = _TRAINER if "trainer" in keys else "A checkpoint" if "ckpt_path" in keys else group.title
+        self._action_groups.sort(key=lambda group: group.title == _TRAINER)
+        return super().format_help()  # type: ignore[misc,no-any-return]

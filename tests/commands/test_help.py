@@ -1,0 +1,31 @@
+"""What `--help` of a training command shows."""
+
+import re
+
+import pytest
+
+from inscp.__main__ import main
+
+
+@pytest.fixture
+def fit_help(capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    return capsys.readouterr().out
+
+
+def test_own_keys_are_told_in_full_and_before_those_of_lightning(fit_help: str) -> None:
+    own, lightnings = fit_help.split("Keys of lightning.Trainer")
+    assert "--model.pretrained" in own
+    assert "a folder, a Hub id" in own
+    assert {"model", "data", "mlflow", "cost", "before_after", "stop_when_aligned", "checkpoint"} <= set(
+        re.findall(r"^  --(\w+)\.", own, re.MULTILINE)
+    )
+    assert "--trainer.max_steps -1\n" in lightnings
+    assert "--trainer." not in own
+
+
+def test_usage_and_variables_are_told_once(fit_help: str) -> None:
+    assert fit_help.startswith("usage: python -m inscp fit --config FILE [--KEY VALUE ...]\n")
+    assert fit_help.count("INSCP_FIT__") == 1
+    assert len(fit_help.splitlines()) < 400
