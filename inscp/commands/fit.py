@@ -216,6 +216,7 @@ class InsCPCLI(LightningCLI):
         if self.subcommand != "fit" and not self.datamodule.validation:
             raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
         if self.subcommand == "fit":
+            self.datamodule.require_sources()
             require_replay(self.model, self.datamodule)
             require_shielded(self.model)
             asking = {

@@ -28,7 +28,8 @@ class InsCPDataModule(LightningDataModule):
     """Target-language text, tagged, packed and batched.
 
     Args:
-        train: training sources: a path, a Hub id, or a list of them, each by itself or with options.
+        train: training sources: a path, a Hub id, or a list of them, each by itself or with options; what is not
+            trained needs none.
         language: BCP 47 tag of the target language (`zh-TW`, `fi`), for names and reports.
         tagger: the method: InsCPTagger, PlainTagger or ConversationTagger.
         replay: text from other sources that is mixed in, so that what the model knew is not forgotten.
@@ -53,7 +54,7 @@ class InsCPDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: Sources,
+        train: Sources | None = None,
         language: str = "und",
         tagger: Tagger | None = None,
         replay: Replay | None = None,
@@ -84,7 +85,7 @@ class InsCPDataModule(LightningDataModule):
             raise UserError("data.document_length", f"{document_length} tokens are no part of a row", mend)
         if token_budget is not None and token_budget <= 0:
             raise UserError("data.token_budget", f"{token_budget} is not positive", "Give tokens, or null for all.")
-        self.train_sources = as_sources(train)
+        self._train = as_sources(train or [])
         self.language = language
         self.tagger = tagger or InsCPTagger()
         self.replay = replay
@@ -118,11 +119,22 @@ class InsCPDataModule(LightningDataModule):
         rows = embedded_tokens(self.pretrained)
         return [name for name, index in written_tokens(self.tokenizer).items() if index >= rows]
 
-    def require_sources(self) -> None:
-        """See that there are files where paths were given, before anything is read.
+    @property
+    def train_sources(self) -> list[Source]:
+        """Of the training's own data.
 
         Raises:
-            UserError: one is not there.
+            UserError: none are named.
+        """
+        if not self._train:
+            raise UserError("data.train", "there is no text to train on", "Name a file, a folder or a Hub id.")
+        return self._train
+
+    def require_sources(self) -> None:
+        """See that a training has sources, and that there are files where paths were given, before anything is read.
+
+        Raises:
+            UserError: it has none, or one is not there.
         """
         replayed = as_sources(self.replay.sources) if self.replay else []
         for source in (*self.train_sources, *replayed, *chain.from_iterable(self.validation.values())):

@@ -90,8 +90,9 @@ def test_the_kept_configuration_can_be_run_again(fitted: str, config: Path) -> N
     run("inspect", "--config", kept, "--n", "1", cwd=config.parent)
 
 
-def test_validate_gives_the_losses_that_fit_started_from(fitted: str, config: Path) -> None:
-    done = run("validate", "--config", config.name, "--mlflow.enabled", "false", cwd=config.parent)
+def test_validate_gives_the_losses_that_fit_started_from_without_its_text(fitted: str, config: Path) -> None:
+    changes = ["--mlflow.enabled", "false", "--data.train", "null"]
+    done = run("validate", "--config", config.name, *changes, cwd=config.parent)
     before = re.search(r"held perplexity +(\d+\.\d\d)", fitted)
     found = re.search(r"val/held/perplexity\D+(\d+\.\d+)", done.stdout)
     assert before, fitted
@@ -257,6 +258,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
 
 @pytest.mark.parametrize(("changes", "complaint"), [
     (["--data.train", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
+    (["--data.train", "null"], r"data\.train: there is no text to train on\. Name a file"),
     (["--data.train", "broken.jsonl"], r"broken\.jsonl:3: not valid JSON"),
     (["--data.row_lenght", "9"], r"data\.row_lenght: no such key\. Did you mean data\.row_length\?"),
     (["--data.batch_size", "two"], r"data\.batch_size: expected int"),
