@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -40,8 +40,8 @@ class Checkpoints(Checkpoint):
             machine may be taken away; a training begins only in one that has no checkpoints of another training.
         every_n_steps: optimizer steps between two checkpoints; null writes none but those of `monitor`.
         keep_last: so many of the newest are kept; 2, so that a damaged one costs little.
-        monitor: a metric (`val/zh_tw/loss`); a checkpoint is also written behind every validation.
-        mode: whether the best is the lowest (`min`) or the highest (`max`).
+        monitor: a held-out set's loss or perplexity (`val/zh_tw/loss`), of which the lowest is the best; a checkpoint
+            is also written behind every validation.
         keep_best: so many of the best are kept.
         asynchronous: write beside the training, from a copy in CPU memory.
     """
@@ -52,7 +52,6 @@ class Checkpoints(Checkpoint):
         every_n_steps: int | None = 100,
         keep_last: int = 2,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
         keep_best: int = 1,
         asynchronous: bool = False,
     ) -> None:
@@ -62,7 +61,7 @@ class Checkpoints(Checkpoint):
         self.folder = Path(dirpath or "checkpoints")
         self.is_given_folder = dirpath is not None
         self._every_n_steps, self._keep_last = every_n_steps, keep_last
-        self._monitor, self._mode, self._keep_best = monitor, mode, keep_best
+        self._monitor, self._keep_best = monitor, keep_best
         self._asynchronous, self._writer = asynchronous, CheckpointWriter(asynchronous)
         self._newest: int | None = None  # the step that is on disk, or being written
 
@@ -184,7 +183,7 @@ class Checkpoints(Checkpoint):
         whole, _ = whole_checkpoints(self.folder)
         values = {path: read_mark(path).get(_METRIC, {}).get(self._monitor) for path in whole}
         measured = [path for path in whole if values[path] is not None]
-        best = sorted(measured, key=lambda path: values[path], reverse=self._mode == "max")[: self._keep_best]
+        best = sorted(measured, key=lambda path: values[path])[: self._keep_best]
         for path in whole[self._keep_last :]:
             if path not in best:
                 remove_checkpoint(path)

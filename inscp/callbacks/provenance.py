@@ -183,7 +183,7 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
         UserError: it would count what was trained otherwise than the checkpoint's training did.
     """
     adapter = asdict(module.adapter) if module.adapter else {}
-    told: dict[str, list[Any]] = {"model.adapter": [{key: of[key] for key in of if key not in ("dropout", "seed")}
+    told: dict[str, list[Any]] = {"model.adapter": [{key: of[key] for key in of if key != "dropout"}
                                                     for of in (found.adapter or {}, adapter)]}  # fmt: skip
     if trains:
         told["model.shield"] = [found.training.get("shield"), _frozen(module)]

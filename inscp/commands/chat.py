@@ -9,6 +9,7 @@ from inscp.commands.quiet import quiet
 from inscp.data.rendering import require_chat_template
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
+from inscp.evaluation.generation import own_settings_aside, sampling
 from inscp.model.device import best_device
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.precision import inference_dtype
@@ -40,7 +41,6 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     llm = load_model(model, inference_dtype()).to(device)  # type: ignore[arg-type]
     ends, longest = end_token_ids(llm, tokenizer), longest_input(model)
     turns = [{"role": "system", "content": system}] if system else []
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     is_terminal = sys.stdin.isatty()
     while True:
@@ -58,14 +58,15 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         if len(asked) + max_new_tokens > longest:
             raise UserError("chat", f"the conversation has grown to {len(asked):,} tokens", "Begin another one.")
         ids = torch.tensor([asked], device=device)
-        output = llm.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            streamer=streamer,
-            eos_token_id=ends,
-            pad_token_id=ends[0],
-            **sampling,
-        )
+        with own_settings_aside(llm):  # so that it answers as it does where it is evaluated
+            output = llm.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                streamer=streamer,
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+                **sampling(temperature),
+            )
         answer = str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
         turns.append({"role": "assistant", "content": answer})

@@ -3,9 +3,6 @@
 import math
 import platform
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +12,10 @@ import torch
 import transformers
 
 from inscp import __version__
-from inscp.commands.asking import Spent, subject
+from inscp.commands.asking import subject
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
+from inscp.commands.stopping import stopping_well
 from inscp.commands.tracked_evaluation import TrackedEvaluation, tracker_for
 from inscp.cost.ledger import Ledger
 from inscp.errors import Stopped, UserError
@@ -87,7 +85,13 @@ def evaluate(
         if tracked:
             tracked.task(name, result, items)
 
-    with _ended(tracked, spent):
+    def on_end(error: BaseException) -> None:
+        if spent:
+            spent.keep()
+        if tracked:
+            tracked.end("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
+
+    with stopping_well(on_end):
         results = suite.run(tasks, asked, _environment(tasks, asked.backend), on_task)
     if earlier := _earlier(out, only):  # and another process may have come to its end meanwhile
         results = _beside(earlier, results)
@@ -147,32 +151,6 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
             mend = "Leave it out of `only`, or leave out the server."
             raise UserError(f"tasks.{name}", "it needs likelihoods, which a server does not give", mend)
         task.check()
-
-
-@contextmanager
-def _ended(tracked: TrackedEvaluation | None, spent: Spent | None) -> Iterator[None]:
-    """What is tracked is sent, and the run does not stay open, when the evaluation does not come to its end.
-
-    Raises:
-        Stopped: a signal asked for it.
-    """
-
-    def stop(number: int, _: Any) -> None:
-        what = f"{signal.Signals(number).name}: stopped; the same command goes on with what is not answered yet"
-        raise Stopped(what, Stopped.RESTART)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    except BaseException as error:
-        if spent:
-            spent.keep()
-        if tracked:
-            tracked.end("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _lines(name: str, result: TaskResult) -> list[str]:

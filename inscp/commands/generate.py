@@ -12,6 +12,7 @@ from shlex import quote
 from inscp.commands.asking import subject
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
+from inscp.commands.stopping import stopping_well
 from inscp.cost.ledger import Ledger
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, bad_record, read_records
@@ -81,7 +82,8 @@ def generate(
     prompts = list(dict.fromkeys(_prompts(data, too_long, on_bad_record, reports)))
     if not prompts:
         raise UserError("data", "there is no prompt in it", "Give questions, conversations or texts of a user.")
-    answers = asked.generate("prompts", prompts, max_new_tokens)
+    with stopping_well(lambda _: spent.keep() if spent else None):
+        answers = asked.generate("prompts", prompts, max_new_tokens)
     wrong = [_wrong(answer, max_new_tokens) for answer in answers]
     kept = [(*prompt, Turn("assistant", answer.response.strip()))
             for prompt, answer, why in zip(prompts, answers, wrong, strict=True) if why is None]  # fmt: skip

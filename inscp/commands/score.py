@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from inscp.commands.parser import call
 from inscp.commands.quiet import quiet
+from inscp.commands.stopping import stopping_well
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
 from inscp.data.batching import batches
@@ -118,7 +119,8 @@ def score(
             if running:
                 folder.write_report({"cost": running.cost(counter.tokens * ranks, counter.flops * ranks).plain()})
 
-        _score_chunks(scorer, mine, folder, on_bad_record, lines, keep)
+        with stopping_well():
+            _score_chunks(scorer, mine, folder, on_bad_record, lines, keep)
     work = _leave_ranks(counter, ranks)
     if rank == 0:
         _tell(folder, reports, running.stop(*work) if running else None)

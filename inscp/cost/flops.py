@@ -54,7 +54,8 @@ class ModelSize:
             share = chosen / experts if chosen and experts and ".experts." in name else 1.0
             multiplied += share * weight.numel()
             trained += share * weight.numel() * weight.requires_grad
-        width = sum(layer.num_attention_heads * sum(head_widths(layer)) // 2 for layer in layers)
+        with_heads = (layer for layer in layers if getattr(layer, "num_attention_heads", None))  # and not Mamba's
+        width = sum(layer.num_attention_heads * sum(head_widths(layer)) // 2 for layer in with_heads)
         return cls(multiplied, trained, width)
 
 
@@ -113,12 +114,15 @@ class WorkCounter:
     def watch(self, model: PreTrainedModel) -> None:
         """Count from now on what passes through this model too."""
         counts: list[Any] = [0, 0]  # tokens, and attended positions, which are on the model's device
-        self._counted.append((ModelSize.of(model), counts))
+        size = ModelSize.of(model)
+        self._counted.append((size, counts))
 
         def count(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
             given = {**named, **signature(module.forward).bind_partial(*arguments, **named).arguments}
             ids, positions, past = given["input_ids"], given.get("position_ids"), given.get(CACHE)
             counts[0] += ids.numel()
+            if not size.attention_width:  # Mamba and its like, whose caches have no length
+                return
             if positions is None:
                 begin = past.get_seq_length() if past is not None else 0
                 positions = (begin + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)

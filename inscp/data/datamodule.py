@@ -45,7 +45,7 @@ class InsCPDataModule(LightningDataModule):
             ones count.
         epochs: passes over the training's own data where there is no token budget.
         on_bad_record: `error` stops at a record that does not fit, `skip` leaves it out and counts it.
-        seed: of the order of rows.
+        seed: of the order of rows, of dropout and of an adapter's first weights.
         num_workers: processes that load batches beside the training.
         force_resume: let a checkpoint of other data go on with these, at the same place of the row order.
         pretrained: whose tokenizer is used (taken from the model).

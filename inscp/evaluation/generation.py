@@ -41,8 +41,15 @@ _TOLERANCE = 0.05
 _SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer)
 
 
+def sampling(temperature: float) -> dict[str, Any]:
+    """Options of transformers' `generate`: at 0 the likeliest token each time, else a sample of all tokens."""
+    if temperature > 0:
+        return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return {"do_sample": False}
+
+
 @contextmanager
-def _own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
+def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's own settings of generation, which transformers takes wherever a call names no other."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -73,9 +80,6 @@ def generate(
         batch_size: prompts at once; prompts of like length share a batch, padded on the left.
         temperature: 0 is greedy; 1 samples what the model holds for likely, by torch's global generator.
     """
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     ends = end_token_ids(model, tokenizer)
     is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
@@ -87,9 +91,9 @@ def generate(
         pads = [width - len(encoded[index]) for index in batch]
         input_ids = [[pad] * n + encoded[index] for n, index in zip(pads, batch, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in pads]
-        with _own_settings_aside(model):
-            # No rank stops while another one still needs its shards.
-            options = {"pad_token_id": pad, "eos_token_id": ends or None, "synced_gpus": is_sharded, **sampling}
+        with own_settings_aside(model):
+            options = {"pad_token_id": pad, "eos_token_id": ends or None, **sampling(temperature)}
+            options["synced_gpus"] = is_sharded  # no rank stops while another one still needs its shards
             answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, options)
         for index, ids in zip(batch, answers, strict=True):
             response = str(tokenizer.decode(ids, skip_special_tokens=True))
@@ -115,7 +119,7 @@ def _heeds_padding(model: PreTrainedModel, prompt: Sequence[int], pad: int, is_s
         ids = torch.tensor([[pad] * n + list(prompt[-_PROBED:])], device=model.device)
         mask = torch.ones_like(ids)
         mask[:, :n] = 0
-        with _own_settings_aside(model):
+        with own_settings_aside(model):
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=pad,
                 return_dict_in_generate=True, output_logits=True, synced_gpus=is_sharded,

@@ -67,6 +67,8 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) 
         if x and y:
             axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt=_marker(place), label=row,
                           color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
+    if not axis.containers:  # each row was asked in one of the two
+        return False
     axis.set_xlabel(f"{target} prompts: sound answers in {target}", fontsize=8)
     axis.set_ylabel(f"{kept} prompts answered in {kept}", fontsize=8)
     axis.set_xlim(right=1.02)

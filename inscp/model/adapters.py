@@ -27,14 +27,12 @@ class LoRA:
         dropout: of their input.
         targets: `all-linear` (every `nn.Linear` that text passes through but the output layer), or names of modules
             (`q_proj`, `v_proj`, …).
-        seed: of the first weights.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -66,9 +64,9 @@ class LoRA:
             raise UserError("model.adapter.targets", what, "Name matrices of the blocks, or take all-linear.")
 
     @torch.no_grad()
-    def initialise(self, model: nn.Module) -> None:
+    def initialise(self, model: nn.Module, seed: int) -> None:
         """First weights that depend on the seed alone, not on how they are sharded: B is 0, A as peft's own."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed)
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
                 parameter.zero_()

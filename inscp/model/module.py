@@ -101,7 +101,7 @@ class InsCPModule(JudgedModule):
             strategy.shard(self.loss)
             load_sharded(self.loss, model, self.pretrained, strategy.weights_device)
         if self.adapter:
-            self.adapter.initialise(model)
+            self.adapter.initialise(model, data_of(self.trainer).seed)
         self.weights = trained_weights(model)
         if self.shield:
             self.frozen = FrozenColumns(model, self.weights)

@@ -1,11 +1,15 @@
 """Generation in batches gives what generation one by one gives."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MambaConfig, PretrainedConfig, RwkvConfig
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PretrainedConfig, RwkvConfig
 
+from inscp.cost.flops import ModelSize, Work, WorkCounter, forward_flops
 from inscp.evaluation import generation
 from inscp.evaluation.generation import encode, generate
+from inscp.evaluation.local_model import LocalModel
 from inscp.model.end_tokens import end_token_ids
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation, Turn
@@ -151,6 +155,18 @@ def test_a_model_that_carries_a_state_reads_each_prompt_once_and_no_padding(tiny
         expected.append(tokenizer.decode(said[:end], skip_special_tokens=True))
     found = [answer.response for answer in answers(model, tokenizer, PROMPTS, max_new_tokens=40)]
     assert found == expected
+
+
+def test_a_model_without_attention_is_asked_and_its_cost_counted(tmp_path: Path, tiny_model_folder: str) -> None:
+    tokenizer, counter = load_tokenizer(tiny_model_folder), WorkCounter()
+    model = MambaForCausalLM(MambaConfig(**SIZES, vocab_size=len(tokenizer), state_size=4, time_step_rank=4))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backend = LocalModel(str(tmp_path), torch.float32, 4, counter)
+    asked = list(backend.generate([(Turn("user", prompt),) for prompt in PROMPTS], 3))
+    assert len(asked) == len(PROMPTS)
+    assert counter.tokens > 0
+    assert counter.flops == forward_flops(ModelSize.of(model), Work(counter.tokens))
 
 
 def test_a_model_without_any_end_token_goes_on_to_the_limit(tiny_model_folder: str) -> None:

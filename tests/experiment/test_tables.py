@@ -13,6 +13,7 @@ from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.retention import Retention
 from inscp.experiment.page import grids
+from inscp.experiment.plots import gained_and_kept
 from inscp.experiment.report import comparison_page
 from inscp.experiment.tables import Column, Comparison, Evaluated
 
@@ -161,6 +162,23 @@ def test_two_tasks_of_one_kind_have_heads_of_their_own(comparison: Comparison) -
     for table in tables:
         assert len({column.label for column in table.columns}) == len(table.columns)
     assert [column.label for column in tables[0].columns] == ["language, en prompt: en", "chat, en prompt: en"]
+
+
+def test_rows_that_were_asked_in_different_languages_have_no_plot_of_both(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    """One row has English answers alone, the other one Chinese."""
+
+    def chinese(item: Item) -> Item:
+        return replace(item, values={"zh-TW" + name[2:]: value for name, value in item.values.items()})
+
+    original, other = comparison.evaluated[:2]
+    answers = [chinese(item) for item in other.items["language"]]
+    tasks = {**other.results.tasks, "language": replace(other.results.tasks["language"], metrics=means(answers))}
+    results = replace(other.results, tasks=tasks)
+    apart = replace(other, results=results, items={**other.items, "language": answers})
+    assert comparison_page(Comparison([original, apart], "instruct"), "?", "?", tmp_path).sections
+    assert gained_and_kept(Comparison([original, apart], "instruct"), "zh-TW", "en", tmp_path / "plot.png") is False
 
 
 def test_names_in_plots_are_no_formulae(

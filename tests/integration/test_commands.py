@@ -1,5 +1,6 @@
 """The commands as a user runs them: in processes of their own, read by their output and exit status."""
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
 from processes import run
 
 from inscp.__main__ import main
+from inscp.commands import chat
 from inscp.commands.resume import new_folder
+from inscp.evaluation.generation import generate
+from inscp.pretrained import load_model, load_tokenizer
+from inscp.records import Turn
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +223,21 @@ def test_no_training_touches_the_checkpoints_of_another(config: Path) -> None:
 
 def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     assert len({new_folder(tmp_path) for _ in range(20)}) == 20
+
+
+def test_chat_answers_as_the_model_does_where_it_is_evaluated(
+    tiny_model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Whatever settings of generation come with it."""
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    [(_, wanted)] = generate(model, tokenizer, [(Turn("user", "What is the sea?"),)], 24)
+    model.generation_config.repetition_penalty = 5.0
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(chat, "inference_dtype", lambda: torch.float32)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is the sea?\n"))
+    assert main(["chat", "--model", str(tmp_path), "--max_new_tokens", "24"]) == 0
+    assert capsys.readouterr().out.strip() == wanted.response.strip()
 
 
 def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:

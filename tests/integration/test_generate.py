@@ -1,10 +1,14 @@
 """`generate`: what a model says by itself becomes conversations that a training replays."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from openai_server import Reply, serving
+from processes import Command
 
 from inscp.__main__ import main
 from inscp.data.sources import ReadReport, Source, read_records
@@ -101,6 +105,20 @@ def test_what_is_wrong_is_told_in_one_line(
     assert main(["generate", *(word for pair in given.items() for word in pair)]) == 2
     assert complaint in capsys.readouterr().err
     assert not Path("own.jsonl").exists()
+
+
+def test_stopped_by_a_signal_it_goes_on_with_what_is_not_answered(tmp_path: Path, tiny_model_folder: str) -> None:
+    data = write([{"text": f"What is {number}?"} for number in range(400)])
+    command = ("generate", "--model", tiny_model_folder, "--data", data, "--out", "own.jsonl",
+               "--max_new_tokens", "32", "--batch_size", "4")  # fmt: skip
+    process, answers = Command(*command, cwd=tmp_path), Path("own.jsonl.items/answers.jsonl")
+    while process.poll() is None and (not answers.exists() or answers.read_bytes().count(b"\n") < 20):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 75
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command goes on")
+    assert json.loads(Path("own.jsonl.items/cost.json").read_text("utf-8"))["tokens"] > 0
+    assert 20 <= answers.read_bytes().count(b"\n") < 400
 
 
 def test_a_prompt_without_room_for_an_answer_is_a_bad_record(

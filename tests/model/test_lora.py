@@ -31,10 +31,10 @@ def mixtral() -> PreTrainedModel:
 
 
 def test_adapters_of_experts_are_merged_into_what_computes_the_same() -> None:
-    adapter, ids = LoRA(rank=2, seed=1), torch.arange(24)[None]
+    adapter, ids = LoRA(rank=2), torch.arange(24)[None]
     adapted = mixtral()
     adapter.add_to(adapted)
-    adapter.initialise(adapted)
+    adapter.initialise(adapted, seed=1)
     trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
     with torch.no_grad():
         for name, weight in trained.items():
@@ -45,6 +45,17 @@ def test_adapters_of_experts_are_merged_into_what_computes_the_same() -> None:
     assert any("experts" in name for name in trained)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert (found - mixtral()(ids).logits).abs().max() > 1e-3
+
+
+def test_a_training_s_seed_draws_the_first_adapters(tmp_path: Path, tiny_model_folder: str) -> None:
+    corpus, drawn = write_corpus(tmp_path), []
+    for seed in (0, 0, 1):
+        learner = module(tiny_model_folder, adapter=LoRA(rank=2))
+        trainer(tmp_path, max_steps=1).fit(learner, datamodule=data_module(corpus, tiny_model_folder, seed=seed))
+        first = next(weight for name, weight in learner.weights.items() if ".lora_A." in name)
+        drawn.append(first.detach().clone())  # after a step of a rate at which signs and sizes stay
+    assert torch.equal(drawn[0], drawn[1])
+    assert (drawn[0] - drawn[2]).abs().mean() > 0.01
 
 
 def test_no_adapter_stands_where_no_text_passes() -> None:
