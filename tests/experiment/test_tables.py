@@ -167,18 +167,16 @@ def test_two_tasks_of_one_kind_have_heads_of_their_own(comparison: Comparison) -
 def test_rows_that_were_asked_in_different_languages_have_no_plot_of_both(
     comparison: Comparison, tmp_path: Path
 ) -> None:
-    """One row has English answers alone, the other one Chinese."""
-
-    def chinese(item: Item) -> Item:
-        return replace(item, values={"zh-TW" + name[2:]: value for name, value in item.values.items()})
+    def asked(one: Evaluated, metric: str) -> Evaluated:
+        answers = [Item(f"{n}", {metric: True}) for n in range(4)]
+        language = replace(one.results.tasks["language"], metrics=means(answers))
+        results = replace(one.results, tasks={**one.results.tasks, "language": language})
+        return replace(one, results=results, items={**one.items, "language": answers})
 
     original, other = comparison.evaluated[:2]
-    answers = [chinese(item) for item in other.items["language"]]
-    tasks = {**other.results.tasks, "language": replace(other.results.tasks["language"], metrics=means(answers))}
-    results = replace(other.results, tasks=tasks)
-    apart = replace(other, results=results, items={**other.items, "language": answers})
-    assert comparison_page(Comparison([original, apart], "instruct"), "?", "?", tmp_path).sections
-    assert gained_and_kept(Comparison([original, apart], "instruct"), "zh-TW", "en", tmp_path / "plot.png") is False
+    apart = Comparison([asked(original, "en/in_language"), asked(other, "zh-TW/sound_in_language")], "instruct")
+    assert comparison_page(apart, "?", "?", tmp_path).sections
+    assert gained_and_kept(apart, "zh-TW", "en", tmp_path / "plot.png") is False
 
 
 def test_names_in_plots_are_no_formulae(
