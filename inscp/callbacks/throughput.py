@@ -13,6 +13,7 @@ from inscp.cost.devices import device_name, find_device, matrix_rate, synchroniz
 from inscp.cost.flops import ModelSize, Work, training_flops
 from inscp.cost.ledger import peak_memory_gib
 from inscp.model.module import InsCPModule
+from inscp.model.precision import compute_dtype
 from inscp.records import PackedBatch
 from inscp.tracking.tracker import tracker_of
 
@@ -61,7 +62,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         self._flops_per_token = training_flops(ModelSize.of(pl_module.model), Work(tokens=1))
-        peak, source = peak_rate(pl_module.device, is_bf16=str(trainer.precision).startswith("bf16"))
+        peak, source = peak_rate(pl_module.device, is_bf16=compute_dtype(trainer.precision) == torch.bfloat16)
         self._peak = peak * trainer.world_size
         if tracker := tracker_of(trainer):
             tracker.log_hyperparams({"mfu_peak": source})

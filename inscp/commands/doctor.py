@@ -12,13 +12,14 @@ import torch
 
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.machine import cpu_memory, free_disk, gib, report
+from inscp.commands.offered import require_offered, require_replay
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
 from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.origin import title
-from inscp.model.precision import best_precision
+from inscp.model.precision import best_precision, compute_dtype
 from inscp.model.strategies import FSDP2, strategy_for
 
 _PARTS = {
@@ -72,6 +73,8 @@ class Training:
     def __init__(self, cli: DoctorCLI) -> None:
         trainer, self.data = cli.parts["trainer"], cli.parts["data"]
         self.module: InsCPModule = cli.parts["model"]
+        require_offered(trainer)
+        require_replay(self.module, self.data)
         self.on_gpu = _is_gpu(trainer["accelerator"])
         self.is_here = not self.on_gpu or torch.cuda.is_available()
         self.local_ranks = _devices(trainer["devices"], self.on_gpu)
@@ -81,7 +84,7 @@ class Training:
             strategy_for(trainer["strategy"], "cpu", self.local_ranks, nodes),
             ranks=self.local_ranks * nodes,
             num_nodes=nodes,
-            precision="bf16-mixed" if precision == "bf16" else str(precision),
+            dtype=compute_dtype(precision),
         )
         self.shape = Shape(self.data.batch_size, self.data.row_length, trainer["accumulate_grad_batches"])
         self.keep_last: int = cli.config["checkpoint"]["keep_last"]
@@ -132,7 +135,13 @@ def examine(training: Training) -> None:
     needs = training.needs(estimate, process)
     ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
     rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
-    head = (title(training.module.pretrained), ranks, type(layout.strategy).__name__, layout.precision, rows)
+    head = (
+        title(training.module.pretrained),
+        ranks,
+        type(layout.strategy).__name__,
+        "bf16-mixed" if layout.is_mixed else "fp32",
+        rows,
+    )
     print(", ".join(head))
     for part, label in _PARTS.items():
         print(_row(label, getattr(estimate, part)))

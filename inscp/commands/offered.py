@@ -12,6 +12,8 @@ from inscp.data.rendering import require_chat_template
 from inscp.data.sources import require_source
 from inscp.errors import UserError
 from inscp.model.module import InsCPModule
+from inscp.model.precision import COMPUTES_IN
+from inscp.model.strategies import require_strategy
 from inscp.text.language import primary
 
 _LEAST: dict[str, tuple[float, ...]] = {
@@ -31,8 +33,6 @@ _LENGTHS: dict[str, tuple[Any, ...]] = {
     "max_time": (None,),
 }
 """What would end a training otherwise than its steps and data do, and the values that do not."""
-_PRECISIONS = (None, "bf16-mixed", "bf16", "32-true", "32", 32)
-"""Those that train, under all their names; None takes `best_precision`."""
 
 
 def require_offered(trainer: Mapping[str, Any]) -> None:
@@ -52,9 +52,10 @@ def require_offered(trainer: Mapping[str, Any]) -> None:
             raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
     if trainer["barebones"]:
         raise UserError("trainer.barebones", "nothing would be kept of the training", "Leave it out.")
-    if trainer["precision"] not in _PRECISIONS:  # fp16 overflows in the loss's sums, bf16-true rounds positions
+    if trainer["precision"] is not None and str(trainer["precision"]) not in COMPUTES_IN:
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
+    require_strategy(trainer["strategy"])
 
 
 def require_replay(module: InsCPModule, data: InsCPDataModule) -> None:

@@ -35,7 +35,7 @@ from inscp.model.distillation import Teacher, teacher_root
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.model.optim import fill_states
-from inscp.model.precision import ComputeCopies, compute_dtype, trained_weights
+from inscp.model.precision import ComputeCopies, trained_weights
 from inscp.model.sharded import local_part
 from inscp.model.strategies import DDP, FSDP2, OneDevice
 from inscp.model.weights import materialise
@@ -85,13 +85,18 @@ class Layout:
         strategy: of `inscp.model.strategies`.
         ranks: of all nodes.
         num_nodes: how many.
-        precision: of the trainer.
+        dtype: in which it multiplies.
     """
 
     strategy: Strategy
     ranks: int = 1
     num_nodes: int = 1
-    precision: str = "32-true"
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the fp32 weights do not multiply themselves."""
+        return self.dtype != torch.float32
 
 
 def skeleton(module: InsCPModule) -> PreTrainedModel:
@@ -110,8 +115,7 @@ def teacher_skeleton(module: InsCPModule, layout: Layout, learner: NextTokenLoss
         return None
     if how.is_beneath(module.pretrained, module.adapter):
         return Teacher(learner, is_beneath=True)
-    dtype = compute_dtype(layout.precision)
-    empty = _empty(how.teacher_of(module.pretrained), dtype, module.attn_implementation)
+    empty = _empty(how.teacher_of(module.pretrained), layout.dtype, module.attn_implementation)
     return Teacher(teacher_root(empty, learner.model))
 
 
@@ -143,7 +147,7 @@ def step_memory(
             except RuntimeError as error:
                 what = f"its memory cannot be estimated ({first_line(error)})"
                 mend = "Try a few steps: fit --trainer.max_steps 3."
-                if layout.precision != "bf16-mixed":  # in which alone some operations can be told of
+                if not layout.is_mixed:  # in which alone some operations can be told of
                     mend = f"Estimate it with --trainer.precision bf16-mixed. {mend}"
                 raise UserError(module.pretrained, what, mend) from error
 
@@ -162,9 +166,8 @@ def _step(
     optimizer = module.optimizer.build(trained.values())  # whose step works in place
     fill_states(optimizer)
     average = WeightAverage(trained, module.ema_decay) if module.ema_decay else None
-    is_mixed = layout.precision == "bf16-mixed"
-    if is_mixed and isinstance(layout.strategy, OneDevice):
-        ComputeCopies(model, torch.bfloat16)
+    if layout.is_mixed and isinstance(layout.strategy, OneDevice):
+        ComputeCopies(model, layout.dtype)
     frozen = (weight for weight in model.parameters() if not weight.requires_grad)
     weights = live.add([*trained.values(), *frozen, *model.buffers()])
     if teacher and not teacher.is_beneath:
@@ -179,7 +182,7 @@ def _step(
         if shape.micro_batches == 1:
             optimizer.zero_grad()
         live.restart()
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed and isinstance(layout.strategy, DDP)):
+        with torch.autocast("cpu", layout.dtype, enabled=layout.is_mixed and isinstance(layout.strategy, DDP)):
             replayed = (len(ids), len(places)) if teacher else (0, 0)
             batch = PackedBatch(ids, ids, ids, lengths, 1, 1, *replayed, places)
             total = root(batch, teacher=teacher and teacher.predictions(batch)).total
@@ -202,8 +205,7 @@ def _sharded(roots: Iterable[NextTokenLoss], layout: Layout) -> Iterator[None]:
     dist.init_process_group("fake", rank=0, world_size=layout.ranks)
     try:
         layout.strategy.make_mesh("cpu", layout.ranks, layout.num_nodes)
-        is_mixed = layout.precision == "bf16-mixed"
-        layout.strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu") if is_mixed else Precision()
+        layout.strategy.precision_plugin = MixedPrecision("bf16-mixed", "cpu") if layout.is_mixed else Precision()
         for root in roots:
             layout.strategy.shard(root)
         yield

@@ -108,7 +108,7 @@ class InsCPModule(JudgedModule):
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
             self.copies = ComputeCopies(model, strategy.compute_dtype, strategy.root_device)
         if self.distillation and self.trainer.state.fn == "fit":
-            dtype = compute_dtype(str(self.trainer.precision))
+            dtype = compute_dtype(self.trainer.precision)
             self.teacher = load_teacher(
                 self.distillation, self.pretrained, self.loss, self.adapter, strategy, dtype, self.attn_implementation,
                 data_of(self.trainer).row_length,

@@ -26,9 +26,19 @@ def best_precision() -> str:
     return "bf16-mixed" if multiplies_bf16() else "32-true"
 
 
-def compute_dtype(precision: str) -> torch.dtype:
-    """In which a training of Lightning's `precision` multiplies."""
-    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
+COMPUTES_IN = {
+    "bf16-mixed": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "32-true": torch.float32,
+    "32": torch.float32,
+}
+"""Lightning's names of the precisions that train, and in what each multiplies: fp16 would overflow in the loss's sums,
+and weights in bf16 alone would not learn from small steps."""
+
+
+def compute_dtype(precision: object) -> torch.dtype:
+    """In which a training of Lightning's `precision` multiplies; of one that trains."""
+    return COMPUTES_IN[str(precision)]
 
 
 def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:

@@ -191,6 +191,20 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         pass  # `InsCPModule.configure_model` puts every shard where it belongs
 
 
+def require_strategy(given: Any) -> None:
+    """
+    Args:
+        given: `trainer.strategy`.
+
+    Raises:
+        UserError: a strategy that is none of these, because its checkpoints would not be these.
+    """
+    if given != "auto" and given not in _NAMED and not isinstance(given, _Checkpoints):
+        name = given if isinstance(given, str) else type(given).__name__
+        mend = "Take auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
+        raise UserError("trainer.strategy", f"{name} is not offered", mend)
+
+
 def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> Strategy:
     """The strategy that `trainer.strategy` names.
 
@@ -199,7 +213,7 @@ def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> 
         accelerator, devices, num_nodes: of the trainer.
 
     Raises:
-        UserError: any other strategy, because its checkpoints would not be these.
+        UserError: more or fewer processes were started than the trainer has devices.
     """
     ranks = num_nodes * _count(accelerator, devices)
     started = int(os.environ.get("WORLD_SIZE", ranks)) if "LOCAL_RANK" in os.environ else ranks
@@ -210,12 +224,8 @@ def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> 
         )
     if isinstance(given, _Checkpoints):
         return given
-    if given in _NAMED:
-        return _NAMED[given]()
     if given != "auto":
-        name = given if isinstance(given, str) else type(given).__name__
-        mend = "Take auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
-        raise UserError("trainer.strategy", f"{name} is not offered", mend)
+        return _NAMED[given]()
     return FSDP2() if ranks > 1 else OneDevice()
 
 

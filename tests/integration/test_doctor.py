@@ -50,6 +50,20 @@ def llama(folder: Path, **sizes: int) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (["--trainer.precision", "16-mixed"], "trainer.precision: 16-mixed is not offered"),
+        (["--trainer.max_epochs", "3"], "trainer.max_epochs: the length of a training"),
+        (["--trainer.strategy", "deepspeed"], "trainer.strategy: deepspeed is not offered"),
+        (["--model.distillation", "{}"], "model.distillation: nothing is replayed"),
+    ],
+)
+def test_what_fit_refuses_does_not_fit(doctor, tmp_path: Path, changes: list[str], complaint: str) -> None:  # type: ignore[no-untyped-def]
+    status, _, told = doctor(llama(tmp_path), *changes)
+    assert (status, told.startswith(f"error: {complaint}")) == (2, True)
+
+
 @pytest.fixture(scope="module")
 def llama_8b(project: Path) -> Path:
     return llama(

@@ -118,6 +118,8 @@ def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path
     [
         ("data.train: broken.jsonl", "data.train: nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("data.train: broken.jsonl", "data.tain: broken.jsonl", "tain: no such key. Did you mean data.train?"),
+        ("data.train: broken.jsonl", "trainer.precision: 16-mixed", "trainer.precision: 16-mixed is not offered"),
+        ("data.train: broken.jsonl", "trainer.strategy: deepspeed", "trainer.strategy: deepspeed is not offered"),
         ("weight: 0.5", "wait: 0.5", "wait"),
         ("data: corpus.jsonl, tokens", "data: nowhere.jsonl, tokens", "nowhere.jsonl: no such file"),
         ("zh-TW: {}", "zh-TW: {evaluate: {tasks.language.init_args.prompts: none.jsonl}}", "none.jsonl: no such file"),

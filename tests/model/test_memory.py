@@ -40,10 +40,10 @@ def write(folder: Path, config: Any) -> Path:
 
 def estimate(
     folder: Path, strategy: Strategy | None = None, ranks: int = 1, micro_batches: int = 1, row_length: int = 128,
-    precision: str = "bf16-mixed", **options: Any,
+    dtype: torch.dtype = torch.bfloat16, **options: Any,
 ) -> MemoryEstimate:  # fmt: skip
     module = InsCPModule(str(folder), **options)
-    layout = Layout(strategy or OneDevice(), ranks, 1, precision)
+    layout = Layout(strategy or OneDevice(), ranks, 1, dtype)
     return step_memory(skeleton(module), module, layout, Shape(2, row_length, micro_batches))
 
 
@@ -56,9 +56,9 @@ def test_weights_and_states_are_four_and_eight_bytes_a_parameter(folder: Path) -
 
 
 def test_activations_grow_no_faster_than_the_row(folder: Path) -> None:
-    short, long = (estimate(folder, precision="32-true", row_length=length).activations for length in (512, 2048))
+    short, long = (estimate(folder, dtype=torch.float32, row_length=length).activations for length in (512, 2048))
     assert 3 * short < long <= 4 * short
-    whole = estimate(folder, precision="32-true", row_length=2048, attn_implementation="eager").activations
+    whole = estimate(folder, dtype=torch.float32, row_length=2048, attn_implementation="eager").activations
     assert whole > 3 * long  # where attention sees the whole row, its scores have the square of the length
 
 
