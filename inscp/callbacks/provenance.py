@@ -141,8 +141,8 @@ class Provenance(Callback):
         adapter = asdict(module.adapter) if module.adapter else None
         report, arm, cost = asdict(data.report), data.tagger.arm, training_cost(trainer)
         return Origin(
-            module.pretrained, arm, data.language, training, report, held_out, adapter, self._before,
-            cost.plain() if cost else {}, self._weights,
+            module.pretrained, arm, data.language, training, report, held_out, adapter, before=self._before,
+            cost=cost.plain() if cost else {}, weights=self._weights,
         )  # fmt: skip
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

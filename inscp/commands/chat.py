@@ -5,7 +5,6 @@ import sys
 import torch
 
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.data.rendering import require_chat_template
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
@@ -18,7 +17,6 @@ from inscp.pretrained import load_model, load_tokenizer, longest_input
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp chat --model DIR`"""
-    quiet()
     call(command, chat, arguments)
 
 

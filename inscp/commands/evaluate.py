@@ -14,7 +14,6 @@ import transformers
 from inscp import __version__
 from inscp.commands.asking import subject
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.commands.stopping import stopping_well
 from inscp.commands.tracked_evaluation import TrackedEvaluation, tracker_for
 from inscp.cost.ledger import Ledger
@@ -36,7 +35,6 @@ _TASK_NAME = re.compile(r"(?!answers$)[\w-]+")  # answers are kept under that na
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp evaluate --model DIR --config FILE --out results.json`"""
-    quiet()
     import_all()
     call(command, evaluate, arguments)
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from inscp.commands.check_study import check_runs
 from inscp.commands.parser import Parser, call
-from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
 from inscp.experiment.configuration import read_configs
@@ -28,7 +27,6 @@ T = TypeVar("T")
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp experiment run|report|keep FOLDER`"""
-    quiet()
     import_all()
     arguments = ["--dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
     call(command, {"run": run_study, "report": report_study, "keep": keep_study}, arguments, as_positional=True)

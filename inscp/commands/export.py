@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_tensors, result_name, stored_tensors
 from inscp.model.export import assemble, export_model
 from inscp.model.origin import Origin
@@ -16,7 +15,6 @@ from inscp.pretrained import load_tokenizer, with_its_code
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp export --checkpoint CKPT --out DIR`"""
-    quiet()
     call(command, export, arguments)
 
 

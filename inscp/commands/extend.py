@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, read_records
 from inscp.errors import UserError
@@ -21,7 +20,6 @@ from inscp.records import require_language_tag
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp extend --model M --data D --out DIR`"""
-    quiet()
     call(command, extend, arguments)
 
 

@@ -11,7 +11,6 @@ from shlex import quote
 
 from inscp.commands.asking import subject
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.commands.stopping import stopping_well
 from inscp.cost.ledger import Ledger
 from inscp.data.pipeline import Sources, as_sources
@@ -29,7 +28,6 @@ from inscp.records import Generation, Prompt, Turn
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp generate --model M --data D --out answers.jsonl`"""
-    quiet()
     call(command, generate, arguments)
 
 

@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.model.export import export_model
 from inscp.model.merging import Merging, merged
 from inscp.model.origin import Origin, read_origin
@@ -17,7 +16,6 @@ from inscp.pretrained import load_tokenizer, with_its_code
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp merge --model DIR --method Average --out DIR`"""
-    quiet()
     call(command, merge, arguments)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
 
+from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 
 _UNKNOWN = re.compile(
@@ -126,6 +127,7 @@ class Parser(NoSubConfigs, OneLineErrors, ArgumentParser):
 
 def call(command: str, function: Components, arguments: list[str], as_positional: bool = False) -> None:
     """Call a function, or that of a subcommand, with what the command line says; its docstring is the `--help`."""
+    quiet()
     prog = f"python -m inscp {command}"
     auto_cli(function, args=arguments, parser_class=Parser, as_positional=as_positional, prog=prog)  # type: ignore[arg-type]
 

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.commands.stopping import stopping_well
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
@@ -49,7 +48,6 @@ from inscp.selection.scores import ScoreFolder, summary
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp score --model M --data FILE --out FOLDER`"""
-    quiet()
     keep_freed_memory()
     call(command, score, arguments)
 

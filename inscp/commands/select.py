@@ -5,7 +5,6 @@ from shlex import quote
 from typing import Any
 
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.data.cache import fingerprint
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, require_outside
@@ -26,7 +25,6 @@ from inscp.selection.select import Funnel
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp select --config …`"""
-    quiet()
     call(command, select, arguments)
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from inscp.commands.parser import call
-from inscp.commands.quiet import quiet
 from inscp.errors import RunError, UserError
 from inscp.tracking.mlflow_run import MLflowRun, reason
 from inscp.tracking.pieces import batches, read_run
@@ -12,7 +11,6 @@ from inscp.tracking.pieces import batches, read_run
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp track FILE [--tracking_uri URI]`"""
-    quiet()
     call(command, track, arguments, as_positional=True)
 
 

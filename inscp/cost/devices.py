@@ -81,49 +81,22 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@dataclass(frozen=True)
-class Projection:
-    """What a training would take.
-
-    Attributes:
-        flops: of the whole.
-        device_hours: of all devices together.
-        energy_kwh: of the devices at their rated power.
-        money: None where no price was given.
-    """
-
-    flops: float
-    device_hours: float
-    energy_kwh: float
-    money: float | None
-
-
 def project(
-    parameters: float,
-    tokens: float,
-    device: Device,
-    utilisation: float,
-    price: float | None = None,
-    passes: float = 3.0,
-    attention: float = 0.0,
-) -> Projection:
-    """What it takes to pass tokens through a model, by formula.
+    parameters: float, tokens: float, device: Device, utilisation: float, passes: float = 3.0
+) -> tuple[float, float]:
+    """What it takes to pass tokens through a model, by formula: FLOPs, and hours of all devices together.
 
-        flops        = passes x tokens x (2 x parameters + attention)
-        device_hours = flops / (device.flops x utilisation) / 3600
-        energy_kwh   = device_hours x device.watts / 1000
-        money        = device_hours x price
+        flops = passes x 2 x parameters x tokens
+        hours = flops / (device.flops x utilisation) / 3600
+
+    What attention costs beside the parameters is below 3 % for an 8 B model and rows of 2,048 tokens.
 
     Args:
         parameters: N of `inscp.cost.flops`: all but the input embedding.
         tokens: how many.
         device: of `DEVICES`.
         utilisation: share of the device's rate that is reached (model FLOPs utilisation), in (0, 1].
-        price: of one device an hour.
         passes: what a token costs, in forward passes: 1 scoring; 3 training, 4 with every activation computed again.
-        attention: FLOPs a token of a forward pass beside the parameters: 4 L W times the positions attended to, half
-            of the row length on average. Below 3 % for an 8 B model and rows of 2,048 tokens.
     """
-    flops = passes * tokens * (2 * parameters + attention)
-    hours = flops / (device.flops * utilisation) / 3600
-    return Projection(flops, hours, hours * device.watts / 1000, None if price is None else hours * price)
+    flops = passes * 2 * parameters * tokens
+    return flops, flops / (device.flops * utilisation) / 3600

@@ -178,18 +178,18 @@ class Running:
             source = "" if watts is None else f"estimated ({self._count} x {watts:g} W)"
         price = self._ledger.price(self._name)
         now = Cost(
-            tokens,
-            flops,
-            seconds,
-            hours,
-            peak_memory_gib(self._first),
-            energy,
-            source,
-            None if price is None else hours * price,
-            "" if price is None else self._ledger.currency,
-            None if energy is None or self._intensity is None else energy * self._intensity,
-            f"{self._count} x {self._name}",
-            self._ledger.country or "",
+            tokens=tokens,
+            flops=flops,
+            wall_seconds=seconds,
+            device_hours=hours,
+            peak_memory_gib=peak_memory_gib(self._first),
+            energy_kwh=energy,
+            energy_from=source,
+            money=None if price is None else hours * price,
+            currency="" if price is None else self._ledger.currency,
+            co2_kg=None if energy is None or self._intensity is None else energy * self._intensity,
+            device=f"{self._count} x {self._name}",
+            country=self._ledger.country or "",
         )
         return self._earlier + now if self._earlier else now
 

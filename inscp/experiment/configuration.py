@@ -13,6 +13,7 @@ import yaml
 from inscp.data.fields import texts
 from inscp.errors import UserError
 from inscp.paths import local_path
+from inscp.pretrained import REMOTE_CODE
 
 Config = dict[str, Any]
 Contents = Mapping[str, str]
@@ -131,7 +132,7 @@ _NO_PATHS = ("class_path", "language", "languages")
 def _contents(text: str) -> str:
     """A digest of what a path holds, every file whole; empty for any other text."""
     try:
-        path = local_path(text.removeprefix("remote-code:"))
+        path = local_path(text.removeprefix(REMOTE_CODE))
         if not text or not path.exists():
             return ""
     except (OSError, RuntimeError, ValueError):  # too long, or nobody's home

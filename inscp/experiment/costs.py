@@ -91,7 +91,7 @@ def _projected(trainings: Mapping[str, _Trainings]) -> Grid:
         cells = [row, f"{sum(tokens for tokens, _ in of):,.0f}"]
         for parameters in _SIZES.values():
             found = [project(parameters, tokens, device, _UTILISATION, passes=passes) for tokens, passes in of]
-            cells += [_number(sum(one.flops for one in found)), _number(sum(one.device_hours for one in found))]
+            cells += [_number(sum(one)) for one in zip(*found, strict=True)]
         rows.append(cells)
     head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {_DEVICE} hours"))]
     others = sorted({passes for of in trainings.values() for _, passes in of} - {3.0})
