@@ -17,7 +17,7 @@ class UserError(Exception):
         self.where, self.what, self.mend = where, what, mend
 
     is_everywhere = False
-    """Whether every process of a training has it."""
+    """Whether every process of a training raises this same error, so that one of them tells it for all."""
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what.rstrip('.!?')}. {self.mend}"

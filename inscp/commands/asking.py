@@ -38,10 +38,10 @@ class Spent:
         self._counter, self._kept = counter, time.monotonic()
 
     def keep(self, every: float = 0.0) -> None:
-        """For an attempt that goes on where this one is stopped.
+        """Write it down, for an attempt that goes on where this one is stopped.
 
         Args:
-            every: so many seconds at most.
+            every: seconds since the last time below which nothing is written.
         """
         if time.monotonic() >= self._kept + every:
             self._kept = time.monotonic()

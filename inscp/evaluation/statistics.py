@@ -109,7 +109,10 @@ def scipy_stats() -> Any:
 
 
 def most_of_none(n: int) -> float:
-    """The exact 95 % bound of a share of which none was seen among n, where all that is drawn again would agree."""
+    """The upper end of the exact 95 % interval (Clopper-Pearson) of a share that 0 of n items have.
+
+    A bootstrap would draw nothing but zeros.
+    """
     return float(1 - 0.025 ** (1 / n))
 
 

@@ -29,8 +29,8 @@ class Place:
     """Where one run's files lie.
 
     Attributes:
-        run: it is.
-        folder: of its model.
+        run: which one.
+        folder: of its model and its results.
     """
 
     run: Run

@@ -25,7 +25,8 @@ class JudgedModule(LightningModule):
         compile_blocks: whether its blocks are compiled.
         weights: those that are trained, by name.
         average: of these; None where none is kept.
-        copies: of the weights, which compute; None where the weights themselves do.
+        copies: low-precision copies of the weights, which take their place in forward and backward passes; None where
+            the weights themselves are multiplied.
         held_out: newest loss of each held-out set by its name, in nats a token.
         held_out_step: optimizer steps behind which these were measured; None before the first time.
         held_out_before: the losses of the original model.

@@ -77,10 +77,14 @@ class NextTokenLoss(nn.Module):
     def forward(
         self, batch: PackedBatch, each: bool = False, teacher: Predictions | None = None, predicts: bool = False
     ) -> Losses | torch.Tensor | Predictions:
-        """The batch's losses, with a `teacher` who predicts at the last M of the N places.
+        """The batch's losses.
 
-        With `each` the negative log-likelihood of every target, fp32 [N] in the order of the rows, without gradients.
-        A teacher `predicts`.
+        Args:
+            batch: of N targets.
+            each: give the negative log-likelihood of every target instead, fp32 [N] in the order of the rows, without
+                gradients.
+            teacher: what another model predicts at the last M of the N places, to be learned there.
+            predicts: give the predictions instead, for a model that learns from this one.
         """
         mine = self.predictions(batch)
         if predicts:

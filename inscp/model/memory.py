@@ -53,7 +53,8 @@ class MemoryEstimate:
         optimizer: Adam's two moments.
         average: of `model.ema_decay`.
         activations: everything else, gathered weights included.
-        kept: where a CPU's C library keeps what is freed, the gradients that lie beside the activations' freed memory.
+        kept: on a CPU whose C library keeps what is freed, the memory of gradients, which cannot lie where activations
+            have been.
     """
 
     weights: int
