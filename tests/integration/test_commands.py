@@ -283,6 +283,18 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--data.train", "broken.jsonl"], r"broken\.jsonl:3: not valid JSON"),
     (["--data.row_lenght", "9"], r"data\.row_lenght: no such key\. Did you mean data\.row_length\?"),
     (["--data.batch_size", "two"], r"data\.batch_size: expected int"),
+    (["--config", "wrong_key.yaml"], r"data\.token_buget in wrong_key\.yaml: no such key\. .* data\.token_budget\?"),
+    (["--config", "wrong_type.yaml"], r"data\.batch_size in wrong_type\.yaml: expected int"),
+    (["--config", "empty.yaml"], r"empty\.yaml: it holds no keys"),
+    (["--trainer.max_step", "3"], r"trainer\.max_step: no such key\. Did you mean trainer\.max_steps\?"),
+    (["--data.epoch", "1"], r"data\.epoch: no such key\. Did you mean data\.epochs\?"),
+    (["--lr", "1e-5"], r"lr: no such key\. See python -m inscp fit --help"),
+    (["--data.tagger", "InsCP"], r"data\.tagger: there is no class InsCP\. Did you mean InsCPTagger\?"),
+    (["--data.tagger", "Chat"], r"data\.tagger: .*Take one of: ConversationTagger, InsCPTagger, PlainTagger\."),
+    (["--model.adapter", "lora"], r"model\.adapter: there is no class lora\. Did you mean LoRA\?"),
+    (["--data.replay", "my.jsonl"], r"data\.replay: my\.jsonl is none of its values.*\{sources: …, share: …\}"),
+    (["--data.validation", "my.jsonl"], r"data\.validation: my\.jsonl is no mapping\. Write '\{NAME: my\.jsonl\}'"),
+    (["--before_after.languages", "fi"], r"before_after\.languages: fi is no list\. Write '\[fi\]'"),
     (["--config", "nowhere.yaml"], r"config: File does not exist"),
     (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: cannot be loaded"),
     (["--model.pretrained", "./no-such-folder"], r"\./no-such-folder: no such model"),
@@ -315,7 +327,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*field is no option of a source"),
     (["--data.train", '{"path": "corpus.jsonl", "text_unit": "x"}'], r"\{.*no such value\. .*file, paragraph or line"),
     (["--data.row_length", "100000"], r"data\.row_length: 100,000 tokens are more than the 512 that the model can see"),
-    (["--config", "tasks.yaml"], r"tasks\.\S+: no such key\. It is a key of evaluate"),
+    (["--config", "tasks.yaml"], r"tasks\.\S+ in tasks\.yaml: no such key\. It is a key of evaluate"),
     (["broken.jsonl"], r"broken\.jsonl: it is given without a key\. Did you mean --config broken\.jsonl\?"),
     (["--model.pretrained", "templateless", "--data.tagger", "PlainTagger", "--data.validation_tagger", "PlainTagger"],
      r"templateless: it has no chat template.*or set before_after\.prompts to null"),
@@ -331,6 +343,9 @@ def test_a_wrong_input_gets_one_line_and_status_2(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(config.parent)
     Path("broken.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text: \n', "utf-8")
+    Path("wrong_key.yaml").write_text("data: {token_buget: 5}", "utf-8")
+    Path("wrong_type.yaml").write_text("data: {batch_size: two}", "utf-8")
+    Path("empty.yaml").touch()
     Path("tasks.yaml").write_text("tasks: {t: {class_path: LanguageAlignment}}", "utf-8")
     shutil.copytree(tiny_model_folder, "templateless", dirs_exist_ok=True)
     Path("templateless/chat_template.jinja").unlink(missing_ok=True)

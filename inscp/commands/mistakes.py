@@ -1,0 +1,170 @@
+"""What jsonargparse complains of, as one line: the key and the file it stands in, what is wrong, what was meant."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from inspect import isabstract
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from inscp.errors import UserError
+
+_UNKNOWN = re.compile(
+    r"unrecognized arguments?: *(?:--)?(?P<a>[\w.+]+)|key ['\"]?(?P<b>[\w.]+)['\"]? is not expected"
+    r"|does not accept (?:option|key|nested key) ['\"](?P<c>[\w.]+)"
+    r"|(?:option|key) ['\"](?P<d>[\w.]+)['\"] is not accepted",
+    re.IGNORECASE,
+)
+_PLACED = re.compile(r"unrecognized arguments?: *(?!-)(\S+)", re.IGNORECASE)
+_KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
+_CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
+_NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (\{.*?\})$", re.MULTILINE)
+_SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re.DOTALL)
+_COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
+"""Sections by which a configuration of another command is known."""
+
+
+def complaint(parser: ArgumentParser, message: str, command: str, arguments: Sequence[str]) -> UserError:
+    """
+    Args:
+        parser: that complains.
+        message: what it says.
+        command: as people call it, `python -m inscp fit`; empty where the parser is that of a class in a key.
+        arguments: of the command.
+    """
+    files = _files(arguments)
+    see_help = f"See {command} --help." if command else "Give it under init_args: {class_path: …, init_args: {…}}."
+    if (place := _PLACED.search(message)) and Path(place[1]).is_file():
+        return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
+    if unknown := _UNKNOWN.search(message):
+        name, file = _placed(next(group for group in unknown.groups() if group), files, arguments)
+        what, mend = _meant(parser, name, command)
+        return UserError(f"{name}{file}", what, mend or see_help)
+    key = _KEY.search(message)
+    if key is None:
+        return UserError("configuration", _plain(message), see_help)
+    name, file = _placed(key[1], files, arguments)
+    if message.rstrip().endswith("Got value: None"):
+        mend = f"Give one, as --{name} …. {see_help}" if command else see_help
+        return UserError(f"{name}{file}", "it has no value", mend)
+    what, mend = _wrong(_types(parser, key[1]), message)
+    return UserError(f"{name}{file}", what or _plain(message), mend or see_help)
+
+
+def _files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Configuration files that are given and what they hold, the last one first.
+
+    Raises:
+        UserError: one is no YAML, or holds no keys.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for flag, value in pairwise([*arguments, ""]):
+        path = value if flag in ("--config", "-c") else flag.partition("=")[2] if flag.startswith("--config=") else ""
+        if not path or not Path(path).is_file():
+            continue
+        try:
+            held = yaml.safe_load(Path(path).read_text("utf-8"))
+        except yaml.MarkedYAMLError as error:
+            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise UserError(f"{path}{line}", f"no YAML ({error.problem})", "Mend the file.") from error
+        if not isinstance(held, Mapping):
+            raise UserError(path, "it holds no keys", "Write KEY: VALUE lines, as configs/quickstart.yaml has them.")
+        found = {path: held, **found}
+    return found
+
+
+def _placed(name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> tuple[str, str]:
+    """A key's whole name, of which jsonargparse may tell the end only, and ` in FILE` where it stands in one."""
+    if any(re.match(rf"--{re.escape(name)}\b", argument) for argument in arguments):
+        return name, ""
+    for file, held in files.items():
+        if whole := next((key for key in _dotted(held) if f".{key}".endswith(f".{name}")), None):
+            return whole, f" in {file}"
+    return name, ""
+
+
+def _dotted(held: Any, before: str = "") -> Iterator[str]:
+    for key, value in held.items() if isinstance(held, Mapping) else ():
+        yield f"{before}{key}"
+        yield from _dotted(value, f"{before}{key}.")
+
+
+def _meant(parser: ArgumentParser, name: str, command: str) -> tuple[str, str]:
+    """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
+    keys = list(known_keys(parser))
+    if name in keys:
+        return "it is given by its place, without its name", ""
+    section = name.partition(".")[0]
+    other = _COMMAND_OF.get(section)
+    if other and not any(key.startswith(f"{section}.") for key in keys):
+        return "no such key", f"It is a key of {other}: see python -m inscp {other} --help."
+    near = get_close_matches(name, keys, n=1, cutoff=0.8)
+    if not near:  # of another section, or of none
+        last = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        near = [last[part] for part in get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.7)]
+    return "no such key", f"Did you mean {near[0]}?" if near else ""
+
+
+def known_keys(parser: ArgumentParser) -> Iterator[str]:
+    """Of a parser and its subcommands, those that may be given."""
+    linked = {action.target[0] for action in parser._actions if hasattr(action, "target")}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                yield from known_keys(one)
+        elif action.dest != "help" and action.dest not in linked:
+            yield action.dest
+
+
+def _types(parser: ArgumentParser, key: str) -> list[type]:
+    """The classes of what a key takes."""
+
+    def inside(hint: Any) -> Iterator[Any]:
+        yield hint
+        for one in get_args(hint):
+            yield from inside(one)
+
+    hints = [getattr(action, "_typehint", None) for action in parser._actions if action.dest == key]
+    return [one for hint in hints for one in inside(hint) if isinstance(one, type) and one.__module__ != "builtins"]
+
+
+def _wrong(types: Sequence[type], message: str) -> tuple[str, str]:
+    """What is wrong with a value, and what to write; empty where the parser's own words have to do."""
+    if named := _CLASS.search(message):
+        rooms = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
+        of = {one for room in rooms for one in vars(room).values() if isinstance(one, type) and not isabstract(one)}
+        fitting = {one.__name__: one for one in of if issubclass(one, tuple(types)) and one.__name__[0] != "_"}
+        by_name = {name.lower(): name for name in fitting}
+        given = named[1].rpartition(".")[2].lower()
+        near = [*get_close_matches(given, by_name, n=1), *(name for name in by_name if name.startswith(given))]
+        if near:
+            return f"there is no class {named[1]}", f"Did you mean {by_name[near[0]]}?"
+        if len(types) == 1 and is_dataclass(types[0]):
+            needed = [field.name for field in fields(types[0])
+                      if field.default is MISSING and field.default_factory is MISSING]  # fmt: skip
+            keys = ", ".join(f"{name}: …" for name in needed or [fields(types[0])[0].name])
+            return f"{named[1]} is none of its values", f"Write its keys, as {{{keys}}}."
+        return f"there is no class {named[1]}", f"Take one of: {', '.join(sorted(fitting))}." if fitting else ""
+    if entry := _NO_ENTRY.search(message):
+        return f"an entry names no {entry[1]} ({entry[2]})", "Give it its class_path, or mend the entry's name."
+    if shape := _SHAPE.search(message):
+        written = f"[{shape[2]}]" if shape[1] == "list" else f"{{NAME: {shape[2]}}}"
+        return f"{shape[2]} is no {'list' if shape[1] == 'list' else 'mapping'}", f"Write '{written}'."
+    return "", ""
+
+
+def _plain(message: str) -> str:
+    """What jsonargparse says, without its inner words; of a union, what each member complains."""
+    lines = [line.strip() for line in message.splitlines()]
+    complaints = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
+    text = "; ".join(complaints) if complaints else " ".join(lines)
+    text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", _KEY.sub("", text))
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text).replace("Expected a ", "expected ")
+    return text.partition(" See ")[0].strip(" :.")[:300]
