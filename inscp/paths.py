@@ -42,7 +42,7 @@ def require_new(folder: Path) -> None:
         UserError: something is.
     """
     if folder.exists():
-        raise UserError(str(folder), "it is there already", "Name a folder that is not.")
+        raise UserError(str(folder), "it is there already", "Name another, or remove it.")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -45,9 +45,9 @@ class BeforeAfter(Callback):
         max_new_tokens: int = 256,
         lid_model: str = LID_176,
     ) -> None:
-        identifier = LanguageIdentifier(lid_model)
+        identifier, asked = LanguageIdentifier(lid_model), ["en"] if languages is None else languages
         self._scorer = AlignmentScorer(identifier)
-        self._prompts = read_aligned_prompts(prompts, languages or ["en"], identifier, max_prompts) if prompts else {}
+        self._prompts = read_aligned_prompts(prompts, asked, identifier, max_prompts) if prompts else {}
         self._max_new_tokens = max_new_tokens
         self.folder, self.goes_on = Path(), False
         self._before: dict[str, dict[str, float]] = {}

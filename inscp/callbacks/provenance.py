@@ -66,7 +66,7 @@ class Provenance(Callback):
         self._weights = weights_fingerprint(pl_module.pretrained) if depends else ""
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
-            print(f"training on {_passes(data)}", file=sys.stderr, flush=True)
+            print(f"training on {data.total_tokens:,} tokens: {_passes(data)}", file=sys.stderr, flush=True)
         if pl_module.adapter and self._before and self._before.has_raw_tokens:
             what = "has tokens that nothing has trained yet, and adapters leave them as they are"
             rank_zero_warn(f"{pl_module.pretrained} {what}: train all weights first (without model.adapter)")
@@ -113,7 +113,7 @@ class Provenance(Callback):
             "row_length": data.row_length,
             "rows_per_step": data.rows_per_step,
             "steps": trainer.global_step,
-            "token_budget": data.token_budget or round(data.total_rows * data.mixture.tokens_per_row),
+            "token_budget": data.token_budget or data.total_tokens,
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
             "seed": data.seed,

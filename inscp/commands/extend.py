@@ -69,6 +69,7 @@ def extend(
     for why, count in report.skipped.items():
         print(f"skipped    {count:,}: {why} (the first: {report.examples[why]})")
     share = f"{after:,} in place of {before:,} ({after / before:.0%})"
-    print(f"tokens     {len(extension.made_of):,} new ones; the texts have {share}")
+    fewer = " (no other two come together twice)" if len(extension.made_of) < tokens else ""
+    print(f"tokens     {len(extension.made_of):,} new ones{fewer}; the texts have {share}")
     named = quote(with_its_code(model, out))
     print(f"model      {out}\n\nnext:\n  python -m inscp fit --config … --model.pretrained {named}")

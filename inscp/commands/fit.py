@@ -28,7 +28,7 @@ from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
 from inscp.commands.help import HelpInOrder, TrainingHelp
-from inscp.commands.offered import require_askable, require_offered, require_replay, require_shielded
+from inscp.commands.offered import require_askable, require_offered, require_replay, require_shielded, warn_of_languages
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
@@ -223,6 +223,8 @@ class InsCPCLI(LightningCLI):
                 name: self._get(self.config_init, name).languages for name in ("before_after", "stop_when_aligned")
             }
             require_askable(self.datamodule, asking)
+            if self.datamodule.language != "und" and not getattr(rank_zero_only, "rank", 0):
+                warn_of_languages(self.datamodule)
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         self.tracker = self._open_tracker(name) if given["logger"] is None else None
         if given["logger"] is None:

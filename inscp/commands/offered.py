@@ -1,7 +1,10 @@
 """What a training may ask for: of the trainer nothing that is decided elsewhere or would train badly, and of the model
 only what it can answer."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -9,12 +12,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import as_sources
 from inscp.data.rendering import require_chat_template
-from inscp.data.sources import require_source
+from inscp.data.sources import ReadReport, read_records, require_source
 from inscp.errors import UserError
 from inscp.model.module import InsCPModule
 from inscp.model.precision import COMPUTES_IN
 from inscp.model.strategies import require_strategy
-from inscp.text.language import primary
+from inscp.text.language import LanguageIdentifier, primary
 
 _LEAST: dict[str, tuple[float, ...]] = {
     "max_steps": (1, -1),
@@ -33,6 +36,10 @@ _LENGTHS: dict[str, tuple[Any, ...]] = {
     "max_time": (None,),
 }
 """What would end a training otherwise than its steps and data do, and the values that do not."""
+
+
+_LOOKED_AT, _TELLING, _MOST = 50, 8, 0.8
+"""Records of a source whose language is looked at, characters that tell one, and the share that makes it another."""
 
 
 def require_offered(trainer: Mapping[str, Any]) -> None:
@@ -75,6 +82,27 @@ def require_shielded(module: InsCPModule) -> None:
     """
     for source in as_sources(module.shield.sources) if module.shield else ():
         require_source(source)
+
+
+def warn_of_languages(data: InsCPDataModule) -> None:
+    """A warning where the text, or the requests ahead of it, look like another language than `data.language`."""
+    identifier, language = LanguageIdentifier(), primary(data.language)
+    with suppress(UserError):  # of what it does not know it can tell nothing
+        identifier.require_known(data.language)
+        texts = [
+            turn.text
+            for source in data.train_sources
+            for record in islice(read_records(source, "skip", ReadReport()), _LOOKED_AT)
+            for turn in record.turns
+        ]
+        requests = getattr(data.tagger, "user", "")
+        shown = {"data.train": texts, "data.tagger.user": [requests] if isinstance(requests, str) else requests}
+        for key, of in shown.items():
+            found = Counter(identifier.identify(text, [language]) for text in of if len(text) >= _TELLING)
+            for other, count in found.most_common(1):
+                if other not in (language, "und") and count > _MOST * found.total():
+                    what = f"{count} of {found.total()} texts of {key} look like {other}"
+                    rank_zero_warn(f"{what}, and data.language is {data.language}: set the one or the other")
 
 
 def require_askable(data: InsCPDataModule, asking: Mapping[str, Sequence[str]]) -> None:

@@ -205,7 +205,7 @@ def _has_newer(checkpoint: Path, run: Path) -> bool:
 def new_folder(runs: Path) -> Path:
     """A folder for a run, named after the time, that no other process has: several may start in the same second.
 
-    It goes when the process ends with nothing in it.
+    It goes when the process ends with nothing in it, and `runs` with it where it was the first.
     """
     name = f"{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
@@ -218,5 +218,6 @@ def new_folder(runs: Path) -> Path:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):
+    with suppress(OSError):  # another one lies in it
         folder.rmdir()
+        folder.parent.rmdir()

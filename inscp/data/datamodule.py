@@ -33,7 +33,8 @@ class InsCPDataModule(LightningDataModule):
         language: BCP 47 tag of the target language (`zh-TW`, `fi`), for names and reports.
         tagger: the method: InsCPTagger, PlainTagger or ConversationTagger.
         replay: text from other sources that is mixed in, so that what the model knew is not forgotten.
-        validation: held-out sets by name, each a source.
+        validation: held-out sets by name, each a source. Their texts are split by rows, so that perplexities compare
+            between trainings whose rows are as long; those of the task `Retention` always do.
         validation_tagger: how held-out text is presented. The same for every arm, so that their losses compare; by
             default in the assistant's place with the loss on the text, which is how the model will be used.
         row_length: tokens a packed row.
@@ -43,7 +44,7 @@ class InsCPDataModule(LightningDataModule):
         batch_size: rows a micro-batch.
         token_budget: train on about so many tokens (whole steps), over again where the data has fewer; replayed
             ones count.
-        epochs: passes over the training's own data where there is no token budget.
+        epochs: passes over the training's own data, in the place of a token budget; 1 where there is neither.
         on_bad_record: `error` stops at a record that does not fit, `skip` leaves it out and counts it.
         seed: of the order of rows, of dropout and of an adapter's first weights.
         num_workers: processes that load batches beside the training.
@@ -64,7 +65,7 @@ class InsCPDataModule(LightningDataModule):
         document_length: int | None = None,
         batch_size: int = 1,
         token_budget: int | None = None,
-        epochs: float = 1.0,
+        epochs: float | None = None,
         on_bad_record: OnBadRecord = "error",
         seed: int = 0,
         num_workers: int = 0,
@@ -74,7 +75,7 @@ class InsCPDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value in {"row_length": row_length, "batch_size": batch_size, "epochs": epochs}.items():
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise UserError(f"data.{name}", f"{value} is not positive", "Give a positive number.")
         require_language_tag("data.language", language)
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
@@ -85,6 +86,9 @@ class InsCPDataModule(LightningDataModule):
             raise UserError("data.document_length", f"{document_length} tokens are no part of a row", mend)
         if token_budget is not None and token_budget <= 0:
             raise UserError("data.token_budget", f"{token_budget} is not positive", "Give tokens, or null for all.")
+        if token_budget is not None and epochs is not None:
+            what = f"data.token_budget ({token_budget:,}) says how long the training is"
+            raise UserError("data.epochs", what, "Set one of the two to null.")
         self._train = as_sources(train or [])
         self.language = language
         self.tagger = tagger or InsCPTagger()
@@ -93,7 +97,7 @@ class InsCPDataModule(LightningDataModule):
         self.validation_tagger = validation_tagger or InsCPTagger(loss="response")
         self.row_length, self.batch_size, self.num_workers, self.seed = row_length, batch_size, num_workers, seed
         self.document_length = document_length
-        self.token_budget, self.epochs, self.force_resume = token_budget, epochs, force_resume
+        self.token_budget, self.epochs, self.force_resume = token_budget, epochs or 1.0, force_resume
         self.on_bad_record = on_bad_record
         self.pretrained, self._max_steps = pretrained, max_steps
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -188,6 +192,11 @@ class InsCPDataModule(LightningDataModule):
             wanted = math.ceil(self.token_budget / self.mixture.tokens_per_row)
         is_limited = self._max_steps >= 0 and self.trainer is not None
         return max(self._rows_before, min(wanted, self._rows_after(self._max_steps)) if is_limited else wanted)
+
+    @property
+    def total_tokens(self) -> int:
+        """About so many tokens those rows have."""
+        return round(self.total_rows * self.mixture.tokens_per_row)
 
     @property
     def passes(self) -> float:

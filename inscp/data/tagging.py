@@ -183,8 +183,8 @@ class ConversationTagger(Tagger):
         def tag(record: Record) -> list[TaggedText]:
             answers = [index for index, turn in enumerate(record.turns) if turn.role == "assistant"]
             if not answers:
-                mend = "Take pairs or conversations, or set data.tagger to InsCPTagger."
-                raise UserError(record.source, "nobody answers in it, so it cannot be fine-tuned on", mend)
+                mend = "Take pairs or conversations, or InsCPTagger, for which any text will do."
+                raise UserError(record.source, "nobody answers in it", mend)
             turns = record.turns[: answers[-1] + 1]
             *before, _ = literals(tuple(turn.role for turn in turns))
             parts: list[TemplateIds | TextSpan] = []

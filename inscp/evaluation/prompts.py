@@ -62,8 +62,10 @@ def read_aligned_prompts(
         limit: so many rows, spread evenly over the file.
 
     Raises:
-        UserError: no file, a broken line, or a language that the file does not have or that nobody could identify.
+        UserError: no file, a broken line, no language, or one that the file does not have or nobody could identify.
     """
+    if not languages:
+        raise UserError(spec, "it is to be asked in no language", "Name some in languages, as [fi, en].")
     rows = spread(read_table(spec), limit)
     for language in languages:
         identifier.require_known(language)

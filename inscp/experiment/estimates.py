@@ -123,6 +123,8 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     change, is_share = other - one, before.is_share and after.is_share
     # Of few items that differ little is known, though what is drawn again agrees.
     half_width = max(spread.half_width, most_of_none(n) if is_share else 0.0)
+    if not half_width and abs(change) > _ROUNDING:  # all items change by the same, and how others would is not known
+        half_width = math.nan
     low, high = change - half_width, change + half_width
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
     is_of_same_items = bool(((before.weights > 0) == (after.weights > 0)).all())  # others of the task lack the metric
@@ -175,7 +177,9 @@ class _Spread:
         error = math.sqrt(self.items + self.seeds)
         if abs(change) < _ROUNDING:  # of what cancels out, error and change are what rounding leaves
             return 1.0
-        return float(2 * scipy_stats().t.sf(abs(change) / error, self._freedom)) if error else 0.0
+        if not error:  # all items change by the same: of n signs that agree no test is surer
+            return float(2.0**-self.items_freedom)
+        return float(2 * scipy_stats().t.sf(abs(change) / error, self._freedom))
 
 
 def _spread(resampled: np.ndarray, of_seeds: np.ndarray, n: int) -> _Spread:

@@ -163,6 +163,12 @@ def test_one_item_that_differs_is_no_surer_than_none() -> None:
     assert found.change.interval == pytest.approx((-0.005 - most_of_none(200), -0.005 + most_of_none(200)))
 
 
+def test_two_items_that_change_by_the_same_are_no_certainty() -> None:
+    found = differences(items([6.0, 7.0]), items([5.0, 6.0]))["m"]
+    assert (found.change.value, found.p) == (-1.0, 0.5)
+    assert all(map(math.isnan, found.change.interval))
+
+
 def test_what_rounding_leaves_is_no_change() -> None:
     alike = items([0.7] * 10)
     found = difference(*samples([[alike], [alike] * 5], "m"), same_seeds=False)

@@ -221,6 +221,24 @@ def test_no_training_touches_the_checkpoints_of_another(config: Path) -> None:
     assert f"going on from {newest}" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
 
 
+def test_text_and_requests_in_another_language_than_is_said_are_told(config: Path) -> None:
+    text = "Helsingin keskustassa on paljon kauppoja ja ravintoloita, joissa voi syödä hyvin."
+    (config.parent / "finnish.jsonl").write_text(f'{{"text": "{text}"}}\n' * 3, "utf-8")
+    changes = ["--data.train", "finnish.jsonl", "--data.tagger.user", "[Erzähl mir bitte etwas Neues.]"]
+    others = ["--before_after.prompts", "null", "--data.validation", "null", "--mlflow.enabled", "false"]
+    told = run("fit", "--config", config.name, *changes, *others, cwd=config.parent).stderr
+    assert "3 of 3 texts of data.train look like fi, and data.language is zh-TW" in told
+    assert "1 of 1 texts of data.tagger.user look like de, and data.language is zh-TW" in told
+    told = run("fit", "--config", config.name, *changes[:2], *others, "--data.language", "fi", cwd=config.parent).stderr
+    assert "look like" not in told
+
+
+def test_a_training_that_cannot_begin_leaves_no_folder(config: Path) -> None:
+    changes = ["--model.pretrained", "nobody/nothing", "--trainer.default_root_dir", "untouched"]
+    run("fit", "--config", config.name, *changes, cwd=config.parent, status=2)
+    assert not list((config.parent / "untouched").glob("*"))
+
+
 def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     assert len({new_folder(tmp_path) for _ in range(20)}) == 20
 
@@ -314,6 +332,8 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--data.document_length", "4096"], r"data\.document_length: 4096 tokens are no part of a row\. Give 1 to"),
     (["--data.language", "Finnish"], r"data\.language: Finnish is no BCP 47 tag\. Give one, as fi or zh-TW"),
     (["--data.seed", "-1"], r"data\.seed: -1 is negative"),
+    (["--data.epochs", "1", "--data.token_budget", "1000"], r"data\.epochs: data\.token_budget \(1,000\) says how"),
+    (["--before_after.languages", "[]"], r"prompts\.jsonl: it is to be asked in no language"),
     (["--checkpoint.monitor", "val/held/los"], r"checkpoint\.monitor: there is no val/held/los\. Take"),
     (["--trainer.gradient_clip_val", "-1"], r"trainer\.gradient_clip_val: -1 is too small"),
     (["--trainer.accumulate_grad_batches", "0"], r"trainer\.accumulate_grad_batches: 0 is too small"),
