@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from inscp.__main__ import main
 from inscp.commands.evaluate import evaluate
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.parser import Parser
@@ -18,7 +19,8 @@ from inscp.model.strategies import FSDP2, OneDevice
 
 FOLDER = Path(__file__).parent.parent / "configs"
 RECIPE = FOLDER / "recipe.yaml"
-CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - {RECIPE})
+TEMPLATE = FOLDER / "my_language.yaml"
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - {RECIPE, TEMPLATE})
 TRAINERS = sorted((FOLDER / "trainer").glob("*.yaml"))
 PARTS = sorted(path for part in ("model", "data") for path in (FOLDER / part).glob("*.yaml"))
 
@@ -61,6 +63,21 @@ def test_the_recipe_goes_on_top_of_every_training(tiny_model_folder: str, monkey
         assert len(data.tagger.user) == 8
         assert data.replay is not None
         assert data.replay.share == 0.2
+
+
+def test_the_template_trains_on_files_of_the_names_that_stand_in_it(
+    tiny_model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = '{"text": "Helsingin keskustassa on paljon kauppoja ja ravintoloita, joissa voi syödä hyvin."}\n'
+    Path("my_texts.jsonl").write_text(text * 20, "utf-8")
+    Path("my_held_out.jsonl").write_text(text, "utf-8")
+    Path("my_prompts.jsonl").write_text('{"fi": "Mikä on meri?", "en": "What is the sea?"}\n', "utf-8")
+    asked = ["--before_after.max_new_tokens", "4", "--trainer.max_steps", "1"]
+    assert main(["fit", "--config", str(TEMPLATE), "--model.pretrained", tiny_model_folder, *asked]) == 0
+    told = capsys.readouterr()
+    assert "warning" not in told.err
+    assert all(part in told.out for part in ("fi prompts", "en prompts", "fi perplexity"))
 
 
 @pytest.mark.parametrize("path", TRAINERS, ids=lambda path: path.stem)
