@@ -74,14 +74,19 @@ class ReadReport:
     """What was read, filled while the records pass.
 
     Attributes:
-        records: how many records came through.
-        skipped: reason -> how many were left out for it.
+        seen: how many rows there were, good and bad.
+        skipped: reason -> how many were left out for it, by the reader or by what comes after it.
         examples: reason -> the first position.
     """
 
-    records: int = 0
+    seen: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def records(self) -> int:
+        """How many came through and were not left out later."""
+        return self.seen - self.skipped.total()
 
     def skip(self, position: str, why: str) -> None:
         """Count a record that is left out."""
@@ -112,15 +117,16 @@ def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport)
     Raises:
         UserError: the source is not there, is empty, or (with `error`) a record does not fit.
     """
-    before = report.records
+    has_record = False
     for position, row in islice(source_rows(source), source.limit):
+        report.seen += 1
         turns = to_turns(row, source.fields)
         if isinstance(turns, BadRow):
             bad_record(position, turns.why, on_bad_record, report, turns.detail, turns.mend or _MEND)
         else:
-            report.records += 1
+            has_record = True
             yield Record(position, turns)
-    if report.records == before:
+    if not has_record:
         [(why, _)] = report.skipped.most_common(1) or [("it is empty", 0)]
         what = f"no usable record in it ({why})"
         raise UserError(source.path, what, "Check the path, the format and the fields.")

@@ -272,6 +272,14 @@ def test_a_conversation_that_is_too_long_is_counted_under_its_source(tmp_path, p
     report = replace(chat, on_bad_record="skip", reads={}).rows().report
     assert report.skipped == {sources[0].path: {"a conversation of more than 96 tokens, which cannot be split": 1}}
     assert report.sequences == 2 + 9
+    assert report.records == {sources[0].path: 2, sources[1].path: 9}
+
+
+def test_what_is_left_out_is_no_record(pairs, pipeline):
+    pairs.write_text(PAIR * 5 + '{"text": "Nobody asks."}\n' * 20 + "{broken\n")
+    report = replace(pipeline, tagger=ConversationTagger(), on_bad_record="skip").rows().report
+    assert report.records == {str(pairs): report.sequences} == {str(pairs): 5}
+    assert str(report).startswith("5 records (21 skipped), 5 sequences")
 
 
 def test_no_row_at_all_is_an_error(pipeline):

@@ -18,9 +18,9 @@ from inscp.selection.scores import ScoreFolder
 
 def test_what_is_too_long_is_counted_or_an_error() -> None:
     records = [Record("a:1", (Turn("document", "x" * 10),)), Record("a:2", (Turn("document", "x" * 11),))]
-    report = ReadReport()
+    report = ReadReport(seen=2)
     assert list(bounded(records, 10, "skip", report)) == records[:1]
-    assert report.skipped == {"a record of more than 10 characters": 1}
+    assert (report.records, report.skipped) == (1, {"a record of more than 10 characters": 1})
     with pytest.raises(UserError, match="a:2"):
         list(bounded(records, 10, "error", report))
 
