@@ -26,9 +26,10 @@ def run(command: str, arguments: list[str]) -> None:
     for pipeline in cli.datamodule.pipelines():
         for shown in islice(documents(pipeline), cli.config["n"]):
             print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, pipeline.tokenizer))
-        for name, read in pipeline.reads.items():
+        for source, read in zip(pipeline.sources, pipeline.reads, strict=True):
             for why, count in read.skipped.items():
-                print(f"so far skipped {count:,} of {name}: {why} (the first: {read.examples[why]})", file=sys.stderr)
+                first = read.examples[why]
+                print(f"so far skipped {count:,} of {source.name}: {why} (the first: {first})", file=sys.stderr)
 
 
 class InspectCLI(InsCPCLI):

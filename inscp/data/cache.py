@@ -3,7 +3,8 @@
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -17,8 +18,8 @@ from inscp.data.packing import PackedRow, PackReport
 from inscp.paths import cache_folder, made_once
 from inscp.records import IGNORED
 
-FORMAT_VERSION = 3
-"""Raised whenever the meaning of a cached row changes."""
+FORMAT_VERSION = 4
+"""Raised whenever the meaning of a cached row, or of the report beside it, changes."""
 
 _ROWS_FILE, _REPORT_FILE = "rows.arrow", "report.json"
 _ROWS_AT_ONCE = 1024
@@ -39,6 +40,13 @@ class DataReport:
     records: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
     first_skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, source: str, records: int, skipped: Mapping[str, int], first_skipped: Mapping[str, str]) -> None:
+        """Count what was read of a source; those of one name count as one."""
+        self.records[source] = self.records.get(source, 0) + records
+        if skipped:
+            self.skipped[source] = dict(Counter(self.skipped.get(source)) + Counter(skipped))
+            self.first_skipped[source] = dict(first_skipped) | self.first_skipped.get(source, {})
 
     def __str__(self) -> str:
         """One line for people, and one for every reason to skip records of a source."""

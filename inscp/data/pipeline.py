@@ -6,7 +6,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.cache import CachedRows, DataReport, cached_rows, fingerprint
 from inscp.data.packing import PackReport, pack
 from inscp.data.sampling import EMPTY_ROW, MicroBatch
-from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
+from inscp.data.sources import (
+    OnBadRecord,
+    ReadReport,
+    Source,
+    bad_record,
+    file_names,
+    read_records,
+    renamed,
+    source_fingerprint,
+)
 from inscp.data.tagging import Tagger
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
@@ -64,6 +73,9 @@ class Pipeline:
         row_length: tokens a row.
         on_bad_record: stop at a record that does not fit, or skip and count it.
         document_length: tokens a text in the template has at most; by default as many as a row.
+
+    Attributes:
+        reads: what was read, one report a source, filled while the sources are.
     """
 
     sources: list[Source]
@@ -72,30 +84,30 @@ class Pipeline:
     row_length: int
     on_bad_record: OnBadRecord = "error"
     document_length: int | None = None
-    reads: dict[str, ReadReport] = field(default_factory=dict)
+    reads: list[ReadReport] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reads = [ReadReport() for _ in self.sources]
 
     def tagged(self) -> Iterator[TaggedText]:
         """Every tagged text of every source, in order."""
-        for source in self.sources:
-            yield from self._tagged(source)
+        for source, report in zip(self.sources, self.reads, strict=True):
+            yield from self._tagged(source, report)
 
-    def _tagged(self, source: Source) -> Iterator[TaggedText]:
+    def _tagged(self, source: Source, report: ReadReport) -> Iterator[TaggedText]:
         tag = self.tagger.bind(self.tokenizer)
-        for record in read_records(source, self.on_bad_record, self._report(source)):
+        for record in read_records(source, self.on_bad_record, report):
             try:
                 documents = tag(record)
             except UserError as error:
                 where = "" if error.where == record.source else f"{error.where}: "
-                bad_record(record.source, where + error.what, self.on_bad_record, self._report(source), mend=error.mend)
+                bad_record(record.source, where + error.what, self.on_bad_record, report, mend=error.mend)
             else:
                 yield from documents
 
-    def _report(self, source: Source) -> ReadReport:
-        return self.reads.setdefault(source.name, ReadReport())
-
     def sequences(self, documents: Iterable[TaggedText] | None = None) -> Iterator[TokenSequence]:
         """Token sequences that fit into rows, of `documents` or of all."""
-        every = ((self._tagged(source), self._report(source)) for source in self.sources)
+        every = ((self._tagged(*one), one[1]) for one in zip(self.sources, self.reads, strict=True))
         for texts, report in every if documents is None else [(documents, ReadReport())]:
             too_long = partial(bad_record, on_bad_record=self.on_bad_record, report=report)
             yield from tokenize(texts, self.tokenizer, self.row_length, too_long, self.document_length)
@@ -122,21 +134,34 @@ class Pipeline:
 
         def finish(data_report: DataReport) -> None:
             if not data_report.rows:
-                skipped = sum((read.skipped for read in self.reads.values()), Counter[str]())
+                skipped = sum((read.skipped for read in self.reads), Counter[str]())
                 [(why, count)] = skipped.most_common(1)
-                first = next(read.examples[why] for read in self.reads.values() if why in read.examples)
+                first = next(read.examples[why] for read in self.reads if why in read.examples)
                 what = f"no record is left ({count:,} are left out as this one: {why})"
                 raise UserError(first, what, "Give a larger data.row_length, another tagger, or other data.")
-            data_report.records = {name: read.records for name, read in self.reads.items()}
-            data_report.skipped = {name: dict(read.skipped) for name, read in self.reads.items() if read.skipped}
-            data_report.first_skipped = {name: read.examples for name, read in self.reads.items() if read.skipped}
+            for place, (source, read) in enumerate(zip(self.sources, self.reads, strict=True)):
+                numbers = {name: str(number) for number, name in enumerate(file_names(source))}
+                examples = {why: renamed(position, numbers) for why, position in read.examples.items()}
+                data_report.add(str(place), read.records, read.skipped, examples)
 
-        return cached_rows(
+        cached = cached_rows(
             self.fingerprint(),
             make=lambda: (pack(self.sequences(), report), report),
             finish=finish,
             pad_id=self.tokenizer.pad_token_id or 0,
         )
+        return replace(cached, report=self._named(cached.report))
+
+    def _named(self, numbered: DataReport) -> DataReport:
+        """A cached report, which has the numbers of sources and files for their names: the rows may have been made from
+        a copy of them that is called otherwise."""
+        report = replace(numbered, records={}, skipped={}, first_skipped={})
+        for source, (place, records) in zip(self.sources, numbered.records.items(), strict=True):
+            names = {str(number): name for number, name in enumerate(file_names(source))}
+            examples = numbered.first_skipped.get(place, {})
+            first = {why: renamed(position, names) for why, position in examples.items()}
+            report.add(source.name, records, numbered.skipped.get(place, {}), first)
+        return report
 
 
 class PackedRows(Dataset[PackedBatch]):

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -166,6 +166,18 @@ def source_fingerprint(source: Source) -> str:
         contents = digest.hexdigest()
     reading = (sorted((source.fields or {}).items()), source.text_unit, source.limit)
     return hashlib.blake2b(repr((contents, reading)).encode(), digest_size=16).hexdigest()
+
+
+def file_names(source: Source) -> list[str]:
+    """What the positions in a source begin with, in the order in which it is read."""
+    files = _files(source)
+    return [source.path] if files is None else list(map(str, files))
+
+
+def renamed(position: str, names: Mapping[str, str]) -> str:
+    """A position (`a.jsonl:17`, `a.parquet#17`) in a file that has another name."""
+    file, sign, number = re.split(r"([:#])(?=\d+$)", position)
+    return names[file] + sign + number
 
 
 def _files(source: Source) -> list[Path] | None:

@@ -184,7 +184,7 @@ def test_the_pipeline_makes_rows_once(pipeline, monkeypatch):
     assert first.report.records == {pipeline.sources[0].path: 9}
     assert first.report.sequences == 18
     monkeypatch.setattr(pipeline_module, "tokenize", None)  # which nothing calls any more
-    assert equal(replace(pipeline, reads={}).rows(), first)
+    assert equal(pipeline.rows(), first)
 
 
 def other_template(pipeline: Pipeline) -> Pipeline:
@@ -269,7 +269,7 @@ def test_a_conversation_that_is_too_long_is_counted_under_its_source(tmp_path, p
     chat = replace(pipeline, sources=sources, tagger=ConversationTagger(), row_length=96)
     with pytest.raises(UserError, match=r"a\.jsonl:2: a conversation of more than 96 tokens"):
         chat.rows()
-    report = replace(chat, on_bad_record="skip", reads={}).rows().report
+    report = replace(chat, on_bad_record="skip").rows().report
     assert report.skipped == {sources[0].path: {"a conversation of more than 96 tokens, which cannot be split": 1}}
     assert report.sequences == 2 + 9
     assert report.records == {sources[0].path: 2, sources[1].path: 9}
@@ -280,6 +280,27 @@ def test_what_is_left_out_is_no_record(pairs, pipeline):
     report = replace(pipeline, tagger=ConversationTagger(), on_bad_record="skip").rows().report
     assert report.records == {str(pairs): report.sequences} == {str(pairs): 5}
     assert str(report).startswith("5 records (21 skipped), 5 sequences")
+
+
+def test_a_report_names_the_sources_and_files_that_were_given(tmp_path, pairs, pipeline, monkeypatch):
+    def given(*names: str) -> Pipeline:
+        return replace(pipeline, sources=as_sources([str(tmp_path / name) for name in names]), on_bad_record="skip")
+
+    bad = PAIR + "{broken\n"
+    for name, text in {"one/a.jsonl": PAIR, "one/b.jsonl": bad, "two/c.jsonl": PAIR, "two/d.jsonl": bad}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    made = given("one", "one", "one/b.jsonl").rows()
+    one, b, two, d = (str(tmp_path / name) for name in ("one", "one/b.jsonl", "two", "two/d.jsonl"))
+    why = "not valid JSON"
+    assert made.report.records == {one: 4, b: 1}
+    assert made.report.skipped == {one: {why: 2}, b: {why: 1}}
+    assert made.report.first_skipped == {one: {why: f"{b}:2"}, b: {why: f"{b}:2"}}
+    monkeypatch.setattr(pipeline_module, "tokenize", None)  # which nothing calls any more
+    report = given("one", "two", "two/d.jsonl").rows().report
+    assert report.records == {one: 2, two: 2, d: 1}
+    assert report.skipped == {one: {why: 1}, two: {why: 1}, d: {why: 1}}
+    assert report.first_skipped == {one: {why: f"{b}:2"}, two: {why: f"{d}:2"}, d: {why: f"{d}:2"}}
 
 
 def test_no_row_at_all_is_an_error(pipeline):
