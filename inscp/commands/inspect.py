@@ -49,16 +49,15 @@ class InspectCLI(InsCPCLI):
 def documents(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
     """For each token sequence of the training data, in order: `source`, `text` (as read), `rendered` (what the ids
     decode to), `input_ids`, `labels` (-100 where no loss) and `split` (part k of n)."""
-    for tagged in pipeline.tagged():
-        for sequence in pipeline.sequences(iter([tagged])):
-            yield {
-                "source": sequence.source,
-                "text": tagged.text,
-                "rendered": pipeline.tokenizer.decode(sequence.input_ids),
-                "input_ids": sequence.input_ids.tolist(),
-                "labels": sequence.labels.tolist(),
-                "split": [sequence.part, sequence.parts],
-            }
+    for tagged, sequence in pipeline.documents():
+        yield {
+            "source": sequence.source,
+            "text": tagged.text,
+            "rendered": pipeline.tokenizer.decode(sequence.input_ids),
+            "input_ids": sequence.input_ids.tolist(),
+            "labels": sequence.labels.tolist(),
+            "split": [sequence.part, sequence.parts],
+        }
 
 
 def as_text(shown: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from inscp.data.sources import (
     source_fingerprint,
 )
 from inscp.data.tagging import Tagger
-from inscp.data.tokenization import tokenize
+from inscp.data.tokenization import tokenized
 from inscp.errors import UserError
 from inscp.records import IGNORED, PackedBatch, TaggedText, TokenSequence
 
@@ -89,11 +89,6 @@ class Pipeline:
     def __post_init__(self) -> None:
         self.reads = [ReadReport() for _ in self.sources]
 
-    def tagged(self) -> Iterator[TaggedText]:
-        """Every tagged text of every source, in order."""
-        for source, report in zip(self.sources, self.reads, strict=True):
-            yield from self._tagged(source, report)
-
     def _tagged(self, source: Source, report: ReadReport) -> Iterator[TaggedText]:
         tag = self.tagger.bind(self.tokenizer)
         for record in read_records(source, self.on_bad_record, report):
@@ -105,12 +100,16 @@ class Pipeline:
             else:
                 yield from documents
 
-    def sequences(self, documents: Iterable[TaggedText] | None = None) -> Iterator[TokenSequence]:
-        """Token sequences that fit into rows, of `documents` or of all."""
-        every = ((self._tagged(*one), one[1]) for one in zip(self.sources, self.reads, strict=True))
-        for texts, report in every if documents is None else [(documents, ReadReport())]:
+    def documents(self) -> Iterator[tuple[TaggedText, TokenSequence]]:
+        """Token sequences that fit into rows, of every source in order, each with the tagged text that it is of."""
+        for source, report in zip(self.sources, self.reads, strict=True):
+            texts = self._tagged(source, report)
             too_long = partial(bad_record, on_bad_record=self.on_bad_record, report=report)
-            yield from tokenize(texts, self.tokenizer, self.row_length, too_long, self.document_length)
+            yield from tokenized(texts, self.tokenizer, self.row_length, too_long, self.document_length)
+
+    def sequences(self) -> Iterator[TokenSequence]:
+        """The token sequences alone: what waits for its row needs no text in memory."""
+        return (sequence for _, sequence in self.documents())
 
     def fingerprint(self) -> str:
         """A digest of everything that decides what the rows hold."""

@@ -46,6 +46,17 @@ def tokenize(
             conversation) or cannot be held in memory; it raises or counts, and the document is left out.
         document_length: in tokens; a text in the template that is longer is split. By default as long as a row.
     """
+    return (sequence for _, sequence in tokenized(documents, tokenizer, row_length, on_too_long, document_length))
+
+
+def tokenized(
+    documents: Iterable[TaggedText],
+    tokenizer: PreTrainedTokenizerBase,
+    row_length: int,
+    on_too_long: OnTooLong,
+    document_length: int | None = None,
+) -> Iterator[tuple[TaggedText, TokenSequence]]:
+    """As `tokenize`, each sequence with the document that it is of."""
     if not tokenizer.is_fast:
         raise UserError(
             tokenizer_name(tokenizer),
@@ -97,13 +108,15 @@ class _Fit:
 class _Plan:
     """What a sequence will hold."""
 
-    source: str
+    document: TaggedText
     pieces: list[_Piece]
     part: int = 1
     parts: int = 1
 
 
-def _sequences(batch: list[TaggedText], encodings: Future[list[Encoding]], fit: _Fit) -> Iterator[TokenSequence]:
+def _sequences(
+    batch: list[TaggedText], encodings: Future[list[Encoding]], fit: _Fit
+) -> Iterator[tuple[TaggedText, TokenSequence]]:
     """The sequences of a batch, their arrays cut from one of all its tokens: small arrays are what costs here."""
     encoded = iter(encodings.result())
     plans = [plan for document in batch for plan in _planned(document, encoded, fit)]
@@ -116,7 +129,8 @@ def _sequences(batch: list[TaggedText], encodings: Future[list[Encoding]], fit: 
     for plan in plans:
         start, end = end, end + sum(len(ids) for ids, _ in plan.pieces)
         # Copies, so that a sequence that waits for its row does not keep the whole batch.
-        yield TokenSequence(plan.source, input_ids[start:end].copy(), labels[start:end].copy(), plan.part, plan.parts)
+        arrays = input_ids[start:end].copy(), labels[start:end].copy()
+        yield plan.document, TokenSequence(plan.document.source, *arrays, plan.part, plan.parts)
 
 
 def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> Iterator[_Plan]:
@@ -132,7 +146,7 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
     length = sum(len(ids) for ids, _ in pieces)
     longest = fit.document_length if len(spans) == 1 else fit.row_length
     if length <= longest:
-        yield _Plan(document.source, pieces)
+        yield _Plan(document, pieces)
         return
     if len(spans) != 1:
         fit.on_too_long(document.source, f"a conversation of more than {longest} tokens, which cannot be split")
@@ -147,4 +161,4 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
     offsets = [(max(0, start - ahead), end - ahead) for start, end in encoding.offsets[span.lead.n_tokens :]]
     found = list(split(span.text, ids, offsets, room, encode))
     for number, piece in enumerate(found, 1):
-        yield _Plan(document.source, [*pieces[:index], (piece, is_target), *pieces[index + 1 :]], number, len(found))
+        yield _Plan(document, [*pieces[:index], (piece, is_target), *pieces[index + 1 :]], number, len(found))

@@ -183,7 +183,7 @@ def test_the_pipeline_makes_rows_once(pipeline, monkeypatch):
     first = pipeline.rows()
     assert first.report.records == {pipeline.sources[0].path: 9}
     assert first.report.sequences == 18
-    monkeypatch.setattr(pipeline_module, "tokenize", None)  # which nothing calls any more
+    monkeypatch.setattr(pipeline_module, "tokenized", None)  # which nothing calls any more
     assert equal(pipeline.rows(), first)
 
 
@@ -296,7 +296,7 @@ def test_a_report_names_the_sources_and_files_that_were_given(tmp_path, pairs, p
     assert made.report.records == {one: 4, b: 1}
     assert made.report.skipped == {one: {why: 2}, b: {why: 1}}
     assert made.report.first_skipped == {one: {why: f"{b}:2"}, b: {why: f"{b}:2"}}
-    monkeypatch.setattr(pipeline_module, "tokenize", None)  # which nothing calls any more
+    monkeypatch.setattr(pipeline_module, "tokenized", None)  # which nothing calls any more
     report = given("one", "two", "two/d.jsonl").rows().report
     assert report.records == {one: 2, two: 2, d: 1}
     assert report.skipped == {one: {why: 1}, two: {why: 1}, d: {why: 1}}

@@ -1,5 +1,6 @@
 """Replayed text has its share of the training, counts in every number, and is presented as it is asked for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from inscp.callbacks.provenance import Provenance
 from inscp.commands.inspect import documents
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.mixture import Replay
-from inscp.data.tagging import ConversationTagger
+from inscp.data.tagging import ConversationTagger, InsCPTagger
 from inscp.errors import UserError
 from inscp.model.card import model_card
 
@@ -98,6 +99,27 @@ def test_inspect_shows_each_as_it_is_presented(corpus: Path, tiny_model_folder: 
     assert own["rendered"].startswith("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n今天")
     assert replayed["rendered"].startswith("<|im_start|>user\nWhat is 0 and 0?<|im_end|>")
     assert replayed["source"].endswith("english.jsonl:1")
+
+
+def test_inspect_shows_and_leaves_out_what_a_training_does(
+    corpus: Path, tiny_model_folder: str, tmp_path: Path
+) -> None:
+    texts = tmp_path / "mixed.jsonl"
+    pairs = [{"question": "What?", "answer": answer} for answer in ("That.", "That. " * 50, "This.")]
+    texts.write_text("\n".join(map(json.dumps, [*pairs, {"text": "Nobody asks."}])), "utf-8")
+    options: dict[str, Any] = {"tagger": ConversationTagger(), "on_bad_record": "skip", "document_length": 24}
+    data = data_module(texts, tiny_model_folder, replay=Replay(str(corpus), 0.5, InsCPTagger()), **options)
+    data.setup("fit")
+    own, replay = data.pipelines()
+    asked, read = list(documents(own)), list(documents(replay))
+    assert [one["text"] for one in asked] == ["What?\nThat.", "What?\nThis."]
+    assert {str(texts): dict(own.reads[0].skipped)} == data.report.skipped
+    assert len(data.report.skipped[str(texts)]) == 2
+    assert len(asked) + len(read) == data.report.sequences
+    assert sum(len(one["input_ids"]) for one in asked + read) == data.report.tokens
+    whole = {json.loads(line)["text"] for line in corpus.read_text("utf-8").splitlines()}
+    assert {one["text"] for one in read} == whole
+    assert any(one["split"] == [2, 2] for one in read)
 
 
 def test_a_training_with_replay_resumes_at_the_next_unseen_row(
