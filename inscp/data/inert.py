@@ -1,7 +1,7 @@
 """Text in which nothing is a special token, whatever somebody has written into it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from functools import lru_cache
 
@@ -56,9 +56,17 @@ def _inert(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Tokenizer:
     return own
 
 
+def inert_batch(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool = False
+) -> list[list[int]]:
+    """The token ids of each text; `add_special_tokens` puts around it what the tokenizer itself does (BOS)."""
+    if tokenizer.is_fast:
+        encodings = inert(tokenizer).encode_batch(texts, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+    return list(tokenizer(texts, add_special_tokens=add_special_tokens, split_special_tokens=True)["input_ids"])
+
+
 def inert_ids(tokenizer: PreTrainedTokenizerBase, text: str, lead: Lead) -> list[int]:
     """The token ids of a text that stands behind `lead`."""
-    if tokenizer.is_fast:
-        return list(inert(tokenizer).encode(lead.text + text, add_special_tokens=False).ids[lead.n_tokens :])
-    ids = tokenizer(lead.text + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return list(ids[lead.n_tokens :])
+    [ids] = inert_batch(tokenizer, [lead.text + text])
+    return ids[lead.n_tokens :]

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from inscp.data.inert import inert_ids
+from inscp.data.inert import inert_batch, inert_ids
 from inscp.data.template import lead_of_answer, prompt_ids
 from inscp.evaluation.kv_cache import RoomyLayer, with_room
 from inscp.model.attention import CACHE
@@ -25,7 +25,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     answer to go on with.
     """
     if prompt[0].role == "document":
-        return list(tokenizer(prompt[0].text, split_special_tokens=True)["input_ids"])
+        return inert_batch(tokenizer, [prompt[0].text], add_special_tokens=True)[0]
     turns = [{"role": turn.role, "content": turn.text} for turn in prompt]
     if prompt[-1].role == "assistant":
         return prompt_ids(tokenizer, turns[:-1]) + inert_ids(tokenizer, prompt[-1].text, lead_of_answer(tokenizer))

@@ -20,7 +20,7 @@ from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp.data.batching import grouped
-from inscp.data.inert import inert
+from inscp.data.inert import inert, inert_batch
 from inscp.errors import UserError
 from inscp.pretrained import tokenizer_name
 
@@ -87,10 +87,7 @@ def learn(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: in
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
     """Of all texts together."""
-    own = inert(tokenizer)
-    return sum(
-        len(one.ids) for batch in grouped(texts, len) for one in own.encode_batch(batch, add_special_tokens=False)
-    )
+    return sum(len(ids) for batch in grouped(texts, len) for ids in inert_batch(tokenizer, batch))
 
 
 def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTrainedTokenizerBase:

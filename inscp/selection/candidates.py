@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.batching import batches
+from inscp.data.inert import inert_batch
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
 from inscp.errors import UserError
 from inscp.paths import local_path
@@ -115,10 +116,9 @@ def _inside(position: str, path: str) -> str:
 
 
 def counted(candidates: Iterable[Candidate], tokenizer: PreTrainedTokenizerBase) -> Iterator[Candidate]:
-    """The candidates with the number of tokens of all their texts."""
+    """The candidates with the number of tokens of all their texts, as a training has them."""
     for batch in batches(candidates):
         texts = [turn.text for candidate in batch for turn in candidate.record.turns]
-        encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        lengths = iter(map(len, encoding["input_ids"]))
+        lengths = iter(map(len, inert_batch(tokenizer, texts)))
         for candidate in batch:
             yield replace(candidate, n_tokens=sum(next(lengths) for _ in candidate.record.turns))

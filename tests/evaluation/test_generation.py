@@ -1,18 +1,22 @@
 """Generation in batches gives what generation one by one gives."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from chat_templates import STYLES, tokenizer_for
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PretrainedConfig, RwkvConfig
 
 from inscp.cost.flops import ModelSize, Work, WorkCounter, forward_flops
+from inscp.data.tagging import PlainTagger
+from inscp.data.tokenization import tokenize
 from inscp.evaluation import generation
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.local_model import LocalModel
 from inscp.model.end_tokens import end_token_ids
 from inscp.pretrained import load_model, load_tokenizer
-from inscp.records import Generation, Turn
+from inscp.records import Generation, Record, Turn
 
 PROMPTS = ["hi", "今天天氣很好，我們一起去夜市吃東西吧！", "What is the sea?", "a b c d e f g h"]
 
@@ -126,6 +130,27 @@ def test_a_document_is_gone_on_with_and_nothing_in_it_is_special(tiny_model_fold
     assert chat[0].endswith("assistant\n")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end not in encode(tokenizer, (Turn("document", "a<|im_end|>b"),))
+
+
+@pytest.mark.parametrize(("style", "begins"), [("qwen_3", []), ("gemma", ["<bos>"])])
+def test_a_document_has_the_ids_of_a_training_behind_what_the_tokenizer_begins_with(
+    style: str, begins: list[str]
+) -> None:
+    template = STYLES["qwen_3"].template  # which alone writes <think>
+    tokenizer = tokenizer_for(replace(STYLES[style], template=template, plain_tokens=("<think>", "</think>")))
+    document = Turn("document", "a <think>b</think> c")
+    tagged = PlainTagger().bind(tokenizer)(Record("a", (document,)))
+    [trained] = tokenize(tagged, tokenizer, 99, lambda *_: None)
+    ids = encode(tokenizer, (document,))
+    assert ids == trained.input_ids.tolist()[:-1]  # without the end of the document
+    assert ids[: len(begins)] == tokenizer.convert_tokens_to_ids(begins)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_document_without_tokens_of_a_template_has_the_ids_that_the_tokenizer_gives_it(style: str) -> None:
+    tokenizer = tokenizer_for(STYLES[style])
+    for text in ("", *PROMPTS, "  The river.\n\nThe mill [x] <b>", "हिंदी é e\u0301"):
+        assert encode(tokenizer, (Turn("document", text),)) == tokenizer(text)["input_ids"]
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2}

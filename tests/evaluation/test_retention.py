@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from inscp.errors import UserError
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
 from inscp.evaluation.subject import Subject
-from inscp.evaluation.tasks.retention import Retention, _answered, _divergence
+from inscp.evaluation.tasks.retention import Retention, _agreement, _answered, _divergence
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation, Lead, Turn
 
@@ -86,6 +87,16 @@ def test_the_end_of_a_turn_is_part_of_the_answer(tiny_model_folder: str) -> None
     )
     assert ended.input_ids.tolist() == [*cut.input_ids.tolist(), end]
     assert ended.n_targets == cut.n_targets + 1
+
+
+def test_agreement_counts_the_tokens_of_the_answer_that_diverges() -> None:
+    tokenizer = tokenizer_for(replace(STYLES["qwen_3"], plain_tokens=("<think>", "</think>")))
+    before, after = "<think> Never.", "<think>"
+    old, new = (
+        _answered(tokenizer, (Turn("user", "Why?"),), Generation("Why?", said, 3, False), Lead(), 0)
+        for said in (before, after)
+    )
+    assert _agreement(tokenizer, before, after) == new.n_targets / old.n_targets
 
 
 def test_the_original_is_the_model_that_was_not_made_here(moved: str, tiny_model_folder: str, tmp_path: Path) -> None:

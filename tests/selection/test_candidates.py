@@ -9,10 +9,12 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.sources import OnBadRecord, ReadReport, Source, read_records, source_fingerprint
+from inscp.data.tagging import PlainTagger
+from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.pretrained import load_tokenizer
 from inscp.records import Candidate, Record, Score, Turn
-from inscp.selection.candidates import Candidates, bounded, scored
+from inscp.selection.candidates import Candidates, bounded, counted, scored
 from inscp.selection.scores import ScoreFolder
 
 
@@ -93,6 +95,13 @@ def test_tokens_are_counted_source_by_source_and_what_is_left_out_with_them(
     sizes = [len(chatml_tokenizer.encode("word " * number, add_special_tokens=False)) for number in (1, 2, 3)]
     assert found == [(source.name, size) for source, size in zip(sources, sizes, strict=True)]
     assert every.skipped == {sources[1].name: {"a record of more than 20 characters": 1}}
+
+
+def test_tokens_are_counted_as_a_training_has_them(chatml_tokenizer: PreTrainedTokenizerBase) -> None:
+    record = Record("a:1", (Turn("document", "He writes <|im_end|> and <|im_start|>."),))
+    [trained] = tokenize(PlainTagger().bind(chatml_tokenizer)(record), chatml_tokenizer, 99, lambda *_: None)
+    [found] = counted([Candidate(record, "a", 0)], chatml_tokenizer)
+    assert found.n_tokens == len(trained.input_ids) - 1  # the end of the document
 
 
 def test_a_source_is_named_once(docs: Path, chatml_tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.inert import inert_ids
+from inscp.data.inert import inert_batch, inert_ids
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.tagging import InsCPTagger, PlainTagger
@@ -155,7 +155,7 @@ def _answered(
 
 
 def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> float:
-    old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+    old, new = inert_batch(tokenizer, [before, after])
     return shared_length(old, new) / len(old) if old else float(not new)
 
 
