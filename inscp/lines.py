@@ -64,11 +64,16 @@ class Lines:
         return f"{per_second:,.{0 if per_second >= 10 else 2}f} {self._unit}/s"
 
 
-def tell_skipped(skipped: Mapping[str, Mapping[str, int]]) -> None:
-    """Print how many records of each source were left out, reason by reason."""
-    for name, reasons in skipped.items():
-        for why, count in reasons.items():
-            print(f"skipped {count:,} of {name}: {why}")
+def skipped_lines(source: str, skipped: Mapping[str, int], first: Mapping[str, str]) -> list[str]:
+    """How many records of a source were left out, one reason a line, with the first position where it is known."""
+    where = {why: f" (the first: {position})" for why, position in first.items()}
+    return [f"skipped {count:,} of {source}: {why}{where.get(why, '')}" for why, count in skipped.items()]
+
+
+def tell_skipped(source: str, skipped: Mapping[str, int], first: Mapping[str, str]) -> None:
+    """Print `skipped_lines`."""
+    for line in skipped_lines(source, skipped, first):
+        print(line)
 
 
 def telling(stream: Iterable[T], what: str) -> Iterator[T]:

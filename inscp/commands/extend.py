@@ -10,6 +10,7 @@ from inscp.commands.parser import call
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, read_records
 from inscp.errors import UserError
+from inscp.lines import tell_skipped
 from inscp.model.export import export_model
 from inscp.model.origin import EXTENDED, Origin, read_origin
 from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
@@ -49,8 +50,9 @@ def extend(
     require_new(Path(out))
     require_language_tag("language", language)
     require_dense(model)
-    tokenizer, sources, report = load_tokenizer(model), as_sources(data), ReadReport()
-    records = (record for source in sources for record in read_records(source, on_bad_record, report))
+    tokenizer, sources = load_tokenizer(model), as_sources(data)
+    reads = [(source, ReadReport()) for source in sources]
+    records = (record for source, report in reads for record in read_records(source, on_bad_record, report))
     texts = [turn.text for record in records for turn in record.turns]
     extension = learn(tokenizer, texts, tokens)
     if not extension.made_of:
@@ -59,15 +61,16 @@ def extend(
     before, after = (count_tokens(of, texts) for of in (tokenizer, longer))
     result = load_model(model, getattr(torch, dtype))
     lengthen(result, tokenizer, extension)
+    n_records = sum(report.records for _, report in reads)
     settings = {
         "new tokens": len(extension.made_of),
-        "learned from": f"{report.records:,} records of {', '.join(Path(source.path).name for source in sources)}",
+        "learned from": f"{n_records:,} records of {', '.join(Path(source.path).name for source in sources)}",
         "tokens of these texts": f"{before:,} before, {after:,} after",
     }
     origin = Origin(model, EXTENDED, language, settings, before=read_origin(model))
     export_model(result, longer, Path(out), origin, getattr(torch, dtype))
-    for why, count in report.skipped.items():
-        print(f"skipped    {count:,}: {why} (the first: {report.examples[why]})")
+    for source, report in reads:
+        tell_skipped(source.name, report.skipped, report.examples)
     share = f"{after:,} in place of {before:,} ({after / before:.0%})"
     fewer = " (no other two come together twice)" if len(extension.made_of) < tokens else ""
     print(f"tokens     {len(extension.made_of):,} new ones{fewer}; the texts have {share}")

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -14,7 +14,7 @@ from inscp.commands.parser import call
 from inscp.commands.stopping import stopping_well
 from inscp.cost.ledger import Ledger
 from inscp.data.pipeline import Sources, as_sources
-from inscp.data.sources import OnBadRecord, ReadReport, bad_record, read_records
+from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
 from inscp.errors import UserError
 from inscp.evaluation.answers import flaws
 from inscp.evaluation.items import items_folder
@@ -75,9 +75,9 @@ def generate(
     if server and temperature > 0:
         server = replace(server, options={"temperature": temperature, "seed": seed, **server.options})
     asked, spent = subject(model, server, items_folder(file), precision, batch_size, cost, temperature, seed)
-    reports: dict[str, ReadReport] = {}
+    reads = [(source, ReadReport()) for source in as_sources(data)]
     too_long = partial(_too_long, asked.backend, max_characters, max_new_tokens)
-    prompts = list(dict.fromkeys(_prompts(data, too_long, on_bad_record, reports)))
+    prompts = list(dict.fromkeys(_prompts(reads, too_long, on_bad_record)))
     if not prompts:
         raise UserError("data", "there is no prompt in it", "Give questions, conversations or texts of a user.")
     with stopping_well(lambda _: spent.keep() if spent else None):
@@ -85,7 +85,8 @@ def generate(
     wrong = [_wrong(answer, max_new_tokens) for answer in answers]
     kept = [(*prompt, Turn("assistant", answer.response.strip()))
             for prompt, answer, why in zip(prompts, answers, wrong, strict=True) if why is None]  # fmt: skip
-    tell_skipped({name: dict(report.skipped) for name, report in reports.items() if report.skipped})
+    for source, report in reads:
+        tell_skipped(source.name, report.skipped, report.examples)
     for why, count in Counter(filter(None, wrong)).most_common():
         print(f"left out   {count:,} answers: {why}")
     total = spent.stop() if spent else None
@@ -98,14 +99,12 @@ def generate(
 
 
 def _prompts(
-    data: Sources,
+    reads: Iterable[tuple[Source, ReadReport]],
     too_long: Callable[[Prompt], str | None],
     on_bad_record: OnBadRecord,
-    reports: dict[str, ReadReport],
 ) -> Iterator[Prompt]:
-    """What is asked, from the sources in their order."""
-    for source in as_sources(data):
-        report = reports[source.name] = ReadReport()
+    """What is asked, from the sources in their order, each with the report that is filled."""
+    for source, report in reads:
         for record in read_records(source, on_bad_record, report):
             ahead = takewhile(lambda turn: turn.role != "assistant", record.turns)
             prompt = tuple(Turn("user", turn.text) if turn.role == "document" else turn for turn in ahead)

@@ -13,6 +13,7 @@ from inscp.commands.fit import InsCPCLI
 from inscp.commands.quiet import quiet
 from inscp.data.pipeline import Pipeline
 from inscp.errors import UserError
+from inscp.lines import skipped_lines
 from inscp.records import IGNORED
 
 
@@ -27,9 +28,8 @@ def run(command: str, arguments: list[str]) -> None:
         for shown in islice(documents(pipeline), cli.config["n"]):
             print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, pipeline.tokenizer))
         for source, read in zip(pipeline.sources, pipeline.reads, strict=True):
-            for why, count in read.skipped.items():
-                first = read.examples[why]
-                print(f"so far skipped {count:,} of {source.name}: {why} (the first: {first})", file=sys.stderr)
+            for line in skipped_lines(source.name, read.skipped, read.examples):
+                print(f"so far {line}", file=sys.stderr)
 
 
 class InspectCLI(InsCPCLI):

@@ -248,6 +248,7 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> 
             spread = "  ".join(f"{row[f'perplexity_p{place}']:,.1f}" for place in (5, 50, 95))
             print(f"{name[-38:]:<40}{row['records']:>9,}{row['tokens']:>12,}{row['perplexity']:>12,.2f}"
                   f"{row['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
-    tell_skipped(skipped)
+    for source, count, read in zip(folder.sources, counts, reports, strict=True):
+        tell_skipped(source["name"], count, read.examples)
     print(f"\nscores     {folder.folder}" + (f"\ncost       {cost}" if cost else ""))
     print(f"\nnext:\n  python -m inscp select --config … --scores {quote(str(folder.folder))}")

@@ -77,9 +77,9 @@ def select(
             written = funnel.run(telling(candidates, "reading"), partial / "selected.parquet")
         except UserError as error:
             if error.where == "budget.tokens":  # it is what the filters have left that is too little
-                _tell(reports.as_dict(funnel, settings | {"skipped": candidates.skipped}))
+                _tell(reports.as_dict(funnel, settings | _skipped(candidates)))
             raise
-        report = reports.as_dict(funnel, settings | {"skipped": candidates.skipped | replay.skipped})
+        report = reports.as_dict(funnel, settings | _skipped(candidates, replay))
         _tell(report)
         if not written:
             where = next((step.name for step in funnel.steps if not step.records), out)
@@ -110,6 +110,16 @@ def _write_replay(replay: Candidates, budget: Budget, folder: Path) -> dict[str,
     return {"path": replay.sources[0].path, "records": written, "tokens": funnel.after.tokens.total()}
 
 
+def _skipped(*every: Candidates) -> dict[str, Any]:
+    """What was left out of them, for the report."""
+    reads = {name: read for candidates in every for name, read in candidates.reads.items() if read.skipped}
+    return {
+        "skipped": {name: dict(read.skipped) for name, read in reads.items()},
+        "first_skipped": {name: read.examples for name, read in reads.items()},
+    }
+
+
 def _tell(report: dict[str, Any]) -> None:
     print("\n".join(reports.lines(report)))
-    tell_skipped(report["skipped"])
+    for source, skipped in report["skipped"].items():
+        tell_skipped(source, skipped, report["first_skipped"][source])

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from inscp.data.packing import PackedRow, PackReport
+from inscp.lines import skipped_lines
 from inscp.paths import cache_folder, made_once
 from inscp.records import IGNORED
 
@@ -52,9 +53,9 @@ class DataReport:
         """One line for people, and one for every reason to skip records of a source."""
         skipped = sum(sum(reasons.values()) for reasons in self.skipped.values())
         details = [
-            f"\n  skipped {count:,} of {name}: {why} (the first: {self.first_skipped[name][why]})"
+            f"\n  {line}"
             for name, reasons in self.skipped.items()
-            for why, count in reasons.items()
+            for line in skipped_lines(name, reasons, self.first_skipped[name])
         ]
         return (
             f"{sum(self.records.values()):,} records ({skipped:,} skipped), {self.sequences:,} sequences "

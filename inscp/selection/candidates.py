@@ -28,6 +28,7 @@ class Candidates:
 
     Attributes:
         fingerprints: of the sources' contents.
+        reads: name of a source -> what was read of it so far.
 
     Raises:
         UserError: two sources have one name, by which filters and reports tell them apart.
@@ -42,10 +43,10 @@ class Candidates:
     def __post_init__(self) -> None:
         require_names(self.sources)
         self.fingerprints = [source_fingerprint(source) for source in self.sources]
-        self._reports = [ReadReport() for _ in self.sources]
+        self.reads = {source.name: ReadReport() for source in self.sources}
 
     def __iter__(self) -> Iterator[Candidate]:
-        for source, digest, report in zip(self.sources, self.fingerprints, self._reports, strict=True):
+        for source, digest, report in zip(self.sources, self.fingerprints, self.reads.values(), strict=True):
             if self.scores:
                 found = scored(source, digest, self.scores, self.on_bad_record, report)
             else:
@@ -57,12 +58,6 @@ class Candidates:
             else:
                 assert self.tokenizer is not None
                 yield from counted(found, self.tokenizer)
-
-    @property
-    def skipped(self) -> dict[str, dict[str, int]]:
-        """Name of a source -> reason -> how many of its records were left out, so far as they have been read."""
-        reports = zip(self.sources, self._reports, strict=True)
-        return {source.name: dict(report.skipped) for source, report in reports if report.skipped}
 
 
 def require_names(sources: Sequence[Source]) -> None:
