@@ -24,7 +24,8 @@ Row = dict[str, Any]
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a surrogate pair: no Unicode text. What is not UTF-8 decodes to such halves with `surrogateescape`."""
 
-_BOM = b"\xef\xbb\xbf"
+_BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_CONVERT = "Convert the file: iconv -f ITS_ENCODING -t utf-8."
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -50,11 +51,16 @@ def open_bytes(path: Path) -> BinaryIO:
 
     Arrow decompresses because it raises `OSError` for everything that is wrong with a file, a cut-off one included,
     which `zstandard` reads as if it ended there.
+
+    Raises:
+        UserError: it is UTF-16, as Windows writes it.
     """
     raw = pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower()))
     file = io.BufferedReader(cast(io.RawIOBase, raw), buffer_size=1 << 20)
     if file.peek(len(_BOM)).startswith(_BOM):
         file.read(len(_BOM))
+    if file.peek(2).startswith(_UTF16_BOMS):
+        raise UserError(str(path), "it is UTF-16", "Convert it: iconv -f utf-16 -t utf-8.")
     return cast(BinaryIO, file)
 
 
@@ -96,7 +102,7 @@ def _decoded(raw: bytes) -> str | BadRow:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = error.start - raw.rfind(b"\n", 0, error.start)
-        return BadRow("not valid UTF-8", f"byte {byte} of the line", raw.count(b"\n", 0, error.start))
+        return BadRow("not valid UTF-8", f"byte {byte} of the line", raw.count(b"\n", 0, error.start), _CONVERT)
 
 
 def _as_row(value: object) -> Row | BadRow:
@@ -170,6 +176,7 @@ def _plain(row: pa.RecordBatch) -> Row | BadRow:
 
 def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row | BadRow]]:
     header: list[str] = []
+    _require_delimiter(path, delimiter)
     is_plain = delimiter == "\t" and _has_a_row_a_line(path)
     for line, fields in _plain_lines(path) if is_plain else _table_lines(path, delimiter):
         if isinstance(fields, BadRow):
@@ -177,11 +184,24 @@ def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row |
             continue
         header = header or fields
         if any(map(SURROGATE.search, fields)):
-            yield f"{path}:{line}", BadRow("not valid UTF-8")
+            yield f"{path}:{line}", BadRow("not valid UTF-8", mend=_CONVERT)
         elif len(fields) != len(header):
             yield f"{path}:{line}", BadRow(f"expected {len(header)} fields as in the header", f"found {len(fields)}")
         elif fields is not header:
             yield f"{path}:{line}", dict(zip(header, fields, strict=True))
+
+
+def _require_delimiter(path: Path, delimiter: str) -> None:
+    """
+    Raises:
+        UserError: the header has another one, as spreadsheets write in some countries.
+    """
+    with open_bytes(path) as file:
+        header = file.readline().decode("utf-8", "replace")
+    if delimiter not in header and (other := next((mark for mark in ";\t" if mark in header), None)):
+        names = {";": "semicolons", "\t": "tabs"}
+        mend = "Name it .tsv." if other == "\t" else "Save it with commas."
+        raise UserError(f"{path}:1", f"its fields are apart by {names[other]}", mend)
 
 
 def _has_a_row_a_line(path: Path) -> bool:

@@ -228,6 +228,31 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, name):
         list(read_rows(write(tmp_path / name, "garbage")))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_what_windows_writes_is_told_with_how_to_convert_it(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes(("" if encoding == "utf-16" else "\ufeff").encode(encoding) + "Hyvää päivää".encode(encoding))
+    with pytest.raises(UserError, match=r"a\.txt: it is UTF-16\. Convert it: iconv"):
+        list(read_rows(path))
+
+
+def test_another_encoding_is_told_with_how_to_convert_it(tmp_path):
+    for name in ("a.txt", "a.csv"):
+        (tmp_path / name).write_bytes("text,b\nHyvää päivää,x\n".encode("latin-1"))
+        bad = [row for _, row in read_rows(tmp_path / name) if isinstance(row, BadRow)]
+        assert ["iconv" in row.mend for row in bad] == [True]
+
+
+@pytest.mark.parametrize(
+    ("header", "told"), [('"text";"b"', "semicolons"), ("text;b", "semicolons"), ("text\tb", "tabs")]
+)
+def test_a_table_with_another_delimiter_is_told(tmp_path, header, told):
+    path = tmp_path / "a.csv"
+    path.write_text(f'{header}\n"one, two";"x"\n', "utf-8")
+    with pytest.raises(UserError, match=r"a\.csv:1: its fields are apart by (semicolons|tabs)"):
+        list(read_rows(path))
+
+
 def test_text_units(tmp_path):
     path = write(tmp_path / "a.txt", "\n one\ntwo \n \t\n\nthree\n")
     assert read(path, "file") == [("a.txt:1", {"text": " one\ntwo \n \t\n\nthree"})]
