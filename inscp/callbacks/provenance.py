@@ -34,6 +34,7 @@ def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
         "distilled": module.distillation,
         "LoRA": module.adapter,
         "shielded": module.shield,
+        "new tokens alone": module.new_tokens_only,
         "EMA": module.ema_decay is not None,
     }
     arm = ", ".join([data.tagger.arm, *(name for name, is_so in besides.items() if is_so)])
@@ -124,6 +125,8 @@ class Provenance(Callback):
             training["document_length"] = data.document_length
         if frozen := _frozen(module):
             training["shield"] = frozen
+        if module.new_tokens_only:
+            training["trained"] = "the new tokens alone"
         if module.distillation:
             teacher = title(module.distillation.teacher_of(module.pretrained))
             training["distillation"] = f"replayed rows, by {teacher}, weight {module.distillation.weight:g}"

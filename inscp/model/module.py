@@ -20,6 +20,7 @@ from inscp.model.distillation import Distillation, Teacher, load_teacher
 from inscp.model.isolation import require_isolation
 from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
+from inscp.model.new_tokens import OldRows, first_new_token, freeze_all_but_embeddings
 from inscp.model.optim import Optimizer, clip_gradients, fill_states, state_tensors
 from inscp.model.precision import ComputeCopies, compute_dtype, freeze_unreached, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
@@ -40,6 +41,8 @@ class InsCPModule(JudgedModule):
         shield: freeze the columns of matrices that matter most to text of the source language.
         distillation: learn on replayed rows what a teacher predicts, mostly the model as it was, in the place of their
             tokens.
+        new_tokens_only: train the tokens that `extend` has added and nothing else: a first stage, at a high rate
+            (1e-2), behind which all weights are trained.
         ema_decay: also keep an exponential moving average of the weights, of this decay a step (at first of less);
             held-out sets are measured with it, and it is what is exported.
         activation_checkpointing: compute activations again in the backward pass: `none`; `block` (all: least memory,
@@ -57,6 +60,7 @@ class InsCPModule(JudgedModule):
         adapter: LoRA | None = None,
         shield: Shield | None = None,
         distillation: Distillation | None = None,
+        new_tokens_only: bool = False,
         ema_decay: float | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
         compile: bool = False,
@@ -68,16 +72,19 @@ class InsCPModule(JudgedModule):
         if shield and adapter:
             what = "adapters leave every column of the model as it is"
             raise UserError("model.shield", what, "Leave out the shield or the adapter.")
+        if new_tokens_only and (shield or adapter):
+            raise UserError("model.new_tokens_only", "nothing else is trained", "Leave out the shield and the adapter.")
         self.pretrained = pretrained
         self.optimizer = optimizer
         self.adapter = adapter
         self.shield = shield
         self.distillation = distillation
+        self.new_tokens_only = new_tokens_only
         self.ema_decay = ema_decay
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile
         self.attn_implementation = attn_implementation
-        self.frozen: FrozenColumns | None = None
+        self.frozen: FrozenColumns | OldRows | None = None
         self.teacher: Teacher | None = None
         self._step_loss = torch.zeros(())
         self._step_divergence, self._step_replayed = torch.zeros(()), 0  # its sum, and of how many targets
@@ -105,6 +112,8 @@ class InsCPModule(JudgedModule):
         self.weights = trained_weights(model)
         if self.shield:
             self.frozen = FrozenColumns(model, self.weights)
+        if self.new_tokens_only:
+            self.frozen = OldRows(self.weights, first_new_token(self.pretrained))
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
             self.copies = ComputeCopies(model, strategy.compute_dtype, strategy.root_device)
         if self.distillation and self.trainer.state.fn == "fit":
@@ -116,6 +125,7 @@ class InsCPModule(JudgedModule):
 
     def _require_whole_matrices(self) -> None:
         reasons = {
+            "new_tokens_only": "tensor parallelism may cut the rows apart",
             "shield": "tensor parallelism cuts the columns apart",
             "adapter": "the model's plan of tensor parallelism knows nothing of adapters",
         }
@@ -129,6 +139,8 @@ class InsCPModule(JudgedModule):
         require_dense(self.pretrained)
         model = make(self.pretrained, torch.float32, self.attn_implementation)
         freeze_unreached(model)
+        if self.new_tokens_only:
+            freeze_all_but_embeddings(model)
         if self.adapter:
             self.adapter.add_to(model)
         if not (compiles and self.activation_checkpointing == "selective"):  # which the compiler does better
@@ -211,7 +223,9 @@ class InsCPModule(JudgedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        if self.shield and self.frozen and not self.trainer.ckpt_path:  # which brings the columns along
+        if (
+            self.shield and isinstance(self.frozen, FrozenColumns) and not self.trainer.ckpt_path
+        ):  # which brings the columns along
             rows = self.shield.read(data_of(self.trainer).pipeline)
             if self.trainer.is_global_zero:
                 print(f"shield: reading {rows.report}", file=sys.stderr, flush=True)

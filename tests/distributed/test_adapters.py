@@ -10,7 +10,9 @@ from launch import FSDP2, fit, project, steps
 from safetensors.torch import load_file
 
 from inscp.commands.export import export
+from inscp.commands.extend import extend
 from inscp.model.checkpoint import read_tensors, stored_tensors, whole_checkpoints
+from inscp.model.new_tokens import first_new_token
 
 PARTS = {"average": "ema", "shield": "shield"}
 """What else a checkpoint keeps, and which variants make it."""
@@ -21,12 +23,15 @@ VARIANTS: dict[str, list[Any]] = {
     "ema_compile": ["--model.ema_decay", "0.9", "--model.compile", "true", "--model.activation_checkpointing", "2"],
     "shield": ["--model.shield.sources", "more.jsonl", "--model.shield.tagger", "InsCPTagger",
                "--model.optimizer.weight_decay", "0.1"],
+    "new_tokens": ["--model.new_tokens_only", "true", "--model.optimizer.weight_decay", "0.1"],
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
-    return project(tmp_path_factory.mktemp("adapters"), tiny_model_folder)
+    made = project(tmp_path_factory.mktemp("adapters"), tiny_model_folder)
+    extend(tiny_model_folder, str(made / "more.jsonl"), str(made / "longer"), tokens=30)
+    return made
 
 
 def run_of(folder: Path, log: str) -> Path:
@@ -38,7 +43,9 @@ def run_of(folder: Path, log: str) -> Path:
 def test_it_resumes_in_shards_and_exports_the_trained_model(
     folder: Path, tiny_model_folder: str, tmp_path: Path, name: str
 ) -> None:
-    variant = [*VARIANTS[name], "--data.epochs", "1.0", "--checkpoint.every_n_steps", "1"]
+    base = folder / "longer" if name == "new_tokens" else Path(tiny_model_folder)
+    options = ["--model.pretrained", base, "--data.epochs", "1.0", "--checkpoint.every_n_steps", "1"]
+    variant = [*VARIANTS[name], *options]
     fit(folder, f"{name}_two", *variant, *TWO, "--trainer.default_root_dir", f"{name}_two_runs")
     two, sharded = run_of(folder, f"{name}_two"), steps(folder, f"{name}_two")
 
@@ -54,11 +61,14 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
     export(str(newest), str(tmp_path / "exported"))
     file = "model.safetensors"
     assert (tmp_path / "exported" / file).read_bytes() == (two / "model" / file).read_bytes()
-    original, together = (load_file(path / file) for path in (Path(tiny_model_folder), two / "model"))
+    original, together = (load_file(path / file) for path in (base, two / "model"))
     assert original.keys() == together.keys()
     assert any(not torch.equal(original[key].bfloat16(), together[key]) for key in original)
     if name == "shield":
         assert_shielded(newest, original)
+    if name == "new_tokens":
+        first = first_new_token(str(base))
+        assert all(torch.equal(original[key][:first].bfloat16(), together[key][:first]) for key in original)
     assert json.loads((two / "model" / "config.json").read_text())["model_type"] == "llama"
 
     if "dropout" in name:  # whose random numbers each rank draws for its own rows

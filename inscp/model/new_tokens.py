@@ -1,0 +1,79 @@
+"""The tokens that `extend` has added, trained by themselves before all weights are.
+
+A new token begins as the mean of those that it stands for, which predicts badly, and all weights would be trained to
+make up for it. Trained first, at a high rate, the new rows find their place in the model as it is, and nothing else
+changes (new embeddings first: Kim et al. 2024, arXiv 2402.14714).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from inscp.errors import UserError
+from inscp.model.origin import EXTENDED, read_origin
+from inscp.model.sharded import local_part, sharded_like
+from inscp.pretrained import load_tokenizer
+
+
+def first_new_token(pretrained: str) -> int:
+    """The id with which the tokens begin that were added last.
+
+    Raises:
+        UserError: none were.
+    """
+    origin = read_origin(pretrained)
+    stages = reversed(origin.stages if origin else [])
+    extended = next((stage for stage in stages if stage.arm == EXTENDED), None)
+    if extended is None:
+        mend = "Give it some first: python -m inscp extend."
+        raise UserError("model.new_tokens_only", f"no tokens were added to {pretrained}", mend)
+    return max(load_tokenizer(pretrained).get_vocab().values()) + 1 - int(extended.training["new tokens"])
+
+
+def freeze_all_but_embeddings(model: PreTrainedModel) -> None:
+    """Train the embeddings and the output layer's matrix alone."""
+    model.requires_grad_(False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight.requires_grad_(True)
+
+
+class OldRows:
+    """The rows of other tokens in embeddings and output layer, which no step trains.
+
+    Args:
+        weights: the two matrices by name, whole or sharded along their rows; one where they are tied.
+        first: id of the first new token.
+
+    Attributes:
+        weights: the matrices by name.
+        tensors: what a checkpoint must keep of this: nothing.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], first: int) -> None:
+        self.weights, self.tensors = weights, dict[str, torch.Tensor]()
+        rows = {name: torch.arange(len(weight)) < first for name, weight in weights.items()}
+        self._old = {name: local_part(sharded_like(weights[name], of))[:, None] for name, of in rows.items()}
+
+    def place(self) -> None:
+        """Put what is known of them beside the matrices, which Lightning moves when it sets up."""
+        for name, weight in self.weights.items():
+            self._old[name] = self._old[name].to(local_part(weight).device)
+
+    def drop_gradients(self) -> None:
+        """Leave nothing of them in the gradients, so that Adam moves them by nothing."""
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                local_part(weight.grad).masked_fill_(self._old[name], 0.0)
+
+    @torch.no_grad()
+    def decay_others(self, amount: float) -> None:
+        """Weight decay of the new rows, which the optimizer must leave to this.
+
+        Args:
+            amount: learning rate x weight decay.
+        """
+        if amount:
+            for name, weight in self.weights.items():
+                local_part(weight).mul_(1 - amount * ~self._old[name])
