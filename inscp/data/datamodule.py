@@ -18,7 +18,7 @@ from inscp.data.mixture import Mixture, Replay, mixed
 from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
 from inscp.data.sampling import PackedRowSampler, Shuffled
 from inscp.data.sources import OnBadRecord, Source, require_source
-from inscp.data.tagging import InsCPTagger, Tagger
+from inscp.data.tagging import HELD_OUT, InsCPTagger, Tagger
 from inscp.errors import UserError, everywhere
 from inscp.pretrained import embedded_tokens, load_tokenizer, longest_input
 from inscp.records import PackedBatch, require_language_tag
@@ -94,7 +94,7 @@ class InsCPDataModule(LightningDataModule):
         self.tagger = tagger or InsCPTagger()
         self.replay = replay
         self.validation = {name: as_sources(source) for name, source in (validation or {}).items()}
-        self.validation_tagger = validation_tagger or InsCPTagger(loss="response")
+        self.validation_tagger = validation_tagger or HELD_OUT
         self.row_length, self.batch_size, self.num_workers, self.seed = row_length, batch_size, num_workers, seed
         self.document_length = document_length
         self.token_budget, self.epochs, self.force_resume = token_budget, epochs or 1.0, force_resume

@@ -115,6 +115,10 @@ _END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<EOS_T
 """How tokenizers spell the end of a document where the end-of-sequence token ends a turn instead."""
 
 
+HELD_OUT = InsCPTagger(loss="response")
+"""How held-out text is presented where nobody says otherwise: as the model will be used, and alike for every arm."""
+
+
 @dataclass(frozen=True)
 class PlainTagger(Tagger):
     """Text and the end-of-document token, no tags: plain continual pre-training.

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.inert import inert_batch, inert_ids
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
-from inscp.data.tagging import InsCPTagger, PlainTagger
+from inscp.data.tagging import HELD_OUT, PlainTagger
 from inscp.data.template import lead_of_answer, shared_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
@@ -87,7 +87,7 @@ class Retention(Task):
         return origin.original if origin else self.original
 
     def _held_out(self, subject: Subject, name: str, given: str | Source) -> list[Item]:
-        tagger = InsCPTagger(loss="response") if subject.tokenizer.chat_template else PlainTagger()
+        tagger = HELD_OUT if subject.tokenizer.chat_template else PlainTagger()
         tag = tagger.bind(subject.tokenizer)
         documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(subject.spec))
