@@ -44,6 +44,8 @@ class HelpInOrder:
     _action_groups: list[Any]
 
     def format_help(self) -> str:
+        if not self.told_as:  # that of a class in a key
+            return super().format_help()  # type: ignore[misc,no-any-return]
         self.usage = f"{self.told_as} --config FILE [--KEY VALUE ...]"
         self.description = _KEYS.format(variable=f"{self.env_prefix}_DATA__ROW_LENGTH".upper())
         self._action_groups[:] = [group for group in self._action_groups if group.title != "Linked arguments"]

@@ -138,9 +138,7 @@ def _types(parser: ArgumentParser, key: str) -> list[type]:
 def _wrong(types: Sequence[type], message: str) -> tuple[str, str]:
     """What is wrong with a value, and what to write; empty where the parser's own words have to do."""
     if named := _CLASS.search(message):
-        rooms = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
-        of = {one for room in rooms for one in vars(room).values() if isinstance(one, type) and not isabstract(one)}
-        fitting = {one.__name__: one for one in of if issubclass(one, tuple(types)) and one.__name__[0] != "_"}
+        fitting = class_names(types)
         by_name = {name.lower(): name for name in fitting}
         given = named[1].rpartition(".")[2].lower()
         near = [*get_close_matches(given, by_name, n=1), *(name for name in by_name if name.startswith(given))]
@@ -151,13 +149,20 @@ def _wrong(types: Sequence[type], message: str) -> tuple[str, str]:
                       if field.default is MISSING and field.default_factory is MISSING]  # fmt: skip
             keys = ", ".join(f"{name}: …" for name in needed or [fields(types[0])[0].name])
             return f"{named[1]} is none of its values", f"Write its keys, as {{{keys}}}."
-        return f"there is no class {named[1]}", f"Take one of: {', '.join(sorted(fitting))}." if fitting else ""
+        return f"there is no class {named[1]}", f"Take one of: {', '.join(fitting)}." if fitting else ""
     if entry := _NO_ENTRY.search(message):
         return f"an entry names no {entry[1]} ({entry[2]})", "Give it its class_path, or mend the entry's name."
     if shape := _SHAPE.search(message):
         written = f"[{shape[2]}]" if shape[1] == "list" else f"{{NAME: {shape[2]}}}"
         return f"{shape[2]} is no {'list' if shape[1] == 'list' else 'mapping'}", f"Write '{written}'."
     return "", ""
+
+
+def class_names(types: Sequence[type]) -> list[str]:
+    """Of the classes in all rooms that are open which are one of these types, as a configuration may name them."""
+    rooms = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
+    found = {one for room in rooms for one in vars(room).values() if isinstance(one, type) and not isabstract(one)}
+    return sorted({one.__name__ for one in found if issubclass(one, tuple(types)) and one.__name__[0] != "_"})
 
 
 def _plain(message: str) -> str:

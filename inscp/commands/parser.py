@@ -3,13 +3,16 @@
 import os
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable
 from difflib import get_close_matches
+from inspect import isabstract
+from pydoc import locate
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli
 
-from inscp.commands.mistakes import complaint, known_keys
+from inscp.commands.mistakes import class_names, complaint, known_keys
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 
@@ -24,6 +27,9 @@ class OneLineErrors:
     """Mixin of a jsonargparse parser: `error` raises a `UserError` instead of printing usage and leaving."""
 
     prog: str
+    usage: str | None
+    description: str | None
+    epilog: str | None
     told_as: str = ""
     """How messages call the command, where it is not as the parser calls itself."""
 
@@ -31,10 +37,24 @@ class OneLineErrors:
         options["allow_abbrev"] = False  # a key that is cut short is a misspelled one
         super().__init__(*args, **options)
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    @property
+    def _command(self) -> str:
+        """As people call it, `python -m inscp fit`; empty where this is the parser of a class in a key."""
         prog = self.prog.replace("[options] ", "")
-        command = self.told_as or (prog if prog.startswith(_PROGRAM) else "")
-        raise complaint(self, message, command, sys.argv[1:]) from ex  # type: ignore[arg-type]
+        return self.told_as or (prog if prog.startswith(_PROGRAM) else "")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise complaint(self, message, self._command, sys.argv[1:]) from ex  # type: ignore[arg-type]
+
+    def format_help(self) -> str:
+        """As jsonargparse does; of a class in a key without a usage, and of an abstract one with those to take."""
+        if not self._command:
+            self.usage = SUPPRESS
+            named = (self.description or "").rpartition("=")[2]
+            of = locate(named) if named.startswith("inscp.") else None
+            if isinstance(of, type) and isabstract(of):
+                self.epilog = f"Take one of: {', '.join(class_names([of]))}."
+        return super().format_help()  # type: ignore[misc,no-any-return]
 
     def validate(self, *args: Any, **options: Any) -> Any:
         """As jsonargparse does, which takes `null` for any key by itself."""

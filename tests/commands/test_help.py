@@ -29,3 +29,24 @@ def test_usage_and_variables_are_told_once(fit_help: str) -> None:
     assert fit_help.startswith("usage: python -m inscp fit --config FILE [--KEY VALUE ...]\n")
     assert fit_help.count("INSCP_FIT__") == 1
     assert len(fit_help.splitlines()) < 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fit", "--data.tagger.help", "InsCPTagger"], "--data.tagger.loss {all,response}"),
+        (["fit", "--data.tagger.help"], "Take one of: ConversationTagger, InsCPTagger, PlainTagger."),
+        (["fit", "--model.adapter.help"], "--model.adapter.rank RANK"),
+        (["merge", "--method.help"], "Take one of: Average, ChatVector, ElChat."),
+        (["evaluate", "--tasks.help"], "Take one of: BOLD, Knowledge, LanguageAlignment,"),
+    ],
+)
+def test_the_help_of_a_key_is_that_of_its_class_or_names_the_classes(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    shown = capsys.readouterr().out
+    assert told in shown
+    assert "usage" not in shown
+    assert "INSCP_" not in shown
