@@ -223,7 +223,7 @@ class InsCPCLI(LightningCLI):
                 name: self._get(self.config_init, name).languages for name in ("before_after", "stop_when_aligned")
             }
             require_askable(self.datamodule, asking)
-            if self.datamodule.language != "und" and not getattr(rank_zero_only, "rank", 0):
+            if not getattr(rank_zero_only, "rank", 0):
                 warn_of_languages(self.datamodule)
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         self.tracker = self._open_tracker(name) if given["logger"] is None else None

@@ -45,7 +45,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
         return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
     if unknown := _UNKNOWN.search(message):
         name, file = _placed(next(group for group in unknown.groups() if group), files, arguments)
-        what, mend = _meant(parser, name, command)
+        what, mend = _meant(parser, name)
         return UserError(f"{name}{file}", what, mend or see_help)
     key = _KEY.search(message)
     if key is None:
@@ -96,7 +96,7 @@ def _dotted(held: Any, before: str = "") -> Iterator[str]:
         yield from _dotted(value, f"{before}{key}.")
 
 
-def _meant(parser: ArgumentParser, name: str, command: str) -> tuple[str, str]:
+def _meant(parser: ArgumentParser, name: str) -> tuple[str, str]:
     """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
     keys = list(known_keys(parser))
     if name in keys:

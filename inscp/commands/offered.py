@@ -86,9 +86,10 @@ def require_shielded(module: InsCPModule) -> None:
 
 def warn_of_languages(data: InsCPDataModule) -> None:
     """A warning where the text, or the requests ahead of it, look like another language than `data.language`."""
-    identifier, language = LanguageIdentifier(), primary(data.language)
-    with suppress(UserError):  # of what it does not know it can tell nothing
+    identifier = LanguageIdentifier()
+    with suppress(UserError):  # it is not installed, or does not know the language, and can tell nothing
         identifier.require_known(data.language)
+        language = primary(data.language)
         texts = [
             turn.text
             for source in data.train_sources
