@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inscp.errors import UserError
+from inscp.model.frozen import FrozenParts
 from inscp.model.origin import EXTENDED, read_origin
 from inscp.model.sharded import local_part, sharded_like
 from inscp.pretrained import load_tokenizer
@@ -39,7 +40,7 @@ def freeze_all_but_embeddings(model: PreTrainedModel) -> None:
         layer.weight.requires_grad_(True)
 
 
-class OldRows:
+class OldRows(FrozenParts):
     """The rows of other tokens in embeddings and output layer, which no step trains.
 
     Args:
@@ -52,28 +53,7 @@ class OldRows:
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], first: int) -> None:
-        self.weights, self.tensors = weights, dict[str, torch.Tensor]()
         rows = {name: torch.arange(len(weight)) < first for name, weight in weights.items()}
-        self._old = {name: local_part(sharded_like(weights[name], of))[:, None] for name, of in rows.items()}
-
-    def place(self) -> None:
-        """Put what is known of them beside the matrices, which Lightning moves when it sets up."""
-        for name, weight in self.weights.items():
-            self._old[name] = self._old[name].to(local_part(weight).device)
-
-    def drop_gradients(self) -> None:
-        """Leave nothing of them in the gradients, so that Adam moves them by nothing."""
-        for name, weight in self.weights.items():
-            if weight.grad is not None:
-                local_part(weight.grad).masked_fill_(self._old[name], 0.0)
-
-    @torch.no_grad()
-    def decay_others(self, amount: float) -> None:
-        """Weight decay of the new rows, which the optimizer must leave to this.
-
-        Args:
-            amount: learning rate x weight decay.
-        """
-        if amount:
-            for name, weight in self.weights.items():
-                local_part(weight).mul_(1 - amount * ~self._old[name])
+        old = {name: local_part(sharded_like(weights[name], of))[:, None] for name, of in rows.items()}
+        super().__init__(weights, old)
+        self.tensors: dict[str, torch.Tensor] = {}

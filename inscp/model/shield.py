@@ -21,6 +21,7 @@ from inscp.data.sampling import MicroBatch
 from inscp.data.sources import Source
 from inscp.data.tagging import ConversationTagger, Tagger
 from inscp.errors import UserError
+from inscp.model.frozen import FrozenParts
 from inscp.model.loss import NextTokenLoss
 from inscp.model.sharded import local_part, whole
 
@@ -54,7 +55,7 @@ class Shield:
         return make(sources, self.tagger or ConversationTagger()).rows()
 
 
-class FrozenColumns:
+class FrozenColumns(FrozenParts):
     """The columns of a model's matrices that are trained by no step.
 
     Args:
@@ -76,16 +77,12 @@ class FrozenColumns:
         if not self._modules:
             mend = "Leave it out, or take a model with such matrices."
             raise UserError("model.shield", "the model has no nn.Linear whose columns could be frozen", mend)
-        self.weights = {name: weights[name] for name in self._modules}
+        matrices = {name: weights[name] for name in self._modules}
         self.tensors = {
             name: torch.zeros(weight.shape[1], dtype=torch.bool, device=local_part(weight).device)
-            for name, weight in self.weights.items()
+            for name, weight in matrices.items()
         }
-
-    def place(self) -> None:
-        """Put them beside their matrices, which Lightning moves when it sets up."""
-        for name, weight in self.weights.items():
-            self.tensors[name] = self.tensors[name].to(local_part(weight).device)
+        super().__init__(matrices, self.tensors)
 
     @torch.no_grad()
     def choose(self, share: float, root: NextTokenLoss, rows: CachedRows, device: torch.device) -> None:
@@ -128,21 +125,3 @@ class FrozenColumns:
         for hook in hooks:
             hook.remove()
         return {name: total.sqrt() for name, total in squares.items()}
-
-    def drop_gradients(self) -> None:
-        """Leave nothing of the frozen columns in the gradients."""
-        for name, columns in self.tensors.items():
-            gradient = self.weights[name].grad
-            if gradient is not None:
-                local_part(gradient).masked_fill_(columns, 0.0)
-
-    @torch.no_grad()
-    def decay_others(self, amount: float) -> None:
-        """Weight decay of the columns that are trained, which the optimizer must leave to this.
-
-        Args:
-            amount: learning rate x weight decay.
-        """
-        if amount:
-            for name, columns in self.tensors.items():
-                local_part(self.weights[name]).mul_(1 - amount * ~columns)

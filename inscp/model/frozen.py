@@ -1,0 +1,42 @@
+"""Parts of matrices that no step trains, though the rest of the same matrices is trained."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from inscp.model.sharded import local_part
+
+
+class FrozenParts:
+    """
+    Args:
+        weights: fp32 matrices by name, whole or sharded along their rows.
+        masks: what of each is frozen: bool, of a shape that spreads over this rank's part of it.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], masks: dict[str, torch.Tensor]) -> None:
+        self.weights, self._masks = weights, masks
+
+    def place(self) -> None:
+        """Put the masks beside their matrices, which Lightning moves when it sets up."""
+        for name, weight in self.weights.items():
+            self._masks[name] = self._masks[name].to(local_part(weight).device)
+
+    def drop_gradients(self) -> None:
+        """Leave nothing of what is frozen in the gradients, so that Adam moves it by nothing."""
+        for name, mask in self._masks.items():
+            gradient = self.weights[name].grad
+            if gradient is not None:
+                local_part(gradient).masked_fill_(mask, 0.0)
+
+    @torch.no_grad()
+    def decay_others(self, amount: float) -> None:
+        """Weight decay of what is trained, which the optimizer must leave to this.
+
+        Args:
+            amount: learning rate x weight decay.
+        """
+        if amount:
+            for name, mask in self._masks.items():
+                local_part(self.weights[name]).mul_(1 - amount * ~mask)
