@@ -7,67 +7,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 
-from inscp.evaluation.answers import AlignmentScorer
-from inscp.evaluation.generation import ask
-from inscp.evaluation.prompts import read_aligned_prompts
+from inscp.callbacks.interview import Interview
 from inscp.model.module import InsCPModule
 from inscp.model.precision import inference_dtype
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation
-from inscp.text.language import LID_176, LanguageIdentifier
 from inscp.tracking.tracker import tracker_of
 
 
-class BeforeAfter(Callback):
+class BeforeAfter(Interview):
     """Asks the original and the exported model the same prompts in several languages, and prints a table.
 
     The two models are loaded in the same way, from their folders, so that the table tells about what a user gets.
-
-    Args:
-        prompts: a JSONL file with one field a language, the same prompt in each; null measures no answers.
-        languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
-        max_prompts: ask only so many, spread evenly over the file.
-        max_new_tokens: responses are cut there.
-        lid_model: tells the languages, as of the task `LanguageAlignment`.
 
     Attributes:
         folder: the exported model's.
         goes_on: whether a checkpoint brings what the original model answered.
     """
 
-    def __init__(
-        self,
-        prompts: str | None = None,
-        languages: list[str] | None = None,
-        max_prompts: int | None = None,
-        max_new_tokens: int = 256,
-        lid_model: str = LID_176,
-    ) -> None:
-        identifier, asked = LanguageIdentifier(lid_model), ["en"] if languages is None else languages
-        self._scorer = AlignmentScorer(identifier)
-        self._prompts = read_aligned_prompts(prompts, asked, identifier, max_prompts) if prompts else {}
-        self._max_new_tokens = max_new_tokens
+    def __init__(self, **asked: Any) -> None:
+        super().__init__(**asked)
         self.folder, self.goes_on = Path(), False
         self._before: dict[str, dict[str, float]] = {}
 
-    @property
-    def languages(self) -> list[str]:
-        """In which the model is asked."""
-        return list(self._prompts)
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if self._prompts and trainer.is_global_zero and not self.goes_on:
+        if self.prompts and trainer.is_global_zero and not self.goes_on:
             self._before = self._measure(trainer, pl_module.pretrained, "before")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not trainer.is_global_zero or not (self._prompts or pl_module.held_out):
+        if not trainer.is_global_zero or not (self.prompts or pl_module.held_out):
             return
         before = self._before | {"held-out text": _perplexities(pl_module.held_out_before)}
-        after = self._measure(trainer, str(self.folder), "after") if self._prompts else {}
+        after = self._measure(trainer, str(self.folder), "after") if self.prompts else {}
         after["held-out text"] = _perplexities(pl_module.held_out)
         table = render_table(before, after)
         print(f"\n{table}", file=sys.stdout, flush=True)
@@ -83,10 +58,9 @@ class BeforeAfter(Callback):
         device = trainer.strategy.root_device
         model, tokenizer = load_model(spec, inference_dtype()).to(device), load_tokenizer(spec)  # type: ignore[arg-type]
         result = {}
-        for language, prompts in self._prompts.items():
+        for language, prompts in self.prompts.items():
             print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
-            answers = ask(model, tokenizer, prompts, self._max_new_tokens)
-            found = self._scorer.shares(answers, language)
+            answers, found = self.ask(language, model, tokenizer)
             told = {name: found[name] for name in _LABELS}
             result[f"answers to {language} prompts"] = told
             if tracker := tracker_of(trainer):

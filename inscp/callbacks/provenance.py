@@ -112,7 +112,7 @@ class Provenance(Callback):
             "schedule": module.optimizer.schedule,
             "weight_decay": module.optimizer.weight_decay,
             "row_length": data.row_length,
-            "rows_per_step": data.rows_per_step,
+            "rows_per_step": data.steps.rows_each,
             "steps": trainer.global_step,
             "token_budget": data.token_budget or data.total_tokens,
             "precision": str(trainer.precision),

@@ -7,19 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from inscp.callbacks.interview import Interview
 from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import tokens_seen, untimed
 from inscp.data.datamodule import data_of
 from inscp.errors import UserError
-from inscp.evaluation.answers import AlignmentScorer
-from inscp.evaluation.generation import ask
-from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.model.module import InsCPModule
 from inscp.paths import write_whole
-from inscp.text.language import LID_176, LanguageIdentifier
 from inscp.tracking.tracker import tracker_of
 
 ALIGNMENT_FILE = "alignment.json"
@@ -30,7 +27,7 @@ Measures = dict[str, dict[str, float]]
 """Language -> measure (`in_language`, `ended`, `sound`, …) -> share."""
 
 
-class StopWhenAligned(Callback):
+class StopWhenAligned(Interview):
     """Asks the model in training the same prompts in several languages, and ends the training when it answers.
 
     Every so many tokens it logs `alignment/LANGUAGE/MEASURE`, the shares that `LanguageAlignment` knows. The training
@@ -38,34 +35,25 @@ class StopWhenAligned(Callback):
     both reached their targets and have been flat; or when in another language the answers in it fall below the floor.
 
     Args:
-        prompts: a JSONL file with one field a language, the same prompt in each; null asks nothing.
-        languages: which of its fields to ask, as BCP 47 tags: the language that is taught first, then what is to be
-            retained (`[zh-TW, en]`).
         every_n_tokens: training tokens between two measurements, which are taken behind a step.
         alignment: target for the share of sound answers (no loop, no copy, not empty) that are in the language.
         ended: target for the share of answers that end their turn.
         tolerance: a share must rise by more than this to count as a gain.
         patience: so many measurements in a row must bring no gain in either of the two shares.
         retention: floor for the share of answers in each of the other languages that are in it.
-        max_prompts: ask only so many, spread evenly over the file.
-        max_new_tokens: responses are cut there.
-        lid_model: tells the languages, as of the task `LanguageAlignment`.
     """
 
     def __init__(
         self,
-        prompts: str | None = None,
-        languages: list[str] | None = None,
         every_n_tokens: int = 100_000,
         alignment: float = 0.95,
         ended: float = 0.5,
         tolerance: float = 0.02,
         patience: int = 2,
         retention: float = 0.9,
-        max_prompts: int | None = None,
-        max_new_tokens: int = 256,
-        lid_model: str = LID_176,
+        **asked: Any,
     ) -> None:
+        super().__init__(**asked)
         where = "stop_when_aligned"
         for name, count in {"every_n_tokens": every_n_tokens, "patience": patience}.items():
             if count < 1:
@@ -74,33 +62,21 @@ class StopWhenAligned(Callback):
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise UserError(f"{where}.{name}", f"{share:g} is not between 0 and 1", "Give 0.9, say.")
-        if languages and not prompts:
-            raise UserError(f"{where}.prompts", "there is none to ask", "Name a file with one field a language.")
-        if prompts and not languages:
-            raise UserError(f"{where}.languages", "none is given", "Name the taught one first, as [zh-TW, en].")
-        identifier = LanguageIdentifier(lid_model)
-        self._scorer = AlignmentScorer(identifier)
-        self._prompts = read_aligned_prompts(prompts, languages or [], identifier, max_prompts) if prompts else {}
-        self._every, self._max_new_tokens = every_n_tokens, max_new_tokens
+        self._every = every_n_tokens
         self._targets = {_ALIGNED: alignment, _ENDED: ended}
         self._tolerance, self._patience, self._retention = tolerance, patience, retention
         self.folder = Path()
         self._history: list[dict[str, Any]] = []
 
-    @property
-    def languages(self) -> list[str]:
-        """In which the model is asked, that which is taught first."""
-        return list(self._prompts)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._history and self._prompts and self._reason():  # it had ended, and its export failed
+        if self._history and self.prompts and self._reason():  # it had ended, and its export failed
             trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not (self._prompts and ends_step(trainer, batch_idx)):
+        if not (self.prompts and ends_step(trainer, batch_idx)):
             return
         tokens = tokens_seen(trainer)
         if tokens // self._every == self._asked_at // self._every:
@@ -125,12 +101,8 @@ class StopWhenAligned(Callback):
         return int(self._history[-1]["tokens"]) if self._history else 0
 
     def _ask(self, trainer: Trainer, module: InsCPModule) -> Measures:
-        tokenizer, result = data_of(trainer).tokenizer, {}
         with module.answering() as model:
-            for language, prompts in self._prompts.items():
-                answers = ask(model, tokenizer, prompts, self._max_new_tokens)
-                result[language] = self._scorer.shares(answers, language)
-        return result
+            return {language: self.ask(language, model, data_of(trainer).tokenizer)[1] for language in self.prompts}
 
     def _reason(self) -> str:
         """Why the training is to end now; empty where it goes on."""
@@ -154,7 +126,7 @@ class StopWhenAligned(Callback):
             print(f"asked after {tokens:,} tokens in {language}: {said}", file=sys.stderr, flush=True)
         if reason:
             print(f"the training ends after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
-        whole = {"taught": next(iter(self._prompts)), "history": self._history, "stopped": reason or None}
+        whole = {"taught": next(iter(self.prompts)), "history": self._history, "stopped": reason or None}
         try:
             write_whole(self.folder / ALIGNMENT_FILE, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:  # checkpoints have the history too
@@ -165,7 +137,7 @@ class StopWhenAligned(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         asked = [one["measures"].keys() for one in state_dict["history"]]
-        is_of_others = bool(self._prompts) and any(languages != self._prompts.keys() for languages in asked)
+        is_of_others = bool(self.prompts) and any(languages != self.prompts.keys() for languages in asked)
         self._history = [] if is_of_others else list(state_dict["history"])
 
 

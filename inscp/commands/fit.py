@@ -220,7 +220,7 @@ class InsCPCLI(LightningCLI):
             require_replay(self.model, self.datamodule)
             require_shielded(self.model)
             asking = {
-                name: self._get(self.config_init, name).languages for name in ("before_after", "stop_when_aligned")
+                name: list(self._get(self.config_init, name).prompts) for name in ("before_after", "stop_when_aligned")
             }
             require_askable(self.datamodule, asking)
             if not getattr(rank_zero_only, "rank", 0):

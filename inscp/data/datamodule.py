@@ -16,7 +16,7 @@ from inscp.data.cache import CachedRows, DataReport
 from inscp.data.inert import written_tokens
 from inscp.data.mixture import Mixture, Replay, mixed
 from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
-from inscp.data.sampling import PackedRowSampler, Shuffled
+from inscp.data.sampling import PackedRowSampler, RowOrder, Shuffled, Steps
 from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import HELD_OUT, InsCPTagger, Tagger
 from inscp.errors import UserError, everywhere
@@ -103,8 +103,7 @@ class InsCPDataModule(LightningDataModule):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._mixture: Mixture | None = None
         self._validation_rows: dict[str, CachedRows] = {}
-        self._rows_before = 0
-        self._step_before = 0
+        self._before = {"rows_before": 0, "steps_before": 0}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -190,8 +189,9 @@ class InsCPDataModule(LightningDataModule):
             wanted = self.mixture.n_rows(math.ceil(self.mixture.n_own * self.epochs))
         else:
             wanted = math.ceil(self.token_budget / self.mixture.tokens_per_row)
-        is_limited = self._max_steps >= 0 and self.trainer is not None
-        return max(self._rows_before, min(wanted, self._rows_after(self._max_steps)) if is_limited else wanted)
+        if self._max_steps >= 0 and self.trainer is not None:
+            wanted = min(wanted, self.steps.rows_after(self._max_steps))
+        return max(self._before["rows_before"], wanted)
 
     @property
     def total_tokens(self) -> int:
@@ -212,20 +212,17 @@ class InsCPDataModule(LightningDataModule):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return self._step_before + max(0, -(-(self.total_rows - self._rows_before) // self.rows_per_step))
+        return self.steps.count(self.total_rows)
 
     def span(self, step: int) -> tuple[float, float]:
         """Shares of the training that lie behind before and after optimizer step `step` (from 0)."""
-        return self._rows_after(step) / self.total_rows, self._rows_after(step + 1) / self.total_rows
-
-    def _rows_after(self, steps: int) -> int:
-        return self._rows_before + (steps - self._step_before) * self.rows_per_step
+        return self.steps.rows_after(step) / self.total_rows, self.steps.rows_after(step + 1) / self.total_rows
 
     @property
-    def rows_per_step(self) -> int:
-        """Rows of one optimizer step over all micro-batches and ranks."""
+    def steps(self) -> Steps:
+        """How the training's rows fall into optimizer steps."""
         assert self.trainer is not None
-        return self.batch_size * self.trainer.accumulate_grad_batches * self.ranks[0]
+        return Steps(self.batch_size, self.trainer.accumulate_grad_batches, self.ranks[0], **self._before)
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -255,37 +252,23 @@ class InsCPDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Micro-batches of this rank from the first row that was not seen."""
-        assert self.trainer is not None
-        ranks, rank = self.ranks
-        sampler = PackedRowSampler(
-            self.mixture.rows.n_targets,
-            self.mixture.rows.n_tokens,
-            self.mixture.order(self.seed),
-            self.total_rows,
-            self.batch_size,
-            accumulate=self.trainer.accumulate_grad_batches,
-            ranks=ranks,
-            rank=rank,
-            start=self._rows_before,
-            steps_before=self._step_before,
-        )
-        return self._loader(self.mixture.rows, sampler, self.mixture.n_own)
+        rows, order = self.mixture.rows, self.mixture.order(self.seed)
+        return self._loader(rows, order, self.total_rows, self.steps, self.mixture.n_own)
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
         """One loader a held-out set."""
-        assert self.trainer is not None
-        loaders = []
-        for rows in self._validation_rows.values():
-            ranks, rank = self.ranks
-            counts = rows.n_targets, rows.n_tokens
-            order = Shuffled(len(rows.n_targets), seed=None)
-            sampler = PackedRowSampler(*counts, order, len(rows.n_targets), self.batch_size, ranks=ranks, rank=rank)
-            loaders.append(self._loader(rows, sampler))
-        return loaders
+        steps = Steps(self.batch_size, ranks=self.ranks[0])
+        return [
+            self._loader(rows, Shuffled(len(rows.n_targets), seed=None), len(rows.n_targets), steps)
+            for rows in self._validation_rows.values()
+        ]
 
     test_dataloader = val_dataloader
 
-    def _loader(self, rows: CachedRows, sampler: PackedRowSampler, n_own: int | None = None) -> DataLoader[PackedBatch]:
+    def _loader(
+        self, rows: CachedRows, order: RowOrder, total_rows: int, steps: Steps, n_own: int | None = None
+    ) -> DataLoader[PackedBatch]:
+        sampler = PackedRowSampler(rows.n_targets, rows.n_tokens, order, total_rows, steps, self.ranks[1])
         dataset = PackedRows(rows, self.tokenizer.pad_token_id or 0, n_own)
         pinned = torch.cuda.is_available()
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned,
@@ -301,7 +284,7 @@ class InsCPDataModule(LightningDataModule):
         assert self.trainer is not None
         step = self.trainer.global_step
         # Behind the last row a step is padded, which another budget would see as rows that were trained on.
-        return self._identity | {"step": step, "rows_seen": min(self._rows_after(step), self.total_rows)}
+        return self._identity | {"step": step, "rows_seen": min(self.steps.rows_after(step), self.total_rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on behind the rows that were seen.
@@ -316,7 +299,7 @@ class InsCPDataModule(LightningDataModule):
                 what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
                 mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
                 raise everywhere(UserError("--ckpt_path", what, mend))
-        self._rows_before, self._step_before = state_dict["rows_seen"], state_dict["step"]
+        self._before = {"rows_before": state_dict["rows_seen"], "steps_before": state_dict["step"]}
 
 
 def _heedless(_: int) -> None:

@@ -91,6 +91,37 @@ class Interleaved:
         return rows
 
 
+@dataclass(frozen=True)
+class Steps:
+    """How the rows of a stream fall into optimizer steps.
+
+    Args:
+        batch_size: rows a micro-batch.
+        accumulate: micro-batches a step.
+        ranks: of the data-parallel group.
+        rows_before, steps_before: rows of the stream that were taken before, and in how many steps of whatever size.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    ranks: int = 1
+    rows_before: int = 0
+    steps_before: int = 0
+
+    @property
+    def rows_each(self) -> int:
+        """Rows of one step over all micro-batches and ranks."""
+        return self.batch_size * self.accumulate * self.ranks
+
+    def rows_after(self, steps: int) -> int:
+        """How many rows so many steps take, those before included."""
+        return self.rows_before + (steps - self.steps_before) * self.rows_each
+
+    def count(self, rows: int) -> int:
+        """How many steps so many rows are, those before included."""
+        return self.steps_before + max(0, -(-(rows - self.rows_before) // self.rows_each))
+
+
 class PackedRowSampler(Sampler[MicroBatch]):
     """Micro-batches of one rank.
 
@@ -99,10 +130,8 @@ class PackedRowSampler(Sampler[MicroBatch]):
         n_tokens: int64 [rows]; tokens of each row that are not padding.
         order: the endless stream of rows.
         total_rows: how many rows of the endless stream the training takes.
-        batch_size: rows a micro-batch.
-        accumulate: micro-batches a step.
-        ranks, rank: of the data-parallel group.
-        start, steps_before: rows of the stream that were taken before, and in how many steps.
+        steps: how they are divided.
+        rank: of the data-parallel group.
     """
 
     def __init__(
@@ -111,32 +140,21 @@ class PackedRowSampler(Sampler[MicroBatch]):
         n_tokens: np.ndarray,
         order: RowOrder,
         total_rows: int,
-        batch_size: int,
-        accumulate: int = 1,
-        ranks: int = 1,
+        steps: Steps,
         rank: int = 0,
-        start: int = 0,
-        steps_before: int = 0,
     ) -> None:
         self._counts = np.pad(np.stack([n_targets, n_tokens]), ((0, 0), (0, 1)))  # so that EMPTY_ROW has none
-        self._order, self._total_rows = order, total_rows
-        self._batch_size, self._accumulate, self._ranks, self._rank = batch_size, accumulate, ranks, rank
-        self._start, self._steps_before = start, steps_before
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of one optimizer step over all micro-batches and ranks."""
-        return self._batch_size * self._accumulate * self._ranks
+        self._order, self._total_rows, self._steps, self._rank = order, total_rows, steps, rank
 
     def __len__(self) -> int:
-        """Micro-batches of the whole training, those before `start` included (as Lightning counts)."""
-        steps = max(0, -(-(self._total_rows - self._start) // self.rows_per_step))
-        return (self._steps_before + steps) * self._accumulate
+        """Micro-batches of the whole training, those before included (as Lightning counts)."""
+        return self._steps.count(self._total_rows) * self._steps.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        for begin in range(self._start, self._total_rows, self.rows_per_step):
-            rows = self._order.rows(begin, min(begin + self.rows_per_step, self._total_rows))
-            rows = np.pad(rows, (0, self.rows_per_step - len(rows)), constant_values=EMPTY_ROW)
+        steps = self._steps
+        for begin in range(steps.rows_before, self._total_rows, steps.rows_each):
+            rows = self._order.rows(begin, min(begin + steps.rows_each, self._total_rows))
+            rows = np.pad(rows, (0, steps.rows_each - len(rows)), constant_values=EMPTY_ROW)
             step_targets, step_tokens = map(int, self._counts[:, rows].sum(1))
-            for micro in rows.reshape(self._accumulate, self._ranks, self._batch_size)[:, self._rank]:
+            for micro in rows.reshape(steps.accumulate, steps.ranks, steps.batch_size)[:, self._rank]:
                 yield MicroBatch(tuple(micro.tolist()), step_targets, step_tokens)

@@ -15,7 +15,7 @@ from inscp.data.template import lead_of_answer, prompt_ids
 from inscp.evaluation.kv_cache import RoomyLayer, with_room
 from inscp.model.attention import CACHE
 from inscp.model.end_tokens import end_token_ids
-from inscp.records import Generation, Prompt, Turn
+from inscp.records import Generation, Prompt
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -126,14 +126,6 @@ def _heeds_padding(model: PreTrainedModel, prompt: Sequence[int], pad: int, is_s
             )  # fmt: skip
         found.append(output.logits[0].float())
     return bool((found[1] - found[0]).norm() <= _TOLERANCE * found[0].norm())
-
-
-def ask(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int
-) -> list[Generation]:
-    """The greedy answer to each question, in their order; arguments as for `generate`."""
-    prompts = [(Turn("user", question),) for question in questions]
-    return [answer for _, answer in sorted(generate(model, tokenizer, prompts, max_new_tokens))]
 
 
 def _answers(

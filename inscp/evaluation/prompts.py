@@ -65,7 +65,7 @@ def read_aligned_prompts(
         UserError: no file, a broken line, no language, or one that the file does not have or nobody could identify.
     """
     if not languages:
-        raise UserError(spec, "it is to be asked in no language", "Name some in languages, as [fi, en].")
+        raise UserError("languages", f"none is given for {spec}", "Name fields of it, as [fi, en].")
     rows = spread(read_table(spec), limit)
     for language in languages:
         identifier.require_known(language)

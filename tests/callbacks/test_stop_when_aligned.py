@@ -35,8 +35,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asking(corpus: Path, **options: Any) -> StopWhenAligned:
-    fixed = {"languages": ["fi", "en"], "every_n_tokens": 200, "max_new_tokens": 4}
-    return StopWhenAligned(str(corpus.parent / "prompts.jsonl"), **(fixed | options))
+    prompts = str(corpus.parent / "prompts.jsonl")
+    fixed = {"prompts": prompts, "languages": ["fi", "en"], "every_n_tokens": 200, "max_new_tokens": 4}
+    return StopWhenAligned(**(fixed | options))
 
 
 def fit(
@@ -153,10 +154,11 @@ def test_flat_is_no_gain_beyond_the_tolerance() -> None:
     assert is_flat([0.5, 0.9, 0.8, 0.7], 2, 0.02)
 
 
-@pytest.mark.parametrize(("options", "where"), [({"languages": None}, "languages"), ({"patience": 0}, "patience"),
-                                                ({"every_n_tokens": 0}, "every_n_tokens")])  # fmt: skip
+@pytest.mark.parametrize(("options", "where"), [({"languages": None}, "languages"),
+                                                ({"patience": 0}, "stop_when_aligned.patience"),
+                                                ({"every_n_tokens": 0}, "stop_when_aligned.every_n")])  # fmt: skip
 def test_what_cannot_be_is_told(corpus: Path, options: dict[str, Any], where: str) -> None:
-    with pytest.raises(UserError, match=f"stop_when_aligned.{where}"):
+    with pytest.raises(UserError, match=where):
         asking(corpus, **options)
 
 

@@ -5,7 +5,7 @@ from itertools import zip_longest
 import numpy as np
 import pytest
 
-from inscp.data.sampling import EMPTY_ROW, Interleaved, MicroBatch, PackedRowSampler, RowOrder, Shuffled
+from inscp.data.sampling import EMPTY_ROW, Interleaved, MicroBatch, PackedRowSampler, RowOrder, Shuffled, Steps
 
 N_ROWS = 37
 N_TARGETS = np.random.default_rng(1).integers(1, 100, N_ROWS)
@@ -16,11 +16,11 @@ DIVISIONS = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)]
 ORDER = Shuffled(N_ROWS, seed=0)
 
 
-def steps(division: tuple[int, int, int], total: int = N_ROWS, order: RowOrder = ORDER, **options):
+def steps(division: tuple[int, int, int], total: int = N_ROWS, order: RowOrder = ORDER, rows_before: int = 0):
     """The micro-batches of every optimizer step, over all ranks."""
-    batch, accumulate, ranks = division
+    _, accumulate, ranks = division
     samplers = [
-        PackedRowSampler(N_TARGETS, N_TOKENS, order, total, batch, accumulate, ranks, rank, **options)
+        PackedRowSampler(N_TARGETS, N_TOKENS, order, total, Steps(*division, rows_before), rank)
         for rank in range(ranks)
     ]
     micros = list(zip(*samplers, strict=True))
@@ -58,11 +58,11 @@ def test_a_step_is_the_same_however_it_is_divided(division):
 @pytest.mark.parametrize("start", [8, 16, 40, 96])
 def test_a_resumed_stream_goes_on_at_the_first_unseen_row(division, start):
     whole = stream(steps(DIVISIONS[0], 100))
-    assert stream(steps(division, 100, start=start)) == whole[start:]
+    assert stream(steps(division, 100, rows_before=start)) == whole[start:]
 
 
 def test_a_finished_stream_gives_nothing_more():
-    assert steps((2, 2, 2), start=N_ROWS) == steps((2, 2, 2), start=40) == []
+    assert steps((2, 2, 2), rows_before=N_ROWS) == steps((2, 2, 2), rows_before=40) == []
 
 
 def test_targets_and_tokens_of_a_step_are_summed_over_the_whole_of_it():
@@ -96,15 +96,15 @@ def test_a_step_may_be_longer_than_the_data():
 @pytest.mark.parametrize("division", DIVISIONS)
 @pytest.mark.parametrize("total", [1, 8, 37, 100])
 def test_len_counts_the_micro_batches_of_one_rank(division, total):
-    batch, accumulate, ranks = division
-    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, total, batch, accumulate, ranks)
+    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, total, Steps(*division))
     assert len(sampler) == len(list(sampler))
-    resumed = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, total, batch, accumulate, ranks, start=8, steps_before=1)
+    before = {"rows_before": 8, "steps_before": 1}
+    resumed = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, total, Steps(*division, **before))
     assert len(resumed) == len(sampler)  # those that were taken before are counted
 
 
 def test_len_after_steps_of_another_size_counts_those_steps_and_what_is_left():
-    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, 40, 4, 2, 2, start=8, steps_before=4)
+    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, 40, Steps(4, 2, 2, rows_before=8, steps_before=4))
     assert len(sampler) == (4 + 2) * 2
     assert len(list(sampler)) == 2 * 2
 
@@ -120,7 +120,7 @@ def test_a_pass_is_shuffled_once_and_not_at_every_step(monkeypatch):
     shuffles = []
     make = np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: shuffles.append(seed) or make(seed))
-    assert len(list(PackedRowSampler(N_TARGETS, N_TOKENS, Shuffled(N_ROWS, 0), 3 * N_ROWS, 1))) == 3 * N_ROWS
+    assert len(list(PackedRowSampler(N_TARGETS, N_TOKENS, Shuffled(N_ROWS, 0), 3 * N_ROWS, Steps(1)))) == 3 * N_ROWS
     assert shuffles == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
 
 
@@ -156,4 +156,4 @@ def test_each_position_of_a_mixture_knows_its_row(begin):
 def test_a_mixture_is_divided_and_resumed_as_any_stream(division):
     whole = interleaved(0.3).rows(0, 100).tolist()
     assert stream(steps(division, 100, order=interleaved(0.3))) == whole
-    assert stream(steps(division, 100, order=interleaved(0.3), start=40)) == whole[40:]
+    assert stream(steps(division, 100, order=interleaved(0.3), rows_before=40)) == whole[40:]

@@ -7,7 +7,6 @@ and are empty, and the alignment of the sound ones alone.
 
 from dataclasses import dataclass
 
-from inscp.errors import UserError
 from inscp.evaluation.answers import AlignmentScorer
 from inscp.evaluation.items import Item
 from inscp.evaluation.prompts import read_aligned_prompts
@@ -53,8 +52,6 @@ class LanguageAlignment(Task):
         return "" if self.lid_model == LID_176 else self.lid_model
 
     def check(self) -> None:
-        if not self.languages:
-            raise UserError("languages", "none is given", "Name fields of the prompts' file, as [en, zh-TW].")
         self._asked()
 
     def items(self, subject: Subject) -> list[Item]:

@@ -1,0 +1,46 @@
+"""Asking a model the same prompts in several languages."""
+
+from lightning import Callback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from inscp.evaluation.answers import AlignmentScorer
+from inscp.evaluation.generation import generate
+from inscp.evaluation.prompts import read_aligned_prompts
+from inscp.records import Generation, Turn
+from inscp.text.language import LID_176, LanguageIdentifier
+
+
+class Interview(Callback):
+    """Base of the callbacks that ask.
+
+    Args:
+        prompts: a JSONL file with one field a language, the same prompt in each; null asks nothing.
+        languages: which of its fields to ask, as BCP 47 tags: the language that is taught first, then what is to be
+            retained (`[zh-TW, en]`).
+        max_prompts: ask only so many, spread evenly over the file.
+        max_new_tokens: responses are cut there.
+        lid_model: tells the languages, as of the task `LanguageAlignment`.
+
+    Attributes:
+        prompts: language -> what is asked in it.
+    """
+
+    def __init__(
+        self,
+        prompts: str | None = None,
+        languages: list[str] | None = None,
+        max_prompts: int | None = None,
+        max_new_tokens: int = 256,
+        lid_model: str = LID_176,
+    ) -> None:
+        identifier = LanguageIdentifier(lid_model)
+        self.prompts = read_aligned_prompts(prompts, languages or [], identifier, max_prompts) if prompts else {}
+        self._scorer, self._max_new_tokens = AlignmentScorer(identifier), max_new_tokens
+
+    def ask(
+        self, language: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[list[Generation], dict[str, float]]:
+        """The greedy answers to the prompts in a language, and what they come to (`AlignmentScorer.shares`)."""
+        turns = [(Turn("user", prompt),) for prompt in self.prompts[language]]
+        answers = [answer for _, answer in sorted(generate(model, tokenizer, turns, self._max_new_tokens))]
+        return answers, self._scorer.shares(answers, language)
