@@ -14,10 +14,11 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
 from inscp.paths import cache_folder, made_once
 
@@ -91,8 +92,7 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(spec, "not a model", "Give a model's folder, a .gguf file or a Hub id.")
-        digest = _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
-        folder = cache_folder("models") / f"{model_name(spec)}-{digest[:12]}"
+        folder = cache_folder("models") / f"{model_name(spec)}-{file_digest(path)[:12]}"
         return str(made_once(folder, lambda partial: _import_gguf(path, partial))), None
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -103,13 +103,6 @@ def resolve(spec: str) -> tuple[str, str | None]:
         mend = "Give a model's folder, a .gguf file, a Hub id (org/name, org/name@revision) or pypi:…"
         raise UserError(spec, "no such model", mend)
     return hub["id"], hub["revision"]
-
-
-@cache
-def _sha256(path: Path, size: int, modified: int) -> str:
-    """Once for a file as it is: it has gigabytes, and a training asks for its model many times."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":

@@ -11,6 +11,7 @@ from typing import Literal
 
 from inscp.data.fields import CANONICAL, HISTORY, SYSTEM, TURNS, USER, to_turns
 from inscp.data.rows import BadRow, Row, TextUnit, file_format, is_supported, read_rows
+from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
 from inscp.paths import local_path
 from inscp.records import Record
@@ -160,9 +161,7 @@ def source_fingerprint(source: Source) -> str:
     else:
         digest = hashlib.blake2b(digest_size=16)
         for path in files:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
-            digest.update(file_format(path).encode())
+            digest.update(f"{file_digest(path)} {file_format(path)}".encode())
         contents = digest.hexdigest()
     reading = (sorted((source.fields or {}).items()), source.text_unit, source.limit)
     return hashlib.blake2b(repr((contents, reading)).encode(), digest_size=16).hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from inscp.data.fields import texts
+from inscp.digests import file_digest
 from inscp.errors import UserError
 from inscp.paths import local_path
 from inscp.pretrained import REMOTE_CODE
@@ -140,7 +141,5 @@ def _contents(text: str) -> str:
     whole = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
-            with file.open("rb") as opened:
-                inner = hashlib.file_digest(opened, "blake2b").digest()
-            whole.update(str(file.relative_to(path)).encode() + inner)
+            whole.update(str(file.relative_to(path)).encode() + bytes.fromhex(file_digest(file)))
     return whole.hexdigest()

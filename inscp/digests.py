@@ -1,0 +1,34 @@
+"""What files hold, as digests: gigabytes, which are read again only where they have changed."""
+
+import hashlib
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from inscp.paths import cache_folder
+
+_TICK = 2_000_000_000
+"""Nanoseconds: no file system's clock is coarser."""
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b of a file's contents, in hex.
+
+    Remembered under all that says that a file is what it was. Of that the time of the last change cannot be set back.
+    What has been changed a moment ago is not remembered, as a further change within one tick of the file system's clock
+    would not show (git's index does the same).
+    """
+    state = path.stat()
+    times = state.st_mtime_ns, state.st_ctime_ns
+    identity = repr((str(path.absolute()), state.st_dev, state.st_ino, state.st_size, *times))
+    # A link that leads nowhere is made in one step, whoever else makes it.
+    kept = cache_folder("digests") / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    with suppress(OSError):
+        return str(kept.readlink())
+    begin = time.time_ns()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+    if begin - max(times) > _TICK:
+        with suppress(OSError):  # a file system without links
+            kept.symlink_to(digest)
+    return digest
