@@ -1,9 +1,11 @@
 """Asking a model the same prompts in several languages."""
 
+from dataclasses import replace
+
 from lightning import Callback
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inscp.evaluation.answers import AlignmentScorer
+from inscp.evaluation.answers import AlignmentScorer, without_reasoning
 from inscp.evaluation.generation import generate
 from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.records import Generation, Turn
@@ -42,5 +44,6 @@ class Interview(Callback):
     ) -> tuple[list[Generation], dict[str, float]]:
         """The greedy answers to the prompts in a language, and what they come to (`AlignmentScorer.shares`)."""
         turns = [(Turn("user", prompt),) for prompt in self.prompts[language]]
-        answers = [answer for _, answer in sorted(generate(model, tokenizer, turns, self._max_new_tokens))]
+        found = sorted(generate(model, tokenizer, turns, self._max_new_tokens))
+        answers = [replace(answer, response=without_reasoning(answer.response)) for _, answer in found]
         return answers, self._scorer.shares(answers, language)

@@ -22,6 +22,12 @@ _LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 
 
+def without_reasoning(response: str) -> str:
+    """What a user is told by a model that reasons in think tags first; nothing where it was cut while it reasoned."""
+    _, is_over, answer = response.rpartition("</think>")
+    return answer.lstrip() if is_over else "" if response.lstrip().startswith("<think>") else response
+
+
 def flaws(answer: Generation) -> dict[str, bool]:
     """Why an answer is none, whatever its language."""
     return {

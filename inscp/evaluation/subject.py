@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from inscp.errors import UserError
+from inscp.evaluation.answers import without_reasoning
 from inscp.evaluation.journal import Journal, named_after
 from inscp.records import Generation, Prompt, TokenSequence
 
@@ -78,7 +79,7 @@ class Subject:
         requests = [[max_new_tokens, [[turn.role, turn.text] for turn in prompt]] for prompt in prompts]
         answers = self._journal.answered("generate", requests, answer, self.watch(what, len(prompts)))
         return [
-            Generation(prompt[-1].text, _without_reasoning(response), *rest)
+            Generation(prompt[-1].text, without_reasoning(response), *rest)
             for prompt, (response, *rest) in zip(prompts, answers, strict=True)
         ]
 
@@ -100,9 +101,3 @@ class Subject:
     def beside(self, backend: Backend, name: str) -> "Subject":
         """Another model, for comparison, with a journal of its own."""
         return Subject(backend, self.folder / f"{name}-{named_after(backend.made_by)}", self.watch)
-
-
-def _without_reasoning(response: str) -> str:
-    """What a user is told by a model that reasons in think tags first; nothing where it was cut while it reasoned."""
-    _, is_over, answer = response.rpartition("</think>")
-    return answer.lstrip() if is_over else "" if response.lstrip().startswith("<think>") else response
