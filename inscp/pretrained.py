@@ -143,21 +143,19 @@ def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None
 
 
 def weights_fingerprint(spec: str) -> str:
-    """A digest by which a model in a folder is told from another one in the same place; empty on the Hub."""
-    folder = Path(resolve(spec)[0])
-    digest = hashlib.blake2b(digest_size=16)
+    """What tells a model from another one of its name: a digest of its folder's files, or on the Hub the commit."""
+    from huggingface_hub import hf_hub_download
+
+    path, revision = resolve(spec)
+    folder = Path(path)
+    if not folder.is_dir():  # snapshots lie in folders that are called as their commits
+        return Path(_loaded(spec, lambda: hf_hub_download(path, "config.json", revision=revision))).parent.name
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     others = [folder / name for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
                                          "tokenizer_config.json", "chat_template.jinja")]  # fmt: skip
-    for path in sorted([*weights, *(path for path in others if path.is_file())]):
-        size = path.stat().st_size
-        step = max(1 << 16, size // 64)  # a small file whole; of a large one samples, as it may have gigabytes
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size} ".encode())
-            for place in range(0, size, step):
-                file.seek(place)
-                digest.update(file.read(1 << 16))
-    return digest.hexdigest() if folder.is_dir() else ""
+    files = sorted([*weights, *(path for path in others if path.is_file())])
+    found = [(path.name, file_digest(path)) for path in files]
+    return hashlib.blake2b(repr(found).encode(), digest_size=16).hexdigest()
 
 
 def longest_input(spec: str) -> int:

@@ -95,13 +95,28 @@ def test_models_in_the_same_place_are_told_apart_wherever_they_differ(tmp_path: 
     weights.write_bytes(bytes(16 << 20))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 1}')
     found = [weights_fingerprint(str(tmp_path))]
-    with weights.open("r+b") as file:  # far behind the embedding, which adapters leave as it is
+    with weights.open("r+b") as file:  # a row of an embedding
         file.seek(12 << 20)
-        file.write(b"x" * (1 << 20))
+        file.write(b"x" * (1 << 10))
     found.append(weights_fingerprint(str(tmp_path)))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
     found.append(weights_fingerprint(str(tmp_path)))
     assert len(set(found)) == 3
+
+
+def test_models_on_the_hub_are_told_apart_by_their_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    of_model, commits = tmp_path / "models--org--name", ["a" * 40, "b" * 40]
+    for commit in commits:
+        (of_model / "snapshots" / commit).mkdir(parents=True)
+        (of_model / "snapshots" / commit / "config.json").write_text("{}")
+    (of_model / "refs").mkdir()
+    for commit in commits:  # the branch moves
+        (of_model / "refs" / "main").write_text(commit)
+        assert weights_fingerprint("org/name") == commit
+    assert weights_fingerprint(f"org/name@{commits[0]}") == commits[0]
+    with pytest.raises(UserError, match="cannot be loaded"):
+        weights_fingerprint("org/none")
 
 
 def test_quantized_weights_are_not_taken_for_dense_ones(tmp_path: Path, tiny_model_folder: str) -> None:

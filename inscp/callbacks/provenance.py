@@ -63,7 +63,7 @@ class Provenance(Callback):
         data, tracker = data_of(trainer), tracker_of(trainer)
         assert isinstance(pl_module, InsCPModule)
         self._before = read_origin(pl_module.pretrained)
-        depends = pl_module.adapter or pl_module.distillation
+        depends = trainer.is_global_zero and (pl_module.adapter or pl_module.distillation)
         self._weights = weights_fingerprint(pl_module.pretrained) if depends else ""
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
