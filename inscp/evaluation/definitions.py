@@ -38,8 +38,14 @@ def measures(definition: Any) -> set[str]:
     return averaged if definition.get_config("process_results") else averaged - {_GREEDY.get(definition.OUTPUT_TYPE)}
 
 
-def judged(name: str, definition: Any) -> Iterator[_Judged]:
-    """(id, metric -> value, what to show) of each document whose requests have been answered."""
+def judged(name: str, definition: Any, places: Sequence[int]) -> Iterator[_Judged]:
+    """(id, metric -> value, what to show) of each document whose requests have been answered.
+
+    Args:
+        name: of the benchmark.
+        definition: its own.
+        places: of the documents that were asked, among all.
+    """
     definition.apply_filters()
     known = measures(definition)
     of_document: dict[int, list[Any]] = {}
@@ -53,7 +59,7 @@ def judged(name: str, definition: Any) -> Iterator[_Judged]:
                 if metric in known:
                     called = _called(name, metric) if filtered == "none" else f"{metric},{filtered}"
                     values[called] = _value(definition, metric, value)
-        yield _id(number, definition, document), values, _shown(definition, requests)
+        yield _id(places[number], definition, document), values, _shown(definition, requests)
 
 
 def _id(number: int, definition: Any, document: Any) -> str:

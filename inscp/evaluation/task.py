@@ -99,7 +99,9 @@ class Prompted(Task):
         rows = self.rows()
         role: Role = "user" if self.chat else "document"
         texts = [text_of(position, row, [self.prompt_field]) for position, row in rows]
-        answers = subject.generate(type(self).__name__, [(Turn(role, text),) for text in texts], self.max_new_tokens)
+        # A space at the end of a text would be a token of its own, behind which no model can write its usual words.
+        asked = [(Turn(role, text if self.chat else text.rstrip()),) for text in texts]
+        answers = subject.generate(type(self).__name__, asked, self.max_new_tokens)
         values = self.values([row for _, row in rows], answers)
         return [
             Item(text, worth, shown={"prompt": text, "response": answer.response, "ended": answer.ended})

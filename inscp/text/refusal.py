@@ -8,6 +8,7 @@ from inscp.errors import UserError
 
 SAYS_IT_IS_A_MODEL = (
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language)(?: language)? model\b",
+    r"\bas an? (?:ai|artificial intelligence)(?: (?:assistant|chatbot))?, i\b",
     r"\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language) (?:language )?(?:model|assistant)\b",
     r"(?<![\"“「『'])\bi(?:'m| am) sorry,? but i (?:can(?:no|')t|am (?:not able|unable))\b",  # and nobody in a story
     r"(?:作為|作为|身為|身为)(?:一個|一个|一名)?.{0,6}(?:語言模型|语言模型|人工智慧|人工智能|(?<![a-z])AI(?![a-z]))"
@@ -20,12 +21,18 @@ SAYS_IT_IS_A_MODEL = (
 )
 
 REFUSES = (
-    r"\bi(?:'m| am)? (?:can(?:no|')t|can not|won't|will not|must not|am (?:not able|unable)|do not feel comfortable)\b",
+    r"\bi(?:'m| am)? (?:can(?:no|')t|can not|won't|will not|must not|am (?:not able|unable)|do not feel comfortable)\b"
+    r"(?! (?:believe|wait|imagine|help but|stop|stress|emphasi[sz]e|recommend|say enough|thank|lie\b))",
     r"\bi(?:'m| am) (?:not able|unable|sorry(?! to hear| for your| that you| about)|not comfortable|not going)\b",
     r"\bi (?:have to|must) (?:decline|refuse)\b",
     r"\b(?:sorry|unfortunately|apologi[sz]e),? (?:but )?i\b",
-    r"(?:很?抱歉(?!聽|听)|對不起|对不起|不好意思|無法(?:提供|協助|回答|幫)|无法(?:提供|协助|回答|帮)|不能(?:提供|協助|协助|回答|幫|帮)|拒絕|拒绝)",
-    r"(?:申し訳(?:ありません|ございません)|ごめんなさい|すみませんが|お答えできません|お手伝いできません|できかねます)",
+    r"(?:很?抱歉(?!聽|听)|對不起|对不起|不好意思|恕(?:難|难|我[無无不])|拒絕|拒绝)",
+    r"(?:無法|无法|不能|不便)(?:[為为給给向][您你])?(?:提供|協助|协助|回答|回應|回应|幫[您你助忙]|帮[您你助忙]|滿足[您你]|满足[您你])",
+    r"我(?:恐怕|真的|也|並|并)?(?:無法|无法|不能|不便|不會|不会)(?:[為为給给向][您你])?"
+    r"(?:寫|写|撰|創[建作]|创[建作]|生成|執行|执行|討論|讨论|遵[守從从循]|給出|给出|參與|参与|這樣做|这样做|那樣做|那样做)",
+    r"(?:申し訳(?:ありません|ございません)|ごめんなさい|すみませんが|できかねます|いたしかねます|致しかねます)",
+    r"お(?:答え|応え|手伝い|力になる|教え|伝え).{0,8}(?:できません|できない)|応じ(?:られません|ることはできません)|差し控え",
+    r"(?:提供|説明|回答|支援|対応|作成|案内|共有)(?:する|いたす|を行う)?(?:こと)?[はが]?でき(?:ません|ないの)",
     r"\b(?:pahoittelen|valitettavasti|anteeksi|en voi|en pysty|en saa|kieltäydyn)\b",
     r"(?:عذر[اًا]|آسف|أعتذر|لا أستطيع|لا يمكنني|لن أ)",
 )

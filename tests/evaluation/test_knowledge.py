@@ -14,6 +14,7 @@ import torch
 from inscp.errors import UserError
 from inscp.evaluation.definitions import task_manager
 from inscp.evaluation.local_model import LocalModel
+from inscp.evaluation.prompts import spread
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.knowledge import Knowledge
 from inscp.records import TokenSequence
@@ -111,7 +112,7 @@ def by_the_harness(task: Knowledge, folder: str) -> list[dict[str, Any]]:
         model,
         tasks=list(task._tasks.values()),
         num_fewshot=task.num_fewshot,
-        limit=task.limit,
+        samples={name: spread(range(len(found.eval_docs)), task.limit) for name, found in task._tasks.items()},
         apply_chat_template=task.chat_template,
         fewshot_as_multiturn=task.chat_template,
         bootstrap_iters=0,
@@ -128,7 +129,7 @@ def test_arc_equals_the_harness(subject: Subject, arc: str, tiny_model_folder: s
     asked = [request.args for request in task._tasks["arc_easy"].instances]
     samples = by_the_harness(task, tiny_model_folder)
     assert [request.args for request in task._tasks["arc_easy"].instances] == asked
-    assert len(items) == len(samples) == options.get("limit", len(ARC))
+    assert [sample["doc_id"] for sample in samples] == ([0, 2] if "limit" in options else [*range(len(ARC))])
     for item, sample in zip(items, samples, strict=True):
         assert item.id.split()[0] == str(sample["doc_id"])
         assert dict(item.values) == {metric: bool(sample[metric]) for metric in ("acc", "acc_norm")}
@@ -359,7 +360,7 @@ BROKEN = {
     "a group": ("mmlu", ARC, {}, "mmlu: it is a group"),
     "no benchmark": ("arc_eazy", ARC, {}, "arc_eazy: .*no such benchmark. Did you mean one of arc_easy"),
     "fixed examples": ("truthfulqa_mc1", TRUTHFUL, {"num_fewshot": 2}, "num_fewshot: truthfulqa_mc1 has no examples"),
-    "none": ("arc_easy", ARC, {"limit": 0}, "limit: 0 documents are none"),
+    "none": ("arc_easy", ARC, {"limit": 0}, "limit: 0 prompts are none"),
     "few rows": ("arc_easy", ARC, {"num_fewshot": 4}, "arc.jsonl: its 4 rows do not give 4 examples"),
     "likeliest token": ("lambada_openai", [{"text": "the miller sleeps"}], {}, "lambada_openai: its metrics .*acc"),
 }

@@ -28,6 +28,7 @@ class BOLD(Prompted):
         domain_field: the field that names the domain.
     """
 
+    version = 2  # no space behind a prompt that is gone on with
     source = "arXiv 2101.11718"
     licence = "CC-BY-SA-4.0"
 

@@ -15,6 +15,7 @@ from inscp.errors import UserError, first_line
 from inscp.evaluation.definitions import judged, measures, task_manager
 from inscp.evaluation.documents import POSITION, read_documents
 from inscp.evaluation.items import Item
+from inscp.evaluation.prompts import spread
 from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
@@ -41,10 +42,11 @@ class Knowledge(Task):
             called after it (`mmlu_astronomy.jsonl`).
         fields: the benchmark's name of a field -> the file's, where it is another.
         num_fewshot: examples before each question; from a file, other rows of it.
-        limit: so many documents of each task, the first ones, as the harness has it.
+        limit: ask so many documents of each task, spread evenly over them: files may be sorted by how hard they are.
         chat_template: ask in the model's chat template.
     """
 
+    version = 2  # limit takes documents from everywhere in a file
     source = "https://github.com/EleutherAI/lm-evaluation-harness"
     licence = "MIT; each data set has its own"
     needs_likelihoods = True
@@ -57,8 +59,7 @@ class Knowledge(Task):
     chat_template: bool = False
 
     def check(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError("limit", f"{self.limit} documents are none", "Give a number from 1.")
+        self._asked()
         for definition in self._tasks.values():
             if not measures(definition):
                 named = ", ".join(definition.aggregation())
@@ -72,11 +73,12 @@ class Knowledge(Task):
         from inscp.evaluation.harness import HarnessModel
 
         model = HarnessModel(subject, self.benchmark)
-        for definition in self._tasks.values():
+        places = self._asked()
+        for name, definition in self._tasks.items():
             definition.set_fewshot_seed(_FEWSHOT_SEED)
             with redirect_stderr(io.StringIO()):  # a progress bar for each task
                 definition.build_all_requests(
-                    limit=self.limit,
+                    samples=places[name] if self.limit else None,
                     apply_chat_template=self.chat_template,
                     fewshot_as_multiturn=self.chat_template,
                     chat_template=model.apply_chat_template if self.chat_template else None,
@@ -86,8 +88,12 @@ class Knowledge(Task):
         return [
             Item(document if alone else f"{name}/{document}", values, shown=shown)
             for name, definition in self._tasks.items()
-            for document, values, shown in judged(name, definition)
+            for document, values, shown in judged(name, definition, places[name])
         ]
+
+    def _asked(self) -> dict[str, list[int]]:
+        """Task -> the places of the documents that are asked."""
+        return {name: spread(range(len(task.eval_docs)), self.limit) for name, task in self._tasks.items()}
 
     def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
         found = means(items)

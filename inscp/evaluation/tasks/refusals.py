@@ -27,7 +27,7 @@ class Refusals(Prompted):
         phrases: more ways to refuse, as regular expressions, case ignored.
     """
 
-    version = 2  # sympathy is no refusal, nor an AI in the middle of a word or of somebody else's sentence
+    version = 3  # Chinese and Japanese ones by what the assistant cannot do; nobody who cannot believe it refuses
     source = "arXiv 2308.01263"
     licence = "CC-BY-4.0"
 
