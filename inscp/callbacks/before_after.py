@@ -12,6 +12,7 @@ from lightning import LightningModule, Trainer
 from inscp.callbacks.interview import Interview
 from inscp.model.module import InsCPModule
 from inscp.model.precision import inference_dtype
+from inscp.model.sharded import others_wait
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation
 from inscp.tracking.tracker import tracker_of
@@ -34,13 +35,19 @@ class BeforeAfter(Interview):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if self.prompts and trainer.is_global_zero and not self.goes_on:
-            self._before = self._measure(trainer, pl_module.pretrained, "before")
+        if not self.prompts or self.goes_on:
+            return
+        with others_wait():
+            if trainer.is_global_zero:
+                self._before = self._measure(trainer, pl_module.pretrained, "before")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not trainer.is_global_zero or not (self.prompts or pl_module.held_out):
-            return
+        with others_wait():
+            if trainer.is_global_zero and (self.prompts or pl_module.held_out):
+                self._tell(trainer, pl_module)
+
+    def _tell(self, trainer: Trainer, pl_module: InsCPModule) -> None:
         before = self._before | {"held-out text": _perplexities(pl_module.held_out_before)}
         after = self._measure(trainer, str(self.folder), "after") if self.prompts else {}
         after["held-out text"] = _perplexities(pl_module.held_out)

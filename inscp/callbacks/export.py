@@ -1,6 +1,7 @@
 """The last thing a training does: write the Hugging Face folder."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from inscp.errors import RunError, everywhere
 from inscp.model.checkpoint import step_folder
 from inscp.model.export import assemble, export_model
 from inscp.model.module import InsCPModule
-from inscp.model.sharded import whole
+from inscp.model.sharded import others_wait, whole
 
 
 class ExportAtEnd(Callback):
@@ -30,20 +31,27 @@ class ExportAtEnd(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        weights, problem = {}, ""
+        weights: dict[str, torch.Tensor] = {}
+        problem = ""
         for name, tensor in pl_module.result().items():
             all_of_it = whole(tensor)
             if trainer.is_global_zero:
                 weights[name] = all_of_it.to("cpu", torch.float32)
-        if trainer.is_global_zero:
-            try:
-                origin = self._provenance.origin(trainer)
-                shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed behind its export
-                export_model(assemble(origin, weights), data_of(trainer).tokenizer, self.folder, origin)
-            except Exception as error:  # a full disk, too little memory, …
-                problem = f"the model could not be exported ({str(error).rstrip('.') or type(error).__name__})"
+        with others_wait():
+            if trainer.is_global_zero:
+                problem = self._export(trainer, weights)
         if problem := trainer.strategy.broadcast(problem):
             lost = self._checkpoints.save(trainer, wait=True)
             kept = step_folder(self._checkpoints.folder, trainer.global_step)
             mend = f"its weights are kept: python -m inscp export --checkpoint {kept} --out FOLDER"
             raise everywhere(RunError(f"{problem}; {lost or mend}"))
+
+    def _export(self, trainer: Trainer, weights: Mapping[str, torch.Tensor]) -> str:
+        """What went wrong; empty where nothing did."""
+        try:
+            origin = self._provenance.origin(trainer)
+            shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed behind its export
+            export_model(assemble(origin, weights), data_of(trainer).tokenizer, self.folder, origin)
+        except Exception as error:  # a full disk, too little memory, …
+            return f"the model could not be exported ({str(error).rstrip('.') or type(error).__name__})"
+        return ""

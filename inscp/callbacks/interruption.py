@@ -53,7 +53,6 @@ class Interruption(Callback):
             self._stop(trainer, signal.Signals(number))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.strategy.barrier()  # the first rank asks the model yet: a signal to another one would end it as well
         self._unlisten()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

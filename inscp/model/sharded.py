@@ -1,6 +1,11 @@
 """Tensors that are whole or sharded over ranks, and what the ranks talk through."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
@@ -9,6 +14,21 @@ _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
 def backend(device_type: str) -> str:
     """Of a process group; collectives on CPU tensors too: for asynchronous checkpoints and offloaded weights."""
     return _BACKENDS.get(device_type, "gloo")
+
+
+@contextmanager
+def others_wait() -> Iterator[None]:
+    """Work of one rank inside, for which the others wait at the end, however long it takes.
+
+    In any other collective they would give up after torch's half an hour.
+    """
+    if not dist.is_initialized():
+        yield
+        return
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    yield
+    dist.barrier(patient)
+    dist.destroy_process_group(patient)
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
