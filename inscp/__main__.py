@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "loss and perplexity of the held-out sets",
     "test": "the same, under the name test",
     "inspect": "show exactly what the model will see",
+    "prepare": "tag and pack a training's rows ahead of it, where no GPU waits for them",
     "score": "perplexity of every record under a model",
     "select": "choose records by perplexity, language, quality, duplicates, budget",
     "evaluate": "measure a model by the tasks of a configuration",

@@ -76,10 +76,10 @@ def tell_skipped(source: str, skipped: Mapping[str, int], first: Mapping[str, st
         print(line)
 
 
-def telling(stream: Iterable[T], what: str) -> Iterator[T]:
+def telling(stream: Iterable[T], what: str, unit: str = "records") -> Iterator[T]:
     """The same stream, of unknown length, telling how many have passed and how fast."""
     if sys.stderr.isatty():
-        yield from tqdm(stream, desc=what, unit=" records")
+        yield from tqdm(stream, desc=what, unit=f" {unit}", delay=_BURST)
         return
     started = told = time.monotonic()
     for number, one in enumerate(stream, 1):
@@ -87,7 +87,7 @@ def telling(stream: Iterable[T], what: str) -> Iterator[T]:
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
-            print(f"{what} {number:,} records, {number / (now - started):,.0f} a second", file=sys.stderr, flush=True)
+            print(f"{what} {number:,} {unit}, {number / (now - started):,.0f} a second", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -32,18 +32,20 @@ def run(command: str, arguments: list[str]) -> None:
                 print(f"so far {line}", file=sys.stderr)
 
 
-class InspectCLI(InsCPCLI):
+class DataCLI(InsCPCLI):
     """The configuration of a training, of which only the data is made."""
 
+    def instantiate_classes(self) -> None:
+        self.datamodule = self.parser.instantiate_classes(self.config)["data"]
+
+
+class InspectCLI(DataCLI):
     told_as = "inspect"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--n", type=int, default=3, help="How many documents to show, and as many replayed ones.")
         parser.add_argument("--json", action="store_true", help="One JSON object a line.")
-
-    def instantiate_classes(self) -> None:
-        self.datamodule = self.parser.instantiate_classes(self.config)["data"]
 
 
 def documents(pipeline: Pipeline) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from inscp.data.packing import PackedRow, PackReport
-from inscp.lines import skipped_lines
+from inscp.lines import skipped_lines, telling
 from inscp.paths import cache_folder, made_once
 from inscp.records import IGNORED
 
@@ -103,7 +103,8 @@ def cached_rows(
     def write(partial: Path) -> None:
         rows, pack_report = make()
         with _libraries_left_out_of_collections():
-            _write_arrow(partial / _ROWS_FILE, rows, pack_report.row_length, pad_id)
+            told = telling(rows, "packing", "rows")
+            _write_arrow(partial / _ROWS_FILE, told, pack_report.row_length, pad_id)
         report = DataReport(digest, **asdict(pack_report), padding=pack_report.padding)
         finish(report)
         (partial / _REPORT_FILE).write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), "utf-8")

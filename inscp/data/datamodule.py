@@ -51,6 +51,9 @@ class InsCPDataModule(LightningDataModule):
         force_resume: let a checkpoint of other data go on with these, at the same place of the row order.
         pretrained: whose tokenizer is used (taken from the model).
         max_steps: optimizer steps after which the rows end at the latest, -1 for no limit (taken from the trainer).
+
+    Attributes:
+        validation_rows: the held-out sets by name (after `setup`).
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class InsCPDataModule(LightningDataModule):
         self.pretrained, self._max_steps = pretrained, max_steps
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._mixture: Mixture | None = None
-        self._validation_rows: dict[str, CachedRows] = {}
+        self.validation_rows: dict[str, CachedRows] = {}
         self._before = {"rows_before": 0, "steps_before": 0}
 
     @property
@@ -247,8 +250,8 @@ class InsCPDataModule(LightningDataModule):
                 mixed(own, replayed[0], self.replay.share) if self.replay else Mixture(own, len(own.n_tokens))
             )
         for name, sources in self.validation.items():
-            if name not in self._validation_rows:
-                self._validation_rows[name] = self.pipeline(sources, self.validation_tagger).rows()
+            if name not in self.validation_rows:
+                self.validation_rows[name] = self.pipeline(sources, self.validation_tagger).rows()
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Micro-batches of this rank from the first row that was not seen."""
@@ -260,7 +263,7 @@ class InsCPDataModule(LightningDataModule):
         steps = Steps(self.batch_size, ranks=self.ranks[0])
         return [
             self._loader(rows, Shuffled(len(rows.n_targets), seed=None), len(rows.n_targets), steps)
-            for rows in self._validation_rows.values()
+            for rows in self.validation_rows.values()
         ]
 
     test_dataloader = val_dataloader

@@ -59,7 +59,7 @@ def test_help_names_every_command_in_under_a_second_and_a_half() -> None:
     done = subprocess.run([sys.executable, "-m", "inscp", "--help"], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor, which other tests use too
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
-    for command in ("fit", "validate", "test", "inspect", "export", "chat", "track"):
+    for command in ("fit", "validate", "test", "inspect", "prepare", "export", "chat", "track"):
         assert f"  {command} " in done.stdout
 
 
@@ -272,6 +272,17 @@ def test_inspect_shows_what_the_ids_decode_to(config: Path) -> None:
         assert item["rendered"] == f"<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n{item['text']}<|im_end|>"
         assert item["labels"] == item["input_ids"]
         assert item["split"] == [1, 1]
+
+
+def test_what_was_prepared_is_not_packed_again(config: Path, tmp_path: Path) -> None:
+    options = ["--config", config.name, "--data.validation", "{held: corpus.jsonl}", "--data.seed", "5"]
+    cache = {"INSCP_CACHE": str(tmp_path)}
+    done = run("prepare", *options, cwd=config.parent, **cache)
+    assert re.search(r"^data: .* rows of 64.*\nheld-out held: .* rows of 64", done.stdout)
+    packed = {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").rglob("rows.arrow")}
+    assert len(packed) == 2
+    run("fit", *options, "--trainer.max_steps", "1", "--before_after.prompts", "null", cwd=config.parent, **cache)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").rglob("rows.arrow")} == packed
 
 
 def test_inspect_marks_what_has_no_loss(config: Path) -> None:
