@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import yaml
+
 from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
 from inscp.paths import cache_folder, made_once
@@ -196,6 +198,18 @@ def _code(spec: str) -> dict[str, Any]:
 def with_its_code(spec: str, folder: str) -> str:
     """What a folder that was made of a model is called, so that its code may run as the model's may."""
     return f"{REMOTE_CODE if spec.startswith(REMOTE_CODE) else ''}{folder}"
+
+
+def licence_of(spec: str) -> str:
+    """The licence that a model's own card names, as the Hub calls it (`apache-2.0`, say); empty where none does."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.repocard import metadata_load
+
+    with suppress(OSError, ValueError, UserError, yaml.YAMLError):  # no card, or a broken one
+        path, revision = resolve(spec)
+        card = Path(path, "README.md") if Path(path).is_dir() else hf_hub_download(path, "README.md", revision=revision)
+        return str((metadata_load(card) or {}).get("license") or "")
+    return ""
 
 
 def require_dense(spec: str) -> None:

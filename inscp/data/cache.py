@@ -41,6 +41,7 @@ class DataReport:
     records: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
     first_skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+    licences: dict[str, str] = field(default_factory=dict)
 
     def add(self, source: str, records: int, skipped: Mapping[str, int], first_skipped: Mapping[str, str]) -> None:
         """Count what was read of a source; those of one name count as one."""

@@ -89,7 +89,7 @@ def _report(own: DataReport, replayed: DataReport, share: float) -> DataReport:
         **{name: getattr(own, name) + getattr(replayed, name) for name in counts},
     )
     report.padding = 1 - report.tokens / (report.rows * report.row_length)
-    for name in ("records", "skipped", "first_skipped"):
+    for name in ("records", "skipped", "first_skipped", "licences"):
         of_replay = {f"{source} (replay)": found for source, found in getattr(replayed, name).items()}
         setattr(report, name, getattr(own, name) | of_replay)
     return report

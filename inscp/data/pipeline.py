@@ -154,7 +154,8 @@ class Pipeline:
     def _named(self, numbered: DataReport) -> DataReport:
         """A cached report, which has the numbers of sources and files for their names: the rows may have been made from
         a copy of them that is called otherwise."""
-        report = replace(numbered, records={}, skipped={}, first_skipped={})
+        licences = {source.name: source.licence for source in self.sources if source.licence}
+        report = replace(numbered, records={}, skipped={}, first_skipped={}, licences=licences)
         for source, (place, records) in zip(self.sources, numbered.records.items(), strict=True):
             names = {str(number): name for number, name in enumerate(file_names(source))}
             examples = numbered.first_skipped.get(place, {})

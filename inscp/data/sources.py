@@ -13,7 +13,7 @@ from inscp.data.fields import CANONICAL, HISTORY, SYSTEM, TURNS, USER, to_turns
 from inscp.data.rows import BadRow, Row, TextUnit, file_format, is_supported, read_rows
 from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
-from inscp.paths import local_path
+from inscp.paths import SAMPLES_SCHEME, local_path
 from inscp.records import Record
 
 OnBadRecord = Literal["error", "skip"]
@@ -39,6 +39,7 @@ class Source:
         split: of a Hub data set or of one saved to disk, `train` by default; of a folder that holds several, the files
             and folders whose names begin so.
         revision: commit, tag or branch of a Hub data set.
+        licence: of the texts, for the model card: `CC-BY-SA-4.0`, say.
     """
 
     path: str
@@ -48,10 +49,13 @@ class Source:
     subset: str | None = None
     split: str | None = None
     revision: str | None = None
+    licence: str | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
             raise UserError("path of a source", "it is empty", "Name a file, a folder or a Hub id.")
+        if self.licence is None and self.path.startswith(SAMPLES_SCHEME):
+            object.__setattr__(self, "licence", "CC0-1.0")
         names = set(self.fields or ())
         unknown = names - set(CANONICAL)
         if unknown:

@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from inscp import __version__
 from inscp.model.origin import EXTENDED, Origin
-from inscp.pretrained import REMOTE_CODE
+from inscp.pretrained import REMOTE_CODE, licence_of
 
 _METHODS = {
     "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
@@ -35,6 +35,8 @@ def model_card(origin: Origin, may_reason: bool = False) -> str:
         may_reason: its template reasons ahead of an answer unless it is told not to, as it was in the training.
     """
     base = f"base_model: {name}\n" if (name := _hub_id(origin.original)) else ""
+    licence = licence_of(origin.original)
+    licensed = f"license: {licence}\n" if licence else ""
     stages = origin.stages
     heads = [f"Stage {number}, {stage.arm}: " if stages[1:] else "" for number, stage in enumerate(stages, 1)]
     sections = "".join(_sections(stage, head) for stage, head in zip(stages, heads, strict=True))
@@ -45,13 +47,14 @@ def model_card(origin: Origin, may_reason: bool = False) -> str:
 language: "{re.split("[-_]", origin.language)[0]}"
 library_name: transformers
 pipeline_tag: text-generation
-{base}tags: [inscp, continual-pre-training, {", ".join(stage.arm for stage in stages)}]
+{base}{licensed}tags: [inscp, continual-pre-training, {", ".join(stage.arm for stage in stages)}]
 ---
 
 # {origin.base_model}, adapted to {origin.language} ({origin.arms})
 
 {origin.base_model} (`{origin.original}`) after {"; then ".join(_METHODS.get(s.arm, s.arm) for s in stages)}.
-Made with inscp {__version__}. The original model's licence applies to these weights.
+Made with inscp {__version__}. The original model's licence{f" ({licence})" if licence else ""} applies to these
+weights, and those of the texts below may.
 {sections}
 ## Use
 
@@ -83,7 +86,11 @@ def _sections(stage: Origin, head: str) -> str:
     """What a stage was made with, under headings that begin with `head`."""
     data, sections = stage.data, {}
     if data:
-        sources = "\n".join(f"- {name}: {count:,} records" for name, count in data["records"].items())
+        licences = data.get("licences", {})
+        sources = "\n".join(
+            f"- {name}: {count:,} records, licence {licences.get(name, 'not stated')}"
+            for name, count in data["records"].items()
+        )
         sections["data"] = (
             f"{data['tokens']:,} tokens in {data['sequences']:,} documents, {data['rows']:,} packed rows\n"
             f"({data['padding']:.1%} padding), fingerprint `{data['fingerprint']}`.\n\n{sources}"

@@ -13,6 +13,7 @@ from inscp.callbacks.provenance import Provenance
 from inscp.commands.inspect import documents
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.mixture import Replay
+from inscp.data.sources import Source
 from inscp.data.tagging import ConversationTagger, InsCPTagger
 from inscp.errors import UserError
 from inscp.model.card import model_card
@@ -26,7 +27,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_replay(corpus: Path, model: str, share: float = 0.25, **options: Any) -> InsCPDataModule:
-    replay = Replay(str(corpus.parent / "english.jsonl"), share, ConversationTagger())
+    english = Source(str(corpus.parent / "english.jsonl"), licence="CC0-1.0")
+    replay = Replay([english], share, ConversationTagger())
     return data_module(corpus, model, replay=replay, **options)
 
 
@@ -78,7 +80,7 @@ def test_report_card_and_settings_tell_of_both(corpus: Path, tiny_model_folder: 
     origin = provenance.origin(training)
     assert origin.training["replay"] == "25% of the rows, ConversationTagger(loss='response', system='template')"
     card = model_card(origin)
-    assert "english.jsonl (replay): 30 records" in card
+    assert "english.jsonl (replay): 30 records, licence CC0-1.0" in card
     assert "25% of the rows" in card
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,23 @@ def test_the_model_card_names_base_model_method_data_and_metrics(trained: tuple[
         "1e-02|0.01",
     ):
         assert any(choice in card for choice in expected.split("|") if choice.strip()), expected
+
+
+def test_the_card_tells_of_every_licence_that_is_known(tiny_model_folder: str, tmp_path: Path) -> None:
+    original = shutil.copytree(tiny_model_folder, tmp_path / "original")
+    (original / "README.md").write_text("---\nlicense: llama3\n---\n# A model\n", "utf-8")
+    report = {"tokens": 9, "sequences": 3, "rows": 1, "padding": 0.1, "fingerprint": "f",
+              "records": {"a.jsonl": 1, "b.jsonl": 2}, "licences": {"a.jsonl": "CC-BY-SA-4.0"}}  # fmt: skip
+    card = model_card(Origin(str(original), "InsCP", "fi", data=report))
+    assert yaml.safe_load(card.split("---")[1])["license"] == "llama3"
+    for told in (
+        "licence (llama3)",
+        "a.jsonl: 1 records, licence CC-BY-SA-4.0",
+        "b.jsonl: 2 records, licence not stat",
+    ):
+        assert told in card
+    (original / "README.md").write_text("---\nlicense: [\n---\n", "utf-8")
+    assert "license" not in yaml.safe_load(model_card(Origin(str(original), "InsCP", "fi")).split("---")[1])
 
 
 def test_a_second_stage_knows_the_first_original_and_its_card_tells_both(
