@@ -70,13 +70,17 @@ class LanguageIdentifier:
             text: of any length.
             among: codes of the languages that were asked for. Where Chinese is one of them and Japanese is not, a text
                 without kana is not Japanese: so fastText calls one in eleven Chinese clauses of 8 to 15 characters,
-                and of Japanese ones (NTREX-128) hardly any is written without.
+                and of Japanese ones (NTREX-128) hardly any is written without. Indonesian and Malay are written so
+                nearly alike that where one of them was asked for and the other was not, both are the one.
         """
         line = " ".join(text.replace(_CUT, " ").split())
         if not _LETTER.search(line) or (found := _scores(self.model, line)) == _scores_of_nothing(self.model):
             return {"und": 1.0}
         if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
             found["zh"] = found.get("zh", 0.0) + found.pop("ja")
+        for one, other in (("id", "ms"), ("ms", "id")):
+            if one in among and other in found and other not in among:
+                found[one] = found.get(one, 0.0) + found.pop(other)
         return dict(sorted(found.items(), key=lambda one: -one[1]))
 
 

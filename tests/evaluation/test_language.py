@@ -50,6 +50,14 @@ def test_the_shares_of_languages_are_those_of_a_plain_loop_over_fasttext() -> No
         assert found[f"zh-TW/answered_in/{tag}"].value == told.count(code) / len(told)
 
 
+def test_malay_is_indonesian_where_that_was_asked_for() -> None:
+    request = "Ceritakan sesuatu kepada saya."
+    assert identify(request) == "ms"  # what fastText says of it
+    asked = ["id"], ["en", "id"], ["ms"], ["id", "ms"]
+    assert [identify(request, among) for among in asked] == ["id", "id", "ms", "ms"]
+    assert identify(ENGLISH, ["id"]) == "en"
+
+
 def test_chinese_without_kana_is_not_japanese_where_chinese_was_asked_for() -> None:
     clause = "六名警官在騷亂中受傷。"
     assert identify(clause) == "ja"  # what fastText says of it
