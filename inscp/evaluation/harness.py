@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import postprocess_generated_text
 
-from inscp.data.rendering import render, require_chat_template
+from inscp.data.rendering import asked, render, require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.subject import Subject
 from inscp.pretrained import longest_input
@@ -121,11 +121,13 @@ class HarnessModel(TemplateLM):
             UserError: the model has no chat template.
         """
         require_chat_template(self.tokenizer, self._subject.spec)
-        rendered = partial(render, self.tokenizer, add_generation_prompt=add_generation_prompt,
-                           continue_final_message=not add_generation_prompt)  # fmt: skip
+        if add_generation_prompt:  # as `generate_until` asks
+            rendered = partial(asked, self.tokenizer, mend="Set chat_template to false.")
+        else:
+            rendered = partial(render, self.tokenizer, continue_final_message=True)
         try:
             text = rendered(chat_history)
-        except TemplateError:  # a template that takes no system turn; the harness leaves it out, too
+        except (TemplateError, UserError):  # a template that takes no system turn; the harness leaves it out, too
             chat_history = [turn for turn in chat_history if turn["role"] != "system"]
             text = rendered(chat_history)
         self._conversations[text] = tuple(Turn(turn["role"], turn["content"]) for turn in chat_history)  # type: ignore[arg-type]

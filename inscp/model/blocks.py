@@ -12,6 +12,7 @@ import torch._functorch.config as functorch
 from torch import nn
 from torch.nn.attention.varlen import _varlen_attn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.model.cpu_attention import document_attention
@@ -32,13 +33,17 @@ _ATTENTION = {
 } | {document_attention._opoverload, _varlen_attn._opoverload}
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: the entries of the longest ModuleList, whatever the architecture calls it."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The transformer blocks, whatever the architecture calls them: the longest ModuleList that its decoder has.
+
+    Neither those of a tower for images nor the experts of a block, which may be more.
+    """
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    inside = {module for outer in lists for block in outer for module in block.modules()}
+    return list(max((one for one in lists if one not in inside), key=len, default=[]))
 
 
-def checkpoint_activations(model: nn.Module, how: ActivationCheckpointing) -> None:
+def checkpoint_activations(model: PreTrainedModel, how: ActivationCheckpointing) -> None:
     """Let blocks forget their activations after the forward pass and compute them again in the backward pass.
 
     Raises:
@@ -67,7 +72,7 @@ def _selective_contexts() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def compile_blocks(model: nn.Module, selective: bool) -> None:
+def compile_blocks(model: PreTrainedModel, selective: bool) -> None:
     """Compile each block by torch.compile: one graph, reused for all blocks of the same shape.
 
     Args:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.model.blocks import blocks
+from inscp.model.loss import NextTokenLoss
 from inscp.model.sharded import local_part
 
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
@@ -21,7 +22,7 @@ _SUMMED = "replicated_with_grad_allreduce"
 
 
 def shard(
-    root: nn.Module,
+    root: NextTokenLoss,
     mesh: DeviceMesh,
     compute_dtype: torch.dtype | None,
     reshard_after_forward: bool | int,
@@ -39,7 +40,7 @@ def shard(
     """
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if cpu_offload else OffloadPolicy()
-    for block in blocks(root):
+    for block in blocks(root.model):
         fully_shard(
             block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard_after_forward
         )

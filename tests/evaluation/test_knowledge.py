@@ -405,6 +405,10 @@ def test_generations_equal_the_harness_and_end_at_a_stop_string(tiny_model_folde
     sampled = Instance("generate_until", {}, ("The river", {"do_sample": True, "temperature": 0.7}), 0)
     with pytest.raises(UserError, match="it samples its answers"):
         ours.generate_until([sampled])
+    ours.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    text = ours.apply_chat_template(chat)  # likelihoods stand where generations begin: behind the reasoning
+    assert text.endswith("<think>\n\n</think>\n\n")
+    assert encode(ours.tokenizer, ours._prompt(text)) == ours.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def mock_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -1,0 +1,28 @@
+"""What is sharded, compiled and checkpointed by itself are the blocks of the text model."""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from inscp.model.blocks import blocks
+
+_TEXT = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 32}
+
+
+def test_blocks_are_the_text_model_s_though_its_eyes_are_deeper() -> None:
+    text = _TEXT | {"num_key_value_heads": 1, "head_dim": 8}
+    vision = {"num_hidden_layers": 3, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert [type(block) for block in blocks(model)] == [Gemma3DecoderLayer] * 2
+
+
+def test_blocks_are_no_experts_of_which_there_may_be_more() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**_TEXT))
+        for layer in model.model.layers:
+            layer.mlp.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(9))
+    assert [type(block) for block in blocks(model)] == [LlamaDecoderLayer] * 2
