@@ -27,6 +27,9 @@ _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]
 _CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
 _NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (\{.*?\})$", re.MULTILINE)
 _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re.DOTALL)
+_NO_SECTION = re.compile(r'Unable to load config "(.*)"$')
+_OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
+"""Keys that switch their section off, and the value that does."""
 _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
 """Sections by which a configuration of another command is known."""
 
@@ -54,6 +57,11 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
     if message.rstrip().endswith("Got value: None"):
         mend = f"Give one, as --{name} …. {see_help}" if command else see_help
         return UserError(f"{name}{file}", "it has no value", mend)
+    if given := _NO_SECTION.search(message):
+        keys = {f"{name}.{last}": value for last, value in _OFF.items() if given[1] in _OFF.values()}
+        off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
+        mend = f"To switch it off, set {off}." if off else f"Give them. {see_help}"
+        return UserError(f"{name}{file}", f"it is a section, and {given[1]} holds none of its keys", mend)
     what, mend = _wrong(_types(parser, key[1]), message)
     return UserError(f"{name}{file}", what or _plain(message), mend or see_help)
 

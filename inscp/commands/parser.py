@@ -1,16 +1,18 @@
 """Command lines and configuration files: jsonargparse, with errors that fit one line."""
 
+import json
 import os
 import re
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Action
 from collections.abc import Callable
 from difflib import get_close_matches
 from inspect import isabstract
 from pydoc import locate
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import ArgumentParser, Namespace, auto_cli
+from jsonargparse._actions import _ActionConfigLoad
 
 from inscp.commands.mistakes import class_names, complaint, known_keys
 from inscp.commands.quiet import quiet
@@ -55,6 +57,12 @@ class OneLineErrors:
             if isinstance(of, type) and isabstract(of):
                 self.epilog = f"Take one of: {', '.join(class_names([of]))}."
         return super().format_help()  # type: ignore[misc,no-any-return]
+
+    def _check_value_key(self, action: Action, value: Any, *args: Any, **options: Any) -> Any:
+        """As jsonargparse does, which takes any value that a file gives for a section."""
+        if isinstance(action, _ActionConfigLoad) and not isinstance(value, dict | Namespace | str):
+            value = json.dumps(value)  # as the command line has it, where it is looked at
+        return super()._check_value_key(action, value, *args, **options)  # type: ignore[misc]
 
     def validate(self, *args: Any, **options: Any) -> Any:
         """As jsonargparse does, which takes `null` for any key by itself."""

@@ -324,6 +324,9 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--data.replay", "my.jsonl"], r"data\.replay: my\.jsonl is none of its values.*\{sources: …, share: …\}"),
     (["--data.validation", "my.jsonl"], r"data\.validation: my\.jsonl is no mapping\. Write '\{NAME: my\.jsonl\}'"),
     (["--before_after.languages", "fi"], r"before_after\.languages: fi is no list\. Write '\[fi\]'"),
+    (["--before_after", "null"], r"before_after: it is a section, .* off, set --before_after\.prompts null\."),
+    (["--config", "off.yaml"], r"cost in off\.yaml: it is a section, .* off, set --cost\.enabled false\."),
+    (["--checkpoint", "no.yaml"], r"checkpoint: it is a section, and no\.yaml holds none of its keys\. Give them\."),
     (["--config", "nowhere.yaml"], r"config: File does not exist"),
     (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: cannot be loaded"),
     (["--model.pretrained", "./no-such-folder"], r"\./no-such-folder: no such model"),
@@ -377,6 +380,7 @@ def test_a_wrong_input_gets_one_line_and_status_2(
     Path("wrong_key.yaml").write_text("data: {token_buget: 5}", "utf-8")
     Path("wrong_type.yaml").write_text("data: {batch_size: two}", "utf-8")
     Path("empty.yaml").touch()
+    Path("off.yaml").write_text("cost: false", "utf-8")
     Path("tasks.yaml").write_text("tasks: {t: {class_path: LanguageAlignment}}", "utf-8")
     shutil.copytree(tiny_model_folder, "templateless", dirs_exist_ok=True)
     Path("templateless/chat_template.jinja").unlink(missing_ok=True)
