@@ -104,20 +104,20 @@ def score(
     earlier = Cost(**folder.cost) if folder.cost else None  # of scores that are there already
     running = cost.start(*_devices(ranks), earlier) if cost.enabled and rank == 0 else None
     counter = WorkCounter()
-    if todo or shard_model:
-        loss = _loss(model, dtype, shard_model)
-        require_isolation(loss, model, best_device())
-        counter.watch(loss.model)
-        scorer = Scorer(loss, tokenizer, scoring, batch_tokens or scoring_batch_tokens(loss), shard_model)
-        lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
-        mine = (chunk for chunk in read([ReadReport() for _ in sources]) if chunk.place in todo)
 
-        def keep() -> None:
-            """What it has cost so far, should it be killed; the other ranks count as this one until the end."""
-            if running:
-                folder.write_report({"cost": running.cost(counter.tokens * ranks, counter.flops * ranks).plain()})
+    def keep() -> None:
+        """What it has cost so far, should it be killed; the other ranks count as this one until the end."""
+        if running:
+            folder.write_report({"cost": running.cost(counter.tokens * ranks, counter.flops * ranks).plain()})
 
-        with stopping_well():
+    with stopping_well(lambda _: folder.remove_empty() if rank == 0 else None):
+        if todo or shard_model:
+            loss = _loss(model, dtype, shard_model)
+            require_isolation(loss, model, best_device())
+            counter.watch(loss.model)
+            scorer = Scorer(loss, tokenizer, scoring, batch_tokens or scoring_batch_tokens(loss), shard_model)
+            lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
+            mine = (chunk for chunk in read([ReadReport() for _ in sources]) if chunk.place in todo)
             _score_chunks(scorer, mine, folder, on_bad_record, lines, keep)
     work = _leave_ranks(counter, ranks)
     if rank == 0:

@@ -1,6 +1,7 @@
 """Scores on disk: a folder of Parquet parts, each written whole, with what made them."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,6 +72,11 @@ class ScoreFolder:
                     what = "its scores are of other data, or of data that has changed"
                 raise UserError(str(folder), what, "Give another --out, or the same settings to go on.")
         return found
+
+    def remove_empty(self) -> None:
+        """Remove the folder where it holds no scores, from which nothing could go on."""
+        if not any(self.folder.glob("part-*")):
+            shutil.rmtree(self.folder)
 
     def has(self, source: int, chunk: int) -> bool:
         return self._part(source, chunk).exists()

@@ -13,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from processes import Command, run
 
 from inscp.commands.score import score
+from inscp.errors import UserError
 
 PAIRS = [
     {"instruction": f"Kysymys {i}: mikä on {i} kertaa {i + 1}?", "output": f"Vastaus on {i * (i + 1)}. " * (1 + i % 5)}
@@ -86,6 +87,22 @@ def test_a_record_that_is_too_long_is_an_error_or_counted(project: Path, tiny_mo
     assert not (project / "no").exists()
     done = run(*command, "--out", "some", "--on_bad_record", "skip", cwd=project)
     assert "skipped 1 of long.jsonl: a record of more than 1,000 characters" in done.stdout
+
+
+def test_a_scoring_that_fails_keeps_what_can_be_gone_on_from_and_nothing_else(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answered, unanswered = (json.dumps(row) + "\n" for row in (PAIRS[0], {"text": "Kukaan ei vastaa."}))
+    Path("at_once.jsonl").write_text(unanswered + answered, "utf-8")
+    with pytest.raises(UserError, match=r"at_once\.jsonl:1"):
+        score(tiny_model_folder, "at_once.jsonl", "scores", given="response")
+    assert not Path("scores").exists()
+    Path("later.jsonl").write_text(answered * 1024 + unanswered, "utf-8")  # in the second chunk
+    with pytest.raises(UserError, match=r"later\.jsonl:1025"):
+        score(tiny_model_folder, "later.jsonl", "scores", given="response")
+    assert pq.read_table("scores").num_rows == 1024
+    score(tiny_model_folder, "later.jsonl", "scores", given="response", on_bad_record="skip")
 
 
 def write_config(project: Path, **changes: Any) -> str:
