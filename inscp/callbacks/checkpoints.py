@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import untimed
-from inscp.data.datamodule import data_of
 from inscp.errors import RunError, UserError, everywhere
 from inscp.model.checkpoint import (
     CheckpointWriter,
@@ -65,12 +64,21 @@ class Checkpoints(Checkpoint):
         self._asynchronous, self._writer = asynchronous, CheckpointWriter(asynchronous)
         self._newest: int | None = None  # the step that is on disk, or being written
 
+    def require_measured(self, held_out: Iterable[str]) -> None:
+        """See that `monitor` is measured on one of the held-out sets, given by their names.
+
+        Raises:
+            UserError: it is not.
+        """
+        known = [f"val/{name}/{kind}" for name in held_out for kind in ("loss", "perplexity")]
+        if self._monitor is not None and self._monitor not in known:
+            mend = f"Take one of: {', '.join(known)}." if known else "Name held-out sets in data.validation."
+            raise UserError("checkpoint.monitor", f"there is no {self._monitor}", mend)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
-        if stage == "fit":
-            self._require_measured(data_of(trainer).validation)
-            if trainer.world_size > 1:
-                self._require_one_view(trainer)
+        if stage == "fit" and trainer.world_size > 1:
+            self._require_one_view(trainer)
         if trainer.is_global_zero and stage == "fit":
             remove_partial(self.folder)
 
@@ -99,12 +107,6 @@ class Checkpoints(Checkpoint):
             what = differ if all_see else apart
             mend = "Give a folder that all nodes share (checkpoint.dirpath, trainer.default_root_dir)."
             raise everywhere(UserError("checkpoint.dirpath", what, mend))
-
-    def _require_measured(self, held_out: Iterable[str]) -> None:
-        known = [f"val/{name}/{kind}" for name in held_out for kind in ("loss", "perplexity")]
-        if self._monitor is not None and self._monitor not in known:
-            mend = f"Take one of: {', '.join(known)}." if known else "Name held-out sets in data.validation."
-            raise UserError("checkpoint.monitor", f"there is no {self._monitor}", mend)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path:

@@ -10,7 +10,7 @@ from inscp.commands.evaluate import evaluate, require_runnable
 from inscp.commands.extend import extend
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.merge import merge
-from inscp.commands.offered import require_offered, require_replay, require_shielded
+from inscp.commands.offered import require_offered
 from inscp.commands.parser import Parser
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
@@ -71,16 +71,12 @@ class _Unstarted(InsCPCLI):
 
     def instantiate_classes(self) -> None:
         made = self.parser.instantiate_classes(self.config)
-        self.model, self.datamodule, self.settings = (self._get(made, name) for name in ("model", "data", "trainer"))
+        self.parts = [self._get(made, name) for name in ("trainer", "model", "data", "checkpoint")]
 
 
 def _check_fit(config: Config, with_files: bool) -> None:
     given = _Unstarted(run=False, args=config)
-    require_offered(given.settings)
-    require_replay(given.model, given.datamodule)
-    if with_files:
-        given.datamodule.require_sources()
-        require_shielded(given.model)
+    require_offered(*given.parts, with_files=with_files)
 
 
 def _check_merge(config: Config, with_files: bool) -> None:

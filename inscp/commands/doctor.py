@@ -12,7 +12,7 @@ import torch
 
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.machine import cpu_memory, free_disk, gib, report
-from inscp.commands.offered import require_offered, require_replay
+from inscp.commands.offered import require_offered
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
@@ -73,8 +73,7 @@ class Training:
     def __init__(self, cli: DoctorCLI) -> None:
         trainer, self.data = cli.parts["trainer"], cli.parts["data"]
         self.module: InsCPModule = cli.parts["model"]
-        require_offered(trainer)
-        require_replay(self.module, self.data)
+        require_offered(trainer, self.module, self.data, cli.parts["checkpoint"], with_files=False)
         self.on_gpu = _is_gpu(trainer["accelerator"])
         self.is_here = not self.on_gpu or torch.cuda.is_available()
         self.local_ranks = _devices(trainer["devices"], self.on_gpu)

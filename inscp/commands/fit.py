@@ -28,7 +28,7 @@ from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
 from inscp.commands.help import HelpInOrder, TrainingHelp
-from inscp.commands.offered import require_askable, require_offered, require_replay, require_shielded, warn_of_languages
+from inscp.commands.offered import require_askable, require_offered, require_trainer, warn_of_languages
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
@@ -212,19 +212,19 @@ class InsCPCLI(LightningCLI):
         """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
         name = run_name(self.model, self.datamodule)
         given = self._get(self.config_init, "trainer")
-        require_offered(given)
-        if self.subcommand != "fit" and not self.datamodule.validation:
-            raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
+        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         if self.subcommand == "fit":
-            self.datamodule.require_sources()
-            require_replay(self.model, self.datamodule)
-            require_shielded(self.model)
+            require_offered(given, self.model, self.datamodule, checkpoints)
             asking = {
                 name: list(self._get(self.config_init, name).prompts) for name in ("before_after", "stop_when_aligned")
             }
             require_askable(self.datamodule, asking)
             if not getattr(rank_zero_only, "rank", 0):
                 warn_of_languages(self.datamodule)
+        else:
+            require_trainer(given)
+            if not self.datamodule.validation:
+                raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         self.tracker = self._open_tracker(name) if given["logger"] is None else None
         if given["logger"] is None:
@@ -239,7 +239,6 @@ class InsCPCLI(LightningCLI):
         strategy = strategy_for(given["strategy"], given["accelerator"], given["devices"], given["num_nodes"])
         precision = given["precision"] or best_precision()
         trainer = super().instantiate_trainer(precision=precision, strategy=strategy, **kwargs)
-        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks.insert(callbacks.index(checkpoints), Interruption(checkpoints))
         return trainer

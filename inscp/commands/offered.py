@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from inscp.callbacks.checkpoints import Checkpoints
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import as_sources
 from inscp.data.rendering import require_chat_template
@@ -42,7 +43,35 @@ _LOOKED_AT, _TELLING, _MOST = 50, 8, 0.8
 """Records of a source whose language is looked at, characters that tell one, and the share that makes it another."""
 
 
-def require_offered(trainer: Mapping[str, Any]) -> None:
+def require_offered(
+    trainer: Mapping[str, Any],
+    module: InsCPModule,
+    data: InsCPDataModule,
+    checkpoints: Checkpoints,
+    with_files: bool = True,
+) -> None:
+    """See that a training can be as it is asked for, before anything is made or read.
+
+    Args:
+        trainer: the section, with every key.
+        module, data, checkpoints: of the training.
+        with_files: false leaves its texts out, which may be somewhere else.
+
+    Raises:
+        UserError: it cannot.
+    """
+    require_trainer(trainer)
+    checkpoints.require_measured(data.validation)
+    if module.distillation and not data.replay:
+        mend = "Give data.replay, as configs/data/replay_en.yaml, or leave it out."
+        raise UserError("model.distillation", "nothing is replayed", mend)
+    if with_files:
+        data.require_sources()
+        for source in as_sources(module.shield.sources) if module.shield else ():
+            require_source(source)
+
+
+def require_trainer(trainer: Mapping[str, Any]) -> None:
     """
     Args:
         trainer: the section, with every key.
@@ -63,25 +92,6 @@ def require_offered(trainer: Mapping[str, Any]) -> None:
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
     require_strategy(trainer["strategy"])
-
-
-def require_replay(module: InsCPModule, data: InsCPDataModule) -> None:
-    """
-    Raises:
-        UserError: a teacher is asked for, and nothing is replayed that it could teach.
-    """
-    if module.distillation and not data.replay:
-        mend = "Give data.replay, as configs/data/replay_en.yaml, or leave it out."
-        raise UserError("model.distillation", "nothing is replayed", mend)
-
-
-def require_shielded(module: InsCPModule) -> None:
-    """
-    Raises:
-        UserError: a file of the text that is to be shielded is not there.
-    """
-    for source in as_sources(module.shield.sources) if module.shield else ():
-        require_source(source)
 
 
 def warn_of_languages(data: InsCPDataModule) -> None:

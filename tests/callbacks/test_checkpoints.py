@@ -77,14 +77,6 @@ def test_the_best_is_kept_with_its_value(
     assert values["step-00000008"] == min(values.values())
 
 
-def test_an_unknown_metric_is_told_with_those_that_are_there(
-    tmp_path: Path, corpus: Path, tiny_model_folder: str
-) -> None:
-    saving = Checkpoints(str(tmp_path / "kept"), monitor="val/hold/loss")
-    with pytest.raises(UserError, match=r"there is no val/hold/loss.*val/held/loss"):
-        fit(tmp_path, corpus, tiny_model_folder, saving)
-
-
 @pytest.mark.parametrize("options", [{}, {"asynchronous": True}, {"monitor": "val/held/loss"}])
 def test_every_kind_of_checkpoint_resumes_bit_by_bit(
     tmp_path: Path, corpus: Path, tiny_model_folder: str, options: dict[str, Any]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -233,10 +234,13 @@ def test_text_and_requests_in_another_language_than_is_said_are_told(config: Pat
     assert "look like" not in told
 
 
-def test_a_training_that_cannot_begin_leaves_no_folder(config: Path) -> None:
-    changes = ["--model.pretrained", "nobody/nothing", "--trainer.default_root_dir", "untouched"]
-    run("fit", "--config", config.name, *changes, cwd=config.parent, status=2)
-    assert not list((config.parent / "untouched").glob("*"))
+@pytest.mark.parametrize("changes", [("--model.pretrained", "no/model"), ("--checkpoint.monitor", "val/no/loss")])
+def test_a_training_that_cannot_begin_leaves_no_folder(
+    changes: Sequence[str], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(config.parent)
+    assert main(["fit", "--config", config.name, "--trainer.default_root_dir", "untouched", *changes]) == 2
+    assert not Path("untouched").exists()
 
 
 def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.cost import TrainingCost
 from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.throughput import Throughput
-from inscp.commands.offered import require_replay
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.mixture import Replay
@@ -265,8 +264,3 @@ def test_how_often_the_replayed_text_is_taken_is_told(tmp_path: Path, corpus: Pa
     rows = learner.trainer.datamodule.mixture
     taken = rows.n_own * float(own) + (len(rows.rows.n_tokens) - rows.n_own) * float(replayed)
     assert taken == pytest.approx(learner.trainer.datamodule.total_rows, rel=0.01)
-
-
-def test_without_replay_it_is_refused(corpus: Path, tiny_model_folder: str) -> None:
-    with pytest.raises(UserError, match=r"model\.distillation: nothing is replayed"):
-        require_replay(module(tiny_model_folder, distillation=Distillation()), data_module(corpus, tiny_model_folder))

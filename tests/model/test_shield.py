@@ -14,7 +14,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
-from inscp.commands.offered import require_shielded
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
@@ -184,8 +183,3 @@ def test_a_checkpoint_of_another_shield_is_refused(
     middle = str(run[0] / "kept" / "step-00000006")
     with pytest.raises(UserError, match=r"model\.shield: the checkpoint was trained with 50% of the columns"):
         going_on.fit(learner, datamodule=data, ckpt_path=middle, weights_only=True)
-
-
-def test_a_source_that_is_not_there_is_told_before_anything_is_asked(original_folder: str) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file"):
-        require_shielded(InsCPModule(original_folder, shield=Shield("nowhere.jsonl")))
