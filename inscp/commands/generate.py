@@ -53,8 +53,9 @@ def generate(
     Args:
         model: a model's folder, Hub id, GGUF file or PyPI wheel.
         data: prompts in the languages that it speaks: a path, a Hub id, or a list of sources with options, as
-            data.train of a training; `fields: {text: en}` takes a file's field `en`. Of a conversation what stands
-            ahead of its first answer is asked, of a text all.
+            data.train of a training, and with a `prompt`, `question` or `instruction` that nobody answers; `fields:
+            {text: en}` takes a file's field `en`. Of a conversation what stands ahead of its first answer is asked, of
+            a text all.
         out: the new JSONL file, one conversation a line. Every answer, those left out too, goes into OUT.items beside
             it.
         max_new_tokens: an answer that has not ended there is left out, as are loops, copies and empty ones.
@@ -105,7 +106,7 @@ def _prompts(
 ) -> Iterator[Prompt]:
     """What is asked, from the sources in their order, each with the report that is filled."""
     for source, report in reads:
-        for record in read_records(source, on_bad_record, report):
+        for record in read_records(source, on_bad_record, report, requests=True):
             ahead = takewhile(lambda turn: turn.role != "assistant", record.turns)
             prompt = tuple(Turn("user", turn.text) if turn.role == "document" else turn for turn in ahead)
             if not prompt or prompt[-1].role != "user":

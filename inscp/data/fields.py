@@ -35,31 +35,42 @@ _Spoken = tuple[Role, Any, str]
 """Who speaks, what, and how the field is called."""
 
 
-def find_fields(row: Row) -> dict[str, str] | None:
-    """Which of the row's fields are what: canonical name -> field name; None where no common shape fits."""
+def find_fields(row: Row, requests: bool = False) -> dict[str, str] | None:
+    """Which of the row's fields are what: canonical name -> field name; None where no common shape fits.
+
+    Args:
+        row: as `read_rows` gives it.
+        requests: whether one that nobody answers is a shape.
+    """
     around = {name: name for name in (SYSTEM, HISTORY) if row.get(name)}
     for name in _CONVERSATIONS:
         if isinstance(row.get(name), list):
             return {TURNS: name} | ({SYSTEM: SYSTEM} if SYSTEM in around else {})
+    if context := next((name for name in _CONTEXTS if name in row), None):
+        around[CONTEXT] = context
     for user, answers in _PAIRS:
         answer = next((name for name in answers if name in row), None)
         if user in row and answer:
-            context = next((name for name in _CONTEXTS if name in row), None)
-            return {USER: user, ASSISTANT: answer} | ({CONTEXT: context} if context else {}) | around
-    document = next((name for name in _DOCUMENTS if isinstance(row.get(name), str)), None)
-    return {TEXT: document} if document else None
+            return {USER: user, ASSISTANT: answer} | around
+    if document := next((name for name in _DOCUMENTS if isinstance(row.get(name), str)), None):
+        return {TEXT: document}
+    request = next((user for user, _ in _PAIRS if user in row), None)
+    return {USER: request} | around if requests and request else None
 
 
-def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tuple[Turn, ...] | BadRow:
+def to_turns(
+    row: Row | BadRow, fields: Mapping[str, str] | None = None, requests: bool = False
+) -> tuple[Turn, ...] | BadRow:
     """The row's turns, or why it has none.
 
     Args:
         row: as `read_rows` gives it.
         fields: canonical name -> field name; found by `find_fields` where None.
+        requests: as of `find_fields`.
     """
     if isinstance(row, BadRow):
         return row
-    names = fields or find_fields(row)
+    names = fields or find_fields(row, requests)
     if names is None:
         found = (f"{name} ({type(value).__name__})" for name, value in row.items())
         with_text = [name for name, value in row.items() if isinstance(value, str)]
@@ -85,7 +96,9 @@ def to_turns(row: Row | BadRow, fields: Mapping[str, str] | None = None) -> tupl
         return BadRow(f"{names[HISTORY]} is no list of pairs")
     roles: tuple[Role, Role] = ("user", "assistant")
     before = [(role, text, names[HISTORY]) for pair in history for role, text in zip(roles, pair, strict=True)]
-    last: list[_Spoken] = [("user", user, names[USER]), ("assistant", row[names[ASSISTANT]], names[ASSISTANT])]
+    last: list[_Spoken] = [("user", user, names[USER])]
+    if ASSISTANT in names:
+        last.append(("assistant", row[names[ASSISTANT]], names[ASSISTANT]))
     return _checked([*system, *before, *last])
 
 

@@ -116,8 +116,16 @@ def bad_record(
     report.skip(position, why)
 
 
-def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport) -> Iterator[Record]:
+def read_records(
+    source: Source, on_bad_record: OnBadRecord, report: ReadReport, requests: bool = False
+) -> Iterator[Record]:
     """Stream the records of a source.
+
+    Args:
+        source: what is read.
+        on_bad_record: stop, or skip and count.
+        report: filled while the records pass.
+        requests: whether one that nobody answers (`prompt` alone, say) is a record.
 
     Raises:
         UserError: the source is not there, is empty, or (with `error`) a record does not fit.
@@ -125,7 +133,7 @@ def read_records(source: Source, on_bad_record: OnBadRecord, report: ReadReport)
     has_record = False
     for position, row in islice(source_rows(source), source.limit):
         report.seen += 1
-        turns = to_turns(row, source.fields)
+        turns = to_turns(row, source.fields, requests)
         if isinstance(turns, BadRow):
             bad_record(position, turns.why, on_bad_record, report, turns.detail, turns.mend or _MEND)
         else:

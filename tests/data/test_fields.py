@@ -50,6 +50,24 @@ def test_every_common_shape_is_found(row, expected):
 
 
 @pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Q", "id": 7}, (("user", "Q"),)),
+        ({"question": "Q", "system": "S"}, (("system", "S"), ("user", "Q"))),
+        ({"instruction": "Q", "input": "C"}, (("user", "Q\n\nC"),)),
+        ({"prompt": "another", "question": "Q", "answer": "A"}, PAIR),
+        ({"prompt": "another", "text": "T"}, (("document", "T"),)),
+    ],
+)
+def test_what_nobody_answers_is_found_only_where_requests_are_asked_for_and_behind_all_else(row, expected):
+    assert shape(to_turns(row, requests=True)) == expected
+    if dict(expected).keys() & {"assistant", "document"}:
+        assert shape(to_turns(row)) == expected
+    else:
+        assert to_turns(row).why == "no known shape"
+
+
+@pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({"text": "c"}, (("document", "C"),)),

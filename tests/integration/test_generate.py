@@ -17,8 +17,8 @@ RECORDS = [
     {"instruction": "What is the sea?", "context": "", "response": "Somebody else's answer."},
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "And a hill?"},
                   {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]},
-    {"text": "Tell me about rain."},
-    {"text": "What is the sea?"},
+    {"prompt": "Tell me about rain."},
+    {"question": "What is the sea?"},
     {"text": "a loop"}, {"text": "a cut"}, {"text": "say nothing"}, {"text": "the same words again, please"},
 ]  # fmt: skip
 ANSWERS: dict[str, Reply] = {
