@@ -17,6 +17,7 @@ from inscp.commands.parser import call
 from inscp.commands.stopping import stopping_well
 from inscp.commands.tracked_evaluation import TrackedEvaluation, tracker_for
 from inscp.cost.ledger import Ledger
+from inscp.data.rendering import require_chat_template
 from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
 from inscp.evaluation.items import Item, items_folder
@@ -27,6 +28,7 @@ from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.model.origin import read_origin
 from inscp.model.precision import InferencePrecision
+from inscp.pretrained import load_tokenizer
 from inscp.tracking.environment import hardware
 from inscp.tracking.tracker import Tracking
 
@@ -70,6 +72,8 @@ def evaluate(
     tasks = _chosen(tasks, only)
     _earlier(out, only)  # what is no results file is told now
     require_runnable(tasks, server)
+    if server is None and (chats := [name for name, task in tasks.items() if task.chats]):
+        require_chat_template(load_tokenizer(model), model, f", or leave out {', '.join(chats)}")
     folder = items_folder(Path(out))
     asked, spent = subject(model, server, folder, precision, batch_size, cost)
     # A server may know its model by a name that says nothing here.

@@ -31,6 +31,11 @@ class Task(ABC):
     needs_likelihoods: ClassVar[bool] = False
 
     @property
+    def chats(self) -> bool:
+        """Whether it asks in the model's chat template, which it cannot do without."""
+        return False
+
+    @property
     def by(self) -> str:
         """The model that judges the answers, where it is not the task's own."""
         return ""
@@ -76,6 +81,10 @@ class Prompted(Task):
     leave_out: dict[str, list[str]] = field(default_factory=dict)
     chat: bool = True
     max_new_tokens: int = 256
+
+    @property
+    def chats(self) -> bool:
+        return self.chat
 
     def rows(self) -> list[tuple[str, Row]]:
         """The rows that are asked, with their positions.

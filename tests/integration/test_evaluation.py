@@ -181,6 +181,20 @@ def test_what_is_wrong_is_told_in_one_line(
     assert complaint in run("evaluate", *given, cwd=project, status=2)
 
 
+def test_a_model_that_cannot_be_asked_is_told_before_a_run_or_a_file_is_made(
+    tmp_path: Path, tiny_model_folder: str
+) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    (tmp_path / "prompts.jsonl").write_text('{"en": "Why?", "group": "x", "domain": "x"}', "utf-8")
+    asked = [*ALIGNMENT, "[en]", "--tasks.t.prompts", "prompts.jsonl"]
+    told = run("evaluate", "--model", "base", *asked, cwd=tmp_path, status=2)
+    assert told.endswith("Take the instruct version of the model, or leave out t.")
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "prompts.jsonl"}
+    going_on = ["--tasks.b", "BOLD", "--tasks.b.prompts", "prompts.jsonl", "--tasks.b.prompt_field", "en"]
+    assert "b " in run("evaluate", "--model", "base", *going_on, "--tasks.b.chat", "false", cwd=tmp_path)
+
+
 def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained: str) -> None:
     tasks = ["--tasks.t", "LanguageAlignment", "--tasks.t.languages", "[en]", "--tasks.t.prompts", "prompts.jsonl"]
     given = ["--model", trained, "--mlflow.enabled", "false", *tasks, "--server.model", "served"]

@@ -58,6 +58,10 @@ class Knowledge(Task):
     limit: int | None = None
     chat_template: bool = False
 
+    @property
+    def chats(self) -> bool:
+        return self.chat_template
+
     def check(self) -> None:
         self._asked()
         for definition in self._tasks.values():

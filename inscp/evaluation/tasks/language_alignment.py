@@ -48,6 +48,10 @@ class LanguageAlignment(Task):
     lid_model: str = LID_176
 
     @property
+    def chats(self) -> bool:
+        return True
+
+    @property
     def by(self) -> str:
         return "" if self.lid_model == LID_176 else self.lid_model
 

@@ -81,6 +81,10 @@ class MTBench(Task):
     opponent_task: str = "mt_bench"
 
     @property
+    def chats(self) -> bool:
+        return True
+
+    @property
     def by(self) -> str:
         return self.judge.model
 
