@@ -33,7 +33,6 @@ from inscp.errors import UserError
 from inscp.lines import Lines, tell_skipped
 from inscp.model.allocator import keep_freed_memory
 from inscp.model.device import attention_for, best_device, scoring_batch_tokens, scoring_model
-from inscp.model.isolation import require_isolation
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import InferencePrecision, inference_dtype
@@ -79,7 +78,8 @@ def score(
         window: how many tokens the model sees at once.
         overlap: how many tokens of context a later window of a long record repeats; by default 256, at most half the
             window.
-        batch_tokens: the most tokens in a forward pass; by default 4096 on a CPU and 32768 on a GPU.
+        batch_tokens: the most tokens in a forward pass; by default 4096 on a CPU and 32768 on a GPU. A model that
+            cannot tell texts in a row apart has each by itself.
         precision: the number format that the model computes in; by default bf16 where the hardware multiplies in it,
             else fp32.
         max_characters: a longer record is a bad one.
@@ -113,9 +113,8 @@ def score(
     with stopping_well(lambda _: folder.remove_empty() if rank == 0 else None):
         if todo or shard_model:
             loss = _loss(model, dtype, shard_model)
-            require_isolation(loss, model, best_device())
             counter.watch(loss.model)
-            scorer = Scorer(loss, tokenizer, scoring, batch_tokens or scoring_batch_tokens(loss), shard_model)
+            scorer = Scorer(loss, tokenizer, scoring, scoring_batch_tokens(loss, batch_tokens), shard_model)
             lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
             mine = (chunk for chunk in read([ReadReport() for _ in sources]) if chunk.place in todo)
             _score_chunks(scorer, mine, folder, on_bad_record, lines, keep)

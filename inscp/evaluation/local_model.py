@@ -12,8 +12,7 @@ from inscp.data.rendering import require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.shared_context import find_trees, tree_nlls
-from inscp.model.device import best_device, scoring_batch_tokens, scoring_model
-from inscp.model.isolation import keeps_documents_apart
+from inscp.model.device import scoring_batch_tokens, scoring_model
 from inscp.model.likelihood import by_length, summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
@@ -62,8 +61,7 @@ class LocalModel:
 
     @cached_property
     def _batch_tokens(self) -> int:
-        """Of a batch of likelihoods; 1 makes each sequence a batch, where the model cannot tell them apart."""
-        return scoring_batch_tokens(self.loss) if keeps_documents_apart(self.loss, best_device()) else 1
+        return scoring_batch_tokens(self.loss)
 
     @cached_property
     def _longest(self) -> int:

@@ -2,6 +2,7 @@
 
 import torch
 
+from inscp.model.isolation import keeps_documents_apart
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_model
 
@@ -15,9 +16,12 @@ def attention_for(dtype: torch.dtype) -> str | None:
     return "eager" if best_device().type == "cuda" and dtype == torch.float32 else None
 
 
-def scoring_batch_tokens(loss: NextTokenLoss) -> int:
-    """Tokens of a forward pass, all in one row: few where its attention is over the row and not by document."""
-    return 32768 if best_device().type == "cuda" and loss.by_document else 4096
+def scoring_batch_tokens(loss: NextTokenLoss, given: int | None = None) -> int:
+    """Tokens of a forward pass, all in one row: as many as are given, else few where its attention is over the row and
+    not by document. 1, which makes each text a batch, where the model cannot tell them apart."""
+    if not keeps_documents_apart(loss, best_device()):
+        return 1
+    return given or (32768 if best_device().type == "cuda" and loss.by_document else 4096)
 
 
 def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:

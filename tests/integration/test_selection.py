@@ -11,9 +11,11 @@ import pytest
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
 from processes import Command, run
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from inscp.commands.score import score
 from inscp.errors import UserError
+from inscp.pretrained import load_tokenizer
 
 PAIRS = [
     {"instruction": f"Kysymys {i}: mikä on {i} kertaa {i + 1}?", "output": f"Vastaus on {i * (i + 1)}. " * (1 + i % 5)}
@@ -103,6 +105,26 @@ def test_a_scoring_that_fails_keeps_what_can_be_gone_on_from_and_nothing_else(
         score(tiny_model_folder, "later.jsonl", "scores", given="response")
     assert pq.read_table("scores").num_rows == 1024
     score(tiny_model_folder, "later.jsonl", "scores", given="response", on_bad_record="skip")
+
+
+def test_a_model_that_lets_texts_of_a_row_see_each_other_scores_each_by_itself(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = load_tokenizer(tiny_model_folder)
+    config = AutoConfig.for_model(
+        "lfm2", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"],
+        initializer_range=0.5,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained("convolves")
+    tokenizer.save_pretrained("convolves")
+    texts = ["The river runs.", "A mill stands at the river."]
+    for name, chosen in (("one", texts[:1]), ("other", texts[1:]), ("both", texts)):
+        Path(f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in chosen), "utf-8")
+        score("convolves", f"{name}.jsonl", name, batch_tokens=1000, precision="fp32")
+    one, other, both = (pq.read_table(name).column("nll").to_pylist() for name in ("one", "other", "both"))
+    assert both == pytest.approx(one + other, rel=1e-4)
 
 
 def write_config(project: Path, **changes: Any) -> str:
