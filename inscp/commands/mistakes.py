@@ -30,6 +30,11 @@ _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re
 _NO_SECTION = re.compile(r'Unable to load config "(.*)"$')
 _OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
 """Keys that switch their section off, and the value that does."""
+TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
+"""Of what members of a union complain, a `UserError`."""
+_ENTRY = re.compile(r"(?:\n *- .*)*\n *Given value type: .*\n *Given value: (\{.*\})(?=\n(?:.*\n)*? *Given value: )")
+"""Behind it, the entry of a list or mapping that it is about."""
+_UNDER = "Give it under init_args: {class_path: …, init_args: {…}}."
 _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
 """Sections by which a configuration of another command is known."""
 
@@ -43,7 +48,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
         arguments: of the command.
     """
     files = _files(arguments)
-    see_help = f"See {command} --help." if command else "Give it under init_args: {class_path: …, init_args: {…}}."
+    see_help = f"See {command} --help." if command else _UNDER
     if (place := _PLACED.search(message)) and Path(place[1]).is_file():
         return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
     if unknown := _UNKNOWN.search(message):
@@ -62,6 +67,12 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
         off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
         mend = f"To switch it off, set {off}." if off else f"Give them. {see_help}"
         return UserError(f"{name}{file}", f"it is a section, and {given[1]} holds none of its keys", mend)
+    if told := TOLD.search(message):
+        entry = _ENTRY.match(message, told.end())
+        mend = see_help if told[3] == _UNDER else told[3]
+        if told[1].startswith(f"{name}."):
+            return UserError(told[1], told[2], mend)
+        return UserError(f"{name}{file}", f"{told[1]}: {told[2]}{f', in {entry[1]}' if entry else ''}", mend)
     what, mend = _wrong(_types(parser, key[1]), message)
     return UserError(f"{name}{file}", what or _plain(message), mend or see_help)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Callable
@@ -14,11 +13,10 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 from jsonargparse._actions import _ActionConfigLoad
 
-from inscp.commands.mistakes import class_names, complaint, known_keys
+from inscp.commands.mistakes import TOLD, class_names, complaint, known_keys
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 
-_TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
 _PROGRAM = "python -m inscp"
 
 Components = Callable[..., Any] | dict[str, Callable[..., Any]]
@@ -73,7 +71,7 @@ class OneLineErrors:
         try:
             return super().instantiate_classes(*args, **options)  # type: ignore[misc]
         except ValueError as error:
-            if told := _TOLD.search(str(error)):
+            if told := TOLD.search(str(error)):
                 raise UserError(*told.groups()) from error
             raise
 

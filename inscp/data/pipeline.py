@@ -46,20 +46,20 @@ def as_sources(given: Sources) -> list[Source]:
     items = given if isinstance(given, list) else [given]
     if broken := next((item for item in items if isinstance(item, str) and item.startswith(("{", "["))), None):
         known = [field.name for field in fields(Source)]
-        unknown = [name for name in _names(broken) if name not in known]
-        what = f"{unknown[0]} is no option of a source" if unknown else "an option of a source has no such value"
-        raise UserError(broken, what, f"There are: {', '.join(known)}; text_unit is file, paragraph or line.")
+        unknown = [(entry, name) for entry in _entries(broken) for name in entry if name not in known]
+        what = f"{unknown[0][1]} is no option of a source" if unknown else "an option of a source has no such value"
+        where = str(unknown[0][0]) if unknown else broken
+        raise UserError(where, what, f"There are: {', '.join(known)}; text_unit is file, paragraph or line.")
     return [Source(item) if isinstance(item, str) else item for item in items]
 
 
-def _names(broken: str) -> list[str]:
-    """The keys of options that could not be read as a source's, as far as they are YAML."""
+def _entries(broken: str) -> list[dict[str, Any]]:
+    """The options that could not be read as those of sources, as far as they are YAML."""
     try:
         given = yaml.safe_load(broken)
     except yaml.YAMLError:
         return []
-    every = given if isinstance(given, list) else [given]
-    return [str(name) for one in every if isinstance(one, dict) for name in one]
+    return [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, dict)]
 
 
 @dataclass

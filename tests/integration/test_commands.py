@@ -363,6 +363,11 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--trainer.max_steps", "0"], r"trainer\.max_steps: 0 is too small"),
     (["--data.train", '[{"path": "corpus.jsonl", "limit": -1}]'], r"limit of corpus\.jsonl: -1 records are none"),
     (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*field is no option of a source"),
+    (["--data.train", '[corpus.jsonl, {"path": "corpus.jsonl"}, {"pth": "x"}]'],
+     r"\{'pth': 'x'\}: pth is no option of"),
+    (["--config", "list.yaml"], r"data\.train in list\.yaml: limit: expected int, in \{'path': 'x', 'limit': 'many'\}"),
+    (["--data.replay", '{"sources": [a.jsonl, {"path": "x", "limt": 3}], "share": 0.5}'],
+     r"data\.replay: sources: limt: no such key, in \{'path': 'x', 'limt': 3\}\. Did you mean limit\?"),
     (["--data.train", '{"path": "corpus.jsonl", "text_unit": "x"}'], r"\{.*no such value\. .*file, paragraph or line"),
     (["--data.row_length", "100000"], r"data\.row_length: 100,000 tokens are more than the 512 that the model can see"),
     (["--config", "tasks.yaml"], r"tasks\.\S+ in tasks\.yaml: no such key\. It is a key of evaluate"),
@@ -384,6 +389,7 @@ def test_a_wrong_input_gets_one_line_and_status_2(
     Path("wrong_key.yaml").write_text("data: {token_buget: 5}", "utf-8")
     Path("wrong_type.yaml").write_text("data: {batch_size: two}", "utf-8")
     Path("empty.yaml").touch()
+    Path("list.yaml").write_text("data: {train: [corpus.jsonl, {path: x, limit: many}]}", "utf-8")
     Path("off.yaml").write_text("cost: false", "utf-8")
     Path("tasks.yaml").write_text("tasks: {t: {class_path: LanguageAlignment}}", "utf-8")
     shutil.copytree(tiny_model_folder, "templateless", dirs_exist_ok=True)
