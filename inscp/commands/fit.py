@@ -141,7 +141,7 @@ class LogConfig(SaveConfigCallback):
     def _text(self) -> str:
         # Without the arguments of this one call, so that every command takes the file.
         config = {key: value for key, value in self.config.items() if key not in ("ckpt_path", "weights_only")}
-        return str(self.parser.dump(Namespace(config), skip_unset=False))
+        return f"# Paths are relative to {Path.cwd()}\n{self.parser.dump(Namespace(config), skip_unset=False)}"
 
 
 class InsCPCLI(LightningCLI):

@@ -83,7 +83,8 @@ def test_fit_leaves_the_model_its_configuration_and_one_mlflow_run(fitted: str, 
     folder = config.parent / model_folder(fitted)
     assert {"model.safetensors", "README.md", "chat_template.jinja"} <= {path.name for path in folder.iterdir()}
     assert "end their turn" in (folder / "README.md").read_text("utf-8")
-    assert (folder.parent / "config.yaml").is_file()
+    kept = (folder.parent / "config.yaml").read_text("utf-8")
+    assert kept.startswith(f"# Paths are relative to {config.parent}\n")
     client = MlflowClient(f"sqlite:///{config.parent}/mlflow.db")
     [found] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])
     assert found.info.run_name == "InsCP tiny-llama zh-TW"
