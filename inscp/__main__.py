@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 
 from inscp import __version__
-from inscp.errors import RunError, Stopped, UserError
+from inscp.errors import RunError, Stopped, UserError, first_line
 
 COMMANDS = {
     "fit": "train, and end with a Hugging Face folder",
@@ -118,6 +118,11 @@ def _run(command: str, arguments: list[str]) -> int:
         if cause is None:
             raise
         raise cause from error
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        mend = "Lower the batch's size or its length, or take more devices; doctor tells what a training needs."
+        raise RunError(f"the device's memory does not suffice ({first_line(error)}). {mend}") from error
     return 0
 
 
