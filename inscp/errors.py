@@ -1,5 +1,7 @@
 """How a wrong input reaches the user: one line that says where, what and how to mend, and exit status 2."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 
@@ -22,6 +24,15 @@ class UserError(Exception):
     def __str__(self) -> str:
         line = f"{self.where}: {self.what.rstrip('.!?')}. {self.mend}"
         return " ".join(line.split())
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """What is wrong inside is told with what it lies in: the file behind a key, say."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error.where}", error.what, error.mend) from error
 
 
 def first_line(error: BaseException) -> str:

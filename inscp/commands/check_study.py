@@ -14,7 +14,7 @@ from inscp.commands.offered import require_offered
 from inscp.commands.parser import Parser
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
-from inscp.errors import UserError
+from inscp.errors import UserError, within
 from inscp.experiment.configuration import Config, digest, without
 from inscp.experiment.runs import Run
 from inscp.model.origin import ORIGIN
@@ -30,20 +30,19 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
         with_files: false leaves the files out, which may be somewhere else.
 
     Raises:
-        UserError: one does not, by the name of its run.
+        UserError: one does not, by its arm and language.
     """
     seen: set[str] = set()
     for run in runs:
         _require_made(run)
         making = without(run.config, "seed_everything", "data.seed") if run.trains else run.config
-        for command, config in ((run.command, making), ("evaluate" if run.evaluate else "", run.evaluate)):
+        measuring = "evaluate" if run.evaluate else ""
+        for command, config, whose in ((run.command, making, f"arms.{run.arm}."), (measuring, run.evaluate, "")):
             key = digest(command, config)
             if command and key not in seen:
                 seen.add(key)
-                try:
+                with within(f"{whose}{command} in {run.language}"):
                     _CHECKS[command](deepcopy(config), with_files)  # a parser fills in what it is given
-                except UserError as error:
-                    raise UserError(f"{run.title}: {error.where}", error.what, error.mend) from error
 
 
 def _require_made(run: Run) -> None:

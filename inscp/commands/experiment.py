@@ -1,6 +1,7 @@
 """`experiment`: a whole study, run and reported by its folder."""
 
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 from inscp.commands.check_study import check_runs
 from inscp.commands.parser import Parser, call
-from inscp.errors import UserError
+from inscp.errors import UserError, within
 from inscp.evaluation.tasks import import_all
 from inscp.experiment.configuration import read_configs
 from inscp.experiment.costs import Forecast
@@ -52,13 +53,15 @@ def run_study(
         gpus: of a job.
         measured: a folder that `experiment keep` wrote: its runs, measured elsewhere, are done too.
     """
-    study, where = read_study(Path(folder)), _places(out, measured)
-    every = study.runs(where.told)
-    runs = _chosen(every, only)
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
+    study, where = read_study(Path(folder)), _places(out, measured)
+    with _said_in(folder):
+        every = study.runs(where.told)
+    runs = _chosen(every, only)
+    with _said_in(folder):
+        check_runs(runs, with_files=not (jobs or dry_run))  # which jobs will see; a plan needs none
     if jobs:
-        check_runs(runs, with_files=False)  # which the jobs will see
         into = where.of_study(study.name, Path(folder)) / "jobs"
         left = where.left(runs)
         script = write_jobs(jobs, left, folder, where, gpus, into)
@@ -68,9 +71,9 @@ def run_study(
         return
     if dry_run:
         _list(runs, every, where)
-        check_runs(runs)
+        with _said_in(folder):
+            check_runs(runs)
         return
-    check_runs(runs)
     Runner(study, where).run(runs, every)
     _list(runs, every, where)
     print(f"\nnext:\n  {where.command('report', folder)}")
@@ -86,7 +89,8 @@ def report_study(folder: str, out: str = OUT, measured: str | None = None) -> No
     """
     study, where = read_study(Path(folder)), _places(out, measured)
     into = where.of_study(study.name, Path(folder)) / "report"
-    runs = study.runs(where.told)
+    with _said_in(folder):
+        runs = study.runs(where.told)
     missing = where.left(runs)
     try:
         check_runs(missing)  # a run is known by the files that it names: without them it is not found
@@ -113,11 +117,17 @@ def keep_study(folder: str, kept: str, out: str = OUT) -> None:
         kept: the folder to add them to, of any number of studies.
         out: as it was given to `experiment run`.
     """
-    where = Places(Path(out), Path(kept))
-    runs = [run for run in read_study(Path(folder)).runs() if run.evaluate]
+    study, where = read_study(Path(folder)), Places(Path(out), Path(kept))
+    with _said_in(folder):
+        runs = [run for run in study.runs() if run.evaluate]
     print(f"{keep(map(where.made, runs), Path(kept))} runs added to {kept}")
     if missing := where.left(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} kept; not measured: {named(missing)}")
+
+
+def _said_in(folder: str | Path) -> AbstractContextManager[None]:
+    """What is wrong with a study is told with its file."""
+    return within(str(Path(folder) / FILE))
 
 
 def _places(out: str, measured: str | None) -> Places:
@@ -144,17 +154,25 @@ def read_study(folder: Path) -> Study:
     parser = Parser(prog="python -m inscp experiment run")
     parser.add_class_arguments(Study, skip={"name"})
     given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
-    arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
-    mend = "Write what the language changes: fit, evaluate."
-    languages = {
-        tag: _section(Language, f"languages.{tag}", read_configs([of], mend) if isinstance(of, str) else of)
-        for tag, of in _mapping("languages", given.get("languages")).items()
-    }
-    # The parser would make objects of the classes that arms name, so it sees the rest alone.
-    rest = parser.instantiate_classes(parser.parse_object(given | {"arms": {}, "languages": {}}))
-    study = Study(folder.resolve().name, **vars(rest) | {"arms": arms, "languages": languages})
-    study.check()
+    with _said_in(folder):
+        arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
+        languages = {
+            tag: _section(Language, f"languages.{tag}", _language(tag, of))
+            for tag, of in _mapping("languages", given.get("languages")).items()
+        }
+        # The parser would make objects of the classes that arms name, so it sees the rest alone.
+        rest = parser.instantiate_classes(parser.parse_object(given | {"arms": {}, "languages": {}}))
+        study = Study(folder.resolve().name, **vars(rest) | {"arms": arms, "languages": languages})
+        study.check()
     return study
+
+
+def _language(tag: str, given: Any) -> Any:
+    """What a language's section holds, in the file itself or in one that it names."""
+    if not isinstance(given, str):
+        return given
+    with within(f"languages.{tag}"):
+        return read_configs([given], "Write what the language changes: fit, evaluate.")
 
 
 def _section(kind: type[T], where: str, given: Any) -> T:

@@ -169,10 +169,10 @@ class Study:
             raise UserError("seeds", f"{wrong[0]} is none", "Give whole numbers from 0 to 4294967295.")
         for name in (*self.arms, *self.languages):
             if not isinstance(name, str):  # YAML reads 1e-5 and no as something else
-                raise UserError(FILE, f"{name!r} is no name", "Write it in quotes.")
+                raise UserError("names", f"{name!r} is no name", "Write it in quotes.")
         for name in (self.name, *self.arms, *self.languages, *self.projected):
             if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
-                raise UserError(FILE, f"{name!r} has a line break or another control character", "Leave it out.")
+                raise UserError("names", f"{name!r} has a line break or another control character", "Leave it out.")
         for names in (self.arms, self.languages):
             slugs = [slug(name) for name in names]
             if twice := next((name for name in names if slugs.count(slug(name)) > 1 or not slug(name)), None):

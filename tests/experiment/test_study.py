@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from inscp.__main__ import main
 from inscp.commands.check_study import check_runs
 from inscp.commands.experiment import read_study
 from inscp.errors import UserError
@@ -259,6 +260,27 @@ def test_a_base_without_its_sections_is_told(base: str, tmp_path: Path) -> None:
         Study(
             "study", "?", [str(tmp_path / "base.yaml")], {"a": Arm(fit={})}, {"fi": Language(fit={"model.x": 1})}
         ).runs()
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    (STUDY.replace("PlainTagger", "PlainTager"), "arms.InsCP.fit in fi: data.tagger: there is no class PlainTager"),
+    (STUDY.replace("data.tagger: PlainTagger", "data.row_lenght: 9"), "arms.InsCP.fit in fi: row_lenght: no such key"),
+    (STUDY.replace("{fi: {}}", "{fi: fi.yaml}"), "languages.fi: fi.yaml: no such file"),
+    (STUDY.replace("a.yaml", "b.yaml"), "b.yaml: no such file"),
+    (STUDY + "seed: [1]\n", "seed: no such key"),
+])  # fmt: skip
+def test_what_is_wrong_is_told_by_file_arm_and_key_before_a_plan_is_printed(
+    wrong: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x.jsonl}\n")
+    Path("study").mkdir()
+    Path("study/experiment.yaml").write_text(wrong)
+    assert main(["experiment", "run", "study", "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: study/experiment.yaml: {told}")
+    assert said.err.count("\n") == 1
 
 
 def test_a_folder_without_a_study_is_told(tmp_path: Path) -> None:
