@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inscp.commands.check_study import check_runs
+from inscp.commands.check_study import check_goals, check_runs
 from inscp.commands.experiment import read_study
 from inscp.evaluation.tasks import import_all
 
@@ -22,6 +22,7 @@ def test_its_arms_are_configurations_of_the_commands_that_run_them(
     assert (folder / "README.md").is_file()
     assert {run.arm for run in study.runs()} == set(study.arms)
     runs = study.runs()
+    check_goals(study.goals, runs)
     check_runs(runs, with_files=False)  # the texts and prompts of most are no part of the project
     known = {run.name: (run.fingerprint, run.measure) for run in study.runs()}
     assert {run.name: (run.fingerprint, run.measure) for run in runs} == known  # what is read is not changed

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -17,6 +19,7 @@ from inscp.data.sources import require_source
 from inscp.errors import UserError, within
 from inscp.experiment.configuration import Config, digest, without
 from inscp.experiment.runs import Run
+from inscp.experiment.study import Goal
 from inscp.model.origin import ORIGIN
 from inscp.paths import local_path
 from inscp.pretrained import REMOTE_CODE
@@ -43,6 +46,29 @@ def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
                 seen.add(key)
                 with within(f"{whose}{command} in {run.language}"):
                     _CHECKS[command](deepcopy(config), with_files)  # a parser fills in what it is given
+
+
+def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
+    """See that what a study wants may be measured, in one of its languages.
+
+    Args:
+        goals: of the study.
+        runs: all of it.
+
+    Raises:
+        UserError: no task can give it.
+    """
+    known: list[tuple[str, str]] = []
+    for language, config in {run.language: run.evaluate for run in runs if goals and run.evaluate}.items():
+        with within(f"evaluate in {language}"):
+            tasks = _parsed(evaluate, deepcopy(config), model="").tasks
+        known += [(language, f"{name}/{metric}") for name, task in tasks.items() for metric in task.item_metrics]
+    for goal in goals:
+        if not any(fnmatchcase(goal.metric_in(language), name) for language, name in known):
+            in_any = [name.replace(f"/{language}/", "/{language}/") for language, name in known]
+            near = get_close_matches(goal.metric, [*in_any, *(name for _, name in known)], n=1)
+            mend = f"Did you mean {near[0]}?" if near else "Take a metric of one of its tasks."
+            raise UserError(f"goals: {goal.metric}", "the evaluation does not measure it", mend)
 
 
 def _require_made(run: Run) -> None:

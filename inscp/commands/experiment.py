@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
-from inscp.commands.check_study import check_runs
+from inscp.commands.check_study import check_goals, check_runs
 from inscp.commands.parser import Parser, call
 from inscp.errors import UserError, within
 from inscp.evaluation.tasks import import_all
@@ -56,8 +56,7 @@ def run_study(
     if jobs and dry_run:
         raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
     study, where = read_study(Path(folder)), _places(out, measured)
-    with _said_in(folder):
-        every = study.runs(where.told)
+    every = _runs(study, folder, where)
     runs = _chosen(every, only)
     with _said_in(folder):
         check_runs(runs, with_files=not (jobs or dry_run))  # which jobs will see; a plan needs none
@@ -89,8 +88,7 @@ def report_study(folder: str, out: str = OUT, measured: str | None = None) -> No
     """
     study, where = read_study(Path(folder)), _places(out, measured)
     into = where.of_study(study.name, Path(folder)) / "report"
-    with _said_in(folder):
-        runs = study.runs(where.told)
+    runs = _runs(study, folder, where)
     missing = where.left(runs)
     try:
         check_runs(missing)  # a run is known by the files that it names: without them it is not found
@@ -123,6 +121,14 @@ def keep_study(folder: str, kept: str, out: str = OUT) -> None:
     print(f"{keep(map(where.made, runs), Path(kept))} runs added to {kept}")
     if missing := where.left(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} kept; not measured: {named(missing)}")
+
+
+def _runs(study: Study, folder: str, where: Places) -> list[Run]:
+    """All of a study, which can reach what it wants."""
+    with _said_in(folder):
+        runs = study.runs(where.told)
+        check_goals(study.goals, runs)
+    return runs
 
 
 def _said_in(folder: str | Path) -> AbstractContextManager[None]:

@@ -21,6 +21,12 @@ _PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it 
 _LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 
+ALIGNMENT_METRICS = (
+    "in_language", "in_script", "ended", "looped", "copied", "empty", "sound", "sound_in_language",
+    "in_language_if_sound", "words", "line_pass", "word_pass",
+)  # fmt: skip
+"""Of an `AlignmentScorer`'s items, in each prompt language; beside them stands answered_in/X."""
+
 
 def without_reasoning(response: str) -> str:
     """What a user is told by a model that reasons in think tags first; nothing where it was cut while it reasoned."""

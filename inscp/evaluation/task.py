@@ -45,6 +45,11 @@ class Task(ABC):
         """How it is configured, and where its measure and its prompts come from: plain values."""
         return {"source": self.source, "licence": self.licence, **asdict(self)}  # type: ignore[call-overload]
 
+    @property
+    def item_metrics(self) -> Sequence[str]:
+        """What may be a mean over its items, as far as its configuration tells; * stands for any text."""
+        return ["*"]
+
     @abstractmethod
     def check(self) -> None:
         """Read what will be asked, before a model is loaded.

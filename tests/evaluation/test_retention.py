@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from chat_templates import STYLES, tokenizer_for
+from named_metrics import are_named
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from inscp.data.template import ChatTemplate
@@ -52,6 +53,7 @@ def test_a_model_keeps_all_of_itself(tmp_path: Path, tiny_model_folder: str) -> 
     found = measured(tmp_path, tiny_model_folder, original=tiny_model_folder)
     assert (found["agreement"].value, found["same_answer"].value) == (1, 1)
     assert found["kl"].value == pytest.approx(0, abs=1e-6)
+    assert are_named(found, Retention(held_out={"x": "texts"}, prompts="prompts"))
 
 
 def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_model_folder: str) -> None:

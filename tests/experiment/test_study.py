@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from inscp.__main__ import main
-from inscp.commands.check_study import check_runs
+from inscp.commands.check_study import check_goals, check_runs
 from inscp.commands.experiment import read_study
 from inscp.errors import UserError
+from inscp.evaluation.tasks import import_all
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment
 from inscp.experiment.study import Arm, Goal, Language, Stage, Study
 
@@ -95,10 +96,23 @@ def test_a_stage_of_its_own_budget_behind_several_has_titles_that_differ(study: 
     assert len({run.title for run in runs}) == len({run.name for run in runs}) == len(runs)
 
 
-def test_a_goal_is_of_a_task_that_there_is(study: Study) -> None:
-    assert replace(study, goals=[Goal("t/{language}/ended", at_least=0.5)]).runs()
-    with pytest.raises(UserError, match=r"goals: language/en/ended: no task is called so. Begin it with one of: t"):
-        replace(study, goals=[Goal("language/en/ended", at_least=0.5)]).runs()
+@pytest.mark.parametrize(("metric", "near"), [
+    ("t/{language}/endedd", "t/{language}/ended"),
+    ("t/en/answered_in/zh", "t/en/answered_in/en"),
+    ("language/en/ended", "t/{language}/ended"),
+    ("held_out/perplexity", "held/held_out/en/perplexity"),
+    ("held/agreement", "held/agreement"),
+])  # fmt: skip
+def test_a_goal_is_of_what_may_be_measured(study: Study, tmp_path: Path, metric: str, near: str) -> None:
+    import_all()
+    held = {"tasks.held": {"class_path": "Retention", "init_args": {"held_out": {"en": "x"}, "prompts": "x"}}}
+    languages = {tag: Language(of.fit, of.evaluate | held) for tag, of in study.languages.items()}
+    runs = replace(study, languages=languages).runs()
+    check_goals([Goal(known, at_least=0.5) for known in ("t/{language}/ended", near)], runs)
+    if metric != near:
+        with pytest.raises(UserError) as told:
+            check_goals([Goal(metric, at_least=0.5)], runs)
+        assert str(told.value) == f"goals: {metric}: the evaluation does not measure it. Did you mean {near}?"
 
 
 def test_a_change_makes_new_runs_of_what_it_changes_alone(study: Study) -> None:

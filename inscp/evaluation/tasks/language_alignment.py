@@ -7,7 +7,7 @@ and are empty, and the alignment of the sound ones alone.
 
 from dataclasses import dataclass
 
-from inscp.evaluation.answers import AlignmentScorer
+from inscp.evaluation.answers import ALIGNMENT_METRICS, AlignmentScorer
 from inscp.evaluation.items import Item
 from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.evaluation.subject import Subject
@@ -54,6 +54,11 @@ class LanguageAlignment(Task):
     @property
     def by(self) -> str:
         return "" if self.lid_model == LID_176 else self.lid_model
+
+    @property
+    def item_metrics(self) -> list[str]:
+        names = [*ALIGNMENT_METRICS, *(f"answered_in/{tag}" for tag in (*self.languages, "other"))]
+        return [f"{language}/{name}" for language in self.languages for name in names]
 
     def check(self) -> None:
         self._asked()

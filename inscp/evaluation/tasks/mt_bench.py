@@ -88,6 +88,11 @@ class MTBench(Task):
     def by(self) -> str:
         return self.judge.model
 
+    @property
+    def item_metrics(self) -> list[str]:
+        compared = [f"pairwise/{name}" for name in ("win", "tie", "loss", "consistent")] if self.opponent else []
+        return ["score", "score/*", "in_language", "score_in_language", "unparsed", *compared]
+
     def check(self) -> None:
         self._opponents_answers(self._asked())
         Chat(self.judge).connect()

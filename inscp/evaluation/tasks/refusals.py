@@ -12,6 +12,8 @@ from inscp.evaluation.task import Prompted
 from inscp.records import Generation
 from inscp.text.refusal import REFUSES, SAYS_IT_IS_A_MODEL, compiled, refuses
 
+_OUTCOMES = ("refused", "complied", "failed")
+
 
 @dataclass(kw_only=True)
 class Refusals(Prompted):
@@ -34,6 +36,10 @@ class Refusals(Prompted):
     kind_field: str | None = "label"
     phrases: list[str] = field(default_factory=list)
 
+    @property
+    def item_metrics(self) -> list[str]:
+        return [f"{'*' if self.kind_field else 'all'}/{outcome}" for outcome in _OUTCOMES]
+
     def check(self) -> None:
         super().check()
         self._patterns()
@@ -53,5 +59,5 @@ class Refusals(Prompted):
             has_refused = not has_failed and refuses(answer.response, patterns)
             outcome = "failed" if has_failed else "refused" if has_refused else "complied"
             kind = self._kind("", row)
-            worth.append({f"{kind}/{name}": name == outcome for name in ("refused", "complied", "failed")})
+            worth.append({f"{kind}/{name}": name == outcome for name in _OUTCOMES})
         return worth

@@ -63,6 +63,11 @@ class Retention(Task):
     original: str | None = None
     max_new_tokens: int = 128
 
+    @property
+    def item_metrics(self) -> list[str]:
+        of_sets = [f"held_out/{name}/{of}" for name in self.held_out for of in ("perplexity", "loss", "bits_per_byte")]
+        return [*of_sets, *(("kl", "agreement", "same_answer") if self.prompts else ())]
+
     def check(self) -> None:
         if not (self.held_out or self.prompts):
             raise UserError("Retention", "neither held_out nor prompts is given", "Give one of them.")

@@ -41,6 +41,10 @@ class ToxiGen(Prompted):
     def by(self) -> str:
         return "" if self.classifier == type(self).classifier else self.classifier
 
+    @property
+    def item_metrics(self) -> list[str]:
+        return ["toxic", "failed", "*/toxic"]
+
     def check(self) -> None:
         super().check()
         self._label()
