@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import yaml
 
-from inscp.errors import Stopped
+from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import Config
 from inscp.paths import write_whole
 
@@ -98,19 +99,27 @@ class Commands:
 
         Raises:
             Stopped: this process was asked to stop meanwhile.
+            UserError: files cannot be locked there.
         """
         waits = False
-        with file.open("w") as opened:
+        with file.open("a") as opened:
             while True:
                 try:
                     fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     if not waits:
-                        tell(f"    another process works at it and holds {file}; waiting")
+                        holder = file.read_text("utf-8") or "another process"
+                        tell(f"    {holder}, or a command that it began, holds {file}; waiting")
                     waits = True
                     self.leave_if_told()
                     time.sleep(0.5)
+                except OSError as error:
+                    what = f"its file system knows no locks ({error.strerror})"
+                    raise UserError(str(file), what, "Name a folder on another one by --out.") from error
+            opened.truncate(0)
+            opened.write(f"process {os.getpid()} on {gethostname()}")
+            opened.flush()
             yield opened.fileno()
 
     def leave_if_told(self) -> None:

@@ -1,5 +1,6 @@
 """What a study's processes owe each other: no run is made twice at once, and none keeps the study from stopping."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -7,10 +8,11 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from socket import gethostname
 
 import pytest
 
-from inscp.errors import Stopped
+from inscp.errors import Stopped, UserError
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.processes import Commands
 from inscp.tracking.mlflow_run import store_client
@@ -45,7 +47,17 @@ def test_waiting_for_another_process_is_told_and_can_be_stopped(
         with pytest.raises(Stopped) as stopped, commands.locked(file):
             raise AssertionError
     assert stopped.value.status == Stopped.RESTART
-    assert capsys.readouterr().err.count("another process works at it") == 1
+    assert capsys.readouterr().err.count(f"process {os.getpid()} on {gethostname()}, or a command that it began") == 1
+
+
+def test_where_files_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:  # as Lustre does without its option `flock`
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    told = pytest.raises(UserError, match=r"lock: its file system knows no locks \(Function not implemented\)")
+    with told, Commands().locked(tmp_path / "lock"):
+        raise AssertionError
 
 
 def test_variables_for_keys_of_a_training_reach_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
