@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inscp.evaluation.results import Metric
-from inscp.experiment.page import Grid, shown
+from inscp.experiment.page import Grid, shown, with_seeds
 from inscp.experiment.study import LITTLE, Goal
 from inscp.experiment.tables import Cell, Column, Comparison
 
@@ -37,6 +37,10 @@ class _Scored:
     def rank(self) -> tuple[int, float, float]:
         """More goals, then the nearer of those that are missed by most, then the ratios of all multiplied."""
         return sum(self.reached), min(1.0, *self.margins), math.prod(self.margins)
+
+    @property
+    def seeds(self) -> int:
+        return max(cell.seeds for cell in self.cells)
 
     @property
     def count(self) -> str:
@@ -68,10 +72,12 @@ def goal_grids(
     wanted = [_wanted(goal, cell, comparison.reference) for goal, cell in
               zip(goals, choosing[chosen].cells, strict=True)]  # fmt: skip
     heads = [f"{label} {bound}" for label, bound in zip(labels, wanted, strict=True)]
+    most = max(of.seeds for of in choosing.values())
     rows = [
-        [row, f"{tokens[row]:,}" if tokens.get(row) else "–", *map(_marked, of.cells, of.reached), of.count]
+        [with_seeds(row, of.seeds, most), f"{tokens[row]:,}" if tokens.get(row) else "–",
+         *map(_marked, of.cells, of.reached), of.count]
         for row, of in choosing.items()
-    ]
+    ]  # fmt: skip
     found = other[chosen]
     reported = [
         [label, bound, shown(old), shown(cell), "yes" if is_reached else "no"]

@@ -91,7 +91,8 @@ def grids(table: Table, reference: str) -> list[Grid]:
     """A table, and beside it how its rows differ from the reference."""
     seeds = max((cell.seeds for cells in table.rows.values() for cell in cells if cell), default=0)
     over = f"Means over {seeds} seeds where no other number is given; " if seeds > 1 else ""
-    what = "over seeds and items" if seeds > 1 else "over items alone: how much another seed differs is not in them"
+    alone = "over items alone: how much another seed differs is not in them"
+    what = f"over seeds and items, of one seed {alone}" if seeds > 1 else alone
     held = _HELD.get(seeds, "")
     note = f"{over}95 % intervals in brackets, {what}.{held}"
     labels = [column.label for column in table.columns]
@@ -138,12 +139,16 @@ def _changed(found: Difference | None, is_share: bool, most: int) -> tuple[str, 
 def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dict[str, list[str]]:
     """Cells (and of how many seeds each is) as text, where a row or a cell has fewer than `most` with their number:
     an interval of one seed does not know how seeds differ."""
-
-    def told(text: str, seeds: int, most: int) -> str:
-        return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
-
     of_rows = {row: max((seeds for _, seeds in cells), default=0) for row, cells in rows.items()}
-    return {told(row, of_rows[row], most): [told(*cell, of_rows[row]) for cell in cells] for row, cells in rows.items()}
+    return {
+        with_seeds(row, of_rows[row], most): [with_seeds(*cell, of_rows[row]) for cell in cells]
+        for row, cells in rows.items()
+    }
+
+
+def with_seeds(text: str, seeds: int, most: int) -> str:
+    """A name or a number, and of how many seeds it is where others are of more; 0 are of what nothing was drawn for."""
+    return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _number(metric: Metric, is_share: bool, signed: bool) -> str:

@@ -1,6 +1,7 @@
 """A recipe is chosen by one half of the items and judged by the other."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -55,6 +56,12 @@ def test_what_was_lucky_where_it_was_chosen_is_judged_elsewhere() -> None:
     assert ended[2].startswith("25 %")  # of the original, by the odd items
     assert ended[3].startswith("0 %")
     assert (ended[4], perplexity[4]) == ("no", "yes")
+
+
+def test_an_arm_of_fewer_seeds_says_so_where_it_is_chosen_by_them() -> None:
+    arms = [ORIGINAL, replace(STEADY, seed=0), replace(STEADY, seed=1), replace(LUCKY, seed=0)]
+    choosing, _ = goal_grids(Comparison(arms, "instruct"), GOALS, "fi", TRAINED)
+    assert [row[0] for row in choosing.rows] == ["instruct", "steady", "lucky, 1 seed"]
 
 
 def test_of_equally_many_goals_the_one_that_misses_least_is_chosen() -> None:

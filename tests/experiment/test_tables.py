@@ -148,6 +148,7 @@ def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison)
     assert "seed" not in "".join(map("".join, (*rows[0].values(), *rows[1].values())))
     for grid in (values, changes):
         assert "two say little: their intervals hold the truth in 87 of 100 cases at worst" in grid.note
+    assert "over seeds and items, of one seed over items alone" in values.note
     alone = next(of for of in Comparison([original, one], "instruct").tables() if "answers are" in of.title)
     assert all("87" not in grid.note for grid in grids(alone, "instruct"))
 
