@@ -116,6 +116,7 @@ def test_the_page_needs_nothing_else_and_the_markdown_has_every_table(comparison
     html = (tmp_path / "report.html").read_text("utf-8")
     assert "A &lt; B" in html
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]+)"', html))
+    assert html.count('<div class="wide"><img ') == html.count("<img ") > 0, "a phone shows it large and scrolls"
     assert "http" not in re.sub(r'src="data:[^"]+"', "", html)
     markdown = (tmp_path / "report.md").read_text("utf-8")
     for table in comparison.tables():
