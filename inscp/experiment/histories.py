@@ -1,8 +1,12 @@
 """The curves of a training, as its MLflow run has kept them."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from inscp.experiment.configuration import without
 from inscp.tracking.mlflow_run import find_run, store_client
 from inscp.tracking.pieces import read_run
 from inscp.tracking.store import file_of
@@ -13,14 +17,52 @@ _TOKENS = "train/tokens"
 Curve = Sequence[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class History:
+    """One training.
+
+    Attributes:
+        curves: measure -> (tokens, value) in order.
+        tokenizer: the model's own, as plain values: losses a token are comparable where it is the same.
+    """
+
+    curves: Mapping[str, Curve]
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Path) -> "History":
+        """Of the training that made a model, by its exported folder."""
+        file = model / "tokenizer.json"
+        tokenizer = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        return cls(curves(model), without(tokenizer, "padding", "truncation"))  # which is how it was called last
+
+
+def side_by_side(histories: Mapping[str, History]) -> tuple[dict[str, dict[str, Curve]], list[str]]:
+    """Curves that can be drawn together, and the rows whose losses are not among them.
+
+    Args:
+        histories: row -> its training.
+
+    Returns:
+        measure -> row -> its curve, and the rows with another tokenizer than most, of which a token is another text.
+    """
+    tokenizers = [of.tokenizer for of in histories.values()]
+    most = max(tokenizers, key=tokenizers.count, default={})
+    others = [row for row, of in histories.items() if of.tokenizer != most]
+    found: dict[str, dict[str, Curve]] = {}
+    for row, of in histories.items():
+        for measure, curve in of.curves.items():
+            if row not in others or not measure.endswith("/loss"):
+                found.setdefault(measure, {})[row] = curve
+    return found, others
+
+
 def curves(model: Path) -> Mapping[str, Curve]:
     """Measure -> (tokens, value) in order, of the training that made a model; empty where no store has it.
 
     Args:
         model: the exported folder.
     """
-    from mlflow.exceptions import MlflowException
-
     file = model.parent / RUN_FILE
     if not file.is_file():
         return {}
@@ -28,6 +70,8 @@ def curves(model: Path) -> Mapping[str, Curve]:
     store = file_of(start.tracking_uri)
     if store is not None and not store.is_file():  # opened, it would be made anew
         return {}
+    from mlflow.exceptions import MlflowException
+
     try:
         client = store_client(start.tracking_uri)
         experiment = client.get_experiment_by_name(start.experiment)

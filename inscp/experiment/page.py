@@ -82,7 +82,7 @@ class Page:
                 lines += [_row(grid.head), _row(["---"] * len(grid.head)), *map(_row, grid.rows), ""]
                 lines += [grid.note, ""] if grid.note else []
             for caption, file in section.plots.items():
-                lines += [f"![{caption}]({file.name})", ""]
+                lines += [f"![{caption}]({file.name})", "", caption, ""]
         lines += [f"- {name}: {value}" for name, value in self.facts.items()]
         return "\n".join(lines) + "\n"
 

@@ -9,7 +9,7 @@ from inscp.errors import UserError
 from inscp.experiment import plots
 from inscp.experiment.costs import cost_grids
 from inscp.experiment.goals import goal_grids
-from inscp.experiment.histories import Curve, curves
+from inscp.experiment.histories import History, side_by_side
 from inscp.experiment.page import Page, Section, grids
 from inscp.experiment.places import Place, Places
 from inscp.experiment.runs import Run, named
@@ -99,16 +99,18 @@ def _section(
     language: str,
     kept: str,
     budgets: Mapping[str, tuple[str, int | None]],
-    histories: Mapping[str, Mapping[str, Curve]],
+    histories: Mapping[str, History],
     folder: Path,
 ) -> Section:
     target = language or next(_asked(comparison, kept), "")
+    curves, others = side_by_side(histories)
+    apart = f", without the losses a token of other vocabularies: {'; '.join(others)}" if others else ""
     wanted: dict[str, tuple[str, Callable[[Path], bool]]] = {
         "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
         "kept": (f"{kept} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, kept)),
         "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
         "perplexities": ("Held-out perplexity, text by text", partial(plots.perplexity_bands, comparison)),
-        "training": ("Training", partial(plots.curves, histories, list(comparison.by_row))),
+        "training": (f"Training{apart}", partial(plots.curves, curves, list(comparison.by_row))),
     }
     files = {name: folder / f"{target}_{name}.png" for name in wanted}
     shown = {caption: files[name] for name, (caption, draw) in wanted.items() if draw(files[name])}
@@ -128,13 +130,13 @@ def _asked(comparison: Comparison, kept: str) -> Iterator[str]:
     yield from sorted(asked, key=lambda name: (name == kept, name))
 
 
-def _histories(rows: Mapping[str, Sequence[Place]]) -> dict[str, dict[str, Curve]]:
-    """Measure -> row -> its curve, of the first seed of each of which there is one."""
-    found: dict[str, dict[str, Curve]] = {}
+def _histories(rows: Mapping[str, Sequence[Place]]) -> dict[str, History]:
+    """Row -> its training, of the first seed of which there are curves."""
+    found: dict[str, History] = {}
     for row, places in rows.items():
-        trained = [at.exported[-1] for at in places if at.run.trains and at.exported]
-        for measure, curve in next(filter(None, map(curves, trained)), {}).items():
-            found.setdefault(measure, {})[row] = curve
+        trained = (History.of(at.exported[-1]) for at in places if at.run.trains and at.exported)
+        if of := next((one for one in trained if one.curves), None):
+            found[row] = of
     return found
 
 

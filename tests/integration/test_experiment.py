@@ -232,7 +232,7 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
     with hidden(project / "corpus.jsonl"), hidden(project / "prompts.jsonl"):
         assert main(["experiment", "report", "arms", *elsewhere]) == 0
         said = capsys.readouterr()
-        assert re.search(r"^warning: broken, zh-TW.*corpus\.jsonl: no such file", said.err, re.MULTILINE)
+        assert re.search(r"^warning: arms\.broken\.fit in zh-TW.*corpus\.jsonl: no such file", said.err, re.MULTILINE)
         assert "1 of 5 runs are not in it" in said.out
         assert main(["experiment", "report", "arms"]) == 2  # nothing says what they held
     here, there = (
