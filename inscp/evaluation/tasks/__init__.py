@@ -1,12 +1,14 @@
 """One task a file. Every module here is imported before a configuration is read, so that it may name the classes."""
 
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
 from inscp.evaluation.task import Task
 
 
+@cache
 def import_all() -> None:
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
