@@ -77,16 +77,16 @@ def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
         change = {key: value}
         for section in reversed(sections):
             change = {section: change}
-        result = _merged(result, change)
+        result = _laid_over(result, change)
     return result
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
+def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
     result = dict(base)
     for key, new in changes.items():
         old = result.get(key)
         is_section = isinstance(old, Mapping) and isinstance(new, Mapping) and not _is_another_class(old, new)
-        result[key] = _merged(old, new) if is_section else new  # type: ignore[arg-type]
+        result[key] = _laid_over(old, new) if is_section else new  # type: ignore[arg-type]
     return result
 
 

@@ -96,7 +96,7 @@ def original_name(name: str) -> str:
     return name.replace(_FROZEN, "")
 
 
-def merged(model: PreTrainedModel, adapter: LoRA, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+def with_adapters(model: PreTrainedModel, adapter: LoRA, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
     """`model` with trained adapters added to its weights.
 
     Args:

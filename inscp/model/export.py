@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp.data.rendering import may_reason
 from inscp.errors import UserError
-from inscp.model.adapters import LoRA, merged
+from inscp.model.adapters import LoRA, with_adapters
 from inscp.model.card import model_card
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.origin import ORIGIN, Origin, warn_of_other_weights
@@ -21,7 +21,7 @@ from inscp.pretrained import load_model
 
 
 def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """The trained model in fp32: the original with what was trained in place, adapters merged.
+    """The trained model in fp32: the original with what was trained in place, adapters added.
 
     Args:
         origin: which model was trained, and how.
@@ -30,7 +30,7 @@ def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedM
     model = load_model(origin.pretrained, torch.float32)
     if origin.adapter:
         warn_of_other_weights(origin, origin.pretrained)
-        return merged(model, LoRA(**origin.adapter), weights)
+        return with_adapters(model, LoRA(**origin.adapter), weights)
     found = model.load_state_dict(dict(weights), strict=False, assign=True)
     if found.unexpected_keys:
         mend = "Give the checkpoint's own original model."

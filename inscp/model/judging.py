@@ -10,8 +10,8 @@ from torchmetrics.aggregation import MeanMetric
 from transformers import PreTrainedModel
 
 from inscp.data.datamodule import data_of
-from inscp.model.average import WeightAverage
 from inscp.model.loss import NextTokenLoss
+from inscp.model.moving_average import MovingAverage
 from inscp.model.parallel import gathered_root, reshard
 from inscp.model.precision import ComputeCopies
 from inscp.records import PackedBatch
@@ -38,7 +38,7 @@ class JudgedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weights: dict[str, nn.Parameter] = {}
-        self.average: WeightAverage | None = None
+        self.average: MovingAverage | None = None
         self.copies: ComputeCopies | None = None
         self.held_out: dict[str, float] = {}
         self.held_out_step: int | None = None

@@ -30,10 +30,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from inscp.errors import UserError, first_line
-from inscp.model.average import WeightAverage
 from inscp.model.distillation import Teacher, teacher_root
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
+from inscp.model.moving_average import MovingAverage
 from inscp.model.optim import fill_states
 from inscp.model.precision import ComputeCopies, trained_weights
 from inscp.model.sharded import local_part
@@ -166,7 +166,7 @@ def _step(
     trained = trained_weights(model)
     optimizer = module.optimizer.build(trained.values())  # whose step works in place
     fill_states(optimizer)
-    average = WeightAverage(trained, module.ema_decay) if module.ema_decay else None
+    average = MovingAverage(trained, module.ema_decay) if module.ema_decay else None
     if layout.is_mixed and isinstance(layout.strategy, OneDevice):
         ComputeCopies(model, layout.dtype)
     frozen = (weight for weight in model.parameters() if not weight.requires_grad)

@@ -13,13 +13,13 @@ from inscp.data.datamodule import data_of
 from inscp.errors import RunError, UserError, everywhere
 from inscp.model.adapters import LoRA
 from inscp.model.allocator import keep_freed_memory, return_freed_memory
-from inscp.model.average import WeightAverage
 from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, compile_blocks
 from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
 from inscp.model.distillation import Distillation, Teacher, load_teacher
 from inscp.model.isolation import require_isolation
 from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
+from inscp.model.moving_average import MovingAverage
 from inscp.model.new_tokens import OldRows, first_new_token, freeze_all_but_embeddings
 from inscp.model.optim import Optimizer, clip_gradients, fill_states, state_tensors
 from inscp.model.precision import ComputeCopies, compute_dtype, freeze_unreached, trained_weights
@@ -161,7 +161,7 @@ class InsCPModule(JudgedModule):
             with self.trainer.precision_plugin.forward_context():
                 require_isolation(self.teacher.root, "model.distillation.teacher", self.trainer.strategy.root_device)
         if self.ema_decay is not None:
-            self.average = WeightAverage(self.weights, self.ema_decay)
+            self.average = MovingAverage(self.weights, self.ema_decay)
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "validate":

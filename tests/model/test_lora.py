@@ -17,7 +17,7 @@ from transformers import (
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
-from inscp.model.adapters import LoRA, merged
+from inscp.model.adapters import LoRA, with_adapters
 from inscp.model.checkpoint import whole_checkpoints
 from inscp.model.precision import freeze_unreached
 
@@ -41,7 +41,7 @@ def test_adapters_of_experts_are_merged_into_what_computes_the_same() -> None:
             if ".lora_B." in name:
                 weight.normal_(std=0.1)
         wanted = adapted.eval()(ids).logits
-        found = merged(mixtral(), adapter, trained)(ids).logits
+        found = with_adapters(mixtral(), adapter, trained)(ids).logits
     assert any("experts" in name for name in trained)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert (found - mixtral()(ids).logits).abs().max() > 1e-3

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class WeightAverage:
+class MovingAverage:
     """Follows weights that are trained; forgets a step by `decay` with every step after it.
 
     At first it forgets faster, by (1 + n) / (10 + n) in the step behind n others: of a training of few steps little
