@@ -96,7 +96,7 @@ def report_study(folder: str, out: str = OUT, measured: str | None = None) -> No
         if len(missing) == len(runs):
             raise
         print(f"warning: {error}", file=sys.stderr, flush=True)
-    study_page(study, folder, where, into).write(into)
+    study_page(study, runs, folder, where, into).write(into)
     where.claim(study.name, Path(folder))
     ParentRun(study.mlflow, study.name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")

@@ -16,12 +16,16 @@ from inscp.experiment.runs import Run, named
 from inscp.experiment.study import Study
 from inscp.experiment.tables import Comparison, Evaluated
 
+_Rows = dict[str, list[Place]]
+"""Row -> its seeds, of one language."""
 
-def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
+
+def study_page(study: Study, runs: Sequence[Run], given: str, where: Places, folder: Path) -> Page:
     """What the runs that are done come to; the plots are written into `folder`.
 
     Args:
         study: which.
+        runs: all of it.
         given: its folder, as the user names it.
         where: its runs lie.
         folder: of the page.
@@ -29,47 +33,52 @@ def study_page(study: Study, given: str, where: Places, folder: Path) -> Page:
     Raises:
         UserError: none has been measured yet.
     """
-    runs = study.runs(where.told)
     places = [at for run in runs if run.evaluate and (at := where.measured_or_made(run)).results.is_file()]
     if not places:
         mend = f"Run `{where.command('run', given)}` first." if study.evaluate else "Give it `evaluate`."
         raise UserError(given, "nothing has been measured yet", mend)
     has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
-    sections, lacking, environments, trained_in, answered_in = [], [], [], [], []
-    for language in study.languages:
-        rows: dict[str, list[Place]] = {}
-        for at in places:
-            if at.run.language == language:
-                rows.setdefault(_row(at.run, has_budgets), []).append(at)
-        if not rows:
-            continue
-        evaluated = [Evaluated.read(at.results, row, at.run.seed) for row, of in rows.items() for at in of]
-        comparison = Comparison(evaluated, _row_of(study.baseline, rows))
-        runs_of = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
-        budgets = {row: (run.arm, run.tokens) for row, run in runs_of.items()}
-        trained = {row: run.tokens for row, run in runs_of.items() if run.command}
-        section = _section(comparison, language, study.kept, budgets, _histories(rows), folder)
-        chosen = goal_grids(comparison, study.goals, language, trained)
-        sections.append(replace(section, grids=[*chosen, *section.grids, *cost_grids(rows, study.projected)]))
-        environments += [one.results.environment for one in evaluated]
-        trained_in += [(_precision_of_training(at), row) for row, of in rows.items() for at in of]
-        answered_in += [(str(one.results.environment.get("precision", "")), one.row) for one in evaluated]
-        lacking += [language] if comparison.reference not in rows else []
+    languages: dict[str, _Rows] = {}
+    for at in places:
+        languages.setdefault(at.run.language, {}).setdefault(_row(at.run, has_budgets), []).append(at)
+    compared = {language: _compared(study, rows) for language, rows in languages.items()}
+    sections = [_study_section(study, language, rows, compared[language], folder) for language, rows in
+                languages.items()]  # fmt: skip
+    evaluated = [one for of in compared.values() for one in of.evaluated]
+    environments = [one.results.environment for one in evaluated]
     versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
     measured = {at.run.name for at in places}
     missing = [run for run in runs if run.evaluate and run.name not in measured]
+    lacking = ", ".join(language for language, rows in languages.items() if compared[language].reference not in rows)
+    seeds = [(row, at) for rows in languages.values() for row, of in rows.items() for at in of]
     facts = {
         "command": where.command("run", given),
         "runs": f"{len(places)} of {len(places) + len(missing)} measured",
         "not measured": named(missing),
-        "no changes": f"{study.baseline} is not measured in {', '.join(lacking)}" if lacking else "",
+        "no changes": f"{study.baseline} is not measured in {lacking}" if lacking else "",
         "hardware": _distinct(str(one.get("hardware", "")) for one in environments),
-        "precision of training": _of_rows(trained_in),
-        "precision of answers": _of_rows(answered_in),
+        "precision of training": _of_rows((_precision_of_training(at), row) for row, at in seeds),
+        "precision of answers": _of_rows((str(one.results.environment.get("precision", "")), one.row) for one in
+                                         evaluated),
         "date": _distinct(str(one.get("date", ""))[:10] for one in environments),
         "versions": _distinct(versions),
-    }
+    }  # fmt: skip
     return Page(study.name, study.question, sections, {name: fact for name, fact in facts.items() if fact})
+
+
+def _compared(study: Study, rows: _Rows) -> Comparison:
+    evaluated = [Evaluated.read(at.results, row, at.run.seed) for row, of in rows.items() for at in of]
+    return Comparison(evaluated, _row_of(study.baseline, rows))
+
+
+def _study_section(study: Study, language: str, rows: _Rows, comparison: Comparison, folder: Path) -> Section:
+    """What is said of one language of a study."""
+    runs = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
+    budgets = {row: (run.arm, run.tokens) for row, run in runs.items()}
+    trained = {row: run.tokens for row, run in runs.items() if run.command}
+    section = _section(comparison, language, study.kept, budgets, _histories(rows), folder)
+    chosen = goal_grids(comparison, study.goals, language, trained)
+    return replace(section, grids=[*chosen, *section.grids, *cost_grids(rows, study.projected)])
 
 
 def _precision_of_training(at: Place) -> str:
@@ -130,7 +139,7 @@ def _asked(comparison: Comparison, kept: str) -> Iterator[str]:
     yield from sorted(asked, key=lambda name: (name == kept, name))
 
 
-def _histories(rows: Mapping[str, Sequence[Place]]) -> dict[str, History]:
+def _histories(rows: _Rows) -> dict[str, History]:
     """Row -> its training, of the first seed of which there are curves."""
     found: dict[str, History] = {}
     for row, places in rows.items():
@@ -144,7 +153,7 @@ def _row(run: Run, has_budgets: bool) -> str:
     return f"{run.arm}, {run.amount}" if has_budgets and run.amount else run.arm
 
 
-def _row_of(arm: str, rows: Mapping[str, Sequence[Place]]) -> str:
+def _row_of(arm: str, rows: _Rows) -> str:
     """The reference's row: of several budgets the largest."""
     found = {row: of[0].run.tokens or of[0].run.budget or 0 for row, of in rows.items() if of[0].run.arm == arm}
     return max(found, key=lambda row: found[row]) if found else arm

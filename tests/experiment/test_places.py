@@ -106,7 +106,7 @@ def test_the_command_of_a_study_is_whole_and_quoted(study: Study) -> None:
     )
     assert Places(Path("outputs/experiments/")).command("report", "s") == "python -m inscp experiment report s"
     with pytest.raises(UserError, match="Run `python -m inscp experiment run 'a b' --out 'my out'` first"):
-        study_page(study, "a b", Places(Path("my out")), Path("page"))
+        study_page(study, study.runs(), "a b", Places(Path("my out")), Path("page"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"corpus.jsonl": 1}', "\xff"])
