@@ -18,8 +18,8 @@ from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
 from inscp.errors import UserError, within
 from inscp.experiment.configuration import Config, digest, without
+from inscp.experiment.goals import Goal
 from inscp.experiment.runs import Run
-from inscp.experiment.study import Goal
 from inscp.model.origin import ORIGIN
 from inscp.paths import local_path
 from inscp.pretrained import REMOTE_CODE

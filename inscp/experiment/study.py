@@ -8,12 +8,11 @@ from typing import Any
 
 from inscp.errors import UserError
 from inscp.experiment.configuration import Config, changed, read_configs
+from inscp.experiment.goals import Goal
 from inscp.experiment.runs import Run, slug
 from inscp.tracking.tracker import Tracking
 
 FILE = "experiment.yaml"
-LITTLE = 1e-9
-"""In the place of nothing, where ratios are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -52,59 +51,6 @@ class Language:
 
     fit: dict[str, Any] = field(default_factory=dict)
     evaluate: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What an arm should reach: one bound.
-
-    Args:
-        metric: TASK/METRIC, in which {language} stands for the study's: `language/{language}/ended`; a mean over items.
-        at_least: the lowest value that reaches it.
-        at_most: the highest one.
-        times_reference: the bound is a multiple of the reference's value.
-    """
-
-    metric: str
-    at_least: float | None = None
-    at_most: float | None = None
-    times_reference: bool = False
-
-    def __post_init__(self) -> None:
-        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
-        if len(bounds) != 1 or bounds[0] <= 0:
-            raise UserError(f"goals: {self.metric}", "it has not one bound above 0", "Give at_least, or at_most.")
-
-    def metric_in(self, language: str) -> str:
-        """Its metric in one of the study's languages."""
-        return self.metric.replace("{language}", language)
-
-    def bound(self, reference: float) -> float:
-        """The bound itself."""
-        given = self.at_most if self.at_least is None else self.at_least
-        assert given is not None
-        return given * reference if self.times_reference else given
-
-    def is_reached(self, value: float, reference: float) -> bool:
-        """Whether a value is as it should be; NaN never is, and a multiple of nothing takes something."""
-        bound = self.bound(reference)
-        if self.at_most is not None:
-            return value <= bound
-        return value >= bound and not value == bound == 0
-
-    def margin(self, value: float, reference: float, least: tuple[float, float] = (LITTLE, LITTLE)) -> float:
-        """How far it is reached, as a ratio: 1 just so, more beyond, less where it is missed; finite and above 0.
-
-        Args:
-            value, reference: as they were measured; what is negative or NaN has no ratio.
-            least: that each of them counts: of a share half an item, as more items might have shown one.
-        """
-        is_reached = self.is_reached(value, reference)
-        if not (value >= 0 and self.bound(reference) >= 0):
-            return 1.0 if is_reached else LITTLE
-        value, bound = max(value, least[0]), self.bound(max(reference, least[1]))
-        ratio = value / bound if self.at_most is None else bound / value
-        return max(1.0, ratio) if is_reached else min(1.0, ratio)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from inscp.evaluation.items import Item
 from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means, with_perplexities
 from inscp.experiment import tables
-from inscp.experiment.goals import goal_grids
-from inscp.experiment.study import Goal
+from inscp.experiment.goals import Goal, goal_grids
 from inscp.experiment.tables import Comparison, Evaluated
 
 GOALS = [

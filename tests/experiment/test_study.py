@@ -12,7 +12,8 @@ from inscp.commands.experiment import read_study
 from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment
-from inscp.experiment.study import Arm, Goal, Language, Stage, Study
+from inscp.experiment.goals import Goal
+from inscp.experiment.study import Arm, Language, Stage, Study
 
 
 @pytest.fixture
