@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from inscp.commands.check_study import check_goals, check_runs
-from inscp.commands.experiment import read_study
+from inscp.commands.study_file import read_study
 from inscp.evaluation.tasks import import_all
 
 ROOT = Path(__file__).parent.parent

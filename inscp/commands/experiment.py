@@ -1,17 +1,14 @@
 """`experiment`: a whole study, run and reported by its folder."""
 
 import sys
-from contextlib import AbstractContextManager
-from dataclasses import fields
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeVar
 
 from inscp.commands.check_study import check_goals, check_runs
-from inscp.commands.parser import Parser, call
-from inscp.errors import UserError, within
+from inscp.commands.parser import call
+from inscp.commands.study_file import read_study, said_in
+from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
-from inscp.experiment.configuration import read_configs
 from inscp.experiment.costs import Forecast
 from inscp.experiment.jobs import Scheduler, write_jobs
 from inscp.experiment.page import HTML, MARKDOWN
@@ -20,10 +17,8 @@ from inscp.experiment.places import OUT, Places, keep
 from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner
 from inscp.experiment.runs import Run, named
-from inscp.experiment.study import FILE, Arm, Language, Study
+from inscp.experiment.study import Study
 from inscp.lines import duration
-
-T = TypeVar("T")
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -58,7 +53,7 @@ def run_study(
     study, where = read_study(Path(folder)), _places(out, measured)
     every = _runs(study, folder, where)
     runs = _chosen(every, only)
-    with _said_in(folder):
+    with said_in(folder):
         check_runs(runs, with_files=not (jobs or dry_run))  # which jobs will see; a plan needs none
     if jobs:
         into = where.of_study(study.name, Path(folder)) / "jobs"
@@ -70,7 +65,7 @@ def run_study(
         return
     if dry_run:
         _list(runs, every, where)
-        with _said_in(folder):
+        with said_in(folder):
             check_runs(runs)
         return
     Runner(study, where).run(runs, every)
@@ -116,7 +111,7 @@ def keep_study(folder: str, kept: str, out: str = OUT) -> None:
         out: as it was given to `experiment run`.
     """
     study, where = read_study(Path(folder)), Places(Path(out), Path(kept))
-    with _said_in(folder):
+    with said_in(folder):
         runs = [run for run in study.runs() if run.evaluate]
     print(f"{keep(map(where.made, runs), Path(kept))} runs added to {kept}")
     if missing := where.left(runs):
@@ -125,15 +120,10 @@ def keep_study(folder: str, kept: str, out: str = OUT) -> None:
 
 def _runs(study: Study, folder: str, where: Places) -> list[Run]:
     """All of a study, which can reach what it wants."""
-    with _said_in(folder):
+    with said_in(folder):
         runs = study.runs(where.told)
         check_goals(study.goals, runs)
     return runs
-
-
-def _said_in(folder: str | Path) -> AbstractContextManager[None]:
-    """What is wrong with a study is told with its file."""
-    return within(str(Path(folder) / FILE))
 
 
 def _places(out: str, measured: str | None) -> Places:
@@ -144,62 +134,6 @@ def _places(out: str, measured: str | None) -> Places:
     if measured is not None and not Path(measured).is_dir():
         raise UserError("--measured", f"there is no folder {measured}", "`experiment keep` makes it.")
     return Places(Path(out), Path(measured) if measured else None)
-
-
-def read_study(folder: Path) -> Study:
-    """What a study's file says.
-
-    Raises:
-        UserError: no such file, or a study that cannot be.
-    """
-    if folder.is_file():
-        raise UserError(str(folder), "it is a file", f"Name its folder: {folder.parent}.")
-    file = folder / FILE
-    if not file.is_file():
-        raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
-    parser = Parser(prog="python -m inscp experiment run")
-    parser.add_class_arguments(Study, skip={"name"})
-    given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
-    with _said_in(folder):
-        arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
-        languages = {
-            tag: _section(Language, f"languages.{tag}", _language(tag, of))
-            for tag, of in _mapping("languages", given.get("languages")).items()
-        }
-        # The parser would make objects of the classes that arms name, so it sees the rest alone.
-        rest = parser.instantiate_classes(parser.parse_object(given | {"arms": {}, "languages": {}}))
-        study = Study(folder.resolve().name, **vars(rest) | {"arms": arms, "languages": languages})
-        study.check()
-    return study
-
-
-def _language(tag: str, given: Any) -> Any:
-    """What a language's section holds, in the file itself or in one that it names."""
-    if not isinstance(given, str):
-        return given
-    with within(f"languages.{tag}"):
-        return read_configs([given], "Write what the language changes: fit, evaluate.")
-
-
-def _section(kind: type[T], where: str, given: Any) -> T:
-    """An object of what a section holds.
-
-    Raises:
-        UserError: it is none, or has a key that the object does not.
-    """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for key, value in _mapping(where, given).items():
-        if key not in known:
-            raise UserError(f"{where}.{key}", "no such key", f"There are: {', '.join(known)}.")
-        if value is None:  # an arm that has no `fit` would be the original
-            raise UserError(f"{where}.{key}", "it has no value", "Write {} where nothing differs, or leave it out.")
-    return kind(**given)
-
-
-def _mapping(where: str, given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise UserError(where, "it is no section of keys", "Write {KEY: VALUE, …}.")
-    return given
 
 
 def _chosen(runs: list[Run], only: str | list[str] | None) -> list[Run]:

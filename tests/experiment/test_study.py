@@ -8,7 +8,7 @@ import pytest
 
 from inscp.__main__ import main
 from inscp.commands.check_study import check_goals, check_runs
-from inscp.commands.experiment import read_study
+from inscp.commands.study_file import read_study
 from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment

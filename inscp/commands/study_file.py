@@ -1,0 +1,74 @@
+"""What a study's file says, and where what is wrong with it stands."""
+
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from inscp.commands.parser import Parser
+from inscp.errors import UserError, within
+from inscp.experiment.configuration import read_configs
+from inscp.experiment.study import FILE, Arm, Language, Study
+
+T = TypeVar("T")
+
+
+def read_study(folder: Path) -> Study:
+    """What a study's file says.
+
+    Raises:
+        UserError: no such file, or a study that cannot be.
+    """
+    if folder.is_file():
+        raise UserError(str(folder), "it is a file", f"Name its folder: {folder.parent}.")
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
+    parser = Parser(prog="python -m inscp experiment run")
+    parser.add_class_arguments(Study, skip={"name"})
+    given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
+    with said_in(folder):
+        arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
+        languages = {
+            tag: _section(Language, f"languages.{tag}", _language(tag, of))
+            for tag, of in _mapping("languages", given.get("languages")).items()
+        }
+        # The parser would make objects of the classes that arms name, so it sees the rest alone.
+        rest = parser.instantiate_classes(parser.parse_object(given | {"arms": {}, "languages": {}}))
+        study = Study(folder.resolve().name, **vars(rest) | {"arms": arms, "languages": languages})
+        study.check()
+    return study
+
+
+def _language(tag: str, given: Any) -> Any:
+    """What a language's section holds, in the file itself or in one that it names."""
+    if not isinstance(given, str):
+        return given
+    with within(f"languages.{tag}"):
+        return read_configs([given], "Write what the language changes: fit, evaluate.")
+
+
+def _section(kind: type[T], where: str, given: Any) -> T:
+    """An object of what a section holds.
+
+    Raises:
+        UserError: it is none, or has a key that the object does not.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key, value in _mapping(where, given).items():
+        if key not in known:
+            raise UserError(f"{where}.{key}", "no such key", f"There are: {', '.join(known)}.")
+        if value is None:  # an arm that has no `fit` would be the original
+            raise UserError(f"{where}.{key}", "it has no value", "Write {} where nothing differs, or leave it out.")
+    return kind(**given)
+
+
+def _mapping(where: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise UserError(where, "it is no section of keys", "Write {KEY: VALUE, …}.")
+    return given
+
+
+def said_in(folder: str | Path) -> AbstractContextManager[None]:
+    """What is wrong with a study is told with its file."""
+    return within(str(Path(folder) / FILE))
