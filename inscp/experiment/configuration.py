@@ -121,7 +121,8 @@ def digest(*parts: Any, known: Contents = MappingProxyType({})) -> str:
 
 def contents_of(*parts: Any) -> dict[str, str]:
     """A digest of what each file and folder holds that a text in plain values names, by that text."""
-    found = {text: _contents(text) for text in texts(parts, _NO_PATHS)}
+    here = Path.cwd()
+    found = {text: _contents(text, here) for text in texts(parts, _NO_PATHS)}
     return {text: contents for text, contents in found.items() if contents}
 
 
@@ -130,10 +131,10 @@ _NO_PATHS = ("class_path", "language", "languages")
 
 
 @cache
-def _contents(text: str) -> str:
-    """A digest of what a path holds, every file whole; empty for any other text."""
+def _contents(text: str, folder: Path) -> str:
+    """A digest of what a path in a folder holds, every file whole; empty for any other text."""
     try:
-        path = local_path(text.removeprefix(REMOTE_CODE))
+        path = folder / local_path(text.removeprefix(REMOTE_CODE))
         if not text or not path.exists():
             return ""
     except (OSError, RuntimeError, ValueError):  # too long, or nobody's home

@@ -45,6 +45,16 @@ def test_the_digest_is_of_what_a_named_file_holds(tmp_path: Path) -> None:
     assert not {digest(config) for config in configs} & set(before)
 
 
+def test_a_name_is_that_of_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        Path("text.jsonl").write_text(folder)
+        found.add(digest("text.jsonl"))
+    assert len(found) == 2
+
+
 def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "a"}')
     config = {"train": str(tmp_path / "text.jsonl"), "language": "fi", "tagger": "InsCPTagger"}
