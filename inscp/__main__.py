@@ -122,7 +122,7 @@ def _run(command: str, arguments: list[str]) -> int:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
         mend = "Lower the batch's size or its length, or take more devices; doctor tells what a training needs."
-        raise RunError(f"the device's memory does not suffice ({first_line(error)}). {mend}") from error
+        raise RunError(f"the device's memory does not suffice ({first_line(error).rstrip('.')}). {mend}") from error
     return 0
 
 

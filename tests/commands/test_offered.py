@@ -6,8 +6,10 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+import torch
 from lightning import Trainer
 
+from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.commands.offered import require_offered, warn_of_languages
 from inscp.data.datamodule import InsCPDataModule
@@ -67,3 +69,17 @@ def test_languages_are_told_apart_only_where_there_is_something_to_tell_them_by(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_languages(data)
+
+
+def test_a_device_that_is_full_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr("inscp.commands.doctor.report", full)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the device's memory does not suffice (CUDA out of memory. Tried to allocate 2.00 GiB). Lower the "
+        "batch's size or its length, or take more devices; doctor tells what a training needs.\n"
+    )
