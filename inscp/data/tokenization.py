@@ -158,7 +158,9 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
         key = "data.row_length" if longest == fit.row_length else "data.document_length"
         raise UserError(key, f"the chat template leaves {room} of {longest} tokens for text", "Give a larger number.")
     ahead, encode = len(span.lead.text), partial(fit.encode, lead=span.lead)
-    offsets = [(max(0, start - ahead), end - ahead) for start, end in encoding.offsets[span.lead.n_tokens :]]
+    offsets = encoding.offsets[span.lead.n_tokens :]
+    if ahead:
+        offsets = [(max(0, start - ahead), end - ahead) for start, end in offsets]
     found = list(split(span.text, ids, offsets, room, encode))
     for number, piece in enumerate(found, 1):
         yield _Plan(document, [*pieces[:index], (piece, is_target), *pieces[index + 1 :]], number, len(found))
