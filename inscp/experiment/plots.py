@@ -122,7 +122,8 @@ def against_tokens(
 def perplexity_bands(comparison: Comparison, file: Path) -> bool:
     """How the perplexities of held-out texts are spread, arm by arm: median, middle half, all but the outer tenth.
 
-    False where no held-out text was measured. Each text counts once; of several seeds all are shown together.
+    Of vocabularies that cut the texts otherwise it is the bits a byte. False where no held-out text was measured. Each
+    text counts once; of several seeds all are shown together.
     """
     sets = sorted({name for one in comparison.evaluated for of in one.items.values() for item in of
                    for name in item.values if name.startswith("held_out/") and name.endswith("/loss")})  # fmt: skip
@@ -131,20 +132,33 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
     rows = list(comparison.by_row)
     figure = _figure(3.8 * len(sets), 1.2 + _height(rows))
     for axis, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
+        is_cut_alike = _is_cut_alike(comparison, name)
+        measure = name if is_cut_alike else name.removesuffix("loss") + "bits_per_byte"
         for place, row in enumerate(rows):
-            losses = [item.values[name] for one in comparison.by_row[row] for of in one.items.values() for item in of
-                      if name in item.values]  # fmt: skip
-            if losses:
-                low, lower, middle, upper, high = np.exp(np.quantile(losses, [0.05, 0.25, 0.5, 0.75, 0.95]))
+            found = [item.values[measure] for one in comparison.by_row[row] for of in one.items.values() for item in of
+                     if measure in item.values]  # fmt: skip
+            if found:
+                marks = np.quantile(found, [0.05, 0.25, 0.5, 0.75, 0.95])
+                low, lower, middle, upper, high = np.exp(marks) if is_cut_alike else marks
                 axis.barh(place, high - low, left=low, color=_colour(place), height=0.25, alpha=0.5)
                 axis.barh(place, upper - lower, left=lower, color=_colour(place), height=0.7)
                 axis.plot([middle, middle], [place - 0.35, place + 0.35], color="white", linewidth=1.5)
         plain_logarithm(axis)
-        axis.set_title(f"{name.split('/')[1]}: perplexity of held-out texts", fontsize=8, color=_INK)
+        unit = "perplexity" if is_cut_alike else "bits a byte"
+        axis.set_title(f"{name.split('/')[1]}: {unit} of held-out texts", fontsize=8, color=_INK)
         _plain(axis)
     _name_rows(figure, rows)
     _save(figure, file)
     return True
+
+
+def _is_cut_alike(comparison: Comparison, loss: str) -> bool:
+    """Whether every row's tokenizer makes as many tokens of each held-out text, over which its loss is a mean."""
+    counts: dict[str, set[float]] = {}
+    for one in comparison.evaluated:
+        for item in (item for of in one.items.values() for item in of if loss in item.weights):
+            counts.setdefault(item.id, set()).add(item.weights[loss])
+    return all(len(found) == 1 for found in counts.values())
 
 
 @names_as_written()
