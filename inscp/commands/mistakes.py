@@ -59,7 +59,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
     if key is None:
         return UserError("configuration", _plain(message), see_help)
     name, file = _placed(key[1], files, arguments)
-    if message.rstrip().endswith("Got value: None"):
+    if message.rstrip().endswith(("Got value: None", "Given value: None")):
         mend = f"Give one, as --{name} …. {see_help}" if command else see_help
         return UserError(f"{name}{file}", "it has no value", mend)
     if given := _NO_SECTION.search(message):
@@ -74,7 +74,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
             return UserError(told[1], told[2], mend)
         return UserError(f"{name}{file}", f"{told[1]}: {told[2]}{f', in {entry[1]}' if entry else ''}", mend)
     what, mend = _wrong(_types(parser, key[1]), message)
-    return UserError(f"{name}{file}", what or _plain(message), mend or see_help)
+    return UserError(f"{name}{file}", what or _plain(message), mend or (see_help if command else "Mend the value."))
 
 
 def _files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -101,8 +101,9 @@ def _files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
 
 def _placed(name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> tuple[str, str]:
     """A key's whole name, of which jsonargparse may tell the end only, and ` in FILE` where it stands in one."""
-    if any(re.match(rf"--{re.escape(name)}\b", argument) for argument in arguments):
-        return name, ""
+    ends = re.compile(rf"--(?P<key>(?:[\w.]+\.)?{re.escape(name)})(?=[=+]|$)")
+    if given := next(filter(None, map(ends.match, arguments)), None):
+        return given["key"], ""
     for file, held in files.items():
         if whole := next((key for key in _dotted(held) if f".{key}".endswith(f".{name}")), None):
             return whole, f" in {file}"

@@ -13,7 +13,7 @@ from inscp.pretrained import REMOTE_CODE, licence_of
 
 _METHODS = {
     "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
-    "assistant's turn of the model's own chat template, after an empty user turn",
+    "assistant's turn of the model's own chat template, after a user turn that is empty or holds a request (`user`)",
     "orgCP": "plain continual pre-training on target-language text, without the chat template",
     EXTENDED: "adding tokens of the language to the vocabulary (continued BPE training, arXiv 2512.03989), each of "
     "which begins as the mean of those that it stands for",
