@@ -22,13 +22,14 @@ def file_digest(path: Path) -> str:
     times = state.st_mtime_ns, state.st_ctime_ns
     identity = repr((str(path.absolute()), state.st_dev, state.st_ino, state.st_size, *times))
     # A link that leads nowhere is made in one step, whoever else makes it.
-    kept = cache_folder("digests") / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
-    with suppress(OSError):
+    kept = None
+    with suppress(OSError):  # nothing is kept, or there is no place to keep it
+        kept = cache_folder("digests") / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
         return str(kept.readlink())
     begin = time.time_ns()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "blake2b").hexdigest()
-    if begin - max(times) > _TICK:
+    if kept and begin - max(times) > _TICK:
         with suppress(OSError):  # a file system without links
             kept.symlink_to(digest)
     return digest

@@ -48,7 +48,10 @@ def test_a_change_is_seen_though_size_and_time_are_as_before(
     assert len(reads) == 2
 
 
-def test_what_changed_a_moment_ago_is_not_remembered(tmp_path: Path, reads: list[str]) -> None:
+def test_what_changed_a_moment_ago_is_not_remembered(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inscp.digests._TICK", 3600 * 10**9)  # however slow this machine is
     path = tmp_path / "a.jsonl"
     path.write_text("one", "utf-8")
     assert file_digest(path) == file_digest(path)
@@ -57,3 +60,14 @@ def test_what_changed_a_moment_ago_is_not_remembered(tmp_path: Path, reads: list
     os.utime(path, (0, 0))  # nor is it by what its writer says
     assert file_digest(path) == file_digest(path)
     assert len(reads) == 4
+
+
+def test_where_nothing_can_be_kept_a_file_is_read_each_time(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inscp.digests._TICK", 0)
+    path = tmp_path / "a.jsonl"
+    path.write_text("one", "utf-8")
+    monkeypatch.setenv("INSCP_CACHE", str(path))
+    assert file_digest(path) == file_digest(path) == hashlib.blake2b(b"one").hexdigest()
+    assert len(reads) == 2
