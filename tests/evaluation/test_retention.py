@@ -56,6 +56,13 @@ def test_a_model_keeps_all_of_itself(tmp_path: Path, tiny_model_folder: str) -> 
     assert are_named(found, Retention(held_out={"x": "texts"}, prompts="prompts"))
 
 
+def test_a_model_is_asked_where_it_is_known_what_to_compare_with() -> None:
+    texts = {"x": "texts"}
+    assert Retention(held_out=texts, prompts="prompts", original="original").chats
+    assert not Retention(held_out=texts, original="original").chats
+    assert not Retention(held_out=texts, prompts="prompts").chats, "a base model has no original"
+
+
 def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_model_folder: str) -> None:
     found = measured(tmp_path, moved)
     before, after = (AutoModelForCausalLM.from_pretrained(f) for f in (tiny_model_folder, moved))

@@ -64,6 +64,10 @@ class Retention(Task):
     max_new_tokens: int = 128
 
     @property
+    def chats(self) -> bool:
+        return bool(self.prompts and self.original)  # by default a base model has no original, and is not asked
+
+    @property
     def item_metrics(self) -> list[str]:
         of_sets = [f"held_out/{name}/{of}" for name in self.held_out for of in ("perplexity", "loss", "bits_per_byte")]
         return [*of_sets, *(("kl", "agreement", "same_answer") if self.prompts else ())]
