@@ -66,10 +66,10 @@ class OneLineErrors:
         """As jsonargparse does, which takes `null` for any key by itself."""
         return super().validate(*args, **{**options, "skip_unset": False})  # type: ignore[misc]
 
-    def instantiate_classes(self, *args: Any, **options: Any) -> Any:
+    def instantiate(self, *args: Any, **options: Any) -> Any:
         """As jsonargparse does, which hides a class's own `UserError` among what other types of the key complain."""
         try:
-            return super().instantiate_classes(*args, **options)  # type: ignore[misc]
+            return super().instantiate(*args, **options)  # type: ignore[misc]
         except ValueError as error:
             if told := TOLD.search(str(error)):
                 raise UserError(*told.groups()) from error

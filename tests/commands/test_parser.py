@@ -6,7 +6,7 @@ import pytest
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.commands.fit import TrainingParser
-from inscp.commands.parser import Parser
+from inscp.commands.parser import Parser, call
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Sources
 from inscp.errors import UserError
@@ -36,6 +36,11 @@ def test_a_command_s_data_is_not_read_as_a_configuration(unread: str) -> None:
     parser = Parser()
     parser.add_function_arguments(read)
     assert parser.parse_args([f"--data={unread}"]).data == unread
+
+
+def test_what_a_source_cannot_be_is_told_in_the_source_s_own_words() -> None:
+    with pytest.raises(UserError, match=r"limit of x\.jsonl: 0 records are none\. Give a number from 1\."):
+        call("read", read, ["--data", "{path: x.jsonl, limit: 0}"])
 
 
 def test_a_training_s_data_is_not_read_as_a_configuration(unread: str) -> None:
