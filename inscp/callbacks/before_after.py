@@ -28,6 +28,8 @@ class BeforeAfter(Interview):
         goes_on: whether a checkpoint brings what the original model answered.
     """
 
+    section = "before_after"
+
     def __init__(self, **asked: Any) -> None:
         super().__init__(**asked)
         self.folder, self.goes_on = Path(), False
@@ -35,7 +37,7 @@ class BeforeAfter(Interview):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not self.prompts or self.goes_on:
+        if not self.questions or self.goes_on:
             return
         with others_wait():
             if trainer.is_global_zero:
@@ -44,12 +46,12 @@ class BeforeAfter(Interview):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         with others_wait():
-            if trainer.is_global_zero and (self.prompts or pl_module.held_out):
+            if trainer.is_global_zero and (self.questions or pl_module.held_out):
                 self._tell(trainer, pl_module)
 
     def _tell(self, trainer: Trainer, pl_module: InsCPModule) -> None:
         before = self._before | {"held-out text": _perplexities(pl_module.held_out_before)}
-        after = self._measure(trainer, str(self.folder), "after") if self.prompts else {}
+        after = self._measure(trainer, str(self.folder), "after") if self.questions else {}
         after["held-out text"] = _perplexities(pl_module.held_out)
         table = render_table(before, after)
         print(f"\n{table}", file=sys.stdout, flush=True)
@@ -65,7 +67,7 @@ class BeforeAfter(Interview):
         device = trainer.strategy.root_device
         model, tokenizer = load_model(spec, inference_dtype()).to(device), load_tokenizer(spec)  # type: ignore[arg-type]
         result = {}
-        for language, prompts in self.prompts.items():
+        for language, prompts in self.questions.items():
             print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
             answers, found = self.ask(language, model, tokenizer)
             told = {name: found[name] for name in _LABELS}

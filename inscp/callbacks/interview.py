@@ -1,10 +1,12 @@
 """Asking a model the same prompts in several languages."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 from lightning import Callback
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from inscp.errors import within
 from inscp.evaluation.answers import AlignmentScorer, without_reasoning
 from inscp.evaluation.generation import generate
 from inscp.evaluation.prompts import read_aligned_prompts
@@ -24,8 +26,11 @@ class Interview(Callback):
         lid_model: tells the languages, as of the task `LanguageAlignment`.
 
     Attributes:
-        prompts: language -> what is asked in it.
+        section: of a configuration, that it stands in.
+        questions: language -> what is asked in it.
     """
+
+    section: ClassVar[str]
 
     def __init__(
         self,
@@ -36,14 +41,15 @@ class Interview(Callback):
         lid_model: str = LID_176,
     ) -> None:
         identifier = LanguageIdentifier(lid_model)
-        self.prompts = read_aligned_prompts(prompts, languages or [], identifier, max_prompts) if prompts else {}
+        with within(self.section):
+            self.questions = read_aligned_prompts(prompts, languages or [], identifier, max_prompts) if prompts else {}
         self._scorer, self._max_new_tokens = AlignmentScorer(identifier), max_new_tokens
 
     def ask(
         self, language: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[Generation], dict[str, float]]:
         """The greedy answers to the prompts in a language, and what they come to (`AlignmentScorer.shares`)."""
-        turns = [(Turn("user", prompt),) for prompt in self.prompts[language]]
+        turns = [(Turn("user", prompt),) for prompt in self.questions[language]]
         found = sorted(generate(model, tokenizer, turns, self._max_new_tokens))
         answers = [replace(answer, response=without_reasoning(answer.response)) for _, answer in found]
         return answers, self._scorer.shares(answers, language)

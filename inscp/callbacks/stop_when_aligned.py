@@ -43,6 +43,8 @@ class StopWhenAligned(Interview):
         retention: floor for the share of answers in each of the other languages that are in it.
     """
 
+    section = "stop_when_aligned"
+
     def __init__(
         self,
         every_n_tokens: int = 100_000,
@@ -54,14 +56,13 @@ class StopWhenAligned(Interview):
         **asked: Any,
     ) -> None:
         super().__init__(**asked)
-        where = "stop_when_aligned"
         for name, count in {"every_n_tokens": every_n_tokens, "patience": patience}.items():
             if count < 1:
-                raise UserError(f"{where}.{name}", f"{count} is not positive", "Give 1 or more.")
+                raise UserError(f"{self.section}.{name}", f"{count} is not positive", "Give 1 or more.")
         shares = {"alignment": alignment, "ended": ended, "tolerance": tolerance, "retention": retention}
         for name, share in shares.items():
             if not 0 <= share <= 1:
-                raise UserError(f"{where}.{name}", f"{share:g} is not between 0 and 1", "Give 0.9, say.")
+                raise UserError(f"{self.section}.{name}", f"{share:g} is not between 0 and 1", "Give 0.9, say.")
         self._every = every_n_tokens
         self._targets = {_ALIGNED: alignment, _ENDED: ended}
         self._tolerance, self._patience, self._retention = tolerance, patience, retention
@@ -69,14 +70,14 @@ class StopWhenAligned(Interview):
         self._history: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._history and self.prompts and self._reason():  # it had ended, and its export failed
+        if self._history and self.questions and self._reason():  # it had ended, and its export failed
             trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not (self.prompts and ends_step(trainer, batch_idx)):
+        if not (self.questions and ends_step(trainer, batch_idx)):
             return
         tokens = tokens_seen(trainer)
         if tokens // self._every == self._asked_at // self._every:
@@ -102,7 +103,7 @@ class StopWhenAligned(Interview):
 
     def _ask(self, trainer: Trainer, module: InsCPModule) -> Measures:
         with module.answering() as model:
-            return {language: self.ask(language, model, data_of(trainer).tokenizer)[1] for language in self.prompts}
+            return {language: self.ask(language, model, data_of(trainer).tokenizer)[1] for language in self.questions}
 
     def _reason(self) -> str:
         """Why the training is to end now; empty where it goes on."""
@@ -126,7 +127,7 @@ class StopWhenAligned(Interview):
             print(f"asked after {tokens:,} tokens in {language}: {said}", file=sys.stderr, flush=True)
         if reason:
             print(f"the training ends after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
-        whole = {"taught": next(iter(self.prompts)), "history": self._history, "stopped": reason or None}
+        whole = {"taught": next(iter(self.questions)), "history": self._history, "stopped": reason or None}
         try:
             write_whole(self.folder / ALIGNMENT_FILE, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:  # checkpoints have the history too
@@ -137,7 +138,7 @@ class StopWhenAligned(Interview):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         asked = [one["measures"].keys() for one in state_dict["history"]]
-        is_of_others = bool(self.prompts) and any(languages != self.prompts.keys() for languages in asked)
+        is_of_others = bool(self.questions) and any(languages != self.questions.keys() for languages in asked)
         self._history = [] if is_of_others else list(state_dict["history"])
 
 

@@ -216,7 +216,8 @@ class InsCPCLI(LightningCLI):
         if self.subcommand == "fit":
             require_offered(given, self.model, self.datamodule, checkpoints)
             asking = {
-                name: list(self._get(self.config_init, name).prompts) for name in ("before_after", "stop_when_aligned")
+                name: list(self._get(self.config_init, name).questions)
+                for name in ("before_after", "stop_when_aligned")
             }
             require_askable(self.datamodule, asking)
             if not getattr(rank_zero_only, "rank", 0):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inscp.callbacks.interview import Interview
+from inscp.callbacks.before_after import BeforeAfter
 from inscp.records import Generation
 
 
@@ -16,6 +16,6 @@ def test_an_answer_s_language_is_not_that_of_the_reasoning_before_it(
     said = ["<think>They ask why the sky is blue.</think>\n\n因為大氣散射藍色的光。", "<think>They ask why the sky"]
     found = [(place, Generation("天空為什麼是藍色的？", text, 9, place == 0)) for place, text in enumerate(said)]
     monkeypatch.setattr("inscp.callbacks.interview.generate", lambda *_: reversed(found))
-    answers, shares = Interview(str(prompts), ["zh-TW"]).ask("zh-TW", None, None)  # type: ignore[arg-type]
+    answers, shares = BeforeAfter(prompts=str(prompts), languages=["zh-TW"]).ask("zh-TW", None, None)  # type: ignore[arg-type]
     assert [answer.response for answer in answers] == ["因為大氣散射藍色的光。", ""]
     assert (shares["in_language"], shares["empty"], shares["in_language_if_sound"]) == (0.5, 0.5, 1.0)

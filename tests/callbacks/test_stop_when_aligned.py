@@ -154,7 +154,7 @@ def test_flat_is_no_gain_beyond_the_tolerance() -> None:
     assert is_flat([0.5, 0.9, 0.8, 0.7], 2, 0.02)
 
 
-@pytest.mark.parametrize(("options", "where"), [({"languages": None}, "languages"),
+@pytest.mark.parametrize(("options", "where"), [({"languages": None}, "stop_when_aligned: languages"),
                                                 ({"patience": 0}, "stop_when_aligned.patience"),
                                                 ({"every_n_tokens": 0}, "stop_when_aligned.every_n")])  # fmt: skip
 def test_what_cannot_be_is_told(corpus: Path, options: dict[str, Any], where: str) -> None:

@@ -23,6 +23,7 @@ def test_own_keys_are_told_in_full_and_before_those_of_lightning(fit_help: str) 
     )
     assert "--trainer.max_steps -1\n" in lightnings
     assert "--trainer." not in own
+    assert " ".join(own.split()).count("a JSONL file with one field a language, the same prompt in each;") == 2
 
 
 def test_usage_and_variables_are_told_once(fit_help: str) -> None:

@@ -352,7 +352,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--data.language", "Finnish"], r"data\.language: Finnish is no BCP 47 tag\. Give one, as fi or zh-TW"),
     (["--data.seed", "-1"], r"data\.seed: -1 is negative"),
     (["--data.epochs", "1", "--data.token_budget", "1000"], r"data\.epochs: data\.token_budget \(1,000\) says how"),
-    (["--before_after.languages", "[]"], r"languages: none is given for .*prompts\.jsonl"),
+    (["--before_after.languages", "[]"], r"before_after: languages: none is given for .*prompts\.jsonl"),
     (["--checkpoint.monitor", "val/held/los"], r"checkpoint\.monitor: there is no val/held/los\. Take"),
     (["--trainer.gradient_clip_val", "-1"], r"trainer\.gradient_clip_val: -1 is too small"),
     (["--trainer.accumulate_grad_batches", "0"], r"trainer\.accumulate_grad_batches: 0 is too small"),
