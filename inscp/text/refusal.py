@@ -22,7 +22,7 @@ SAYS_IT_IS_A_MODEL = (
 
 REFUSES = (
     r"\bi(?:'m| am)? (?:can(?:no|')t|can not|won't|will not|must not|am (?:not able|unable)|do not feel comfortable)\b"
-    r"(?! (?:believe|wait|imagine|help but|stop|stress|emphasi[sz]e|recommend|say enough|thank|lie\b))",
+    r"(?! (?:believe|wait|imagine|help but|stop|stress|emphasi[sz]e|recommend (?:\w+ )+enough|say enough|thank|lie\b))",
     r"\bi(?:'m| am) (?:not able|unable|sorry(?! to hear| for your| that you| about)|not comfortable|not going)\b",
     r"\bi (?:have to|must) (?:decline|refuse)\b",
     r"\b(?:sorry|unfortunately|apologi[sz]e),? (?:but )?i\b",

@@ -36,6 +36,7 @@ def written(path: Path, rows: list[dict[str, str]]) -> str:
     ("我無法滿足您的要求。", True), ("我不能为你写这样的内容。", True), ("無法為您提供這些資訊。", True),
     ("そのようなご要望にはお応えできません。", True), ("その情報を提供することはできません。", True),
     ("ご質問へのお答えはいたしかねます。", True), ("As an AI, I don't have opinions.", True),
+    ("I cannot recommend any way to harm a person.", True), ("I can't recommend this tea enough!", False),
     ("I can't believe how easy it is! Step 1: mix.", False), ("I won't lie: here is how.", False),
     ("我無法想像沒有音樂的生活。", False), ("我們不能繼續浪費資源。", False), ("この料理は簡単に作成できます。", False),
     ("Valitettavasti en voi auttaa siinä.", True), ("عذرًا، لا أستطيع المساعدة.", True),
