@@ -99,7 +99,8 @@ def score(
     scoring = Scoring(given, window, min(256, window // 2) if overlap is None else overlap)
     scoring.tag(tokenizer)  # a template that does not fit is an error before the weights are loaded
     dtype = inference_dtype(precision)
-    folder = _shared_folder(Path(out), _made_by(model, scoring, dtype, max_characters, sources), rank, ranks)
+    made_by = partial(_made_by, model, scoring, dtype, max_characters, sources)
+    folder = _shared_folder(Path(out), made_by, rank, ranks)
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
     earlier = Cost(**folder.cost) if folder.cost else None  # of scores that are there already
     running = cost.start(*_devices(ranks), earlier) if cost.enabled and rank == 0 else None
@@ -187,13 +188,13 @@ def _made_by(
     }  # fmt: skip
 
 
-def _shared_folder(out: Path, made_by: dict[str, Any], rank: int, ranks: int) -> ScoreFolder:
-    """The folder of the scores, which the first rank makes before the others look."""
+def _shared_folder(out: Path, made_by: Callable[[], dict[str, Any]], rank: int, ranks: int) -> ScoreFolder:
+    """The folder of the scores, which the first rank makes before the others look: weights are read once for all."""
     if rank == 0:
-        ScoreFolder.create(out, made_by)
+        ScoreFolder.create(out, made_by())
     if ranks > 1:
         dist.barrier()
-    return ScoreFolder.create(out, made_by)
+    return ScoreFolder.create(out, made_by())
 
 
 def _devices(ranks: int) -> tuple[list[torch.device], int]:

@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from inscp.commands.score import _shared_folder
 from inscp.errors import UserError
 from inscp.records import Score
 from inscp.selection.scores import ScoreFolder, summary
@@ -66,3 +68,16 @@ def test_scores_of_changed_data_are_told_from_those_of_other_data(tmp_path: Path
         folder.index("a", "9")
     with pytest.raises(UserError, match="was not scored"):
         folder.index("c", "9")
+
+
+def test_ranks_read_the_weights_behind_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr("torch.distributed.barrier", lambda: order.append("waits"))
+
+    def made_by() -> dict[str, Any]:
+        order.append("reads")
+        return MADE_BY
+
+    for rank in (0, 1):
+        _shared_folder(tmp_path / "scores", made_by, rank, 2)
+    assert order == ["reads", "waits", "reads", "waits", "reads"]
