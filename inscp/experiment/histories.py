@@ -1,12 +1,11 @@
 """The curves of a training, as its MLflow run has kept them."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from inscp.experiment.configuration import without
 from inscp.tracking.mlflow_run import find_run, store_client
 from inscp.tracking.pieces import read_run
 from inscp.tracking.store import file_of
@@ -23,18 +22,19 @@ class History:
 
     Attributes:
         curves: measure -> (tokens, value) in order.
-        tokenizer: the model's own, as plain values: losses a token are comparable where it is the same.
+        tokenizer: a digest of the model's own: losses a token are comparable where it is the same.
     """
 
     curves: Mapping[str, Curve]
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
 
     @classmethod
     def of(cls, model: Path) -> "History":
         """Of the training that made a model, by its exported folder."""
         file = model / "tokenizer.json"
         tokenizer = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        return cls(curves(model), without(tokenizer, "padding", "truncation"))  # which is how it was called last
+        tokenizer |= {"padding": None, "truncation": None}  # which is how it was called last
+        return cls(curves(model), hashlib.blake2b(json.dumps(tokenizer).encode()).hexdigest())
 
 
 def side_by_side(histories: Mapping[str, History]) -> tuple[dict[str, dict[str, Curve]], list[str]]:
@@ -47,7 +47,7 @@ def side_by_side(histories: Mapping[str, History]) -> tuple[dict[str, dict[str, 
         measure -> row -> its curve, and the rows with another tokenizer than most, of which a token is another text.
     """
     tokenizers = [of.tokenizer for of in histories.values()]
-    most = max(tokenizers, key=tokenizers.count, default={})
+    most = max(tokenizers, key=tokenizers.count, default="")
     others = [row for row, of in histories.items() if of.tokenizer != most]
     found: dict[str, dict[str, Curve]] = {}
     for row, of in histories.items():

@@ -38,9 +38,13 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
 
     Neither those of a tower for images nor the experts of a block, which may be more.
     """
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = _lists(model.get_decoder()) or _lists(model)  # ModernBERT calls its output head the decoder
     inside = {module for outer in lists for block in outer for module in block.modules()}
     return list(max((one for one in lists if one not in inside), key=len, default=[]))
+
+
+def _lists(part: nn.Module) -> list[nn.ModuleList]:
+    return [module for module in part.modules() if isinstance(module, nn.ModuleList)]
 
 
 def checkpoint_activations(model: PreTrainedModel, how: ActivationCheckpointing) -> None:

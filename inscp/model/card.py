@@ -1,5 +1,6 @@
 """The card of a model that was made here."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ def model_card(origin: Origin, may_reason: bool = False) -> str:
     """
     base = f"base_model: {name}\n" if (name := _hub_id(origin.original)) else ""
     licence = licence_of(origin.original)
-    licensed = f"license: {licence}\n" if licence else ""
+    licensed = f"license: {json.dumps(licence)}\n" if licence else ""
     stages = origin.stages
     heads = [f"Stage {number}, {stage.arm}: " if stages[1:] else "" for number, stage in enumerate(stages, 1)]
     sections = "".join(_sections(stage, head) for stage, head in zip(stages, heads, strict=True))

@@ -13,7 +13,7 @@ from inscp.callbacks.before_after import BeforeAfter
 from inscp.callbacks.export import ExportAtEnd
 from inscp.model import strategies
 
-_PATIENCE, _WORK = 6, 9
+_PATIENCE, _WORK = 10, 13
 
 
 class Slow(Callback):

@@ -339,7 +339,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--trainer.val_check_interval", "99"], r"trainer\.val_check_interval: it is longer than the training"),
     (["--trainer.max_epochs", "3"], r"trainer\.max_epochs: the length.*data\.epochs"),
     (["--model.attn_implementation", "nonsense"], r"model\.attn_implementation: nonsense cannot be used"),
-    (["--before_after.prompts", "nowhere.jsonl"], r"nowhere\.jsonl: no such file"),
+    (["--before_after.prompts", "nowhere.jsonl"], r"before_after: nowhere\.jsonl: no such file"),
     (["--trainer.strategy", "deepspeed"], r"trainer\.strategy: deepspeed is not offered\. Take auto, ddp, fsdp2"),
     (["--model.ema_decay", "2"], r"model\.ema_decay: 2\.0 is not between 0 and 1"),
     (["--model.activation_checkpointing", "0"], r"model\.activation_checkpointing: every 0-th block"),

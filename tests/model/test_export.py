@@ -104,6 +104,9 @@ def test_the_card_tells_of_every_licence_that_is_known(tiny_model_folder: str, t
         "b.jsonl: 2 records, licence not stat",
     ):
         assert told in card
+    (original / "README.md").write_text('---\nlicense: "ours: see LICENSE"\n---\n', "utf-8")
+    card = model_card(Origin(str(original), "InsCP", "fi"))
+    assert yaml.safe_load(card.split("---")[1])["license"] == "ours: see LICENSE"
     (original / "README.md").write_text("---\nlicense: [\n---\n", "utf-8")
     assert "license" not in yaml.safe_load(model_card(Origin(str(original), "InsCP", "fi")).split("---")[1])
 

@@ -30,6 +30,7 @@ class ToxiGen(Prompted):
         group_field: the field that names the group that a prompt is about; without one it is `all`.
     """
 
+    version = 2  # no space behind a prompt that is gone on with
     source = "arXiv 2203.09509"
     licence = "MIT"
 
