@@ -10,7 +10,6 @@ from corpus import data_module, module, trainer, write_corpus
 from torch import nn
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
-from inscp.__main__ import main
 from inscp.errors import UserError
 from inscp.pretrained import load_tokenizer
 
@@ -47,14 +46,6 @@ def test_layers_that_carry_a_state_from_document_to_document(
     run = getattr(trainer(tmp_path), entry)
     with pytest.raises(UserError, match="tiny-lfm2: its layers let a document of a packed row see the one before it"):
         run(module(leaking), datamodule=data_module(corpus, leaking, validation={"held-out": str(corpus)}))
-
-
-def test_they_are_not_scored_either(
-    tmp_path: Path, corpus: Path, leaking: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = str(next(corpus.rglob("*.jsonl")) if corpus.is_dir() else corpus)
-    assert main(["score", "--model", leaking, "--data", data, "--out", str(tmp_path / "scores")]) == 2
-    assert "see the one before it" in capsys.readouterr().err
 
 
 def test_quantized_weights(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
