@@ -39,8 +39,7 @@ def run(command: str, arguments: list[str]) -> None:
     if not arguments:
         print(report())
         return
-    sys.argv = [sys.argv[0], *arguments]  # without subcommands LightningCLI takes all of it
-    examine(Training(DoctorCLI(run=False)))
+    examine(Training(DoctorCLI.unrun(arguments)))
 
 
 class DoctorCLI(InsCPCLI):

@@ -6,7 +6,7 @@ import sys
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Self
 
 import torch.distributed as dist
 import yaml
@@ -175,6 +175,12 @@ class InsCPCLI(LightningCLI):
             run=run,
             **kwargs,
         )
+
+    @classmethod
+    def unrun(cls, arguments: list[str]) -> Self:
+        """The configuration of a command that is none of Lightning's, which takes all of the command line."""
+        sys.argv = [sys.argv[0], *arguments]
+        return cls(run=False)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)

@@ -20,8 +20,7 @@ from inscp.records import IGNORED
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp inspect --config … [--n 3] [--json]`"""
     quiet()
-    sys.argv = [sys.argv[0], *arguments]  # without subcommands LightningCLI takes all of it
-    cli = InspectCLI(run=False)
+    cli = InspectCLI.unrun(arguments)
     if cli.config["n"] < 0:
         raise UserError("n", f"{cli.config['n']} documents are none", "Give 0 or more.")
     for pipeline in cli.datamodule.pipelines():

@@ -1,7 +1,5 @@
 """`prepare`: the rows of a training in the cache, before a GPU waits for them."""
 
-import sys
-
 from inscp.commands.inspect import DataCLI
 from inscp.commands.quiet import quiet
 
@@ -9,8 +7,7 @@ from inscp.commands.quiet import quiet
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp prepare --config …`"""
     quiet()
-    sys.argv = [sys.argv[0], *arguments]  # without subcommands LightningCLI takes all of it
-    data = PrepareCLI(run=False).datamodule
+    data = PrepareCLI.unrun(arguments).datamodule
     data.require_sources()
     data.setup()
     print(f"data: {data.report}")

@@ -14,6 +14,8 @@ from inscp.paths import local_path
 LID_176 = "lid.176"
 _LETTER = regex.compile(r"\p{L}")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
+_ALIKE = (("zh", "ja"), ("id", "ms"), ("ms", "id"))
+"""Where the first was asked for, fastText takes it for the second."""
 _CUT = "\ufffd"
 """Stands where an answer was cut inside a character; fastText knows nothing of the word, or the clause, that has it."""
 _NOT_ISO = {LID_176: {"als": "gsw", "sh": "sh"}}
@@ -76,10 +78,9 @@ class LanguageIdentifier:
         line = " ".join(text.replace(_CUT, " ").split())
         if not _LETTER.search(line) or (found := _scores(self.model, line)) == _scores_of_nothing(self.model):
             return {"und": 1.0}
-        if "zh" in among and "ja" in found and "ja" not in among and not _KANA.search(line):
-            found["zh"] = found.get("zh", 0.0) + found.pop("ja")
-        for one, other in (("id", "ms"), ("ms", "id")):
-            if one in among and other in found and other not in among:
+        for one, other in _ALIKE:
+            is_other = other in among or (other == "ja" and _KANA.search(line))
+            if one in among and other in found and not is_other:
                 found[one] = found.get(one, 0.0) + found.pop(other)
         return dict(sorted(found.items(), key=lambda one: -one[1]))
 
