@@ -190,11 +190,12 @@ def _made_by(
 
 def _shared_folder(out: Path, made_by: Callable[[], dict[str, Any]], rank: int, ranks: int) -> ScoreFolder:
     """The folder of the scores, which the first rank makes before the others look: weights are read once for all."""
-    if rank == 0:
-        folder = ScoreFolder.create(out, made_by())
-    if ranks > 1:
+    if rank > 0:
         dist.barrier()
-    return folder if rank == 0 else ScoreFolder.create(out, made_by())
+    folder = ScoreFolder.create(out, made_by())
+    if rank == 0 and ranks > 1:
+        dist.barrier()
+    return folder
 
 
 def _devices(ranks: int) -> tuple[list[torch.device], int]:

@@ -80,4 +80,4 @@ def test_ranks_read_the_weights_behind_the_first_one(tmp_path: Path, monkeypatch
 
     for rank in (0, 1):
         _shared_folder(tmp_path / "scores", made_by, rank, 2)
-    assert order == ["reads", "waits", "reads", "waits", "reads"]
+    assert order == ["reads", "waits", "waits", "reads"]
