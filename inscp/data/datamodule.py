@@ -1,7 +1,6 @@
 """The data as Lightning takes it: training rows in a resumable order, held-out sets by name."""
 
 import math
-import signal
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -19,6 +18,7 @@ from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
 from inscp.data.sampling import PackedRowSampler, RowOrder, Shuffled, Steps
 from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.tagging import HELD_OUT, InsCPTagger, Tagger
+from inscp.data.workers import heedless
 from inscp.errors import UserError, everywhere
 from inscp.pretrained import embedded_tokens, load_tokenizer, longest_input
 from inscp.records import PackedBatch, require_language_tag
@@ -275,7 +275,7 @@ class InsCPDataModule(LightningDataModule):
         dataset = PackedRows(rows, self.tokenizer.pad_token_id or 0, n_own)
         pinned = torch.cuda.is_available()
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned,
-                          worker_init_fn=_heedless)  # fmt: skip
+                          worker_init_fn=heedless)  # fmt: skip
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -303,12 +303,6 @@ class InsCPDataModule(LightningDataModule):
                 mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
                 raise everywhere(UserError("--ckpt_path", what, mend))
         self._before = {"rows_before": state_dict["rows_seen"], "steps_before": state_dict["step"]}
-
-
-def _heedless(_: int) -> None:
-    """Let a worker go on at a signal to all processes of a training, which decides itself when they end."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def data_of(trainer: Trainer) -> InsCPDataModule:

@@ -5,9 +5,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,23 +16,30 @@ import yaml
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from inscp.data.batching import grouped
 from inscp.data.cache import CachedRows, DataReport, cached_rows, fingerprint
+from inscp.data.fields import texts
 from inscp.data.packing import PackReport, pack
+from inscp.data.rows import PlacedRow
 from inscp.data.sampling import EMPTY_ROW, MicroBatch
 from inscp.data.sources import (
     OnBadRecord,
     ReadReport,
     Source,
+    as_records,
     bad_record,
     file_names,
     read_records,
     renamed,
+    require_records,
     source_fingerprint,
+    source_rows,
 )
-from inscp.data.tagging import Tagger
+from inscp.data.tagging import Tag, Tagger
 from inscp.data.tokenization import tokenized
+from inscp.data.workers import Parcel, worked
 from inscp.errors import UserError
-from inscp.records import IGNORED, PackedBatch, TaggedText, TokenSequence
+from inscp.records import IGNORED, PackedBatch, Record, TaggedText, TokenSequence
 
 Sources = str | Source | list[str | Source]
 
@@ -89,27 +96,44 @@ class Pipeline:
     def __post_init__(self) -> None:
         self.reads = [ReadReport() for _ in self.sources]
 
-    def _tagged(self, source: Source, report: ReadReport) -> Iterator[TaggedText]:
-        tag = self.tagger.bind(self.tokenizer)
-        for record in read_records(source, self.on_bad_record, report):
+    @cached_property
+    def _tag(self) -> Tag:
+        return self.tagger.bind(self.tokenizer)
+
+    def _tagged(self, records: Iterable[Record], report: ReadReport) -> Iterator[TaggedText]:
+        for record in records:
             try:
-                documents = tag(record)
+                documents = self._tag(record)
             except UserError as error:
                 where = "" if error.where == record.source else f"{error.where}: "
                 bad_record(record.source, where + error.what, self.on_bad_record, report, mend=error.mend)
             else:
                 yield from documents
 
+    def _tokenized(self, records: Iterable[Record], report: ReadReport) -> Iterator[tuple[TaggedText, TokenSequence]]:
+        too_long = partial(bad_record, on_bad_record=self.on_bad_record, report=report)
+        tagged = self._tagged(records, report)
+        return tokenized(tagged, self.tokenizer, self.row_length, too_long, self.document_length)
+
     def documents(self) -> Iterator[tuple[TaggedText, TokenSequence]]:
         """Token sequences that fit into rows, of every source in order, each with the tagged text that it is of."""
         for source, report in zip(self.sources, self.reads, strict=True):
-            texts = self._tagged(source, report)
-            too_long = partial(bad_record, on_bad_record=self.on_bad_record, report=report)
-            yield from tokenized(texts, self.tokenizer, self.row_length, too_long, self.document_length)
+            yield from self._tokenized(read_records(source, self.on_bad_record, report), report)
 
     def sequences(self) -> Iterator[TokenSequence]:
-        """The token sequences alone: what waits for its row needs no text in memory."""
-        return (sequence for _, sequence in self.documents())
+        """The token sequences alone, made by as many processes as there are cores."""
+        for source, report in zip(self.sources, self.reads, strict=True):
+            rows = grouped(source_rows(source), lambda placed: sum(map(len, texts(placed[1]))))
+            for made, read in worked(partial(self._made, source), rows):
+                report.add(read)
+                yield from made.sequences()
+            require_records(source, report)
+
+    def _made(self, source: Source, rows: list[PlacedRow]) -> tuple[Parcel, ReadReport]:
+        """What a process makes of some rows, without their texts, and what it has read and left out."""
+        report = ReadReport()
+        records = as_records(rows, source, self.on_bad_record, report)
+        return Parcel.of([sequence for _, sequence in self._tokenized(records, report)]), report
 
     def fingerprint(self) -> str:
         """A digest of everything that decides what the rows hold."""

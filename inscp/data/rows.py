@@ -20,6 +20,8 @@ from inscp.errors import UserError
 
 TextUnit = Literal["file", "paragraph", "line"]
 Row = dict[str, Any]
+PlacedRow = tuple[str, "Row | BadRow"]
+"""With its position."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a surrogate pair: no Unicode text. What is not UTF-8 decodes to such halves with `surrogateescape`."""

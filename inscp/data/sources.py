@@ -3,14 +3,14 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
 from inscp.data.fields import CANONICAL, HISTORY, SYSTEM, TURNS, USER, to_turns
-from inscp.data.rows import BadRow, Row, TextUnit, file_format, is_supported, read_rows
+from inscp.data.rows import BadRow, PlacedRow, TextUnit, file_format, is_supported, read_rows
 from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
 from inscp.paths import SAMPLES_SCHEME, local_path
@@ -80,11 +80,13 @@ class ReadReport:
 
     Attributes:
         seen: how many rows there were, good and bad.
+        usable: how many of them are records.
         skipped: reason -> how many were left out for it, by the reader or by what comes after it.
         examples: reason -> the first position.
     """
 
     seen: int = 0
+    usable: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -97,6 +99,13 @@ class ReadReport:
         """Count a record that is left out."""
         self.skipped[why] += 1
         self.examples.setdefault(why, position)
+
+    def add(self, later: "ReadReport") -> None:
+        """Count what was read and left out behind this."""
+        self.seen += later.seen
+        self.usable += later.usable
+        self.skipped += later.skipped
+        self.examples = later.examples | self.examples
 
 
 _MEND = "Mend or remove the record, or set on_bad_record to skip."
@@ -130,16 +139,36 @@ def read_records(
     Raises:
         UserError: the source is not there, is empty, or (with `error`) a record does not fit.
     """
-    has_record = False
-    for position, row in islice(source_rows(source), source.limit):
+    before = report.usable
+    yield from as_records(source_rows(source), source, on_bad_record, report, requests)
+    require_records(source, report, before)
+
+
+def as_records(
+    rows: Iterable[PlacedRow], source: Source, on_bad_record: OnBadRecord, report: ReadReport, requests: bool = False
+) -> Iterator[Record]:
+    """As `read_records`, of some rows of the source."""
+    for position, row in rows:
         report.seen += 1
         turns = to_turns(row, source.fields, requests)
         if isinstance(turns, BadRow):
             bad_record(position, turns.why, on_bad_record, report, turns.detail, turns.mend or _MEND)
         else:
-            has_record = True
+            report.usable += 1
             yield Record(position, turns)
-    if not has_record:
+
+
+def require_records(source: Source, report: ReadReport, before: int = 0) -> None:
+    """
+    Args:
+        source: has been read to its end.
+        report: of the reading.
+        before: how many records were in the report before it.
+
+    Raises:
+        UserError: none of its rows is a record.
+    """
+    if report.usable == before:
         [(why, _)] = report.skipped.most_common(1) or [("it is empty", 0)]
         what = f"no usable record in it ({why})"
         raise UserError(source.path, what, "Check the path, the format and the fields.")
@@ -238,19 +267,19 @@ def _split(file: Path, asked: str | None) -> str | None:
     )
 
 
-def source_rows(source: Source) -> Iterator[tuple[str, Row | BadRow]]:
-    """Every row of a source with its position, as it is.
+def source_rows(source: Source) -> Iterator[PlacedRow]:
+    """Every row of a source with its position, as it is, up to the source's limit.
 
     Raises:
         UserError: the source is not there.
     """
     files = _files(source)
+    rows: Iterable[PlacedRow]
     if files is None:
-        for number, row in enumerate(_saved_or_hub(source), 1):
-            yield f"{source.path}#{number}", row
+        rows = ((f"{source.path}#{number}", row) for number, row in enumerate(_saved_or_hub(source), 1))
     else:
-        for path in files:
-            yield from read_rows(path, source.text_unit)
+        rows = chain.from_iterable(read_rows(path, source.text_unit) for path in files)
+    return islice(rows, source.limit)
 
 
 def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets.Dataset, imported only when needed

@@ -1,0 +1,146 @@
+"""Work on many batches in as many processes as there are cores, its results in the order of the batches."""
+
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from multiprocessing import get_context
+from threading import Thread
+from typing import Any, TypeVar
+
+import numpy as np
+
+from inscp.errors import RunError
+from inscp.records import TokenSequence
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_MOST = 16
+"""Beside more processes the one that reads and packs is what everybody waits for."""
+_SECONDS_BETWEEN_LOOKS = 5.0
+
+
+def worked(work: Callable[[T], U], batches: Iterable[T], processes: int | None = None) -> Iterator[U]:
+    """The result of each batch, in order, some of them made ahead; what `batches` or `work` raise is raised here.
+
+    The first batch is worked on here, so that where there is little nothing is started.
+
+    Args:
+        work: needs nothing that is not there when the second batch is asked for: the processes are forked then.
+        batches: taken as they are wanted, two a process ahead.
+        processes: by default one a core; with 0 all is done here.
+
+    Raises:
+        RunError: a process was killed.
+    """
+    stream = iter(batches)
+    for first in stream:
+        yield work(first)
+        break
+    second = next(stream, None)
+    if second is None:
+        return
+    todo = chain([second], stream)
+    count = _processes() if processes is None else processes
+    if not count:
+        yield from map(work, todo)
+        return
+    try:
+        yield from _worked_by(count, work, todo)
+    except BrokenProcessPool as error:
+        raise RunError("a process that prepares text was ended by the system: is there too little memory?") from error
+
+
+def _worked_by(processes: int, work: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
+    waiting: deque[Future[U]] = deque()
+    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,)) as pool:
+        for batch in batches:
+            with _tokenizers_of_one_thread():  # at the first batch all processes are forked
+                waiting.append(pool.submit(_work_on, batch))
+            if len(waiting) > 2 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _processes() -> int:
+    """None where a process cannot be forked safely."""
+    return min(_MOST, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
+
+
+_work: Callable[[Any], Any]
+"""What this process is here for: a global, as no closure can be sent and a tokenizer takes long."""
+
+
+def _begin(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+    heedless()
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A parent that is killed tells nobody."""
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+
+def _work_on(batch: Any) -> Any:
+    return _work(batch)
+
+
+def heedless(_: int = 0) -> None:
+    """Let a worker go on at a signal to all processes of a training, which decides itself when they end."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _tokenizers_of_one_thread() -> Iterator[None]:
+    """In processes that are forked here: the library's threads do not live through a fork, of which it would warn."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Token sequences on their way to another process, as few things: each object and array costs microseconds."""
+
+    headers: list[tuple[str, int, int]]
+    lengths: np.ndarray
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequence[TokenSequence]) -> "Parcel":
+        none = np.empty(0, np.int32)
+        return cls(
+            [(sequence.source, sequence.part, sequence.parts) for sequence in sequences],
+            np.array([len(sequence.input_ids) for sequence in sequences]),
+            np.concatenate([none, *(sequence.input_ids for sequence in sequences)]),
+            np.concatenate([none, *(sequence.labels for sequence in sequences)]),
+        )
+
+    def sequences(self) -> Iterator[TokenSequence]:
+        end = 0
+        for (source, part, parts), length in zip(self.headers, self.lengths.tolist(), strict=True):
+            start, end = end, end + length
+            # Copies, so that a sequence that waits for its row does not keep the whole parcel.
+            ids, labels = self.input_ids[start:end].copy(), self.labels[start:end].copy()
+            yield TokenSequence(source, ids, labels, part, parts)
