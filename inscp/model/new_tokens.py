@@ -15,7 +15,7 @@ from inscp.errors import UserError
 from inscp.model.frozen import FrozenParts
 from inscp.model.origin import EXTENDED, read_origin
 from inscp.model.sharded import local_part, sharded_like
-from inscp.pretrained import load_tokenizer
+from inscp.pretrained import first_free_id, load_tokenizer
 
 
 def first_new_token(pretrained: str) -> int:
@@ -30,7 +30,7 @@ def first_new_token(pretrained: str) -> int:
     if extended is None:
         mend = "Give it some first: python -m inscp extend."
         raise UserError("model.new_tokens_only", f"no tokens were added to {pretrained}", mend)
-    return max(load_tokenizer(pretrained).get_vocab().values()) + 1 - int(extended.training["new tokens"])
+    return first_free_id(load_tokenizer(pretrained)) - int(extended.training["new tokens"])
 
 
 def freeze_all_but_embeddings(model: PreTrainedModel) -> None:

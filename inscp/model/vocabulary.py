@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from inscp.data.batching import grouped
 from inscp.data.inert import inert, inert_batch
 from inscp.errors import UserError
-from inscp.pretrained import tokenizer_name
+from inscp.pretrained import first_free_id, tokenizer_name
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """A token that stands for a byte of a character that the vocabulary does not have."""
@@ -92,7 +92,7 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> in
 
 def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTrainedTokenizerBase:
     """A tokenizer that knows what was learned; its own tokens keep their ids, the new ones follow."""
-    state, first = _state(tokenizer), _first_id(tokenizer)
+    state, first = _state(tokenizer), first_free_id(tokenizer)
     own = {token["content"]: token["id"] for token in state["added_tokens"]}  # which would get ids behind the new ones
     state["model"]["vocab"] |= own | {token: index for index, token in enumerate(extension.made_of, first)}
     state["model"]["merges"] += map(list, extension.merges)
@@ -110,7 +110,7 @@ def lengthen(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extensi
         tokenizer: without the new tokens.
         extension: the new tokens.
     """
-    first = _first_id(tokenizer)
+    first = first_free_id(tokenizer)
     needed = first + len(extension.made_of)
     if is_longer := needed > len(next(model.get_input_embeddings().parameters())):
         model.resize_token_embeddings(needed, pad_to_multiple_of=_ROWS, mean_resizing=False)
@@ -133,11 +133,6 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         what = "its tokenizer is none of byte-pair encoding, which alone can learn more tokens"
         raise UserError(tokenizer_name(tokenizer), what, "Train the model with the tokens that it has.")
     return dict(state)
-
-
-def _first_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Of the new tokens."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 class _Alphabet:

@@ -27,7 +27,7 @@ from inscp.evaluation.task import Task
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.likelihood import packed
 from inscp.model.origin import read_origin
-from inscp.pretrained import longest_input, resolve
+from inscp.pretrained import foreign_token, longest_input, resolve
 from inscp.records import IGNORED, Generation, Lead, Prompt, Record, TokenSequence, Turn
 
 
@@ -118,8 +118,8 @@ class Retention(Task):
                 "Retention", "a server gives no likelihoods to compare", "Leave out prompts, or the server."
             )
         backend = subject.backend.like(original)
-        if alien := backend.tokenizer.get_vocab().items() - subject.tokenizer.get_vocab().items():
-            what = f"its vocabulary is not that of the original {original} ({min(alien)[0]!r} differs)"
+        if (alien := foreign_token(backend.tokenizer, subject.tokenizer)) is not None:
+            what = f"its vocabulary is not that of the original {original} ({alien!r} differs)"
             raise UserError(subject.spec, what, "Leave out Retention's prompts, or name its original.")
         before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = subject.generate("asking the same", questions, self.max_new_tokens)
