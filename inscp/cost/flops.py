@@ -4,12 +4,13 @@
     backward  again as much for the gradients of the activations, and for those of the weights that are trained
     again     what activation checkpointing computes a second time: its share of a forward pass
 
-N: parameters that a token is multiplied with, that is all but the input embedding, which is looked up (where it is tied
-to the output layer it counts once, as that), and of experts those that are chosen. L: layers. W: heads times their
-width, the mean of queries' and values'. Padding counts, since it is computed. The output layer counts at every
-position, as is usual, though the loss computes it where there is a target alone: at a prompt that is no target, so much
-is counted too dear (a fifth of 135 M parameters, a sixteenth of 8 B). Norms, softmax, the loss and the optimizer are
-left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al. (arXiv 2203.15556, appendix F).
+N: parameters that a token of text is multiplied with, that is all but towers for images and the input embedding, which
+is looked up (where it is tied to the output layer it counts once, as that), and of experts those that are chosen. L:
+layers. W: heads times their width, the mean of queries' and values'. Padding counts, since it is computed. The output
+layer counts at every position, as is usual, though the loss computes it where there is a target alone: at a prompt that
+is no target, so much is counted too dear (a fifth of 135 M parameters, a sixteenth of 8 B). Norms, softmax, the loss
+and the optimizer are left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al. (arXiv
+2203.15556, appendix F).
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inscp.model.attention import CACHE, head_widths, layer_configs
-from inscp.model.blocks import ActivationCheckpointing
+from inscp.model.blocks import ActivationCheckpointing, decoder
+from inscp.model.precision import text_parts
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class ModelSize:
         experts = getattr(last, "num_local_experts", None) or getattr(last, "num_experts", None)
         looked_up, output = model.get_input_embeddings(), model.get_output_embeddings()
         left_out = {weight for weight in looked_up.parameters() if output is None or weight is not output.weight}
+        reached = {weight: name for part in text_parts(model) for name, weight in part.named_parameters()}
         multiplied = trained = 0.0
-        for name, weight in model.named_parameters():
+        for weight, name in reached.items():
             if weight in left_out:
                 continue
             share = chosen / experts if chosen and experts and ".experts." in name else 1.0
@@ -128,7 +131,7 @@ class WorkCounter:
                 positions = (begin + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
             counts[1] = counts[1] + (positions + 1).sum() * (ids.shape[0] // positions.shape[0])
 
-        model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+        decoder(model).register_forward_pre_hook(count, with_kwargs=True)
 
     @property
     def tokens(self) -> int:

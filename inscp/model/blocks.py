@@ -38,9 +38,15 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
 
     Neither those of a tower for images nor the experts of a block, which may be more.
     """
-    lists = _lists(model.get_decoder()) or _lists(model)  # ModernBERT calls its output head the decoder
+    lists = _lists(decoder(model))
     inside = {module for outer in lists for block in outer for module in block.modules()}
     return list(max((one for one in lists if one not in inside), key=len, default=[]))
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """What a text passes through behind the embeddings: the part that has the blocks, else all of the model."""
+    named = model.get_decoder()
+    return named if _lists(named) else model  # ModernBERT calls its output head the decoder
 
 
 def _lists(part: nn.Module) -> list[nn.ModuleList]:

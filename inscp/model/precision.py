@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from inscp.model.blocks import decoder
+
 InferencePrecision = Literal["bf16", "fp32"]
 
 
@@ -49,7 +51,7 @@ def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
 
 def text_parts(model: PreTrainedModel) -> list[nn.Module]:
     """All that a text passes through: embeddings, decoder, output layer."""
-    parts = (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings())
+    parts = (model.get_input_embeddings(), decoder(model), model.get_output_embeddings())
     return [part for part in parts if part is not None]
 
 

@@ -7,6 +7,8 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     Gemma4ForCausalLM,
     Gemma4TextConfig,
     GPTNeoXConfig,
@@ -72,6 +74,16 @@ def test_of_experts_those_count_that_are_chosen() -> None:
     dense, experts = llama(), MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=8, num_experts_per_tok=2))
     mlp, routers = 3 * 3 * 32 * 64, 3 * 8 * 32
     assert ModelSize.of(experts).multiplied - ModelSize.of(dense).multiplied == mlp + routers
+
+
+def test_no_text_passes_through_a_tower_for_images() -> None:
+    tower = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=SIZES | {"head_dim": 8}, vision_config=tower, mm_tokens_per_image=4)
+    model = Gemma3ForConditionalGeneration(config)
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counted:
+        model(IDS)
+    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(counted.get_total_flops(), rel=0.02)
 
 
 def test_layers_with_heads_of_their_own_width_are_counted_one_by_one() -> None:
