@@ -12,7 +12,7 @@ from inscp.callbacks.provenance import Provenance
 from inscp.data.datamodule import data_of
 from inscp.errors import RunError, everywhere
 from inscp.model.checkpoint import step_folder
-from inscp.model.export import assemble, export_model
+from inscp.model.export import assemble, export_model, stored_as
 from inscp.model.module import InsCPModule
 from inscp.model.sharded import others_wait, whole
 
@@ -35,8 +35,9 @@ class ExportAtEnd(Callback):
         problem = ""
         for name, tensor in pl_module.result().items():
             all_of_it = whole(tensor)
-            if trainer.is_global_zero:
-                weights[name] = all_of_it.to("cpu", torch.float32)
+            if trainer.is_global_zero:  # in CPU memory, where adapters are still to be added in fp32
+                dtype = torch.float32 if pl_module.adapter else stored_as(pl_module.model, name, all_of_it)
+                weights[name] = all_of_it.to("cpu", dtype)
         with others_wait():
             if trainer.is_global_zero:
                 problem = self._export(trainer, weights)

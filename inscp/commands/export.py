@@ -32,6 +32,7 @@ def export(checkpoint: str, out: str, dtype: Literal["bfloat16", "float32", "flo
     kept = {result_name(name, stored): name for name in stored if name.startswith("model.")}
     weights = {name: torch.zeros(stored[name]) for name in kept}
     read_tensors(path, weights)
-    model = assemble(origin, {kept[name].removeprefix("model."): tensor for name, tensor in weights.items()})
+    trained = {kept[name].removeprefix("model."): tensor for name, tensor in weights.items()}
+    model = assemble(origin, trained, getattr(torch, dtype))
     export_model(model, load_tokenizer(origin.pretrained), Path(out), origin, getattr(torch, dtype))
     print(f"model      {out}\n\nnext:\n  python -m inscp chat --model {quote(with_its_code(origin.pretrained, out))}")

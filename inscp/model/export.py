@@ -20,17 +20,20 @@ from inscp.paths import require_new, written_whole
 from inscp.pretrained import load_model
 
 
-def assemble(origin: Origin, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """The trained model in fp32: the original with what was trained in place, adapters added.
+def assemble(
+    origin: Origin, weights: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16
+) -> PreTrainedModel:
+    """The trained model: the original with what was trained in place, adapters added.
 
     Args:
         origin: which model was trained, and how.
         weights: the trained weights by name.
+        dtype: of the weights that are written then, in which those are loaded that were not trained.
     """
-    model = load_model(origin.pretrained, torch.float32)
     if origin.adapter:
         warn_of_other_weights(origin, origin.pretrained)
-        return with_adapters(model, LoRA(**origin.adapter), weights)
+        return with_adapters(load_model(origin.pretrained, torch.float32), LoRA(**origin.adapter), weights)
+    model = load_model(origin.pretrained, dtype)
     found = model.load_state_dict(dict(weights), strict=False, assign=True)
     if found.unexpected_keys:
         mend = "Give the checkpoint's own original model."
@@ -63,7 +66,7 @@ def export_model(
         state = {}
         for name, tensor in model.state_dict().items():
             if tensor.data_ptr() not in cast:
-                cast[tensor.data_ptr()] = tensor.detach().to("cpu", _stored_as(model, name, dtype, tensor))
+                cast[tensor.data_ptr()] = tensor.detach().to("cpu", stored_as(model, name, tensor, dtype))
             state[name] = cast[tensor.data_ptr()]
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
@@ -77,7 +80,9 @@ def export_model(
             file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is
 
 
-def _stored_as(model: PreTrainedModel, name: str, dtype: torch.dtype, tensor: torch.Tensor) -> torch.dtype:
+def stored_as(
+    model: PreTrainedModel, name: str, tensor: torch.Tensor, dtype: torch.dtype = torch.bfloat16
+) -> torch.dtype:
     """As a load in `dtype` has it: counts are no floats, and some tensors stay fp32 (by which experts are chosen)."""
     exact = model._keep_in_fp32_modules_strict or ()
     is_exact = any(re.search(rf"(^|\.){re.escape(part)}($|\.)", name) for part in exact)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from inscp.model.adapters import original_name
 from inscp.model.checkpoint import is_first_rank, read_tensors, stored_tensors
+from inscp.model.sharded import others_wait
 from inscp.pretrained import load_model, weights_folder
 
 
@@ -42,7 +43,8 @@ def fill(model: PreTrainedModel, spec: str) -> None:
     if all(stored.get(original) == tensors[name].shape for original, name in names.items()):
         read_tensors(folder, {original: tensors[name].detach() for original, name in names.items()})
         return
-    whole = load_model(spec, torch.float32).state_dict() if is_first_rank() else {}
+    with others_wait():
+        whole = load_model(spec, torch.float32).state_dict() if is_first_rank() else {}
     renamed = {names[name]: tensor for name, tensor in whole.items() if name in names}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(model, renamed, options=options)

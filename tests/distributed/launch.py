@@ -9,13 +9,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from corpus import write_corpus
 from lightning import Callback, LightningModule, Trainer
 from processes import ROOT, Command
+from transformers import AutoModelForCausalLM, MixtralConfig, PretrainedConfig
+
+from inscp.pretrained import load_tokenizer
 
 PATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "distributed")))
 FSDP2 = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2"]
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+HALF = ["--data.batch_size", "1"]
+_OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
+SPREADS: dict[str, list[Any]] = {
+    "fsdp2": [*FSDP2, *HALF],
+    "ddp": [*DDP, *HALF],
+    "hsdp_offload": [*_OPTIONS, "--trainer.strategy.replicate", 2, "--trainer.strategy.cpu_offload", "true", *HALF],
+    "tensor_parallel": [*_OPTIONS, "--trainer.strategy.tensor_parallel", 2],
+}
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+EXPERTS = MixtralConfig(**SIZES, num_local_experts=4, router_jitter_noise=0.0)
+"""Its files hold every expert by itself, its parameters all in one."""
 
 
 class StepLog(Callback):
@@ -43,6 +67,17 @@ class StepLog(Callback):
         with Path(f"{self._path}.{trainer.global_rank}").open("a", encoding="utf-8") as file:
             file.write(json.dumps([trainer.global_step, values, self._rows]) + "\n")
         self._rows = []
+
+
+def random_model(folder: Path, config: PretrainedConfig, like: str) -> str:
+    """A model with random weights and the tokenizer of another one."""
+    tokenizer = load_tokenizer(like)
+    config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), tokenizer.pad_token_id, None
+    config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def project(folder: Path, model: str) -> Path:

@@ -6,31 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from launch import DDP, FSDP2, fit, project, rows, start, steps
+from launch import EXPERTS, HALF, SIZES, SPREADS, fit, project, random_model, rows, start, steps
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
-    MixtralConfig,
     PretrainedConfig,
     Qwen3Config,
 )
 
 from inscp.model.checkpoint import read_tensors, stored_tensors, whole_checkpoints
-from inscp.pretrained import load_tokenizer
 
 TAUGHT = ["--data.train", "corpus.jsonl", "--data.replay", "{sources: more.jsonl, share: 0.3}",
           "--model.distillation", "Distillation"]  # fmt: skip
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]
-HALF = ["--data.batch_size", "1"]
-OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
-SPREADS: dict[str, list[Any]] = {
-    "fsdp2": [*FSDP2, *HALF],
-    "ddp": [*DDP, *HALF],
-    "hsdp_offload": [*OPTIONS, "--trainer.strategy.replicate", 2, "--trainer.strategy.cpu_offload", "true", *HALF],
-    "tensor_parallel": [*OPTIONS, "--trainer.strategy.tensor_parallel", 2],
-}
 
 
 @pytest.fixture(scope="module")
@@ -108,33 +97,18 @@ def require_equal(one: dict[int, Any], two: dict[int, Any]) -> None:
         assert two[step] == pytest.approx(values, rel=1e-5), step
 
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
 ARCHITECTURES: dict[str, tuple[PretrainedConfig, list[Any]]] = {
     "tied": (LlamaConfig(**SIZES, tie_word_embeddings=True), SPREADS["fsdp2"]),
     # Its heads share a norm, whose gradient each rank has for its own heads alone.
     "normed_heads": (Qwen3Config(**SIZES, head_dim=16), SPREADS["tensor_parallel"]),
-    # Its files hold every expert by itself, its parameters all in one.
-    "experts": (MixtralConfig(**SIZES, num_local_experts=4, router_jitter_noise=0.0), SPREADS["fsdp2"]),
+    "experts": (EXPERTS, SPREADS["fsdp2"]),
 }
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_weights_that_are_not_laid_out_plainly_train_as_well(tmp_path: Path, tiny_model_folder: str, name: str) -> None:
     config, spread = ARCHITECTURES[name]
-    tokenizer = load_tokenizer(tiny_model_folder)
-    config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), tokenizer.pad_token_id, None
-    config.eos_token_id = tokenizer.eos_token_id
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    folder = project(tmp_path / "project", str(tmp_path / "model"))
+    folder = project(tmp_path / "project", random_model(tmp_path / "model", config, tiny_model_folder))
     few = ["--trainer.max_steps", "8"]
     fit(folder, "one", *few, "--trainer.default_root_dir", "one_runs")
     fit(folder, "two", *few, *spread, "--trainer.default_root_dir", "two_runs")

@@ -25,7 +25,7 @@ from inscp.model.card import model_card
 from inscp.model.checkpoint import whole_checkpoints
 from inscp.model.distillation import Distillation
 from inscp.model.end_tokens import end_token_ids
-from inscp.model.export import export_model
+from inscp.model.export import assemble, export_model
 from inscp.model.origin import Origin, read_origin
 from inscp.pretrained import load_model, load_tokenizer
 
@@ -56,6 +56,23 @@ def test_the_folder_loads_with_plain_transformers_in_another_process(trained: tu
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "bfloat16" in done.stdout
+
+
+def test_the_weights_wait_for_their_export_in_the_precision_of_its_file(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    def assembled(origin: Origin, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+        seen.update(tensor.dtype for tensor in weights.values())
+        return assemble(origin, weights)
+
+    monkeypatch.setattr("inscp.callbacks.export.assemble", assembled)
+    provenance = Provenance(tmp_path)
+    exporting = ExportAtEnd(tmp_path / "model", provenance, Checkpoints(str(tmp_path / "checkpoints")))
+    data = data_module(write_corpus(tmp_path), tiny_model_folder, max_steps=1)
+    trainer(tmp_path, callbacks=[provenance, exporting]).fit(module(tiny_model_folder), datamodule=data)
+    assert seen == {tensor.dtype for tensor in load_file(tmp_path / "model" / "model.safetensors").values()}
 
 
 def test_a_server_of_another_user_can_read_every_file(trained: tuple[Path, torch.nn.Module]) -> None:
