@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from corpus import data_module, module, trainer, write_corpus
 from transformers import Gemma2Config, Gemma2ForCausalLM, dynamic_module_utils
 
 from inscp import pretrained
+from inscp.callbacks.before_after import BeforeAfter
+from inscp.callbacks.checkpoints import Checkpoints
+from inscp.callbacks.export import ExportAtEnd
+from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.pretrained import (
     empty_model,
@@ -73,6 +78,17 @@ def test_asked_for_by_name_it_does(folder: Path, tmp_path: Path) -> None:
     assert type(model).__name__ == "OwnModel"
     assert (tmp_path / "proof").exists()
     assert model_name(f"remote-code:{folder}") == "own-model"
+
+
+def test_asked_for_by_name_it_does_before_and_after_a_training(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"fi": "Mikä on 2?"}', "utf-8")
+    asking = BeforeAfter(prompts=str(tmp_path / "prompts.jsonl"), languages=["fi"], max_new_tokens=2)
+    asking.folder, provenance = tmp_path / "model", Provenance(tmp_path)
+    exporting = ExportAtEnd(asking.folder, provenance, Checkpoints())
+    data = data_module(write_corpus(tmp_path), f"remote-code:{folder}", max_steps=1)
+    training = trainer(tmp_path, callbacks=[provenance, exporting, asking])
+    training.fit(module(f"remote-code:{folder}"), datamodule=data)
+    assert json.loads((tmp_path / "before_after.json").read_text("utf-8"))["after"]["answers to fi prompts"]
 
 
 def test_code_that_lies_in_another_place_does_not_run(folder: Path, tmp_path: Path) -> None:

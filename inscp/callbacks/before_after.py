@@ -1,5 +1,6 @@
 """What the training changed: held-out perplexity and the model's answers, before and after, in one table."""
 
+import gc
 import json
 import math
 import sys
@@ -11,9 +12,10 @@ from lightning import LightningModule, Trainer
 
 from inscp.callbacks.interview import Interview
 from inscp.model.module import InsCPModule
+from inscp.model.parallel import gathered_root
 from inscp.model.precision import inference_dtype
-from inscp.model.sharded import others_wait
-from inscp.pretrained import load_model, load_tokenizer
+from inscp.model.strategies import model_beside
+from inscp.pretrained import load_tokenizer, with_its_code
 from inscp.records import Generation
 from inscp.tracking.tracker import tracker_of
 
@@ -21,7 +23,9 @@ from inscp.tracking.tracker import tracker_of
 class BeforeAfter(Interview):
     """Asks the original and the exported model the same prompts in several languages, and prints a table.
 
-    The two models are loaded in the same way, from their folders, so that the table tells about what a user gets.
+    The two models are loaded in the same way, from their folders, so that the table tells about what a user gets: the
+    model in training is not what is exported where weights are rounded or adapters added, whose small changes rounding
+    may undo. Each is laid over the training's devices as the model in training is, and asked by all ranks.
 
     Attributes:
         folder: the exported model's.
@@ -37,22 +41,20 @@ class BeforeAfter(Interview):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if not self.questions or self.goes_on:
-            return
-        with others_wait():
-            if trainer.is_global_zero:
-                self._before = self._measure(trainer, pl_module.pretrained, "before")
+        if self.questions and not self.goes_on:
+            self._before = self._measure(trainer, pl_module.pretrained, "before")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        with others_wait():
-            if trainer.is_global_zero and (self.questions or pl_module.held_out):
-                self._tell(trainer, pl_module)
+        own = with_its_code(pl_module.pretrained, str(self.folder))
+        folder = trainer.strategy.broadcast(own)  # of which the first rank alone knows
+        after = self._measure(trainer, folder, "after") if self.questions else {}
+        if trainer.is_global_zero and (self.questions or pl_module.held_out):
+            self._tell(trainer, pl_module, after)
 
-    def _tell(self, trainer: Trainer, pl_module: InsCPModule) -> None:
+    def _tell(self, trainer: Trainer, pl_module: InsCPModule, after: dict[str, dict[str, float]]) -> None:
         before = self._before | {"held-out text": _perplexities(pl_module.held_out_before)}
-        after = self._measure(trainer, str(self.folder), "after") if self.questions else {}
-        after["held-out text"] = _perplexities(pl_module.held_out)
+        after = after | {"held-out text": _perplexities(pl_module.held_out)}
         table = render_table(before, after)
         print(f"\n{table}", file=sys.stdout, flush=True)
         card = self.folder / "README.md"
@@ -64,12 +66,13 @@ class BeforeAfter(Interview):
             tracker.log_text(table, "before_after.txt")
 
     def _measure(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
-        device = trainer.strategy.root_device
-        model, tokenizer = load_model(spec, inference_dtype()).to(device), load_tokenizer(spec)  # type: ignore[arg-type]
+        root, tokenizer = model_beside(trainer.strategy, spec, inference_dtype()), load_tokenizer(spec)
         result = {}
         for language, prompts in self.questions.items():
-            print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
-            answers, found = self.ask(language, model, tokenizer)
+            if trainer.is_global_zero:
+                print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
+            with gathered_root(root):
+                answers, found = self.ask(language, root.model, tokenizer)
             told = {name: found[name] for name in _LABELS}
             result[f"answers to {language} prompts"] = told
             if tracker := tracker_of(trainer):
@@ -77,6 +80,8 @@ class BeforeAfter(Interview):
                 metrics = {f"before_after/{language}/{name}": value for name, value in told.items()}
                 tracker.log_at(metrics, step)
                 tracker.log_table(_columns(answers), f"generations/{when}_{language}.json")
+        del root
+        gc.collect()  # shards and what gathers them hold each other
         return result
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from inscp.data.rendering import require_chat_template
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.evaluation.generation import own_settings_aside, sampling
-from inscp.model.device import best_device
+from inscp.model.device import scoring_model
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.precision import inference_dtype
-from inscp.pretrained import load_model, load_tokenizer, longest_input
+from inscp.pretrained import load_tokenizer, longest_input
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -35,8 +35,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         raise UserError("max_new_tokens", f"{max_new_tokens} are none", "Give a number from 1.")
     tokenizer = load_tokenizer(model)
     require_chat_template(tokenizer, model)
-    device = best_device()
-    llm = load_model(model, inference_dtype()).to(device)  # type: ignore[arg-type]
+    llm = scoring_model(model, inference_dtype()).model
     ends, longest = end_token_ids(llm, tokenizer), longest_input(model)
     turns = [{"role": "system", "content": system}] if system else []
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -55,9 +54,9 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         asked = prompt_ids(tokenizer, turns)
         if len(asked) + max_new_tokens > longest:
             raise UserError("chat", f"the conversation has grown to {len(asked):,} tokens", "Begin another one.")
-        ids = torch.tensor([asked], device=device)
+        ids = torch.tensor([asked], device=llm.device)
         with own_settings_aside(llm):  # so that it answers as it does where it is evaluated
-            output = llm.generate(
+            output = llm.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,

@@ -32,13 +32,12 @@ from inscp.data.sources import (
 from inscp.errors import UserError
 from inscp.lines import Lines, tell_skipped
 from inscp.model.allocator import keep_freed_memory
-from inscp.model.device import attention_for, best_device, scoring_batch_tokens, scoring_model
+from inscp.model.device import attention_for, best_device, scoring_batch_tokens, scoring_model, sharded_model
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard
 from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.model.sharded import backend
-from inscp.model.weights import load_sharded
-from inscp.pretrained import empty_model, load_tokenizer, longest_input, weights_fingerprint
+from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Record
 from inscp.selection.candidates import bounded, require_names
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
@@ -210,11 +209,9 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
         return scoring_model(spec, dtype)
     if not dist.is_initialized():
         raise UserError("--shard_model", "there is one rank only", "Start it with torchrun --nproc-per-node N.")
-    model = empty_model(spec, torch.float32, attention_for(dtype)).eval()
-    loss = NextTokenLoss(model)
-    shard(loss, init_device_mesh(best_device().type, (dist.get_world_size(),)), dtype, True, cpu_offload=False)
-    load_sharded(loss, model, spec, best_device())
-    return loss
+    mesh = init_device_mesh(best_device().type, (dist.get_world_size(),))
+    spread = partial(shard, mesh=mesh, compute_dtype=dtype, reshard_after_forward=True, cpu_offload=False)
+    return sharded_model(spec, dtype, attention_for(dtype), best_device(), spread)
 
 
 def _score_chunks(

@@ -58,7 +58,6 @@ def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-@torch.inference_mode()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,7 +90,8 @@ def generate(
         pads = [width - len(encoded[index]) for index in batch]
         input_ids = [[pad] * n + encoded[index] for n, index in zip(pads, batch, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in pads]
-        with own_settings_aside(model):
+        # What is gathered in inference mode FSDP2 cannot gather again where a rank has all of a model.
+        with own_settings_aside(model), torch.inference_mode(not is_sharded):
             options = {"pad_token_id": pad, "eos_token_id": ends or None, **sampling(temperature)}
             options["synced_gpus"] = is_sharded  # no rank stops while another one still needs its shards
             answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, options)

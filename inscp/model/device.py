@@ -1,10 +1,14 @@
-"""Where a model that is not trained computes: this process's GPU, else the CPU."""
+"""Where a model that is not trained computes: on this process's GPU, else on the CPU, or in shards over ranks."""
+
+from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedModel
 
 from inscp.model.isolation import keeps_documents_apart
 from inscp.model.loss import NextTokenLoss
-from inscp.pretrained import load_model
+from inscp.model.weights import load_sharded
+from inscp.pretrained import empty_model, load_model
 
 
 def best_device() -> torch.device:
@@ -25,5 +29,33 @@ def scoring_batch_tokens(loss: NextTokenLoss, given: int | None = None) -> int:
 
 
 def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:
-    """A model in evaluation mode on the best device, for likelihoods and, inside, for generation."""
-    return NextTokenLoss(load_model(spec, dtype, attention_for(dtype)).to(best_device()))  # type: ignore[arg-type]
+    """A model on the best device, for likelihoods and, inside, for generation."""
+    return whole_model(spec, dtype, attention_for(dtype), best_device())
+
+
+def whole_model(spec: str, dtype: torch.dtype, attention: str | None, device: torch.device) -> NextTokenLoss:
+    """All of a model on one device; arguments as for `load_model`."""
+    with torch.device("cpu"):  # Lightning's own would be where all of it is loaded to
+        return frozen(load_model(spec, dtype, attention)).to(device)
+
+
+def sharded_model(
+    spec: str, dtype: torch.dtype, attention: str | None, device: torch.device, shard: Callable[[NextTokenLoss], None]
+) -> NextTokenLoss:
+    """A model of which every rank reads its share and no other.
+
+    Args:
+        spec, dtype, attention: as for `load_model`.
+        device: where the shards lie.
+        shard: spreads the model, while it is empty, over the ranks.
+    """
+    with torch.device("cpu"):
+        root = frozen(empty_model(spec, dtype, attention))
+    shard(root)
+    load_sharded(root, root.model, spec, device)
+    return root
+
+
+def frozen(model: PreTrainedModel) -> NextTokenLoss:
+    """A model that is not trained, inside what gives its likelihoods."""
+    return NextTokenLoss(model.requires_grad_(False).eval()).eval()

@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA, without_adapters
 from inscp.model.loss import NextTokenLoss, Predictions
-from inscp.model.strategies import FSDP2
-from inscp.model.weights import load_sharded
-from inscp.pretrained import empty_model, load_model, load_tokenizer, longest_input
+from inscp.model.strategies import model_beside
+from inscp.pretrained import embedded_tokens, foreign_token, load_tokenizer, longest_input
 from inscp.records import PackedBatch
 
 
@@ -107,36 +105,27 @@ def load_teacher(
     if how.is_beneath(pretrained, adapter):
         return Teacher(learner, how.weight, is_beneath=True)
     spec = how.teacher_of(pretrained)
-    if spec != pretrained and load_tokenizer(spec).get_vocab() != load_tokenizer(pretrained).get_vocab():
-        raise UserError("model.distillation.teacher", f"{spec} has other tokens", "Take one with the model's tokens.")
+    if spec != pretrained:
+        both = load_tokenizer(spec), load_tokenizer(pretrained)
+        if (alien := foreign_token(*both) or foreign_token(*reversed(both))) is not None:
+            what = f"{spec} has other tokens ({alien!r} differs)"
+            raise UserError("model.distillation.teacher", what, "Take one with the model's tokens.")
     if row_length > (longest := longest_input(spec)):
         what = f"{spec} sees {longest:,} tokens at most, and rows have {row_length:,}"
         raise UserError("model.distillation.teacher", what, f"Set data.row_length to {longest}, or take another.")
-    with torch.device("cpu"):
-        make = empty_model if isinstance(strategy, FSDP2) else load_model
-        root = teacher_root(make(spec, dtype, attention), learner.model)
-    if isinstance(strategy, FSDP2):
-        strategy.shard(root)
-        load_sharded(root, root.model, spec, strategy.weights_device)
-    else:
-        root.to(strategy.root_device)
-    return Teacher(root, how.weight)
+    require_same_size(spec, pretrained)
+    return Teacher(model_beside(strategy, spec, dtype, attention), how.weight)
 
 
-def teacher_root(teacher: PreTrainedModel, model: PreTrainedModel) -> NextTokenLoss:
+def require_same_size(teacher: str, pretrained: str) -> None:
     """
-    Args:
-        teacher: with its weights or on the meta device.
-        model: that learns from it.
-
     Raises:
-        UserError: they predict over vocabularies of different sizes.
+        UserError: the teacher predicts over a vocabulary of another size than the model that learns from it.
     """
-    sizes = [one.get_output_embeddings().weight.shape[0] for one in (teacher, model)]
+    sizes = [embedded_tokens(spec) for spec in (teacher, pretrained)]
     if len(set(sizes)) > 1:
         what = f"its output layer has {sizes[0]:,} rows and the model's {sizes[1]:,}"
         raise UserError("model.distillation.teacher", what, "Take one with as many.")
-    return NextTokenLoss(teacher.requires_grad_(False).eval()).eval()
 
 
 def _next_to_nothing(batch: PackedBatch) -> PackedBatch:

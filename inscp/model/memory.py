@@ -30,7 +30,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from inscp.errors import UserError, first_line
-from inscp.model.distillation import Teacher, teacher_root
+from inscp.model.device import frozen
+from inscp.model.distillation import Teacher, require_same_size
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.model.moving_average import MovingAverage
@@ -116,8 +117,9 @@ def teacher_skeleton(module: InsCPModule, layout: Layout, learner: NextTokenLoss
         return None
     if how.is_beneath(module.pretrained, module.adapter):
         return Teacher(learner, is_beneath=True)
-    empty = _empty(how.teacher_of(module.pretrained), layout.dtype, module.attn_implementation)
-    return Teacher(teacher_root(empty, learner.model))
+    spec = how.teacher_of(module.pretrained)
+    require_same_size(spec, module.pretrained)
+    return Teacher(frozen(_empty(spec, layout.dtype, module.attn_implementation)))
 
 
 def step_memory(

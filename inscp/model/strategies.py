@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from inscp.errors import UserError
 from inscp.model.checkpoint import CheckpointWriter, read_about
+from inscp.model.device import sharded_model, whole_model
+from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard, split_tensors, sum_gradients
 from inscp.model.sharded import backend
 
@@ -161,8 +163,8 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         """Where the shards lie."""
         return torch.device("cpu") if self.cpu_offload else self.root_device
 
-    def shard(self, root: Any) -> None:
-        """Spread `root`, an `inscp.model.loss.NextTokenLoss`, over the ranks; its weights may be on the meta device."""
+    def shard(self, root: NextTokenLoss) -> None:
+        """Spread `root` over the ranks; its weights may be on the meta device."""
         is_trained = any(weight.requires_grad for weight in root.parameters())
         if self.tensor_parallel > 1:
             names = split_tensors(root.model, self.device_mesh["heads"])
@@ -189,6 +191,18 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
 
     def model_to_device(self) -> None:
         pass  # `InsCPModule.configure_model` puts every shard where it belongs
+
+
+def model_beside(strategy: Strategy, spec: str, dtype: torch.dtype, attention: str | None = None) -> NextTokenLoss:
+    """A model that is not trained, laid over a training's devices as the one that is.
+
+    Args:
+        strategy: of the training.
+        spec, dtype, attention: as for `load_model`.
+    """
+    if isinstance(strategy, FSDP2):
+        return sharded_model(spec, dtype, attention, strategy.weights_device, strategy.shard)
+    return whole_model(spec, dtype, attention, strategy.root_device)
 
 
 def require_strategy(given: Any) -> None:

@@ -1,10 +1,15 @@
-"""Two ranks that share a model ask it together, and stop together."""
+"""Two ranks that share a model ask it together, in training and before and after it, and stop together."""
 
+import gc
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launch import FSDP2, fit, project, steps
+from launch import FSDP2, SPREADS, fit, project, steps
+from lightning import Callback, LightningModule, Trainer
+
+from inscp.model.loss import NextTokenLoss
 
 ASKING = ["--stop_when_aligned.prompts", "prompts.jsonl", "--stop_when_aligned.languages", "[fi, en]",
           "--stop_when_aligned.every_n_tokens", 500, "--stop_when_aligned.alignment", 0, "--stop_when_aligned.ended", 0,
@@ -15,8 +20,7 @@ def test_shards_are_asked_by_all_ranks_and_the_training_goes_on_and_ends_as_on_o
     tmp_path: Path, tiny_model_folder: str
 ) -> None:
     folder = project(tmp_path, tiny_model_folder)
-    prompts = [{"en": f"What is {i}?", "fi": f"Mikä on {i}?"} for i in range(3)]
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
+    write_prompts(folder)
     fit(folder, "one", *ASKING, "--trainer.default_root_dir", "one_runs")
     fit(folder, "two", *ASKING, *FSDP2, "--data.batch_size", "1", "--trainer.default_root_dir", "two_runs")
     one, two = steps(folder, "one"), steps(folder, "two")
@@ -30,3 +34,45 @@ def test_shards_are_asked_by_all_ranks_and_the_training_goes_on_and_ends_as_on_o
     assert len(found["history"]) >= 3
     assert found["history"][-1]["step"] == max(one)
     assert next((folder / "two_runs").glob("*/*/model/model.safetensors")).exists()
+
+
+def write_prompts(folder: Path) -> None:
+    prompts = [{"en": f"What is {i}?", "fi": f"Mikä on {i}?"} for i in range(3)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
+
+
+class Alone(Callback):
+    """Sees that no other model is in memory when the training begins."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert [one for one in gc.get_objects() if issubclass(type(one), NextTokenLoss)] == [pl_module.loss]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
+    folder = project(tmp_path_factory.mktemp("told"), tiny_model_folder)
+    write_prompts(folder)
+    tell(folder, "one")
+    return folder
+
+
+def tell(folder: Path, name: str, *arguments: Any) -> None:
+    asked = {"prompts": "prompts.jsonl", "languages": "[fi, en]", "max_new_tokens": "48"}
+    options = [part for key, value in asked.items() for part in (f"--before_after.{key}", value)]
+    options += ["--trainer.max_steps", "8", "--trainer.default_root_dir", f"{name}_runs"]
+    fit(folder, name, *options, *arguments, "--trainer.callbacks+", "test_aligned_stop.Alone")
+
+
+def table(folder: Path, name: str) -> Any:
+    return json.loads(next((folder / f"{name}_runs").glob("*/*/before_after.json")).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "hsdp_offload", "tensor_parallel"])
+def test_before_and_after_the_training_two_ranks_answer_as_one_process(told: Path, name: str) -> None:
+    tell(told, name, *SPREADS[name])
+    one, two = table(told, "one"), table(told, name)
+    assert one["before"] != one["after"]
+    for when in ("before", "after"):
+        assert one[when].keys() == two[when].keys()
+        for group, values in one[when].items():
+            assert two[when][group] == pytest.approx(values, rel=1e-4), group

@@ -22,7 +22,8 @@ from inscp.data.tagging import ConversationTagger
 from inscp.errors import UserError
 from inscp.model import loss
 from inscp.model.adapters import LoRA
-from inscp.model.distillation import Distillation, Teacher, teacher_root
+from inscp.model.device import frozen
+from inscp.model.distillation import Distillation, Teacher
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.pretrained import load_model, load_tokenizer
@@ -78,7 +79,7 @@ def test_loss_and_gradients_equal_the_plain_computation(
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK", 8)  # several chunks of each kind, the last ones partly filled
     monkeypatch.setattr(loss, "_CACHED", 3 * VOCABULARY)
-    batch, teacher = batch_of(replayed_rows), Teacher(teacher_root(make(1), make(0)), 2.5)
+    batch, teacher = batch_of(replayed_rows), Teacher(frozen(make(1)), 2.5)
     ours, reference = make(0), make(0)
     value, divergence = NextTokenLoss(ours)(batch, teacher=teacher.predictions(batch))
     expected = plain(reference, teacher.root.model, batch, 2.5)
@@ -94,7 +95,7 @@ def test_loss_and_gradients_equal_the_plain_computation(
 
 
 def test_what_the_model_predicts_as_its_teacher_costs_nothing() -> None:
-    batch, teacher = batch_of(), Teacher(teacher_root(llama(0), llama(0)))
+    batch, teacher = batch_of(), Teacher(frozen(llama(0)))
     own = replace(
         batch,
         input_ids=batch.input_ids[:2],
@@ -160,7 +161,7 @@ def divergence(learner: InsCPModule, original: str, corpus: Path) -> float:
     data.trainer = trainer(corpus.parent)
     data.setup("fit")
     learner.eval()
-    teacher = Teacher(teacher_root(load_model(original, torch.float32), learner.model))
+    teacher = Teacher(frozen(load_model(original, torch.float32)))
     total = n = 0.0
     for batch in data.train_dataloader():
         if batch.replayed_rows:
