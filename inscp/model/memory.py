@@ -181,9 +181,11 @@ def _step(
     ids = torch.zeros(shape.rows, shape.row_length, dtype=torch.long)
     places = torch.arange(ids.numel())  # fake targets cannot be told from padding
     # The second time gradients are there; and DTensor does not try out every operation on the whole any more.
-    for _ in range(2 if shape.micro_batches > 1 or isinstance(layout.strategy, FSDP2) else 1):
+    for is_last in [False, True] if shape.micro_batches > 1 or isinstance(layout.strategy, FSDP2) else [True]:
         if shape.micro_batches == 1:
             optimizer.zero_grad()
+        elif isinstance(layout.strategy, FSDP2):  # until the last, copies sum their gradients where they compute
+            root.set_requires_all_reduce(is_last)  # type: ignore[operator]
         live.restart()
         with torch.autocast("cpu", layout.dtype, enabled=layout.is_mixed and isinstance(layout.strategy, DDP)):
             replayed = (len(ids), len(places)) if teacher else (0, 0)

@@ -69,6 +69,15 @@ def test_a_shard_of_two_holds_half_of_everything_but_activations(folder: Path) -
     assert half.activations > 0.9 * whole.activations
 
 
+def test_until_the_last_micro_batch_copies_keep_their_gradients_where_they_compute(folder: Path) -> None:
+    """Though all else of the shards lies in CPU memory."""
+    alone, copies = (
+        estimate(folder, FSDP2(cpu_offload=True, replicate=copies), 4 * copies, micro_batches=2) for copies in (1, 2)
+    )
+    assert copies.activations - alone.activations == pytest.approx(copies.weights, rel=0.1)
+    assert copies.total == pytest.approx(alone.total, rel=0.01)
+
+
 def test_weights_that_stay_gathered_are_counted(folder: Path) -> None:
     freed, kept = (
         estimate(folder, FSDP2(reshard_after_forward=reshard), 4, row_length=16).activations
