@@ -58,7 +58,10 @@ class JudgedModule(LightningModule):
 
     @contextmanager
     def answering(self) -> Iterator[PreTrainedModel]:
-        """The model as it would be exported now, for generation between two steps; every rank must compute the same."""
+        """The model as it would be exported now, for generation between two steps; every rank must compute the same.
+
+        But for adapters, which an export rounds into the weights.
+        """
         self._swap_average()
         self.loss.eval()
         stance = torch.compiler.set_stance("force_eager") if self.compile_blocks else nullcontext()  # lengths change
