@@ -41,8 +41,10 @@ def with_perplexities(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
 
 def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
     if all(isinstance(value, bool) for value in values):
-        share = values.count(True) / len(values)
-        return Metric(share, wilson(share, len(values)), len(values))
+        total = sum(weights)
+        share = sum(weight for value, weight in zip(values, weights, strict=True) if value) / total
+        effective = total**2 / sum(weight**2 for weight in weights)  # so many of one weight say as much (Kish 1965)
+        return Metric(share, wilson(share, effective), len(values))
     return _mean_of_numbers(np.asarray([values], dtype=np.float64), np.asarray([weights]))
 
 
@@ -121,7 +123,7 @@ def mcnemar(lost: int, won: int) -> float:
     return float(scipy_stats().binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share of n (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
     z2 = 1.959964**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)

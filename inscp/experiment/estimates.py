@@ -127,8 +127,9 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         half_width = math.nan
     low, high = change - half_width, change + half_width
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
-    is_of_same_items = bool(((before.weights > 0) == (after.weights > 0)).all())  # others of the task lack the metric
-    is_exact = is_share and len(old) == len(new) == 1 and is_of_same_items
+    # Items may weigh more than others, and those that weigh nothing in one arm alone lack the metric there.
+    weights = set(zip(before.weights.flat, after.weights.flat, strict=False)) - {(0.0, 0.0)}
+    is_exact = is_share and len(old) == len(new) == 1 == len(weights)
     p = _mcnemar(before.values, after.values) if is_exact else spread.p(change)
     return Difference(one, other, Metric(change, interval, n), p, seeds)
 

@@ -17,6 +17,7 @@ from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.prompts import spread
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.knowledge import Knowledge
+from inscp.experiment.estimates import differences
 from inscp.records import TokenSequence
 
 ARC = [
@@ -70,7 +71,8 @@ def few_definitions() -> Iterator[None]:
     import lm_eval.tasks
 
     folder = Path(lm_eval.tasks.__file__).parent
-    named = ("arc", "ceval", "hellaswag", "lambada", "mmlu", "okapi/truthfulqa_multilingual", "tmmluplus", "truthfulqa")
+    named = ("arc", "bhs", "ceval", "hellaswag", "lambada", "mmlu", "okapi/truthfulqa_multilingual", "tmmluplus",
+             "truthfulqa")  # fmt: skip
     manager = lm_eval.tasks.TaskManager
 
     def of_few(include_path: str) -> Any:
@@ -439,6 +441,28 @@ def test_a_group_has_metrics_over_all_and_for_each_group_inside(
     assert set(metrics) == {"acc", *(f"acc/mmlu_{group}" for group in groups)}
     assert {metric.value for metric in metrics.values()} == {0.5}
     assert metrics["acc"].n == sum(metrics[f"acc/mmlu_{group}"].n for group in groups) == 57 * 2
+
+
+def test_a_group_weighs_its_tasks_as_its_definition_says(subject: Subject, tmp_path: Path) -> None:
+    """BHS takes the mean of the tasks' means of `acc` and says nothing of `acc_norm`."""
+    likely = np.random.default_rng(0)
+    subject.nlls = lambda what, sequences: likely.random(len(sequences))  # type: ignore[assignment,method-assign]
+    row = {"context": "The mill", "ending_good": " turns", "ending_bad": " turn slowly"}
+    for number, name in enumerate(task_manager().task_index["bhs_basque"].cfg["task"]):
+        write(tmp_path / f"{name}.jsonl", [row] * (1 + number))
+    task = Knowledge(benchmark="bhs_basque", files=str(tmp_path))
+    items = task.items(subject)
+    found = task.metrics(items)
+    of_task: dict[str, Any] = {}
+    for item in items:
+        of_task.setdefault(item.id.split("/")[0], []).append(item.values["acc"])
+    theirs = task._loaded["groups"]["bhs_basque"].aggregate(
+        {name: {"acc,none": np.mean(of), "sample_len": len(of)} for name, of in of_task.items()}
+    )
+    pooled = np.mean([item.values["acc"] for item in items])
+    assert found["acc"].value == pytest.approx(theirs["acc,none"]) != pytest.approx(pooled)
+    assert found["acc_norm"].value == pytest.approx(np.mean([item.values["acc_norm"] for item in items]))
+    assert differences(items, items)["acc"].before == pytest.approx(theirs["acc,none"])
 
 
 def test_c_eval_in_traditional_chinese(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

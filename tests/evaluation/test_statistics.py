@@ -19,6 +19,16 @@ def test_bools_make_a_share_with_wilsons_interval_and_numbers_a_weighted_mean() 
     assert found["mean"].interval[0] < found["mean"].value < found["mean"].interval[1]
 
 
+def test_a_share_of_items_of_other_weights_is_less_sure() -> None:
+    values = [Item(str(i), {"share": i < 5}) for i in range(10)]
+    alike, other = ([Item(item.id, item.values, {"share": 2.0 + many * (i < 5)}) for i, item in enumerate(values)]
+                    for many in (0.0, 4.0))  # fmt: skip
+    assert means(alike) == means(values)
+    assert means(other)["share"].value == pytest.approx(30 / 40)
+    assert means(other)["share"].interval == pytest.approx(wilson(0.75, 40**2 / 200))
+    assert means(other)["share"].n == 10
+
+
 def test_the_bootstrap_s_interval_is_that_of_theory_for_many_items() -> None:
     values = np.random.default_rng(1).normal(5.0, 2.0, 4000)
     low, high = means(Item(str(i), {"x": float(x)}) for i, x in enumerate(values))["x"].interval

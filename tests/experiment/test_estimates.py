@@ -89,6 +89,15 @@ def test_the_p_of_shares_is_mcnemars() -> None:
     assert found.change.value == pytest.approx(8 / 30)
 
 
+def test_shares_whose_items_weigh_more_or_less_have_a_p_of_the_weighted_change() -> None:
+    """By numbers alone 4 items are lost and 4 won, but those that are won weigh ten times as much."""
+    before, after = [i < 4 for i in range(40)], [4 <= i < 8 for i in range(40)]
+    weights = [10.0 if 4 <= i < 8 else 1.0 for i in range(40)]
+    found = difference(*samples([[items(before, weights)], [items(after, weights)]], "m"), same_seeds=True)
+    assert found.change.value == pytest.approx(36 / 76)
+    assert found.p < 0.5 < differences(items(before), items(after))["m"].p == 1.0
+
+
 def test_the_same_items_are_compared_wherever_they_stand() -> None:
     noise = np.random.default_rng(0).normal(size=200)
     before = [Item(str(i), {"x": float(x)}) for i, x in enumerate(noise)]

@@ -1,9 +1,10 @@
 """Benchmarks that lm-evaluation-harness defines: ARC, HellaSwag, MMLU, TruthfulQA, TMMLU+, C-Eval and hundreds more."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -31,8 +32,9 @@ class Knowledge(Task):
     """A benchmark by the harness's own definition: prompts, choices, examples and metrics.
 
     The metrics are those of the definition that are means over documents (`acc`, `acc_norm`, …); the `acc` of
-    TruthfulQA is called `mc1` and `mc2`. A group (`mmlu`) has them over all its documents and for each group inside
-    it (`acc/mmlu_stem`).
+    TruthfulQA is called `mc1` and `mc2`. A group (`mmlu`) has them for itself and for each group inside it
+    (`acc/mmlu_stem`): over all documents, or as the mean of its tasks' means where its definition says so
+    (`weight_by_size: false`).
 
     Args:
         benchmark: a task or group of the harness (`arc_challenge`, `mmlu`, `truthfulqa_mc2`, `tmmluplus`, …), or
@@ -89,11 +91,13 @@ class Knowledge(Task):
                 )
         model.answer(request for definition in self._tasks.values() for request in definition.instances)
         alone = len(self._tasks) == 1
-        return [
+        items = [
             Item(document if alone else f"{name}/{document}", values, shown=shown)
             for name, definition in self._tasks.items()
             for document, values, shown in judged(name, definition, places[name])
         ]
+        group = self._loaded["groups"].get(self.benchmark)
+        return _weighed(group, items) if group else items
 
     def _asked(self) -> dict[str, list[int]]:
         """Task -> the places of the documents that are asked."""
@@ -104,7 +108,7 @@ class Knowledge(Task):
         for name, group in self._loaded["groups"].items():
             inside = {task.task_name for task in group.get_all_tasks()}
             if len(inside) < len(self._tasks):
-                part = means(item for item in items if item.id.split("/")[0] in inside)
+                part = means(_weighed(group, [item for item in items if _task_of(item) in inside]))
                 found |= {f"{metric}/{name}": value for metric, value in part.items()}
         return found
 
@@ -201,3 +205,19 @@ class Knowledge(Task):
             where = str(document.get(POSITION, self.files))
             what = f"{self.benchmark} cannot read it ({error})"
             raise UserError(where, what, "Mend the line, or say in `fields` what its fields are called.") from error
+
+
+def _weighed(group: Any, items: Sequence[Item]) -> list[Item]:
+    """The items of a group, where its definition gives each task the same weight in a metric, however large it is."""
+    alike = {of.metric for of in group.aggregate_metric_list or () if not of.weight_by_size}
+    sizes = Counter((_task_of(item), metric) for item in items for metric in item.values)
+
+    def weights(item: Item) -> dict[str, float]:
+        metrics = (metric for metric in item.values if metric.partition(",")[0] in alike)  # behind it may be a filter
+        return {metric: 1 / sizes[_task_of(item), metric] for metric in metrics}
+
+    return [replace(item, weights=weights(item)) for item in items]
+
+
+def _task_of(item: Item) -> str:
+    return item.id.partition("/")[0]
