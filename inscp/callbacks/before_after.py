@@ -11,6 +11,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 
 from inscp.callbacks.interview import Interview
+from inscp.evaluation.labels import LABELS
 from inscp.model.module import InsCPModule
 from inscp.model.parallel import gathered_root
 from inscp.model.precision import inference_dtype
@@ -73,8 +74,8 @@ class BeforeAfter(Interview):
                 print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
             with gathered_root(root):
                 answers, found = self.ask(language, root.model, tokenizer)
-            told = {name: found[name] for name in _LABELS}
-            result[f"answers to {language} prompts"] = told
+            told = {name: found[name] for name in _SHARES}
+            result[f"answers to {language} prompts (n = {len(prompts)})"] = told
             if tracker := tracker_of(trainer):
                 step = 0 if when == "before" else trainer.global_step
                 metrics = {f"before_after/{language}/{name}": value for name, value in told.items()}
@@ -99,12 +100,7 @@ def _columns(answers: Sequence[Generation]) -> dict[str, list[Any]]:
     return {name: [getattr(answer, name) for answer in answers] for name in ("prompt", "response", "n_tokens", "ended")}
 
 
-_LABELS = {
-    "in_language": "in the prompt's language",
-    "ended": "end their turn",
-    "looped": "repeat themselves",
-    "copied": "copy the prompt",
-}
+_SHARES = ("in_language", "ended", "looped", "copied")
 
 
 def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> str:
@@ -113,8 +109,7 @@ def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, 
     for group in {**before, **after}:  # what was asked for at a resumption only has no `before`
         lines.append(group)
         for name in {**before.get(group, {}), **after.get(group, {})}:
-            is_share = name in _LABELS
             numbers = (before.get(group, {}).get(name), after.get(group, {}).get(name))
-            cells = ["–" if x is None else f"{x:.0%}" if is_share else f"{x:.2f}" for x in numbers]
-            lines.append(f"  {_LABELS.get(name, name):<36} {cells[0]:>8} {cells[1]:>8}")
+            cells = ["–" if x is None else f"{x:.0%}" if name in _SHARES else f"{x:.2f}" for x in numbers]
+            lines.append(f"  {LABELS.get(name, name):<36} {cells[0]:>8} {cells[1]:>8}")
     return "\n".join(lines)

@@ -94,31 +94,35 @@ def grids(table: Table, reference: str) -> list[Grid]:
     alone = "over items alone: how much another seed differs is not in them"
     what = f"over seeds and items, of one seed {alone}" if seeds > 1 else alone
     held = _HELD.get(seeds, "")
-    note = f"{over}95 % intervals in brackets, {what}.{held}"
+    note = f"{over}95 % intervals in brackets, {what}; n items.{held}"
     labels = [column.label for column in table.columns]
     values = {row: [(shown(cell), cell.seeds if cell else 0) for cell in cells] for row, cells in table.rows.items()}
     most = max(seeds, 1)  # a model that nothing was drawn for is compared as one seed
-    found = [_grid(table.title, note, labels, _with_seeds(values, most))]
-    columns = zip(*table.rows.values(), strict=True)
-    shares = [any(cell is not None and cell.is_share for cell in cells) for cells in columns]
+    columns = [[cell for cell in cells if cell] for cells in zip(*table.rows.values(), strict=True)]
+    counts = [_range([cell.metric.n for cell in cells]) for cells in columns]
+    found = [_grid(table.title, note, labels, _with_seeds(values, most), counts)]
+    shares = [any(cell.is_share for cell in cells) for cells in columns]
     kept = [number for number in range(len(labels)) if any(of[number] for of in table.changes.values())]
     if kept:
         changes = {row: [_changed(of[at], shares[at], most) for at in kept] for row, of in table.changes.items()}
+        counts = [_range([change.n for of in table.changes.values() if (change := of[at])]) for at in kept]
         what = f"{table.title}: change against {reference}"
         note = (
             "Shares in points, paired by item where both have a value of the same items; 95 % intervals in brackets, * "
             "where it does not hold 0 and no seed is missing. Of many comparisons one in twenty has a * by chance."
             f"{held}"
         )
-        found.append(_grid(what, note, [labels[at] for at in kept], _with_seeds(changes, most)))
+        found.append(_grid(what, note, [labels[at] for at in kept], _with_seeds(changes, most), counts))
     return found
 
 
-def _grid(title: str, note: str, labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Grid:
+def _grid(
+    title: str, note: str, labels: Sequence[str], rows: Mapping[str, Sequence[str]], counts: Sequence[str]
+) -> Grid:
+    whole = [["", *labels], *([row, *cells] for row, cells in rows.items()), ["n", *counts]]
     if len(labels) > max(_WIDE, len(rows)):
-        columns = zip(*rows.values(), strict=True)
-        return Grid(title, note, ["", *rows], [[label, *cells] for label, cells in zip(labels, columns, strict=True)])
-    return Grid(title, note, ["", *labels], [[row, *cells] for row, cells in rows.items()])
+        whole = [list(line) for line in zip(*whole, strict=True)]
+    return Grid(title, note, whole[0], whole[1:])
 
 
 def shown(cell: Cell | None) -> str:
@@ -149,6 +153,11 @@ def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dic
 def with_seeds(text: str, seeds: int, most: int) -> str:
     """A name or a number, and of how many seeds it is where others are of more; 0 are of what nothing was drawn for."""
     return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    """The fewest and the most."""
+    return "–".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
 def _number(metric: Metric, is_share: bool, signed: bool) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from inscp.evaluation.labels import LABELS
 from inscp.experiment.tables import Cell, Column, Comparison
 from inscp.plotting import names_as_written, plain_logarithm
 
@@ -17,11 +18,6 @@ _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#
 _MARKERS, _LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")  # of those whose colours are the same again
 _MARK, _LETTER = 0.5, 0.06  # inches that a mark of the legend takes, and at most a letter
 _NAME, _LINE = 34, 0.13  # letters a line of a row's name beside a plot, and the inches that a line takes
-_MEASURES = {
-    "sound_in_language": "sound answer in the prompt's language (of all)",
-    "ended": "ends its turn",
-    "looped": "repeats itself",
-}
 
 
 def language_columns(comparison: Comparison, language: str, measures: Sequence[str]) -> list[Column]:
@@ -30,14 +26,14 @@ def language_columns(comparison: Comparison, language: str, measures: Sequence[s
         for task, result in one.results.tasks.items():
             names = [f"{language}/{measure}" for measure in measures]
             if result.kind == "LanguageAlignment" and all(name in result.metrics for name in names):
-                return [Column(task, name, measure) for name, measure in zip(names, measures, strict=True)]
+                return [Column(task, name, LABELS[measure]) for name, measure in zip(names, measures, strict=True)]
     return []
 
 
 @names_as_written()
 def bars(comparison: Comparison, language: str, file: Path) -> bool:
     """What the answers to one language's prompts are like, arm by arm; False where none were asked."""
-    columns = language_columns(comparison, language, list(_MEASURES))
+    columns = language_columns(comparison, language, ["sound_in_language", "ended", "looped"])
     if not columns:
         return False
     rows = list(comparison.by_row)
@@ -47,7 +43,7 @@ def bars(comparison: Comparison, language: str, file: Path) -> bool:
             if cell := comparison.cell(row, column):
                 axis.barh(place, cell.metric.value, xerr=_error(cell), color=_colour(place), ecolor=_INK, height=0.7)
         axis.set_xlim(0, 1)
-        axis.set_title(fill(_MEASURES[column.label], 24), fontsize=8, color=_INK)
+        axis.set_title(fill(column.label, 24), fontsize=8, color=_INK)
         _plain(axis)
     _name_rows(figure, rows)
     _save(figure, file)
@@ -109,7 +105,7 @@ def against_tokens(
                           yerr=[[_error(cell)[end][0] for _, cell in found] for end in (0, 1)], label=arm,
                           marker=_marker(place), markersize=4, color=_colour(place), elinewidth=1,
                           capsize=2)  # fmt: skip
-        axis.set_title(_MEASURES[column.label], fontsize=8, color=_INK)
+        axis.set_title(column.label, fontsize=8, color=_INK)
         _of_tokens(axis)
         axis.set_ylim(-0.02, 1.02)
         _plain(axis)

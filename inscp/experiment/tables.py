@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from inscp.evaluation.items import Item, items_folder, read_values
+from inscp.evaluation.labels import LABELS
 from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
 from inscp.evaluation.statistics import means, perplexity, with_perplexities
 from inscp.experiment.estimates import Difference, Sample, difference, mean, samples
@@ -253,5 +254,6 @@ def _placed(task: str, kind: str, metric: str) -> tuple[str, str]:
     for layout in _LAYOUTS:
         found = re.fullmatch(layout.pattern, metric)
         if found and layout.kind in ("", kind):
-            return layout.title, layout.label.format(task=task, **found.groupdict())
+            parts = {name: LABELS.get(part, part) if name == "m" else part for name, part in found.groupdict().items()}
+            return layout.title, layout.label.format(task=task, **parts)
     raise AssertionError(metric)  # the last layout takes everything

@@ -50,7 +50,7 @@ def test_what_was_lucky_where_it_was_chosen_is_judged_elsewhere() -> None:
     assert [row[1] for row in choosing.rows] == ["–", "1,000", "–"]  # all that there are, of the last
     assert judging.title == "Goals: lucky by the other half"
     ended, perplexity = judging.rows
-    assert ended[0] == "fi: ended"
+    assert ended[0] == "fi: end their turn"
     assert ended[1] == "≥ 2 x instruct"
     assert ended[2].startswith("25 %")  # of the original, by the odd items
     assert ended[3].startswith("0 %")
@@ -149,6 +149,6 @@ def test_a_goal_has_one_bound(bounds: dict[str, float]) -> None:
 def test_without_the_reference_only_its_multiples_are_left_out() -> None:
     goals = [Goal("language/{language}/ended", at_least=0.5), *GOALS]
     choosing, judging = goal_grids(Comparison([LUCKY, STEADY], "instruct"), goals, "fi", TRAINED)
-    assert choosing.head == ["", "tokens", "fi: ended ≥ 50%", "reached"]
+    assert choosing.head == ["", "tokens", "fi: end their turn ≥ 50%", "reached"]
     assert [row[2] for row in judging.rows] == ["–"]
     assert goal_grids(Comparison([LUCKY, STEADY], "instruct"), GOALS, "fi", TRAINED) == []

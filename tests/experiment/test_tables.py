@@ -90,7 +90,7 @@ def test_a_seed_in_which_one_of_two_rows_lacks_a_metric_does_not_count_in_their_
     assert apart is not None  # of no seed in common
     assert (apart.before, apart.after) == (0.1, 0.6)
     [table] = (of for of in Comparison(rows, "a").tables() if of.title == "By part")
-    assert grids(table, "a")[1].rows == [["b", "+0 (-31 to +31)", "+0 (-31 to +31), 1 seed"]]
+    assert grids(table, "a")[1].rows == [["b", "+0 (-31 to +31)", "+0 (-31 to +31), 1 seed"], ["n", "10", "10"]]
 
 
 def test_a_seed_that_only_one_of_two_rows_has_does_not_count_in_their_difference(comparison: Comparison) -> None:
@@ -128,6 +128,21 @@ def test_the_page_needs_nothing_else_and_the_markdown_has_every_table(comparison
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_tables_call_measures_as_people_do_and_say_of_how_many_items_they_are(comparison: Comparison) -> None:
+    original, one, _ = comparison.evaluated
+    more = evaluated("more", None, [True] * 6, [2.0, 3.0])
+    tables = Comparison([original, one, more], "instruct").tables()
+    table = next(of for of in tables if "answers are" in of.title)
+    values, changes = grids(table, "instruct")
+    assert values.head == ["", "en: end their turn", "en: in the language, of the sound", "en: repeat themselves"]
+    assert values.rows[-1] == ["n", "4–6", "4–6", "4–6"]
+    assert changes.rows[-1] == ["n", "4", "4", "4"], "items that both were asked"
+    rows = {row: [*cells] * 3 for row, cells in table.rows.items()}
+    [turned] = grids(replace(table, columns=[*table.columns] * 3, rows=rows, changes={}), "instruct")
+    assert turned.head == ["", "instruct", "InsCP | ours", "more", "n"]
+    assert turned.rows[0][-1] == "4–6"
+
+
 def test_evaluations_of_two_versions_of_a_task_are_not_set_side_by_side(comparison: Comparison) -> None:
     old = comparison.evaluated[0]
     tasks = {name: replace(task, version=99) for name, task in old.results.tasks.items()}
@@ -141,9 +156,11 @@ def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison)
     surer = evaluated("lost a seed", 1, [True] * 4, [2.0, 3.0])
     table = next(of for of in Comparison([original, one, two, surer], "instruct").tables() if "answers are" in of.title)
     values, changes = grids(table, "instruct")
-    ended = [grid.head.index("en: ended") for grid in (values, changes)]
+    ended = [grid.head.index("en: end their turn") for grid in (values, changes)]
     rows = [{row[0]: row[at] for row in grid.rows} for grid, at in zip((values, changes), ended, strict=True)]
-    assert list(rows[0]) == ["instruct", "InsCP | ours", "lost a seed, 1 seed"], "nothing is drawn for the original"
+    assert list(rows[0]) == ["instruct", "InsCP | ours", "lost a seed, 1 seed", "n"], (
+        "nothing is drawn for the original"
+    )
     assert rows[1]["lost a seed, 1 seed"].startswith("+75 (")
     assert rows[1]["lost a seed, 1 seed"].endswith(")"), "an interval of one seed is narrower than one of two"
     assert "seed" not in "".join(map("".join, (*rows[0].values(), *rows[1].values())))

@@ -76,6 +76,8 @@ def test_fit_prints_before_and_after_and_what_to_try_next(fitted: str) -> None:
     assert re.search(r"held perplexity +\d+\.\d+ +\d+\.\d+", fitted)
     for row in ("in the prompt's language", "end their turn", "repeat themselves", "copy the prompt"):
         assert len(re.findall(rf"{row} +\d+% +\d+%", fitted)) == 2  # one a language
+    assert re.findall(r"^answers to (.+)$", fitted, re.MULTILINE) == [
+        "zh-TW prompts (n = 1)", "en prompts (n = 1)"]  # fmt: skip
     assert len(re.findall(r"^  (?:python -m inscp|mlflow) ", fitted, re.MULTILINE)) == 3
 
 
