@@ -25,7 +25,7 @@ _UNKNOWN = re.compile(
 _PLACED = re.compile(r"unrecognized arguments?: *(?!-)(\S+)", re.IGNORECASE)
 _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
 _CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
-_NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (\{.*?\})$", re.MULTILINE)
+_NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (.+)$", re.MULTILINE)
 _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re.DOTALL)
 _NO_SECTION = re.compile(r'Unable to load config "(.*)"$')
 _OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
@@ -35,6 +35,8 @@ TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+
 _ENTRY = re.compile(r"(?:\n *- .*)*\n *Given value type: .*\n *Given value: (\{.*\})(?=\n(?:.*\n)*? *Given value: )")
 """Behind it, the entry of a list or mapping that it is about."""
 _UNDER = "Give it under init_args: {class_path: …, init_args: {…}}."
+_ALSO_CALLED = {"limit": "max_prompts", "max_prompts": "limit"}
+"""So many prompts, as tasks and as callbacks call it."""
 _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
 """Sections by which a configuration of another command is known."""
 
@@ -53,7 +55,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
         return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
     if unknown := _UNKNOWN.search(message):
         name, file = _placed(next(group for group in unknown.groups() if group), files, arguments)
-        what, mend = _meant(parser, name)
+        what, mend = _meant(parser, name, bool(command))
         return UserError(f"{name}{file}", what, mend or see_help)
     key = _KEY.search(message)
     if key is None:
@@ -70,9 +72,11 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
     if told := TOLD.search(message):
         entry = _ENTRY.match(message, told.end())
         mend = see_help if told[3] == _UNDER else told[3]
-        if told[1].startswith(f"{name}."):
+        if told[1].startswith((f"{name}.", f"{name}[")):
             return UserError(told[1], told[2], mend)
         return UserError(f"{name}{file}", f"{told[1]}: {told[2]}{f', in {entry[1]}' if entry else ''}", mend)
+    if (given := _NO_ENTRY.search(message)) and (wrong := _wrong_entry(name, given[2], files)):
+        return UserError(f"{wrong[0]}{file}", *wrong[1:])
     what, mend = _wrong(_types(parser, key[1]), message)
     return UserError(f"{name}{file}", what or _plain(message), mend or (see_help if command else "Mend the value."))
 
@@ -105,31 +109,59 @@ def _placed(name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequen
     if given := next(filter(None, map(ends.match, arguments)), None):
         return given["key"], ""
     for file, held in files.items():
-        if whole := next((key for key in _dotted(held) if f".{key}".endswith(f".{name}")), None):
+        if whole := whole_key(name, held):
             return whole, f" in {file}"
     return name, ""
 
 
-def _dotted(held: Any, before: str = "") -> Iterator[str]:
-    for key, value in held.items() if isinstance(held, Mapping) else ():
-        yield f"{before}{key}"
-        yield from _dotted(value, f"{before}{key}.")
+def whole_key(name: str, held: Any) -> str | None:
+    """The key of a configuration that ends in `name`, if one does."""
+    return next((key for key, _ in _dotted(held) if f".{key}".endswith(f".{name}")), None)
 
 
-def _meant(parser: ArgumentParser, name: str) -> tuple[str, str]:
+def _dotted(held: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a configuration and what they hold; those of a list are its places."""
+    inside: list[tuple[str, Any]] = []
+    if isinstance(held, Mapping):
+        inside = [(f"{before}.{key}" if before else str(key), value) for key, value in held.items()]
+    elif isinstance(held, list):
+        inside = [(f"{before}[{place}]", value) for place, value in enumerate(held)]
+    for key, value in inside:
+        yield key, value
+        yield from _dotted(value, key)
+
+
+def _wrong_entry(name: str, given: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, str] | None:
+    """Where an entry of a key stands that is no class's, what is wrong with it, and what to do about it."""
+    known = (pair for held in files.values() for pair in _dotted(held) if pair[0].startswith(name))
+    for key, value in known:
+        if repr(value) == given:
+            if value is None:
+                return key, "it has no value", "Give it a class_path, or leave it out."
+            if not isinstance(value, Mapping) or "class_path" not in value:
+                return key, "it names no class", "Give it its class_path: {class_path: …, init_args: {…}}."
+            if other := next((one for one in value if one not in ("class_path", "init_args")), None):
+                return f"{key}.{other}", "no such key", _UNDER
+    return None
+
+
+def _meant(parser: ArgumentParser, name: str, is_command: bool) -> tuple[str, str]:
     """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
     keys = list(known_keys(parser))
     if name in keys:
         return "it is given by its place, without its name", ""
-    section = name.partition(".")[0]
-    other = _COMMAND_OF.get(section)
-    if other and not any(key.startswith(f"{section}.") for key in keys):
+    section, last = name.partition(".")[0], name.rpartition(".")[2]
+    if not is_command:  # of a class in a key, which knows its own part of it
+        name = last
+    elif (other := _COMMAND_OF.get(section)) and not any(key.partition(".")[0] == section for key in keys):
         return "no such key", f"It is a key of {other}: see python -m inscp {other} --help."
-    near = get_close_matches(name, keys, n=1, cutoff=0.8)
+    also = name.removesuffix(last) + _ALSO_CALLED.get(last, last)
+    near = [also] if also in keys else get_close_matches(name, keys, n=1, cutoff=0.8)
     if not near:  # of another section, or of none
-        last = {key.rpartition(".")[2]: key for key in reversed(keys)}
-        near = [last[part] for part in get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.7)]
-    return "no such key", f"Did you mean {near[0]}?" if near else ""
+        by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
+        near = [by_end[part] for part in get_close_matches(last, by_end, n=1, cutoff=0.7)]
+    known = "" if is_command else f"There are: {', '.join(keys)}."
+    return "no such key", f"Did you mean {near[0]}?" if near else known
 
 
 def known_keys(parser: ArgumentParser) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 from jsonargparse._actions import _ActionConfigLoad
 
-from inscp.commands.mistakes import TOLD, class_names, complaint, known_keys
+from inscp.commands.mistakes import TOLD, class_names, complaint, known_keys, whole_key
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError
 
@@ -60,7 +60,11 @@ class OneLineErrors:
         """As jsonargparse does, which takes any value that a file gives for a section."""
         if isinstance(action, _ActionConfigLoad) and not isinstance(value, dict | Namespace | str):
             value = json.dumps(value)  # as the command line has it, where it is looked at
-        return super()._check_value_key(action, value, *args, **options)  # type: ignore[misc]
+        try:
+            return super()._check_value_key(action, value, *args, **options)  # type: ignore[misc]
+        except UserError as error:  # of a class inside the value, which knows the end of the key alone
+            where = whole_key(error.where, {action.dest: value}) or error.where
+            raise UserError(where, error.what, error.mend) from error
 
     def validate(self, *args: Any, **options: Any) -> Any:
         """As jsonargparse does, which takes `null` for any key by itself."""

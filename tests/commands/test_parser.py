@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.commands.fit import TrainingParser
 from inscp.commands.parser import Parser, call
@@ -60,3 +61,24 @@ def test_null_is_refused_where_a_value_is_needed(key: str, may_be: bool) -> None
         return
     with pytest.raises(UserError, match=f"checkpoint.{key}: it has no value"):
         parser.parse_object(given)
+
+
+@pytest.mark.parametrize(("entry", "told"), [
+    ("{class_path: LanguageAlignment, init_args: {languages: [en], max_prompts: 3}}",
+     ".init_args.max_prompts in tasks.yaml: no such key. Did you mean limit?"),
+    ("{class_path: LanguageAlignment, init_args: {languages: [en], wibble: 3}}",
+     ".init_args.wibble in tasks.yaml: no such key. There are: languages, prompts, limit, max_new_tokens, lid_model."),
+    ("{class_path: LanguageAlignment, init_args: {languages: [en]}, limit: 3}",
+     ".limit in tasks.yaml: no such key. Give it under init_args: {class_path: …, init_args: {…}}."),
+    ("{init_args: {languages: [en]}}",
+     " in tasks.yaml: it names no class. Give it its class_path: {class_path: …, init_args: {…}}."),
+    ("null", " in tasks.yaml: it has no value. Give it a class_path, or leave it out."),
+])  # fmt: skip
+def test_an_entry_that_is_no_task_is_told_by_its_name(
+    entry: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = "{class_path: LanguageAlignment, init_args: {languages: [en]}}"
+    Path("tasks.yaml").write_text(f"tasks: {{good: {good}, other: {entry}}}\n", "utf-8")
+    assert main(["evaluate", "--model", "org/x", "--config", "tasks.yaml"]) == 2
+    assert capsys.readouterr().err == f"error: tasks.other{told}\n"

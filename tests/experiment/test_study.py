@@ -244,6 +244,9 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "complaint"), [
     (STUDY + "seed: [1]\n", "seed: no such key. Did you mean seeds"),
+    (STUDY + "goals: [{metric: a/b, at_least: 1}, {metric: a/b, atleast: 1}]\n",
+     "goals[1].atleast: no such key. Did you mean at_least?"),
+    (STUDY + "projected: {dpo: {aftr: InsCP}}\n", "projected.dpo.aftr: no such key. Did you mean after?"),
     (STUDY.replace("{fit: {data", "{fitt: {data"), "arms.InsCP.fitt: no such key"),
     (STUDY.replace("{fit: {data.tagger: PlainTagger}}", "{fit: }"), "arms.InsCP.fit: it has no value"),
     (STUDY.replace("{fi: {}}", "{fi: {data.train: x}}"), "languages.fi.data.train: no such key"),
