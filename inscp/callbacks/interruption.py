@@ -1,7 +1,9 @@
 """Signals: a training that is told to stop stops behind its step, with a checkpoint."""
 
 import os
+import re
 import signal
+import sys
 import threading
 from functools import partial
 from types import FrameType
@@ -17,6 +19,12 @@ from inscp.errors import Stopped
 from inscp.tracking.tracker import tracker_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def how_to_go_on() -> str:
+    """What goes on with a training that was broken off: a study, say, gives each of its own the option already."""
+    is_given = re.search(r"--ckpt_path[ =]last\b", " ".join(sys.argv))
+    return "the same command goes on" if is_given else "the same command with --ckpt_path last goes on"
 
 
 class Interruption(Callback):
@@ -64,7 +72,7 @@ class Interruption(Callback):
         if problem:
             message, status = f"{where}; {problem}", 1
         else:
-            message = f"{where}, with a checkpoint; go on by the same command and --ckpt_path last"
+            message = f"{where}, with a checkpoint; {how_to_go_on()}"
             status = 130 if number == signal.SIGINT else Stopped.RESTART
         if tracker := tracker_of(trainer):
             tracker.finalize("interrupted")  # Lightning would call it failed

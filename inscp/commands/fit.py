@@ -21,7 +21,7 @@ from inscp.callbacks.before_after import BeforeAfter
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.cost import TrainingCost, training_cost
 from inscp.callbacks.export import ExportAtEnd
-from inscp.callbacks.interruption import Interruption
+from inscp.callbacks.interruption import Interruption, how_to_go_on
 from inscp.callbacks.last_validation import LastValidation
 from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
@@ -99,7 +99,7 @@ def run(command: str, arguments: list[str]) -> None:
         if not (dist.is_initialized() and _LOST.search(str(error))):
             raise
         what = f"another process of this training has ended, or cannot be reached ({first_line(error)[:200]})"
-        raise RunError(f"{what}; go on by the same command and --ckpt_path last") from error
+        raise RunError(f"{what}; {how_to_go_on()}") from error
     _leave_together()
 
 

@@ -60,7 +60,7 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
     os.kill(children(process)[0] if to_child else process.pid, number)
     assert process.wait(timeout=60) == status, process.stderr
     assert f"{number.name}: stopped behind step {max(steps(folder, log))}" in process.stderr
-    assert "--ckpt_path last" in process.stderr
+    assert "with a checkpoint; the same command goes on" in process.stderr
     [run] = (folder / f"{log}_runs").glob("*/*")
     [checkpoint], _ = whole_checkpoints(run / "checkpoints")
     last = max(steps(folder, log))

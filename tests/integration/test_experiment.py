@@ -279,6 +279,7 @@ def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, ti
     wait_for(tmp_path, "out/runs/*/*/*/checkpoints/step-*/whole.json")
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
+    assert "--ckpt_path" not in process.stderr, "which is no option of a study"
     assert not list(tmp_path.glob("out/runs/*/*/*/model"))
     run(*line, cwd=tmp_path)
     assert len(list(tmp_path.glob("out/runs/*/*/*/model"))) == 1

@@ -1,0 +1,23 @@
+"""What goes on with a training that was broken off."""
+
+import sys
+
+import pytest
+
+from inscp.callbacks.interruption import how_to_go_on
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([], "the same command with --ckpt_path last goes on"),
+        (["--ckpt_path", "step-2"], "the same command with --ckpt_path last goes on"),
+        (["--ckpt_path", "last"], "the same command goes on"),
+        (["--ckpt_path=last"], "the same command goes on"),
+    ],
+)
+def test_an_option_that_was_given_is_not_asked_for(
+    given: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["inscp", "fit", "--config", "c.yaml", *given])
+    assert how_to_go_on() == told
