@@ -1,6 +1,5 @@
 """Asking a model the same prompts in several languages."""
 
-from dataclasses import replace
 from typing import ClassVar
 
 from lightning import Callback
@@ -51,5 +50,5 @@ class Interview(Callback):
         """The greedy answers to the prompts in a language, and what they come to (`AlignmentScorer.shares`)."""
         turns = [(Turn("user", prompt),) for prompt in self.questions[language]]
         found = sorted(generate(model, tokenizer, turns, self._max_new_tokens))
-        answers = [replace(answer, response=without_reasoning(answer.response)) for _, answer in found]
+        answers = without_reasoning([answer for _, answer in found])
         return answers, self._scorer.shares(answers, language)

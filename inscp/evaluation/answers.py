@@ -3,7 +3,7 @@
 import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import regex
@@ -20,6 +20,7 @@ _LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Conf
 _PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it takes out before it looks at a line
 _LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
+_CLOSED = "</think>"
 
 ALIGNMENT_METRICS = (
     "in_language", "in_script", "ended", "looped", "copied", "empty", "sound", "sound_in_language",
@@ -28,10 +29,28 @@ ALIGNMENT_METRICS = (
 """Of an `AlignmentScorer`'s items, in each prompt language; beside them stands answered_in/X."""
 
 
-def without_reasoning(response: str) -> str:
-    """What a user is told by a model that reasons in think tags first; nothing where it was cut while it reasoned."""
-    _, is_over, answer = response.rpartition("</think>")
-    return answer.lstrip() if is_over else "" if response.lstrip().startswith("<think>") else response
+def without_reasoning(answers: Sequence[Generation]) -> list[Generation]:
+    """What a user is told by a model that reasons in think tags first; nothing where it was cut while it reasoned.
+
+    Some chat templates open the tag themselves, so that no response does: that of most which ended closes it.
+
+    Args:
+        answers: of one model, to be looked at together.
+    """
+    closes = [_CLOSED in answer.response and not _begins_to_reason(answer) for answer in answers if answer.ended]
+    is_opened = 2 * sum(closes) > len(closes)
+
+    def told(answer: Generation) -> str:
+        if _CLOSED in answer.response:
+            return answer.response.rpartition(_CLOSED)[2].lstrip()
+        is_cut = _begins_to_reason(answer) or (is_opened and not answer.ended)
+        return "" if is_cut else answer.response
+
+    return [replace(answer, response=told(answer)) for answer in answers]
+
+
+def _begins_to_reason(answer: Generation) -> bool:
+    return answer.response.lstrip().startswith("<think>")
 
 
 def flaws(answer: Generation) -> dict[str, bool]:

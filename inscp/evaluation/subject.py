@@ -78,10 +78,8 @@ class Subject:
 
         requests = [[max_new_tokens, [[turn.role, turn.text] for turn in prompt]] for prompt in prompts]
         answers = self._journal.answered("generate", requests, answer, self.watch(what, len(prompts)))
-        return [
-            Generation(prompt[-1].text, without_reasoning(response), *rest)
-            for prompt, (response, *rest) in zip(prompts, answers, strict=True)
-        ]
+        found = [Generation(prompt[-1].text, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return without_reasoning(found)
 
     def nlls(self, what: str, sequences: Sequence[TokenSequence]) -> np.ndarray:
         """Summed negative log-likelihood of each sequence's targets in nats, float64 [N].

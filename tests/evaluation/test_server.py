@@ -291,3 +291,15 @@ def test_reasoning_is_no_part_of_the_answer(said: str, response: str, tmp_path: 
     with saying(said) as fake:
         [answer] = subject_of(server(fake), tmp_path).generate("asking", prompts(1), 16)
     assert answer.response == response
+
+
+def test_an_answer_that_is_cut_while_a_model_reasons_is_none_though_the_template_has_opened_the_tag(
+    tmp_path: Path,
+) -> None:
+    whole, cut = "They ask.\n</think>\n\nSo.", {"text": "They ask and I", "finish_reason": "length"}
+    with saying(whole, whole, cut) as fake:
+        reasoned = subject_of(server(fake, concurrency=1), tmp_path / "a").generate("asking", prompts(3), 16)
+    assert [answer.response for answer in reasoned] == ["So.", "So.", ""]
+    with saying("So.", whole, cut) as fake:  # one stray tag is no habit
+        plain = subject_of(server(fake, concurrency=1), tmp_path / "b").generate("asking", prompts(3), 16)
+    assert [answer.response for answer in plain] == ["So.", "So.", "They ask and I"]
