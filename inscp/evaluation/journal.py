@@ -50,8 +50,7 @@ class Journal:
         if written != whole:
             with path.open("rb+") as file:
                 file.truncate(len(whole))
-        if not whole:
-            self._write(dict(made_by))
+        self._unwritten = [] if whole else [dict(made_by)]  # where nothing is answered it does not matter
 
     def answered(
         self, kind: str, requests: Sequence[Any], answer: Callable[[list[int]], Answers], on_answer: Callable[[], None]
@@ -79,5 +78,7 @@ class Journal:
         return [self._answers[key] for key in keys]
 
     def _write(self, value: dict[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in (*self._unwritten, value)]
+        self._file.write("".join(lines))
         self._file.flush()
+        self._unwritten = []

@@ -1,5 +1,6 @@
 """What was answered is never asked again, and a file of another model's answers is not taken."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def test_an_interrupted_run_goes_on_with_what_is_left(tmp_path: Path) -> None:
     assert (first.asked, second.asked) == ([3, 2], [1, 0])
     assert ask(path, third, requests) == [f"answer {i}" for i in range(4)]
     assert third.asked == []
+
+
+def test_where_nothing_is_answered_yet_other_settings_may_begin(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    Journal(path, MADE_BY | {"weights": "2"})  # and then an error in the prompts, say
+    assert ask(path, Answering(), ["a"]) == ["answer 0"]
+    assert json.loads(path.read_text("utf-8").splitlines()[0]) == MADE_BY
 
 
 def test_the_same_request_is_asked_once_and_another_kind_is_another(tmp_path: Path) -> None:
