@@ -100,6 +100,9 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if hub is None:
         mend = "Give a model's folder, a .gguf file, a Hub id (org/name, org/name@revision) or pypi:…"
         raise UserError(spec, "no such model", mend)
+    if not hub["revision"] and path.parent.is_dir():  # to ask the Hub for a mistyped path takes a minute
+        what = f"there is no such folder in {path.parent}"
+        raise UserError(spec, what, f"Check the path, or write {spec}@main where a model of the Hub is meant.")
     return hub["id"], hub["revision"]
 
 

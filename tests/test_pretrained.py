@@ -108,6 +108,19 @@ def test_code_from_the_hub_is_that_of_one_commit() -> None:
             resolve(spec)
 
 
+def test_what_may_be_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("outputs/model") == ("outputs/model", None)
+    Path("outputs").mkdir()
+    with pytest.raises(UserError, match=r"no such folder in outputs\. Check the path, or write outputs/model@main"):
+        resolve("outputs/model")
+    assert resolve("outputs/model@main") == ("outputs/model", "main")
+    with pytest.raises(UserError, match="no such model"):
+        resolve("outputs/run/model")
+
+
 def test_models_in_the_same_place_are_told_apart_wherever_they_differ(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     (tmp_path / "config.json").write_text("{}")
