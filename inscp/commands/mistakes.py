@@ -35,6 +35,8 @@ TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+
 _ENTRY = re.compile(r"(?:\n *- .*)*\n *Given value type: .*\n *Given value: (\{.*\})(?=\n(?:.*\n)*? *Given value: )")
 """Behind it, the entry of a list or mapping that it is about."""
 _UNDER = "Give it under init_args: {class_path: …, init_args: {…}}."
+_FIRST = {"model": "pretrained", "data": "train"}
+"""Of sections that other commands have as one value, the key that takes it."""
 _ALSO_CALLED = {"limit": "max_prompts", "max_prompts": "limit"}
 """So many prompts, as tasks and as callbacks call it."""
 _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
@@ -68,6 +70,8 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
         keys = {f"{name}.{last}": value for last, value in _OFF.items() if given[1] in _OFF.values()}
         off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
         mend = f"To switch it off, set {off}." if off else f"Give them. {see_help}"
+        if name in _FIRST and given[1] != "null":
+            mend = f"Did you mean --{name}.{_FIRST[name]} {given[1]}?"
         return UserError(f"{name}{file}", f"it is a section, and {given[1]} holds none of its keys", mend)
     if told := TOLD.search(message):
         entry = _ENTRY.match(message, told.end())
