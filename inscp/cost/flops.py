@@ -122,14 +122,16 @@ class WorkCounter:
 
         def count(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
             given = {**named, **signature(module.forward).bind_partial(*arguments, **named).arguments}
-            ids, positions, past = given["input_ids"], given.get("position_ids"), given.get(CACHE)
-            counts[0] += ids.numel()
+            # What also sees embeds the tokens itself, before its decoder.
+            read = next(given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None)
+            (rows, length), positions, past = read.shape[:2], given.get("position_ids"), given.get(CACHE)
+            counts[0] += rows * length
             if not size.attention_width:  # Mamba and its like, whose caches have no length
                 return
             if positions is None:
                 begin = past.get_seq_length() if past is not None else 0
-                positions = (begin + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
-            counts[1] = counts[1] + (positions + 1).sum() * (ids.shape[0] // positions.shape[0])
+                positions = (begin + torch.arange(length, device=read.device)).expand(rows, length)
+            counts[1] = counts[1] + (positions + 1).sum() * (rows // positions.shape[0])
 
         decoder(model).register_forward_pre_hook(count, with_kwargs=True)
 

@@ -35,6 +35,11 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+SEEING = Gemma3Config(
+    text_config=SIZES | {"head_dim": 8},
+    vision_config={"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    mm_tokens_per_image=4,
+)
 IDS = torch.arange(24).reshape(2, 12)
 EVERY = Work(24, 2 * 12 * 12)
 """Eager attention computes every pair, and torch counts every pair."""
@@ -77,9 +82,7 @@ def test_of_experts_those_count_that_are_chosen() -> None:
 
 
 def test_no_text_passes_through_a_tower_for_images() -> None:
-    tower = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Gemma3Config(text_config=SIZES | {"head_dim": 8}, vision_config=tower, mm_tokens_per_image=4)
-    model = Gemma3ForConditionalGeneration(config)
+    model = Gemma3ForConditionalGeneration(SEEING)
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counted:
         model(IDS)
@@ -121,6 +124,7 @@ def test_what_is_asked_is_counted_token_by_token(tiny_model_folder: str) -> None
         GPTNeoXConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16),
         OPTConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16,
                   word_embed_proj_dim=16),
+        SEEING,
     ],
     ids=lambda config: config.model_type,
 )  # fmt: skip
