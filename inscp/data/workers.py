@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ def worked(work: Callable[[T], U], batches: Iterable[T], processes: int | None =
 
 def _worked_by(processes: int, work: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
     waiting: deque[Future[U]] = deque()
-    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work, os.getpid())) as pool:
         for batch in batches:
             with _tokenizers_of_one_thread():  # at the first batch all processes are forked
                 waiting.append(pool.submit(_work_on, batch))
@@ -72,19 +72,20 @@ def _worked_by(processes: int, work: Callable[[T], U], batches: Iterable[T]) -> 
 
 
 def _processes() -> int:
-    """None where a process cannot be forked safely."""
-    return min(_MOST, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 0
+    """None where a process cannot be forked safely, or by one that must have none."""
+    is_possible = sys.platform == "linux" and not current_process().daemon
+    return min(_MOST, len(os.sched_getaffinity(0))) if is_possible else 0
 
 
 _work: Callable[[Any], Any]
 """What this process is here for: a global, as no closure can be sent and a tokenizer takes long."""
 
 
-def _begin(work: Callable[[Any], Any]) -> None:
+def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
     heedless()
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

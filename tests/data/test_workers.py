@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,6 +85,21 @@ def test_processes_end_with_a_parent_that_is_killed() -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60)  # which ends when all have closed their output
     assert done.returncode == -signal.SIGKILL
     assert int(done.stdout)
+
+
+def test_one_whose_parent_was_killed_before_it_began_ends_too() -> None:
+    script = "from inscp.data import workers\nworkers._begin(print, 0)\nimport time\ntime.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, timeout=30)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def worked_by_one() -> list[tuple[int, int]]:
+    return list(worked(with_process, range(3)))
+
+
+def test_a_daemon_which_must_have_no_children_does_all_itself() -> None:
+    with get_context("fork").Pool(1) as pool:
+        assert len({process for _, process in pool.apply(worked_by_one)}) == 1
 
 
 @pytest.fixture
