@@ -43,8 +43,7 @@ def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
     if all(isinstance(value, bool) for value in values):
         total = sum(weights)
         share = sum(weight for value, weight in zip(values, weights, strict=True) if value) / total
-        effective = total**2 / sum(weight**2 for weight in weights)  # so many of one weight say as much (Kish 1965)
-        return Metric(share, wilson(share, effective), len(values))
+        return Metric(share, wilson(share, effective(np.asarray(weights))), len(values))
     return _mean_of_numbers(np.asarray([values], dtype=np.float64), np.asarray([weights]))
 
 
@@ -110,7 +109,12 @@ def scipy_stats() -> Any:
     return library("scipy.stats", "eval")
 
 
-def most_of_none(n: int) -> float:
+def effective(weights: np.ndarray) -> float:
+    """So many items of one weight say as much as those of these weights (Kish 1965)."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def most_of_none(n: float) -> float:
     """The upper end of the exact 95 % interval (Clopper-Pearson) of a share that 0 of n items have.
 
     A bootstrap would draw nothing but zeros.

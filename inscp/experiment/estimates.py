@@ -17,6 +17,7 @@ from inscp.evaluation.items import Item
 from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import (
     drawn,
+    effective,
     items_variance,
     mcnemar,
     most_of_none,
@@ -96,7 +97,8 @@ def mean(sample: Sample) -> Metric:
     spread = _spread(_of_seeds(sample, drawn(sample.values.shape[1])), of_seeds, n)
     low, high = within(sample.values, value - spread.half_width, value + spread.half_width)
     if sample.is_share:
-        least, most = wilson(value, n)  # where all items say the same, what is drawn does, as if that were certain
+        # Where all items say the same, what is drawn does, as if that were certain.
+        least, most = wilson(value, _effective(sample))
         low, high = min(low, least), max(high, most)
     return Metric(value, (low, high), n)
 
@@ -122,7 +124,8 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         spread = _Spread(items_variance(resampled, n), n - 1, *_seeds_variance(old, new))
     change, is_share = other - one, before.is_share and after.is_share
     # Of few items that differ little is known, though what is drawn again agrees.
-    half_width = max(spread.half_width, most_of_none(n) if is_share else 0.0)
+    fewest = min(map(_effective, (before, after)))
+    half_width = max(spread.half_width, most_of_none(fewest) if is_share else 0.0)
     if not half_width and abs(change) > _ROUNDING:  # all items change by the same, and how others would is not known
         half_width = math.nan
     low, high = change - half_width, change + half_width
@@ -207,6 +210,11 @@ def _means(of_seeds: np.ndarray) -> np.ndarray:
     count = known.sum(1)
     total = np.where(known, of_seeds, 0.0).sum(1)
     return np.divide(total, count, where=count > 0, out=np.full(len(count), np.nan))
+
+
+def _effective(sample: Sample) -> float:
+    """Items of one weight that say as much as those of all seeds together."""
+    return effective(sample.weights.max(0))
 
 
 def _once(sample: Sample) -> np.ndarray:

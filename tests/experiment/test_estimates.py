@@ -55,6 +55,14 @@ def test_a_difference_of_shares_is_never_certain_and_never_above_all() -> None:
     assert few.change.interval == (-1.0, 1.0)
 
 
+def test_where_all_items_agree_those_that_weigh_much_are_as_few_as_they_are() -> None:
+    weighed = items([True] * 40, [10.0] * 2 + [1.0] * 38)
+    one, other = samples([[weighed], [weighed]], "m")
+    assert mean(one) == means(weighed)["m"]
+    same = difference(one, other, same_seeds=True)
+    assert same.change.interval[1] == pytest.approx(most_of_none(58**2 / 238))
+
+
 def test_a_difference_is_paired_by_item() -> None:
     arms = [[noisy(0, 0.0), noisy(1, 0.0)], [noisy(2, 0.3), noisy(3, 0.3)]]
     found = difference(*samples(arms, "m"), same_seeds=True)
