@@ -59,12 +59,17 @@ def worked(work: Callable[[T], U], batches: Iterable[T], processes: int | None =
         raise RunError("a process that prepares text was ended by the system: is there too little memory?") from error
 
 
-def _worked_by(processes: int, work: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
+def _worked_by(processes: int, work: Callable[[T], U], batches: Iterator[T]) -> Iterator[U]:
     waiting: deque[Future[U]] = deque()
     with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work, os.getpid())) as pool:
         for batch in batches:
-            with _tokenizers_of_one_thread():  # at the first batch all processes are forked
-                waiting.append(pool.submit(_work_on, batch))
+            try:
+                with _tokenizers_of_one_thread():  # at the first batch all processes are forked
+                    waiting.append(pool.submit(_work_on, batch))
+            except OSError:  # there may be no more processes, and those that are there would wait for ever
+                for process in pool._processes.values():
+                    process.kill()
+                yield from map(work, chain([batch], batches))
             if len(waiting) > 2 * processes:
                 yield waiting.popleft().result()
         while waiting:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -91,6 +92,22 @@ def test_one_whose_parent_was_killed_before_it_began_ends_too() -> None:
     script = "from inscp.data import workers\nworkers._begin(print, 0)\nimport time\ntime.sleep(60)"
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, timeout=30)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_where_not_all_processes_can_be_started_none_is_kept_and_the_work_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork, pids = os.fork, []
+
+    def fork_twice() -> int:
+        if len(pids) == 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        pids.append(fork())
+        return int(pids[-1])
+
+    monkeypatch.setattr(os, "fork", fork_twice)
+    assert list(worked(with_process, range(9), processes=4)) == [(number, os.getpid()) for number in range(9)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [-signal.SIGKILL] * 2
 
 
 def worked_by_one() -> list[tuple[int, int]]:
