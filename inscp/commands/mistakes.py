@@ -28,6 +28,7 @@ _CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
 _NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (.+)$", re.MULTILINE)
 _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re.DOTALL)
 _NO_SECTION = re.compile(r'Unable to load config "(.*)"$')
+_NO_YAML = re.compile(r"Unable to load config '(.*)'$", re.MULTILINE)
 _OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
 """Keys that switch their section off, and the value that does."""
 TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
@@ -66,7 +67,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
     if message.rstrip().endswith(("Got value: None", "Given value: None")):
         mend = f"Give one, as --{name} …. {see_help}" if command else see_help
         return UserError(f"{name}{file}", "it has no value", mend)
-    if given := _NO_SECTION.search(message):
+    if given := _NO_SECTION.search(message) or (_NO_YAML.search(message) if name in _FIRST else None):
         keys = {f"{name}.{last}": value for last, value in _OFF.items() if given[1] in _OFF.values()}
         off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
         mend = f"To switch it off, set {off}." if off else f"Give them. {see_help}"

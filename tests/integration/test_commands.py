@@ -335,6 +335,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--before_after", "null"], r"before_after: it is a section, .* off, set --before_after\.prompts null\."),
     (["--model", "outputs/model"], r"model: it is a section, .*\. Did you mean --model\.pretrained outputs/model\?"),
     (["--data", "nowhere.jsonl"], r"data: it is a section, .*\. Did you mean --data\.train nowhere\.jsonl\?"),
+    (["--data", "corpus.jsonl"], r"data: it is a section, .*\. Did you mean --data\.train corpus\.jsonl\?"),
     (["--config", "off.yaml"], r"cost in off\.yaml: it is a section, .* off, set --cost\.enabled false\."),
     (["--checkpoint", "no.yaml"], r"checkpoint: it is a section, and no\.yaml holds none of its keys\. Give them\."),
     (["--config", "nowhere.yaml"], r"config: File does not exist"),
