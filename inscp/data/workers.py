@@ -36,7 +36,7 @@ def worked(work: Callable[[T], U], batches: Iterable[T], processes: int | None =
     Args:
         work: needs nothing that is not there when the second batch is asked for: the processes are forked then.
         batches: taken as they are wanted, two a process ahead.
-        processes: by default one a core; with 0 all is done here.
+        processes: by default one a core; with 0, or where they cannot be started, all is done here.
 
     Raises:
         RunError: a process was killed.
@@ -77,7 +77,7 @@ def _worked_by(processes: int, work: Callable[[T], U], batches: Iterator[T]) -> 
 
 
 def _processes() -> int:
-    """None where a process cannot be forked safely, or by one that must have none."""
+    """How many there may be: 0 where none can be forked safely, and in a daemon."""
     is_possible = sys.platform == "linux" and not current_process().daemon
     return min(_MOST, len(os.sched_getaffinity(0))) if is_possible else 0
 
