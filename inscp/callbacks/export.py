@@ -36,8 +36,9 @@ class ExportAtEnd(Callback):
         for name, tensor in pl_module.result().items():
             all_of_it = whole(tensor)
             if trainer.is_global_zero:  # in CPU memory, where adapters are still to be added in fp32
-                dtype = torch.float32 if pl_module.adapter else stored_as(pl_module.model, name, all_of_it)
-                weights[name] = all_of_it.to("cpu", dtype)
+                is_there = all_of_it is tensor and tensor.is_cpu
+                written = torch.float32 if pl_module.adapter else stored_as(pl_module.model, name, all_of_it)
+                weights[name] = all_of_it.to("cpu", tensor.dtype if is_there else written)
         with others_wait():
             if trainer.is_global_zero:
                 problem = self._export(trainer, weights)

@@ -383,7 +383,16 @@ def test_what_a_driver_of_an_object_store_raises_may_pass() -> None:
 
 
 def test_a_new_file_is_made_by_one_of_the_processes_that_open_it_at_once(tmp_path: Path) -> None:
-    code = f"from inscp.tracking.mlflow_run import MLflowRun; MLflowRun('sqlite:///{tmp_path}/new.db').connect()"
-    opening = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    ended = [(process.wait(), process.stderr.read()) for process in opening if process.stderr]
-    assert [status for status, _ in ended] == [0, 0, 0], ended
+    code = f"""
+import os
+import mlflow.tracking
+from inscp.tracking.mlflow_run import MLflowRun
+
+for _ in range(3):
+    if not os.fork():
+        MLflowRun("sqlite:///{tmp_path}/new.db").connect()
+        os._exit(0)
+assert [os.wait()[1] for _ in range(3)] == [0, 0, 0]
+"""
+    ended = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 0, ended.stderr
