@@ -58,21 +58,29 @@ def test_the_folder_loads_with_plain_transformers_in_another_process(trained: tu
     assert "bfloat16" in done.stdout
 
 
-def test_the_weights_wait_for_their_export_in_the_precision_of_its_file(
-    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_gathered", [True, False])
+def test_gathered_weights_wait_for_their_export_in_the_precision_of_its_file_and_others_are_not_copied(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch, is_gathered: bool
 ) -> None:
-    seen: set[torch.dtype] = set()
+    waiting: dict[str, torch.Tensor] = {}
 
     def assembled(origin: Origin, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-        seen.update(tensor.dtype for tensor in weights.values())
+        waiting.update(weights)
         return assemble(origin, weights)
 
     monkeypatch.setattr("inscp.callbacks.export.assemble", assembled)
+    if is_gathered:  # as of shards
+        monkeypatch.setattr("inscp.callbacks.export.whole", torch.clone)
     provenance = Provenance(tmp_path)
     exporting = ExportAtEnd(tmp_path / "model", provenance, Checkpoints(str(tmp_path / "checkpoints")))
     data = data_module(write_corpus(tmp_path), tiny_model_folder, max_steps=1)
-    trainer(tmp_path, callbacks=[provenance, exporting]).fit(module(tiny_model_folder), datamodule=data)
-    assert seen == {tensor.dtype for tensor in load_file(tmp_path / "model" / "model.safetensors").values()}
+    trained = module(tiny_model_folder)
+    trainer(tmp_path, callbacks=[provenance, exporting]).fit(trained, datamodule=data)
+    if is_gathered:
+        written = load_file(tmp_path / "model" / "model.safetensors").values()
+        assert {tensor.dtype for tensor in waiting.values()} == {tensor.dtype for tensor in written}
+    else:
+        assert all(waiting[name].data_ptr() == weight.data_ptr() for name, weight in trained.weights.items())
 
 
 def test_a_server_of_another_user_can_read_every_file(trained: tuple[Path, torch.nn.Module]) -> None:
