@@ -15,7 +15,8 @@ from inscp.evaluation.labels import LABELS
 from inscp.model.module import InsCPModule
 from inscp.model.parallel import gathered_root
 from inscp.model.precision import inference_dtype
-from inscp.model.strategies import model_beside
+from inscp.model.sharded import others_wait
+from inscp.model.strategies import FSDP2, model_beside
 from inscp.pretrained import load_tokenizer, with_its_code
 from inscp.records import Generation
 from inscp.tracking.tracker import tracker_of
@@ -26,7 +27,8 @@ class BeforeAfter(Interview):
 
     The two models are loaded in the same way, from their folders, so that the table tells about what a user gets: the
     model in training is not what is exported where weights are rounded or adapters added, whose small changes rounding
-    may undo. Each is laid over the training's devices as the model in training is, and asked by all ranks.
+    may undo. Each is laid over the training's devices as the model in training is. Where that is in shards all ranks
+    ask; else the first alone does, so that no other machine needs the exported folder.
 
     Attributes:
         folder: the exported model's.
@@ -43,13 +45,13 @@ class BeforeAfter(Interview):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         if self.questions and not self.goes_on:
-            self._before = self._measure(trainer, pl_module.pretrained, "before")
+            self._before = self._measured(trainer, pl_module.pretrained, "before")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         own = with_its_code(pl_module.pretrained, str(self.folder))
         folder = trainer.strategy.broadcast(own)  # of which the first rank alone knows
-        after = self._measure(trainer, folder, "after") if self.questions else {}
+        after = self._measured(trainer, folder, "after") if self.questions else {}
         if trainer.is_global_zero and (self.questions or pl_module.held_out):
             self._tell(trainer, pl_module, after)
 
@@ -65,6 +67,12 @@ class BeforeAfter(Interview):
         )
         if tracker := tracker_of(trainer):
             tracker.log_text(table, "before_after.txt")
+
+    def _measured(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
+        if isinstance(trainer.strategy, FSDP2):
+            return self._measure(trainer, spec, when)
+        with others_wait():
+            return self._measure(trainer, spec, when) if trainer.is_global_zero else {}
 
     def _measure(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
         root, tokenizer = model_beside(trainer.strategy, spec, inference_dtype()), load_tokenizer(spec)

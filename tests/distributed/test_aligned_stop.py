@@ -67,7 +67,7 @@ def table(folder: Path, name: str) -> Any:
     return json.loads(next((folder / f"{name}_runs").glob("*/*/before_after.json")).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["fsdp2", "hsdp_offload", "tensor_parallel"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "hsdp_offload", "tensor_parallel"])
 def test_before_and_after_the_training_two_ranks_answer_as_one_process(told: Path, name: str) -> None:
     tell(told, name, *SPREADS[name])
     one, two = table(told, "one"), table(told, name)
