@@ -88,7 +88,7 @@ def test_asked_for_by_name_it_does_before_and_after_a_training(folder: Path, tmp
     data = data_module(write_corpus(tmp_path), f"remote-code:{folder}", max_steps=1)
     training = trainer(tmp_path, callbacks=[provenance, exporting, asking])
     training.fit(module(f"remote-code:{folder}"), datamodule=data)
-    assert json.loads((tmp_path / "before_after.json").read_text("utf-8"))["after"]["answers to fi prompts"]
+    assert json.loads((tmp_path / "before_after.json").read_text("utf-8"))["after"]["answers to fi prompts (n = 1)"]
 
 
 def test_code_that_lies_in_another_place_does_not_run(folder: Path, tmp_path: Path) -> None:
