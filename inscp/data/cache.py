@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from inscp.data.packing import PackedRow, PackReport
+from inscp.data.packing import PackReport, Row, laid_out
 from inscp.lines import skipped_lines, telling
 from inscp.paths import cache_folder, made_once
 from inscp.records import IGNORED
@@ -88,7 +88,7 @@ class CachedRows:
 
 def cached_rows(
     digest: str,
-    make: Callable[[], tuple[Iterable[PackedRow], PackReport]],
+    make: Callable[[], tuple[Iterable[Row], PackReport]],
     finish: Callable[[DataReport], None],
     pad_id: int,
 ) -> CachedRows:
@@ -113,8 +113,9 @@ def cached_rows(
     folder = made_once(cache_folder("rows") / digest, write)
     report = DataReport(**json.loads((folder / _REPORT_FILE).read_text("utf-8")))
     table = pa.ipc.open_stream(pa.memory_map(str(folder / _ROWS_FILE))).read_all()
-    counts = (table.column(name).to_numpy().astype(np.int64) for name in ("n_targets", "n_tokens"))
-    return CachedRows(table.drop_columns(["n_targets", "n_tokens"]), *counts, report=report)
+    names = ["n_targets", "n_tokens"]
+    n_targets, n_tokens = (integers(table.column(name).combine_chunks()).astype(np.int64) for name in names)
+    return CachedRows(table.drop_columns(names), n_targets, n_tokens, report)
 
 
 @contextmanager
@@ -130,7 +131,7 @@ def _libraries_left_out_of_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _write_arrow(path: Path, rows: Iterable[PackedRow], row_length: int, pad_id: int) -> None:
+def _write_arrow(path: Path, rows: Iterable[Row], row_length: int, pad_id: int) -> None:
     schema = pa.schema(
         [
             ("input_ids", pa.list_(pa.int32(), row_length)),
@@ -143,12 +144,22 @@ def _write_arrow(path: Path, rows: Iterable[PackedRow], row_length: int, pad_id:
     stream = iter(rows)
     with pa.ipc.new_stream(str(path), schema) as writer:
         while chunk := list(islice(stream, _ROWS_AT_ONCE)):
-            input_ids, targets, lengths = zip(*(row.arrays(row_length, pad_id) for row in chunk), strict=True)
+            input_ids, targets, lengths = laid_out(chunk, row_length, pad_id)
             columns = [
-                pa.FixedSizeListArray.from_arrays(np.concatenate(input_ids), row_length),
-                pa.FixedSizeListArray.from_arrays(np.concatenate(targets), row_length),
-                pa.array(lengths, pa.list_(pa.int32())),
-                pa.array([np.count_nonzero(row != IGNORED) for row in targets], pa.int32()),
-                pa.array([row.n_tokens for row in chunk], pa.int32()),
+                pa.FixedSizeListArray.from_arrays(_int32(input_ids), row_length),
+                pa.FixedSizeListArray.from_arrays(_int32(targets), row_length),
+                pa.ListArray.from_arrays(_int32(np.cumsum([0, *map(len, lengths)])), _int32(list(chain(*lengths)))),
+                _int32(np.count_nonzero(targets != IGNORED, axis=1)),
+                _int32([sum(len(sequence.input_ids) for sequence in row) for row in chunk]),
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def integers(array: pa.Array) -> np.ndarray:
+    """As the array's `to_numpy`, which like `pa.array` imports pandas: that takes longer than ten thousand rows."""
+    return np.from_dlpack(array)
+
+
+def _int32(values: np.ndarray | list[int]) -> pa.Array:
+    flat = np.ravel(values).astype(np.int32, copy=False)
+    return pa.Array.from_buffers(pa.int32(), len(flat), [None, pa.py_buffer(flat)])

@@ -6,8 +6,8 @@ leave the window; what is open at the end is padded, and the share of padding is
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -44,47 +44,35 @@ class PackReport:
         return 1 - self.tokens / (self.rows * self.row_length) if self.rows else 0.0
 
 
-@dataclass
-class PackedRow:
-    """One row: its documents in order, padding after the last.
+Row = list[TokenSequence]
+"""The documents of one row in their order; padding follows the last."""
 
-    Attributes:
-        sequences: the documents.
+
+def laid_out(rows: Sequence[Row], row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    """`input_ids` int32 [R, L], `targets` int32 [R, L], and of each row the documents' lengths, padding as the last.
+
+    Targets are shifted inside each document: position t has the token t + 1 of the same document, the last position of
+    each has none, so that no document is asked to predict the next.
     """
-
-    sequences: list[TokenSequence] = field(default_factory=list)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that are not padding."""
-        return sum(len(sequence.input_ids) for sequence in self.sequences)
-
-    @property
-    def n_targets(self) -> int:
-        """Training targets."""
-        labels = np.concatenate([sequence.labels[1:] for sequence in self.sequences])
-        return int(np.count_nonzero(labels != IGNORED))
-
-    def arrays(self, row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """`input_ids` int32 [L], `targets` int32 [L] and the documents' lengths (padding counts as the last one).
-
-        Targets are shifted inside each document: position t has the token t + 1 of the same document, the last
-        position of each has none, so that no document is asked to predict the next.
-        """
-        lengths = [len(sequence.input_ids) for sequence in self.sequences]
-        padding = row_length - sum(lengths)
-        ids = [*(sequence.input_ids for sequence in self.sequences), np.full(padding, pad_id)]
-        labels = [*(sequence.labels for sequence in self.sequences), np.full(padding + 1, IGNORED)]
-        targets = np.concatenate(labels, dtype=np.int32)[1:]
-        targets[np.cumsum(lengths) - 1] = IGNORED
-        return np.concatenate(ids, dtype=np.int32), targets, lengths + ([padding] if padding else [])
+    input_ids = np.full((len(rows), row_length), pad_id, np.int32)
+    targets = np.full_like(input_ids, IGNORED)
+    lengths = []
+    for row, ids, wanted in zip(rows, input_ids, targets, strict=True):
+        end = 0
+        for sequence in row:
+            start, end = end, end + len(sequence.input_ids)
+            ids[start:end] = sequence.input_ids
+            wanted[start : end - 1] = sequence.labels[1:]
+        padding = [row_length - end] if end < row_length else []
+        lengths.append([len(sequence.input_ids) for sequence in row] + padding)
+    return input_ids, targets, lengths
 
 
-def pack(sequences: Iterable[TokenSequence], report: PackReport) -> Iterator[PackedRow]:
+def pack(sequences: Iterable[TokenSequence], report: PackReport) -> Iterator[Row]:
     """Rows of at most `report.row_length` tokens; memory is bounded by the window, not by the input."""
     stream = iter(sequences)
     open_rows: list[tuple[int, int]] = []  # (room, key), ascending
-    rows: dict[int, PackedRow] = {}
+    rows: dict[int, Row] = {}
     next_key = 0
     while window := list(islice(stream, _WINDOW)):
         for sequence in sorted(window, key=lambda s: -len(s.input_ids)):
@@ -94,9 +82,9 @@ def pack(sequences: Iterable[TokenSequence], report: PackReport) -> Iterator[Pac
                 room, key = open_rows.pop(at)
             else:
                 room, key = report.row_length, next_key
-                rows[key] = PackedRow()
+                rows[key] = []
                 next_key += 1
-            rows[key].sequences.append(sequence)
+            rows[key].append(sequence)
             insort(open_rows, (room - length, key))
         full = bisect_left(open_rows, (int(report.row_length * _NEARLY_FULL) + 1, -1))
         leaving = max(full, len(open_rows) - _MAX_OPEN_ROWS)
@@ -107,10 +95,10 @@ def pack(sequences: Iterable[TokenSequence], report: PackReport) -> Iterator[Pac
         yield _counted(rows.pop(key), report)
 
 
-def _counted(row: PackedRow, report: PackReport) -> PackedRow:
+def _counted(row: Row, report: PackReport) -> Row:
     report.rows += 1
-    report.tokens += row.n_tokens
-    report.targets += row.n_targets
-    report.sequences += len(row.sequences)
-    report.split_documents += sum(sequence.part == 1 and sequence.parts > 1 for sequence in row.sequences)
+    report.tokens += sum(len(sequence.input_ids) for sequence in row)
+    report.targets += sum(sequence.n_targets for sequence in row)
+    report.sequences += len(row)
+    report.split_documents += sum(sequence.part == 1 and sequence.parts > 1 for sequence in row)
     return row

@@ -41,6 +41,7 @@ def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: Template
 
     A text's prefix is drawn by the text itself, so that it has the same one in every order and process.
     """
+    starts = [(TemplateIds(ids, is_target), lead) for ids, lead in prefixes]
 
     def tag(record: Record) -> list[TaggedText]:
         texts = [turn.text for turn in record.turns if turn.role != "system"]
@@ -48,10 +49,10 @@ def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: Template
             raise UserError(record.source, "nobody but the system speaks in it", "Leave it out.")
         if pairs == "join":
             texts = ["\n\n".join(texts)]
-        drawn = [prefixes[crc32(text.encode()) % len(prefixes)] for text in texts]
+        drawn = [starts[crc32(text.encode()) % len(starts)] for text in texts]
         return [
-            TaggedText(record.source, (TemplateIds(ids, is_target), TextSpan(text, True, lead), suffix))
-            for (ids, lead), text in zip(drawn, texts, strict=True)
+            TaggedText(record.source, (start, TextSpan(text, True, lead), suffix))
+            for (start, lead), text in zip(drawn, texts, strict=True)
         ]
 
     return tag

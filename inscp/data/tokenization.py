@@ -128,8 +128,7 @@ def _sequences(
     end = 0
     for plan in plans:
         start, end = end, end + sum(len(ids) for ids, _ in plan.pieces)
-        # Copies, so that a sequence that waits for its row does not keep the whole batch.
-        arrays = input_ids[start:end].copy(), labels[start:end].copy()
+        arrays = input_ids[start:end], labels[start:end]
         yield plan.document, TokenSequence(plan.document.source, *arrays, plan.part, plan.parts)
 
 
@@ -140,9 +139,9 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
         if isinstance(part, TemplateIds):
             pieces.append((part.ids, part.is_target))
         else:
-            encoding = next(encoded)
+            encoding, n_lead = next(encoded), part.lead.n_tokens
             spans.append((len(pieces), part, encoding))
-            pieces.append((encoding.ids[part.lead.n_tokens :], part.is_target))
+            pieces.append((encoding.ids[n_lead:] if n_lead else encoding.ids, part.is_target))
     length = sum(len(ids) for ids, _ in pieces)
     longest = fit.document_length if len(spans) == 1 else fit.row_length
     if length <= longest:

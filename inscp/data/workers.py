@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from multiprocessing import current_process, get_context
+from multiprocessing import active_children, current_process, get_context
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -60,16 +60,19 @@ def worked(work: Callable[[T], U], batches: Iterable[T], processes: int | None =
 
 
 def _worked_by(processes: int, work: Callable[[T], U], batches: Iterator[T]) -> Iterator[U]:
-    waiting: deque[Future[U]] = deque()
+    others = set(active_children())
+    first = next(batches)
     with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work, os.getpid())) as pool:
+        try:
+            with _tokenizers_of_one_thread():  # which all are forked now
+                waiting: deque[Future[U]] = deque([pool.submit(_work_on, first)])
+        except OSError:  # there may be no more processes, and those that are there would wait for ever
+            for process in set(active_children()) - others:
+                process.kill()
+            yield from map(work, chain([first], batches))
+            return
         for batch in batches:
-            try:
-                with _tokenizers_of_one_thread():  # at the first batch all processes are forked
-                    waiting.append(pool.submit(_work_on, batch))
-            except OSError:  # there may be no more processes, and those that are there would wait for ever
-                for process in pool._processes.values():
-                    process.kill()
-                yield from map(work, chain([batch], batches))
+            waiting.append(pool.submit(_work_on, batch))
             if len(waiting) > 2 * processes:
                 yield waiting.popleft().result()
         while waiting:

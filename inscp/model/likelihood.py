@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from inscp.data.packing import PackedRow
+from inscp.data.packing import laid_out
 from inscp.model.loss import NextTokenLoss
 from inscp.records import PackedBatch, TokenSequence
 
@@ -44,7 +44,7 @@ def summed_nlls(loss: NextTokenLoss, pieces: Sequence[TokenSequence]) -> np.ndar
 def packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
     """One row without padding."""
     length = sum(len(piece.input_ids) for piece in pieces)
-    input_ids, targets, lengths = PackedRow(list(pieces)).arrays(length, 0)
-    positions = np.concatenate([np.arange(n) for n in lengths])
-    ids, wanted, position_ids = (torch.from_numpy(array).long()[None] for array in (input_ids, targets, positions))
+    input_ids, targets, [lengths] = laid_out([list(pieces)], length, 0)
+    positions = np.concatenate([np.arange(n) for n in lengths])[None]
+    ids, wanted, position_ids = (torch.from_numpy(array).long() for array in (input_ids, targets, positions))
     return PackedBatch(ids, wanted, position_ids, tuple(lengths), step_targets=1, step_tokens=length).to(device)

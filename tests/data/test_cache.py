@@ -158,14 +158,21 @@ print(repr(cached.report), cached.table.to_pydict(), cached.n_targets, cached.n_
 """
 
 
-def test_two_processes_at_once_make_one_whole_folder(cache, tmp_path):
+def started(script: str, *arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PREPARE, str(tmp_path), *names], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for names in ("xy", "yx")
-    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_rows_are_made_and_read_without_pandas_which_takes_a_second_to_import(tmp_path):
+    read = "\nfrom inscp.data.cache import integers\nprint(integers(cached.table.column('lengths')[1].values))"
+    one = started(f"{PREPARE}{read}\nprint('pandas' in sys.modules)", str(tmp_path), "x", "x")
+    assert one.communicate(timeout=60)[0].splitlines()[-2:] == ["[5 5 5 1]", "False"]
+
+
+def test_two_processes_at_once_make_one_whole_folder(cache, tmp_path):
+    processes = [started(PREPARE, str(tmp_path), *names) for names in ("xy", "yx")]
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert (tmp_path / "made").read_text() in ("x", "y")

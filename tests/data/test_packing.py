@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from inscp.data.packing import PackedRow, PackReport, pack
+from inscp.data.packing import PackReport, laid_out, pack
 from inscp.records import IGNORED, TokenSequence
 
 ROW_LENGTH = 256
@@ -38,9 +38,9 @@ def first_come(sequences: Iterable[TokenSequence]) -> float:
 def test_no_sequence_is_lost_repeated_or_divided(n):
     sequences = seeded(n)
     rows = list(pack(sequences, PackReport(ROW_LENGTH)))
-    assert Counter(id(item) for row in rows for item in row.sequences) == Counter(map(id, sequences))
-    assert all(sum(len(item.input_ids) for item in row.sequences) <= ROW_LENGTH for row in rows)
-    assert all(row.sequences for row in rows)
+    assert Counter(id(item) for row in rows for item in row) == Counter(map(id, sequences))
+    assert all(sum(len(item.input_ids) for item in row) <= ROW_LENGTH for row in rows)
+    assert all(rows)
 
 
 def test_a_sequence_as_long_as_the_row_fits():
@@ -67,13 +67,13 @@ def test_each_goes_where_it_leaves_the_least_room():
 
 def test_no_cross_document_targets():
     interior_doc_starts = 0
-    for row in pack(seeded(500), PackReport(ROW_LENGTH)):
-        input_ids, targets, lengths = row.arrays(ROW_LENGTH, PAD)
+    rows = list(pack(seeded(500), PackReport(ROW_LENGTH)))
+    for row, input_ids, targets, lengths in zip(rows, *laid_out(rows, ROW_LENGTH, PAD), strict=True):
         assert sum(lengths) == len(input_ids) == len(targets) == ROW_LENGTH
         ends = np.cumsum(lengths)
-        interior_doc_starts += len(row.sequences) - 1
+        interior_doc_starts += len(row) - 1
         assert (targets[ends - 1] == IGNORED).all()
-        for item, end, length in zip(row.sequences, ends, lengths, strict=False):
+        for item, end, length in zip(row, ends, lengths, strict=False):
             assert (input_ids[end - length : end] == item.input_ids).all()
             assert (targets[end - length : end - 1] == item.labels[1:]).all()
         has_target = targets != IGNORED
@@ -83,24 +83,23 @@ def test_no_cross_document_targets():
 
 
 def test_padding_has_no_target_and_is_a_document_of_its_own():
-    input_ids, targets, lengths = PackedRow([sequence(1, 5), sequence(2, 4)]).arrays(12, PAD)
-    assert lengths == [5, 4, 3]
-    assert (input_ids[9:] == PAD).all()
-    assert (targets[8:] == IGNORED).all()
-    assert PackedRow([sequence(1, 12)]).arrays(12, PAD)[2] == [12]
+    input_ids, targets, lengths = laid_out([[sequence(1, 5), sequence(2, 4)], [sequence(1, 12)]], 12, PAD)
+    assert lengths == [[5, 4, 3], [12]]
+    assert (input_ids[0, 9:] == PAD).all()
+    assert (targets[0, 8:] == IGNORED).all()
 
 
 def test_the_report_adds_up():
     sequences = [*seeded(300), sequence(300, 200, 1, 2), sequence(301, 50, 2, 2)]
     report = PackReport(ROW_LENGTH)
-    rows = [row.arrays(ROW_LENGTH, PAD) for row in pack(sequences, report)]
+    rows = list(pack(sequences, report))
+    input_ids, targets, _ = laid_out(rows, ROW_LENGTH, PAD)
     assert report.rows == len(rows)
     assert report.sequences == len(sequences)
     assert report.split_documents == 1
     assert report.tokens == sum(len(item.input_ids) for item in sequences)
-    assert report.targets == sum(int((targets != IGNORED).sum()) for _, targets, _ in rows)
-    padding = sum(int((input_ids == PAD).sum()) for input_ids, _, _ in rows)
-    assert report.padding == pytest.approx(padding / (len(rows) * ROW_LENGTH))
+    assert report.targets == (targets != IGNORED).sum()
+    assert report.padding == pytest.approx((input_ids == PAD).mean())
 
 
 @pytest.mark.parametrize("length", [100, 200])
@@ -114,12 +113,10 @@ def test_rows_come_out_before_the_input_is_exhausted(length):
             yield sequence(0, length)
 
     rows = pack(long(), PackReport(ROW_LENGTH))
-    given = sum(len(next(rows).sequences) for _ in range(20_000))
+    given = sum(len(next(rows)) for _ in range(20_000))
     assert taken - given < 10_000
 
 
 def test_the_same_input_gives_the_same_rows():
-    one, two = (
-        [[item.source for item in row.sequences] for row in pack(seeded(6000), PackReport(ROW_LENGTH))] for _ in "ab"
-    )
+    one, two = ([[item.source for item in row] for row in pack(seeded(6000), PackReport(ROW_LENGTH))] for _ in "ab")
     assert one == two
