@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from inscp.data.sources import ReadReport, Source, read_records, require_outside, source_fingerprint
+from inscp.data.sources import ReadReport, Source, read_records, require_outside, require_source, source_fingerprint
 from inscp.errors import UserError
 from inscp.records import Turn
 
@@ -115,7 +115,9 @@ def test_an_unknown_format_and_an_empty_folder_are_errors(tmp_path):
     assert "no file of a known format" in refused(Source(str(tmp_path)))
 
 
-@pytest.mark.parametrize("fields", [{"body": "text"}, {"user": "q"}, {"text": "t", "turns": "m"}, {"context": "c"}])
+@pytest.mark.parametrize(
+    "fields", [{"body": "text"}, {"assistant": "a"}, {"text": "t", "turns": "m"}, {"context": "c"}]
+)
 def test_a_wrong_mapping_is_an_error(fields):
     with pytest.raises(UserError, match=r"fields of a\.jsonl"):
         Source("a.jsonl", fields=fields)
@@ -125,6 +127,16 @@ def test_the_mapping_is_used(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", '{"text": "no", "body": "yes"}')
     assert texts(Source(path, fields={"text": "body"})) == ["yes"]
     assert "the field Body is missing (its fields: text, body)" in refused(Source(path, fields={"text": "Body"}))
+
+
+def test_fields_without_an_answer_are_those_of_prompts_alone(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", '{"q": "Why?", "c": "It rains.", "a": "So."}')
+    source = Source(path, fields={"user": "q", "context": "c"})
+    [record] = read_records(source, "error", ReadReport(), requests=True)
+    assert record.turns == (Turn("user", "Why?\n\nIt rains."),)
+    assert "no answer. Name the field of the answer as `assistant`" in refused(source, "skip")
+    with pytest.raises(UserError, match="no answer"):
+        require_source(source)
 
 
 def test_limit(tmp_path):
