@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from inscp.data.fields import ASSISTANT, CANONICAL, CONTEXT, HISTORY, SYSTEM, TEXT, TURNS, USER, to_turns
 from inscp.data.rows import BadRow, PlacedRow, TextUnit, file_format, is_supported, read_rows
@@ -285,10 +285,24 @@ def source_rows(source: Source) -> Iterator[PlacedRow]:
     files = _files(source)
     rows: Iterable[PlacedRow]
     if files is None:
-        rows = ((f"{source.path}#{number}", row) for number, row in enumerate(_saved_or_hub(source), 1))
+        rows = ((f"{source.path}#{number}", row) for number, row in enumerate(_without_media(_saved_or_hub(source)), 1))
     else:
         rows = chain.from_iterable(read_rows(path, source.text_unit) for path in files)
     return islice(rows, source.limit)
+
+
+def _without_media(data):  # type: ignore[no-untyped-def]
+    """A data set without its images, recordings, …: each would be decoded, and not all can go to another process."""
+    return data.remove_columns([name for name, feature in data.features.items() if _is_media(feature)])
+
+
+def _is_media(feature: Any) -> bool:
+    """Whether a column of a `datasets.Dataset` has what is decoded, and is no text, somewhere in it."""
+    if isinstance(feature, Mapping):
+        return any(map(_is_media, feature.values()))
+    if hasattr(feature, "feature"):  # a list's
+        return _is_media(feature.feature)
+    return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
 
 
 def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets.Dataset, imported only when needed
