@@ -328,6 +328,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--lr", "1e-5"], r"lr: no such key\. See python -m inscp fit --help"),
     (["--data.tagger", "InsCP"], r"data\.tagger: there is no class InsCP\. Did you mean InsCPTagger\?"),
     (["--data.tagger", "Chat"], r"data\.tagger: .*Take one of: ConversationTagger, InsCPTagger, PlainTagger\."),
+    (["--data.tagger", "null"], r"data\.tagger: it has no value\. .* ConversationTagger, InsCPTagger, PlainTagger\."),
     (["--model.adapter", "lora"], r"model\.adapter: there is no class lora\. Did you mean LoRA\?"),
     (["--data.replay", "my.jsonl"], r"data\.replay: my\.jsonl is none of its values.*\{sources: …, share: …\}"),
     (["--data.validation", "my.jsonl"], r"data\.validation: my\.jsonl is no mapping\. Write '\{NAME: my\.jsonl\}'"),
