@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from typing import Any
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import Namespace
 
 from inscp.commands.evaluate import evaluate, require_runnable
 from inscp.commands.extend import extend
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.merge import merge
-from inscp.commands.offered import require_offered
+from inscp.commands.offered import require_offered, require_texts
 from inscp.commands.parser import Parser
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
@@ -24,28 +25,40 @@ from inscp.model.origin import ORIGIN
 from inscp.paths import local_path
 from inscp.pretrained import REMOTE_CODE
 
+LookForFiles = Callable[[], None]
+"""Raises a `UserError` where texts or prompts are not there which a configuration names."""
 
-def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
-    """See that every command takes its configuration, and that the texts and prompts are there which it names.
+
+def check_runs(runs: Sequence[Run]) -> LookForFiles:
+    """See that every command takes its configuration.
 
     Args:
         runs: those of several seeds are read once.
-        with_files: false leaves the files out, which may be somewhere else.
+
+    Returns:
+        what looks for the files, which may be somewhere else.
 
     Raises:
         UserError: one does not, by its arm and language.
     """
-    seen: set[str] = set()
+    looks: dict[str, tuple[str, LookForFiles]] = {}
     for run in runs:
         _require_made(run)
         making = without(run.config, "seed_everything", "data.seed") if run.trains else run.config
         measuring = "evaluate" if run.evaluate else ""
         for command, config, whose in ((run.command, making, f"arms.{run.arm}."), (measuring, run.evaluate, "")):
             key = digest(command, config)
-            if command and key not in seen:
-                seen.add(key)
-                with within(f"{whose}{command} in {run.language}"):
-                    _CHECKS[command](deepcopy(config), with_files)  # a parser fills in what it is given
+            if command and key not in looks:
+                where = f"{whose}{command} in {run.language}"
+                with within(where):
+                    looks[key] = where, _CHECKS[command](deepcopy(config))  # a parser fills in what it is given
+
+    def look_for_files() -> None:
+        for where, look in looks.values():
+            with within(where):
+                look()
+
+    return look_for_files
 
 
 def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
@@ -89,41 +102,59 @@ def _require_made(run: Run) -> None:
 
 
 class _Unstarted(InsCPCLI):
-    """`fit` as far as the configuration goes: no trainer, which may need devices that are somewhere else."""
+    """`fit` as far as configurations go: no trainer, which may need devices that are somewhere else."""
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_object(args, env=False)  # as for the commands that will run it
+    def __init__(self) -> None:
+        # Which would write every configuration out, for a checkpoint that nobody makes.
+        super().__init__(run=False, load_from_checkpoint_support=False)
+
+    def parse_arguments(self, *_: Any) -> None:
+        self.config = Namespace(seed_everything=False)
 
     def instantiate_classes(self) -> None:
-        made = self.parser.instantiate_classes(self.config)
-        self.parts = [self._get(made, name) for name in ("trainer", "model", "data", "checkpoint")]
+        """Nothing, as there is no configuration yet."""
+
+    def parts(self, config: Config) -> list[Any]:
+        given = self.parser.parse_object(config, env=False)  # as for the commands that will run it
+        made = self.parser.instantiate_classes(given)
+        return [made[name] for name in ("trainer", "model", "data", "checkpoint")]
 
 
-def _check_fit(config: Config, with_files: bool) -> None:
-    given = _Unstarted(run=False, args=config)
-    require_offered(*given.parts, with_files=with_files)
+@cache
+def _fit() -> _Unstarted:
+    """One for all configurations: its parser takes as long to make as two of them to read."""
+    return _Unstarted()
 
 
-def _check_merge(config: Config, with_files: bool) -> None:
+def _check_fit(config: Config) -> LookForFiles:
+    trainer, module, data, checkpoints = _fit().parts(config)
+    require_offered(trainer, module, data, checkpoints, with_files=False)
+    return partial(require_texts, module, data)
+
+
+def _check_merge(config: Config) -> LookForFiles:
     _parsed(merge, config, model="", out="")
+    return lambda: None
 
 
-def _check_extension(config: Config, with_files: bool) -> None:
-    given = _parsed(extend, config, model="", out="")
-    if with_files:
-        for source in as_sources(given.data):
+def _check_extension(config: Config) -> LookForFiles:
+    sources = as_sources(_parsed(extend, config, model="", out="").data)
+
+    def look() -> None:
+        for source in sources:
             require_source(source)
 
+    return look
 
-def _check_evaluation(config: Config, with_files: bool) -> None:
+
+def _check_evaluation(config: Config) -> LookForFiles:
     given = _parsed(evaluate, config, model="")
     if given.server:
         raise UserError("server", "it would answer for every arm", "Leave it out; the arms' own models answer.")
-    if with_files:
-        require_runnable(given.tasks, None)
+    return partial(require_runnable, given.tasks, None)
 
 
-_CHECKS: dict[str, Callable[[Config, bool], None]] = {
+_CHECKS: dict[str, Callable[[Config], LookForFiles]] = {
     "fit": _check_fit,
     "merge": _check_merge,
     "extend": _check_extension,

@@ -13,6 +13,7 @@ from inscp.errors import UserError, first_line
 from inscp.evaluation.items import ITEMS, items_folder, read_values
 from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
 from inscp.experiment.estimates import Difference, differences
+from inscp.experiment.tables import Comparison, Evaluated, label
 from inscp.tracking.store import store_uri
 
 _RUN = re.compile(r"[0-9a-f]{32}")
@@ -83,11 +84,10 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
         if not found:
             what = f"none of the items of {name} is in {before}"
             raise UserError(after, what, "Evaluate both by the same configuration.")
-        print(f"\n{name:<40}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
-        for metric, difference in found.items():
-            print(_line(metric, difference))
-        for metric, difference in _no_means(results[0].tasks[name], results[1].tasks[name], found).items():
-            print(_line(metric, difference))
+        print(f"\n{name:<44}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
+        one, other = (result.tasks[name] for result in results)
+        for metric, difference in {**found, **_no_means(one, other, found)}.items():
+            print(_line(label(one.kind, metric), difference))
         for setting in _other_settings(*(result.environment.get("settings", {}).get(name, {}) for result in results)):
             print(f"  asked otherwise: {setting}")
     print()
@@ -127,7 +127,7 @@ def _line(name: str, found: Difference) -> str:
     interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "–"
     numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{found.change.value:>+9,.3f}{interval:>20}"
     p = f"{found.p:>8.3f}" if math.isfinite(found.p) else f"{'–':>8}"
-    return f"  {name:<38}{numbers}{p}{found.n:>7,}"
+    return f"  {name:<42}{numbers}{p}{found.n:>7,}"
 
 
 def _label(model: str) -> str:
@@ -144,7 +144,6 @@ def _report(files: Sequence[Path], folder: Path) -> None:
     quiet()
     from inscp.experiment.page import HTML
     from inscp.experiment.report import comparison_page
-    from inscp.experiment.tables import Comparison, Evaluated
 
     names = [_label(Results.read(file).model) for file in files]
     are_told_apart = len(set(names)) == len(names)

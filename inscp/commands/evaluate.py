@@ -26,6 +26,7 @@ from inscp.evaluation.server import Server
 from inscp.evaluation.subject import Backend
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
+from inscp.experiment.tables import label
 from inscp.model.origin import read_origin
 from inscp.model.precision import InferencePrecision
 from inscp.pretrained import load_tokenizer
@@ -156,10 +157,10 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
 
 
 def _lines(name: str, result: TaskResult) -> list[str]:
-    """A task's metrics as aligned text."""
+    """A task's metrics as aligned text, by their labels; the results file has their names."""
     lines = [f"\n{name:<44}{'value':>10}{'95 % interval':>22}{'n':>8}"]
     for key, metric in result.metrics.items():
         low, high = metric.interval
         interval = f"{low:,.3f} to {high:,.3f}" if math.isfinite(low) else "–"
-        lines.append(f"  {key:<42}{metric.value:>10,.3f}{interval:>22}{metric.n:>8,}")
+        lines.append(f"  {label(result.kind, key):<42}{metric.value:>10,.3f}{interval:>22}{metric.n:>8,}")
     return lines

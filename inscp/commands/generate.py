@@ -54,7 +54,7 @@ def generate(
         model: a model's folder, Hub id, GGUF file or PyPI wheel.
         data: prompts in the languages that it speaks: a path, a Hub id, or a list of sources with options, as
             data.train of a training, and with a `prompt`, `question` or `instruction` that nobody answers; `fields:
-            {text: en}` takes a file's field `en`. Of a conversation what stands ahead of its first answer is asked, of
+            {user: en}` takes a file's field `en`. Of a conversation what stands ahead of its first answer is asked, of
             a text all.
         out: the new JSONL file, one conversation a line. Every answer, those left out too, goes into OUT.items beside
             it.

@@ -208,6 +208,8 @@ def _wrong(types: Sequence[type], message: str) -> tuple[str, str]:
             return f"{named[1]} is none of its values", f"Write its keys, as {{{keys}}}."
         return f"there is no class {named[1]}", f"Take one of: {', '.join(fitting)}." if fitting else ""
     if entry := _NO_ENTRY.search(message):
+        if entry[2] == "None":
+            return "it has no value", f"Take one of: {', '.join(class_names(types))}."
         return f"an entry names no {entry[1]} ({entry[2]})", "Give it its class_path, or mend the entry's name."
     if shape := _SHAPE.search(message):
         written = f"[{shape[2]}]" if shape[1] == "list" else f"{{NAME: {shape[2]}}}"

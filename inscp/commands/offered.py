@@ -66,9 +66,18 @@ def require_offered(
         mend = "Give data.replay, as configs/data/replay_en.yaml, or leave it out."
         raise UserError("model.distillation", "nothing is replayed", mend)
     if with_files:
-        data.require_sources()
-        for source in as_sources(module.shield.sources) if module.shield else ():
-            require_source(source)
+        require_texts(module, data)
+
+
+def require_texts(module: InsCPModule, data: InsCPDataModule) -> None:
+    """See that the texts are there which a training reads.
+
+    Raises:
+        UserError: some are not.
+    """
+    data.require_sources()
+    for source in as_sources(module.shield.sources) if module.shield else ():
+        require_source(source)
 
 
 def require_trainer(trainer: Mapping[str, Any]) -> None:

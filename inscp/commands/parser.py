@@ -11,7 +11,7 @@ from pydoc import locate
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, auto_cli
-from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._actions import _ActionConfigLoad  # no public name tells a section from a value
 
 from inscp.commands.mistakes import TOLD, class_names, complaint, known_keys, whole_key
 from inscp.commands.quiet import quiet

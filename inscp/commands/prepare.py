@@ -2,6 +2,7 @@
 
 from inscp.commands.inspect import DataCLI
 from inscp.commands.quiet import quiet
+from inscp.commands.stopping import stopping_well
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -9,7 +10,8 @@ def run(command: str, arguments: list[str]) -> None:
     quiet()
     data = PrepareCLI.unrun(arguments).datamodule
     data.require_sources()
-    data.setup()
+    with stopping_well():  # else a signal would leave rows that are not whole in the cache
+        data.setup()
     print(f"data: {data.report}")
     for name, rows in data.validation_rows.items():
         print(f"held-out {name}: {rows.report}")

@@ -60,7 +60,7 @@ class InsCPDataModule(LightningDataModule):
         self,
         train: Sources | None = None,
         language: str = "und",
-        tagger: Tagger | None = None,
+        tagger: Tagger = InsCPTagger(),  # noqa: B008  # frozen
         replay: Replay | None = None,
         validation: dict[str, str | Source] | None = None,
         validation_tagger: Tagger | None = None,
@@ -94,7 +94,7 @@ class InsCPDataModule(LightningDataModule):
             raise UserError("data.epochs", what, "Set one of the two to null.")
         self._train = as_sources(train or [])
         self.language = language
-        self.tagger = tagger or InsCPTagger()
+        self.tagger = tagger
         self.replay = replay
         self.validation = {name: as_sources(source) for name, source in (validation or {}).items()}
         self.validation_tagger = validation_tagger or HELD_OUT

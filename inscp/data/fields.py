@@ -14,7 +14,7 @@ TURNS, USER, CONTEXT, ASSISTANT, TEXT = "turns", "user", "context", "assistant",
 SYSTEM, HISTORY = "system", "history"
 CANONICAL = (TEXT, USER, CONTEXT, ASSISTANT, TURNS, SYSTEM, HISTORY)
 """What a `fields` mapping may name: {text: body}, {user: q, context: passage, assistant: a} or {turns: dialogue}; of
-the last two `system` too, and of a pair the `history`, the pairs before it."""
+the last two `system` too, and of a pair the `history`, the pairs before it. {user: q} alone is a prompt."""
 
 _CONVERSATIONS = ("messages", "conversations", "conversation", "utterances", "turns", "dialogue", "dialog")
 _PAIRS = (("instruction", ("output", "response", "answer")), ("question", ("answer", "response")),

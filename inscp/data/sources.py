@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from inscp.data.fields import CANONICAL, HISTORY, SYSTEM, TURNS, USER, to_turns
+from inscp.data.fields import ASSISTANT, CANONICAL, CONTEXT, HISTORY, SYSTEM, TEXT, TURNS, USER, to_turns
 from inscp.data.rows import BadRow, PlacedRow, TextUnit, file_format, is_supported, read_rows
 from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
@@ -32,7 +32,7 @@ class Source:
         path: a file, a folder, `samples:...` for what ships with the package, a data set saved to disk, or a Hub id.
         fields: which field is what, where the names are not common ones: `text`, or `user`, `context` and
             `assistant` (and `history`, the pairs before), or `turns`, and `system` with the last two, each with the
-            name it has in the data.
+            name it has in the data. What `generate` asks needs no `assistant`.
         text_unit: what one document is in a plain-text file.
         limit: take only the first so many records.
         subset: configuration of a Hub data set.
@@ -60,8 +60,8 @@ class Source:
         unknown = names - set(CANONICAL)
         if unknown:
             raise UserError(f"fields of {self.path}", f"{unknown.pop()} is not known", f"Name {', '.join(CANONICAL)}.")
-        core = names - {SYSTEM} - ({HISTORY} if USER in names else set())
-        if names and names != {"text"} and core not in ({TURNS}, {USER, "assistant"}, {USER, "context", "assistant"}):
+        core = names - {SYSTEM} - ({CONTEXT, HISTORY} if USER in names else set())
+        if names and names != {TEXT} and core not in ({TURNS}, {USER}, {USER, ASSISTANT}):
             mend = "Give `text` alone, `turns` (and `system`), or `user` and `assistant` (and `context`, `history`)."
             raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} make no record", mend)
         if self.limit is not None and self.limit < 1:
@@ -148,6 +148,8 @@ def as_records(
     rows: Iterable[PlacedRow], source: Source, on_bad_record: OnBadRecord, report: ReadReport, requests: bool = False
 ) -> Iterator[Record]:
     """As `read_records`, of some rows of the source."""
+    if not requests:
+        _require_answers(source)
     for position, row in rows:
         report.seen += 1
         turns = to_turns(row, source.fields, requests)
@@ -177,9 +179,16 @@ def require_records(source: Source, report: ReadReport, before: int = 0) -> None
 def require_source(source: Source) -> None:
     """
     Raises:
-        UserError: it is a path, and there is nothing.
+        UserError: it is a path, and there is nothing; or its fields make prompts alone.
     """
+    _require_answers(source)
     _files(source)
+
+
+def _require_answers(source: Source) -> None:
+    if source.fields and USER in source.fields and ASSISTANT not in source.fields:
+        mend = "Name the field of the answer as `assistant`, or of text that nobody asks for as `text`."
+        raise UserError(f"fields of {source.path}", "they name what the user says and no answer", mend)
 
 
 def require_outside(out: Path, sources: Sequence[Source]) -> None:
@@ -276,10 +285,24 @@ def source_rows(source: Source) -> Iterator[PlacedRow]:
     files = _files(source)
     rows: Iterable[PlacedRow]
     if files is None:
-        rows = ((f"{source.path}#{number}", row) for number, row in enumerate(_saved_or_hub(source), 1))
+        rows = ((f"{source.path}#{number}", row) for number, row in enumerate(_without_media(_saved_or_hub(source)), 1))
     else:
         rows = chain.from_iterable(read_rows(path, source.text_unit) for path in files)
     return islice(rows, source.limit)
+
+
+def _without_media(data):  # type: ignore[no-untyped-def]
+    """A data set without its images, recordings, …: each would be decoded, and not all can go to another process."""
+    return data.remove_columns([name for name, feature in data.features.items() if _is_media(feature)])
+
+
+def _is_media(feature: Any) -> bool:
+    """Whether a column of a `datasets.Dataset` has what is decoded, and is no text, somewhere in it."""
+    if isinstance(feature, Mapping):
+        return any(map(_is_media, feature.values()))
+    if hasattr(feature, "feature"):  # a list's
+        return _is_media(feature.feature)
+    return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"
 
 
 def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets.Dataset, imported only when needed

@@ -231,6 +231,11 @@ class Comparison:
         return samples(items, column.metric)
 
 
+def label(kind: str, metric: str) -> str:
+    """What people call a metric of a kind of task, as tables do, where the task's name stands above it."""
+    return _placed("", kind, metric)[1].lstrip(": ")
+
+
 def _digest(id: str) -> int:
     return hashlib.blake2b(id.encode(), digest_size=1).digest()[0]
 

@@ -6,7 +6,15 @@ from pathlib import Path
 import datasets
 import pytest
 
-from inscp.data.sources import ReadReport, Source, read_records, require_outside, source_fingerprint
+from inscp.data.sources import (
+    ReadReport,
+    Source,
+    read_records,
+    require_outside,
+    require_source,
+    source_fingerprint,
+    source_rows,
+)
 from inscp.errors import UserError
 from inscp.records import Turn
 
@@ -115,7 +123,9 @@ def test_an_unknown_format_and_an_empty_folder_are_errors(tmp_path):
     assert "no file of a known format" in refused(Source(str(tmp_path)))
 
 
-@pytest.mark.parametrize("fields", [{"body": "text"}, {"user": "q"}, {"text": "t", "turns": "m"}, {"context": "c"}])
+@pytest.mark.parametrize(
+    "fields", [{"body": "text"}, {"assistant": "a"}, {"text": "t", "turns": "m"}, {"context": "c"}]
+)
 def test_a_wrong_mapping_is_an_error(fields):
     with pytest.raises(UserError, match=r"fields of a\.jsonl"):
         Source("a.jsonl", fields=fields)
@@ -125,6 +135,16 @@ def test_the_mapping_is_used(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", '{"text": "no", "body": "yes"}')
     assert texts(Source(path, fields={"text": "body"})) == ["yes"]
     assert "the field Body is missing (its fields: text, body)" in refused(Source(path, fields={"text": "Body"}))
+
+
+def test_fields_without_an_answer_are_those_of_prompts_alone(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", '{"q": "Why?", "c": "It rains.", "a": "So."}')
+    source = Source(path, fields={"user": "q", "context": "c"})
+    [record] = read_records(source, "error", ReadReport(), requests=True)
+    assert record.turns == (Turn("user", "Why?\n\nIt rains."),)
+    assert "no answer. Name the field of the answer as `assistant`" in refused(source, "skip")
+    with pytest.raises(UserError, match="no answer"):
+        require_source(source)
 
 
 def test_limit(tmp_path):
@@ -173,6 +193,24 @@ def test_fingerprint_of_a_saved_data_set_follows_its_contents(tmp_path):
         datasets.Dataset.from_dict({"text": saved}).save_to_disk(tmp_path / name)
     a, b, c = (source_fingerprint(Source(str(tmp_path / name))) for name in "abc")
     assert a == b != c
+
+
+def test_images_of_a_data_set_are_never_decoded_nor_passed_on(tmp_path):
+    none = {"bytes": b"none that could be decoded", "path": None}
+    columns = {
+        "text": (TEXTS, datasets.Value("string")),
+        "messages": ([[{"role": "user", "a": 1}]] * 3, datasets.List(datasets.Json())),
+        "shown": ([none] * 3, datasets.Image()),
+        "more": ([[{"by": none}]] * 3, datasets.List({"by": datasets.Image()})),
+    }
+    features = datasets.Features({name: feature for name, (_, feature) in columns.items()})
+    saved = datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=features)
+    saved.save_to_disk(tmp_path / "saved")
+    source = Source(str(tmp_path / "saved"), fields={"text": "text"})
+    fingerprint = source_fingerprint(source)
+    rows = [row for _, row in source_rows(source)]
+    assert rows == [{"text": text, "messages": [{"role": "user", "a": 1}]} for text in TEXTS]
+    assert source_fingerprint(source) == fingerprint
 
 
 def test_hidden_folders_and_what_tells_of_the_data_are_no_data_and_an_empty_path_is_no_folder(folder):

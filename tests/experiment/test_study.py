@@ -8,6 +8,7 @@ import pytest
 
 from inscp.__main__ import main
 from inscp.commands.check_study import check_goals, check_runs
+from inscp.commands.fit import TrainingParser
 from inscp.commands.study_file import read_study
 from inscp.errors import UserError
 from inscp.evaluation.tasks import import_all
@@ -168,10 +169,10 @@ def test_a_merge_of_what_was_made_of_nothing_is_told_before_the_first_run(
 ) -> None:
     alone = replace(study, evaluate=[], arms={"later": Arm(fit={})} | arms)
     with pytest.raises(UserError, match=r"arms\.averaged\.merge: org/model was not made from another model"):
-        check_runs(alone.runs(), with_files=False)
+        check_runs(alone.runs())
     (tmp_path / "inscp.json").write_text("{}")
     made = {"fi": Language(fit={"model.pretrained": str(tmp_path)})}
-    check_runs([run for run in replace(alone, languages=made).runs() if run.command == "merge"])
+    check_runs([run for run in replace(alone, languages=made).runs() if run.command == "merge"])()
 
 
 def test_a_name_however_long_is_one_of_a_folder(study: Study, tmp_path: Path) -> None:
@@ -299,6 +300,27 @@ def test_what_is_wrong_is_told_by_file_arm_and_key_before_a_plan_is_printed(
     assert said.out == ""
     assert said.err.startswith(f"error: study/experiment.yaml: {told}")
     assert said.err.count("\n") == 1
+
+
+def test_a_dry_run_reads_each_configuration_once_and_looks_for_files_behind_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read: list[str] = []
+    instantiate = TrainingParser.instantiate_classes
+    monkeypatch.setattr(
+        TrainingParser,
+        "instantiate_classes",
+        lambda parser, config: read.append(config["data"]["tagger"]["class_path"]) or instantiate(parser, config),
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x.jsonl}\n")
+    Path("study").mkdir()
+    Path("study/experiment.yaml").write_text(STUDY.replace("PlainTagger}}", "PlainTagger}}, other: {fit: {}}"))
+    assert main(["experiment", "run", "study", "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("to be run") == 2
+    assert said.err.startswith("error: study/experiment.yaml: arms.InsCP.fit in fi: x.jsonl: no such file")
+    assert read == ["inscp.data.tagging.PlainTagger", "inscp.data.tagging.InsCPTagger"]
 
 
 def test_a_folder_without_a_study_is_told(tmp_path: Path) -> None:

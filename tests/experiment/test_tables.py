@@ -15,7 +15,7 @@ from inscp.evaluation.tasks.retention import Retention
 from inscp.experiment.page import grids
 from inscp.experiment.plots import gained_and_kept
 from inscp.experiment.report import comparison_page
-from inscp.experiment.tables import Column, Comparison, Evaluated
+from inscp.experiment.tables import Column, Comparison, Evaluated, label
 
 
 def evaluated(row: str, seed: int | None, ended: list[bool], losses: list[float]) -> Evaluated:
@@ -47,6 +47,22 @@ def test_metrics_stand_in_the_papers_tables_and_none_is_lost(comparison: Compari
     assert tables["Language alignment (Table 1)"] == ["en/answered_in/en"]
     assert set(tables["What the answers are like"]) == {"en/ended", "en/in_language_if_sound", "en/looped"}
     assert set(tables["Retention"]) == {"held_out/x/perplexity", "held_out/x/loss"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "called"),
+    [
+        ("LanguageAlignment", "en/answered_in/fi", "en prompt: fi"),
+        ("LanguageAlignment", "en/ended", "en: end their turn"),
+        ("MTBench", "score/turn_1", "score of the first turn"),
+        ("MTBench", "score/writing", "score/writing"),
+        ("Knowledge", "acc", "acc"),
+        ("BOLD", "sd", "sentiment, sd"),
+        ("Own", "length", "length"),
+    ],
+)
+def test_under_its_tasks_name_a_metric_is_called_as_in_tables(kind: str, metric: str, called: str) -> None:
+    assert label(kind, metric) == called
 
 
 def test_a_row_of_several_seeds_is_their_mean_paired_with_the_reference(comparison: Comparison) -> None:

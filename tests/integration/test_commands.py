@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from corpus import write_corpus
 from mlflow.tracking import MlflowClient
-from processes import run
+from processes import Command, run
 
 from inscp.__main__ import main
 from inscp.commands import chat
@@ -292,6 +293,18 @@ def test_what_was_prepared_is_not_packed_again(config: Path, tmp_path: Path) -> 
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "rows").rglob("rows.arrow")} == packed
 
 
+def test_what_a_signal_breaks_off_leaves_no_part_of_rows_in_the_cache(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "many.jsonl").write_text('{"text": "今天天氣很好。"}\n' * 400_000, "utf-8")
+    options = ["--config", config.name, "--data.train", str(tmp_path / "many.jsonl")]
+    process = Command("prepare", *options, cwd=config.parent, INSCP_CACHE=str(tmp_path / "cache"))
+    while process.poll() is None and not list(tmp_path.glob("cache/rows/.*.partial/rows.arrow")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 75
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command goes on")
+    assert not [path for path in tmp_path.glob("cache/rows/*") if path.suffix != ".lock"]
+
+
 def test_inspect_marks_what_has_no_loss(config: Path) -> None:
     tagger = ["--data.tagger", "InsCPTagger", "--data.tagger.loss", "response"]
     done = run("inspect", "--config", config.name, "--n", "1", *tagger, cwd=config.parent)
@@ -328,6 +341,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--lr", "1e-5"], r"lr: no such key\. See python -m inscp fit --help"),
     (["--data.tagger", "InsCP"], r"data\.tagger: there is no class InsCP\. Did you mean InsCPTagger\?"),
     (["--data.tagger", "Chat"], r"data\.tagger: .*Take one of: ConversationTagger, InsCPTagger, PlainTagger\."),
+    (["--data.tagger", "null"], r"data\.tagger: it has no value\. .* ConversationTagger, InsCPTagger, PlainTagger\."),
     (["--model.adapter", "lora"], r"model\.adapter: there is no class lora\. Did you mean LoRA\?"),
     (["--data.replay", "my.jsonl"], r"data\.replay: my\.jsonl is none of its values.*\{sources: …, share: …\}"),
     (["--data.validation", "my.jsonl"], r"data\.validation: my\.jsonl is no mapping\. Write '\{NAME: my\.jsonl\}'"),

@@ -79,7 +79,7 @@ def test_results_have_value_interval_and_count_of_every_metric(project: Path, ev
         assert task["n"] > 0
     assert results["tasks"]["language"]["counts"]["zh-TW/in_language"] == 6
     assert {"kl", "agreement", "held_out/x/perplexity"} <= set(results["tasks"]["retention"]["metrics"])
-    assert re.search(r"zh-TW/ended +[\d.]+ +[\d.]+ to [\d.]+ +6", evaluated)
+    assert re.search(r"zh-TW: end their turn +[\d.]+ +[\d.]+ to [\d.]+ +6", evaluated)
 
 
 def test_the_run_that_made_the_model_has_its_evaluation_and_its_own_times(project: Path, evaluated: str) -> None:
@@ -140,14 +140,14 @@ def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str
     printed = run("compare", "before.json", "after.json", cwd=project)
     results = [json.loads((project / f"{name}.json").read_text())["tasks"] for name in ("before", "after")]
     values = [task["retention"]["metrics"]["held_out/x/loss"] for task in results]
-    row = re.search(r"held_out/x/loss +([\d.]+) +([\d.]+) +([-+][\d.]+) +(\S+ to \S+) +([\d.]+) +(\d+)", printed)
+    row = re.search(r"x: loss +([\d.]+) +([\d.]+) +([-+][\d.]+) +(\S+ to \S+) +([\d.]+) +(\d+)", printed)
     assert row is not None
     assert [float(row[1]), float(row[2])] == pytest.approx(values, abs=1e-3)
     assert int(row[6]) == results[0]["retention"]["counts"]["held_out/x/loss"]
     assert "asked otherwise" not in printed
-    assert re.search(r"held_out/x/perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +– +– +\d+", printed)
+    assert re.search(r"x: perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +– +– +\d+", printed)
     same = run("compare", "after.json", changed(project, "same"), cwd=project)
-    assert re.search(r"held_out/x/loss +\S+ +\S+ +\+0.000 +\+0.000 to \+0.000 +1.000", same)
+    assert re.search(r"x: loss +\S+ +\S+ +\+0.000 +\+0.000 to \+0.000 +1.000", same)
 
 
 ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")

@@ -107,6 +107,15 @@ def test_what_is_wrong_is_told_in_one_line(
     assert not Path("own.jsonl").exists()
 
 
+def test_a_field_with_another_name_is_asked_where_it_is_named_as_the_users() -> None:
+    write([{"en": "What is the sea?", "fi": "Mikä on meri?", "answer": "Water."}])
+    data = '[{"path": "prompts.jsonl", "fields": {"user": "en"}}]'
+    with serving(lambda body: "My own.") as server:
+        asked = ["generate", "--model", "m", "--server.address", server.address, "--data", data, "--out", "own.jsonl"]
+        assert main(asked) == 0
+    assert lines("own.jsonl") == [[("user", "What is the sea?"), ("assistant", "My own.")]]
+
+
 def test_stopped_by_a_signal_it_goes_on_with_what_is_not_answered(tmp_path: Path, tiny_model_folder: str) -> None:
     data = write([{"text": f"What is {number}?"} for number in range(400)])
     command = ("generate", "--model", tiny_model_folder, "--data", data, "--out", "own.jsonl",
