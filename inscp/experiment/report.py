@@ -1,6 +1,6 @@
 """The report of a study: one section a language, the arms side by side, and what they cost."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ def _section(
     target = language or next(_asked(comparison, kept), "")
     curves, others = side_by_side(histories)
     apart = f", without the losses a token of other vocabularies: {'; '.join(others)}" if others else ""
-    wanted: dict[str, tuple[str, Callable[[Path], bool]]] = {
+    wanted: dict[str, tuple[str, plots.Plot]] = {
         "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
         "kept": (f"{kept} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, kept)),
         "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
@@ -122,7 +122,7 @@ def _section(
         "training": (f"Training{apart}", partial(plots.curves, curves, list(comparison.by_row))),
     }
     files = {name: folder / f"{target}_{name}.png" for name in wanted}
-    shown = {caption: files[name] for name, (caption, draw) in wanted.items() if draw(files[name])}
+    shown = {caption: files[name] for name, (caption, plot) in wanted.items() if plots.draw(plot, files[name])}
     tables = [grid for table in comparison.tables() for grid in grids(table, comparison.reference)]
     return Section(language, tables, shown)
 
