@@ -1,5 +1,6 @@
 """When checkpoints are written, and which are kept."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -183,8 +184,8 @@ class Checkpoints(Checkpoint):
     def _prune(self) -> None:
         """Remove whole checkpoints that are neither among the newest nor among the best."""
         whole, _ = whole_checkpoints(self.folder)
-        values = {path: read_mark(path).get(_METRIC, {}).get(self._monitor) for path in whole}
-        measured = [path for path in whole if values[path] is not None]
+        values = {path: read_mark(path).get(_METRIC, {}).get(self._monitor, math.nan) for path in whole}
+        measured = [path for path in whole if math.isfinite(values[path])]
         best = sorted(measured, key=lambda path: values[path])[: self._keep_best]
         for path in whole[self._keep_last :]:
             if path not in best:
