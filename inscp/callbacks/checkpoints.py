@@ -144,24 +144,21 @@ class Checkpoints(Checkpoint):
         Returns:
             What went wrong; empty where nothing did.
         """
-        with untimed(trainer):
-            return self._save(trainer, wait, mark)
-
-    def _save(self, trainer: Trainer, wait: bool, mark: Mapping[str, Any] | None) -> str:
         path = step_folder(self.folder, trainer.global_step)
-        self._finish(trainer)
-        is_there = trainer.strategy.broadcast(path.exists())
-        if is_there and self._newest == trainer.global_step:  # written before this step's validation, or resumed from
-            if trainer.is_global_zero and mark:
-                self._add(path, mark)
-            return ""
-        if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
-            if trainer.is_global_zero:
-                remove_checkpoint(path)
-            trainer.strategy.barrier()
-        self._newest = trainer.global_step
-        trainer.save_checkpoint(path, storage_options=(self._writer, mark))
-        return self._finish(trainer) if wait or not self._asynchronous else ""
+        with untimed(trainer):
+            self._finish(trainer)
+            is_there = trainer.strategy.broadcast(path.exists())
+            if is_there and self._newest == trainer.global_step:  # written before its validation, or resumed from
+                if trainer.is_global_zero and mark:
+                    self._add(path, mark)
+                return ""
+            if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
+                if trainer.is_global_zero:
+                    remove_checkpoint(path)
+                trainer.strategy.barrier()
+            self._newest = trainer.global_step
+            trainer.save_checkpoint(path, storage_options=(self._writer, mark))
+            return self._finish(trainer) if wait or not self._asynchronous else ""
 
     def _add(self, path: Path, mark: Mapping[str, Any]) -> None:
         try:
