@@ -100,8 +100,8 @@ class Places:
         """The folder of what is made here."""
         return self.out / "runs"
 
-    def command(self, action: str, folder: str) -> str:
-        """The command line that does something with a study whose runs lie here.
+    def arguments(self, action: str, folder: str) -> list[str]:
+        """Of the command that does something with a study whose runs lie here.
 
         Args:
             action: `run`, `report`.
@@ -109,7 +109,11 @@ class Places:
         """
         out = ["--out", str(self.out)] if self.out != Path(OUT) else []
         known = ["--measured", str(self.measured)] if self.measured else []
-        return join(["python", "-m", "inscp", "experiment", action, folder, *out, *known])
+        return ["experiment", action, folder, *out, *known]
+
+    def command(self, action: str, folder: str) -> str:
+        """The whole command line, as a person types it."""
+        return join(["python", "-m", "inscp", *self.arguments(action, folder)])
 
     def of_study(self, name: str, folder: Path) -> Path:
         """Where what belongs to one study lies: its report, its jobs.
