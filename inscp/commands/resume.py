@@ -123,8 +123,7 @@ def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
             _tell(f"warning: {folder / CONFIG}: it is cut or damaged; this run is passed over")
         elif other := next(_differing(_deciding(kept), _deciding(config)), None):
             if (folder / CHECKPOINTS).exists():
-                what = f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
-                _tell(what)
+                _tell(f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)")
         else:
             found.append(folder)
     return found

@@ -35,7 +35,7 @@ def read_configs(paths: Sequence[str], mend: str = "Name a configuration of fit 
         UserError: one is not there, no YAML mapping, or has a key twice.
     """
     whole: Config = {}
-    for path in paths or ():
+    for path in paths:
         try:
             with Path(path).open(encoding="utf-8") as file:
                 config = yaml.load(file, _Loader)
@@ -85,13 +85,12 @@ def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
     result = dict(base)
     for key, new in changes.items():
         old = result.get(key)
-        is_section = isinstance(old, Mapping) and isinstance(new, Mapping) and not _is_another_class(old, new)
-        result[key] = _laid_over(old, new) if is_section else new  # type: ignore[arg-type]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            kind = old.get("class_path")
+            result[key] = _laid_over(old, new) if new.get("class_path", kind) == kind else new
+        else:
+            result[key] = new
     return result
-
-
-def _is_another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return "class_path" in new and old.get("class_path") != new["class_path"]
 
 
 def without(config: Mapping[str, Any], *dotted: str) -> Config:

@@ -150,7 +150,7 @@ def goal_grids(
 
 
 def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Column]) -> dict[str, _Scored]:
-    cells = {row: [_cell(comparison, row, column) for column in columns] for row in comparison.by_row}
+    cells = {row: [comparison.cell(row, column) or _NONE for column in columns] for row in comparison.by_row}
     reference, found = cells.get(comparison.reference, [_NONE for _ in columns]), {}
     for row, of in cells.items():
         pairs = list(zip(goals, of, reference, strict=True))
@@ -159,10 +159,6 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
                    for goal, cell, before in pairs]  # fmt: skip
         found[row] = _Scored(of, reached, margins, reference)
     return found
-
-
-def _cell(comparison: Comparison, row: str, column: Column) -> Cell:
-    return comparison.cell(row, column) or _NONE
 
 
 def _least(cell: Cell) -> float:

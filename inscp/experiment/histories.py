@@ -80,10 +80,10 @@ def curves(model: Path) -> Mapping[str, Curve]:
             return {}
         tokens = {0: 0.0} | {p.step: p.value for p in client.get_metric_history(run.info.run_id, _TOKENS)}
         names = [name for name in run.data.metrics if name.startswith(_SHOWN) and not name.endswith("/perplexity")]
-        return {
-            name: [(tokens[p.step], p.value) for p in sorted(client.get_metric_history(run.info.run_id, name),
-                                                             key=lambda p: p.step) if p.step in tokens]
-            for name in sorted(names)
-        }  # fmt: skip
+        found = {}
+        for name in sorted(names):
+            points = sorted(client.get_metric_history(run.info.run_id, name), key=lambda p: p.step)
+            found[name] = [(tokens[p.step], p.value) for p in points if p.step in tokens]
+        return found
     except MlflowException:  # the store is gone, or a server is down: the report does without
         return {}

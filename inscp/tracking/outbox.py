@@ -68,8 +68,7 @@ class Outbox:
             self._is_closing = False
             if not self._pieces:
                 return []
-            self._is_given_up = True
-            self._changed.notify_all()
+            self._give_up()
             return self.pieces
 
     def _work(self) -> None:
