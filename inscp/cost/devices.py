@@ -54,7 +54,7 @@ def rated_watts(name: str, processes: int) -> float | None:
 
     Args:
         name: as the driver tells it.
-        processes: that share a CPU, whose power is that of the cores on which they compute, as many each as this one.
+        processes: that share a CPU, whose power is that of the cores they use: each as many as this process.
     """
     if name == "CPU":
         return _WATTS_PER_CORE * torch.get_num_threads() * processes

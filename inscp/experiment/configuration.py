@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would drop the first in silence."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Before anchors are merged into it, whose keys it may have too."""
+        """Looks before anchors (`<<`) are merged into the section, which may have the same keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
-    """`base` with other values; sections are merged key by key, but of another class the whole section is new.
+    """`base` with other values. Sections are merged key by key; one of another class takes the old one's place.
 
     Args:
         base: is left as it is.
@@ -110,7 +110,7 @@ def digest(*parts: Any, known: Contents = MappingProxyType({})) -> str:
 
     Args:
         parts: the values.
-        known: what files hold that are not here.
+        known: digests of files that are not here.
     """
     contents = {**known, **contents_of(*parts)}
     found = [json.dumps(parts, sort_keys=True, default=str)]

@@ -97,7 +97,7 @@ def mean(sample: Sample) -> Metric:
     spread = _spread(_resampled(sample, drawn(sample.values.shape[1])), of_seeds, n)
     low, high = within(sample.values, value - spread.half_width, value + spread.half_width)
     if sample.is_share:
-        # Where all items say the same, what is drawn does, as if that were certain.
+        # Where all items agree all resamples do, and an interval from them would have no width.
         least, most = wilson(value, _effective(sample))
         low, high = min(low, least), max(high, most)
     return Metric(value, (low, high), n)
@@ -123,7 +123,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         resampled = _means(_resampled(after, counts)) - _means(_resampled(before, counts))
         spread = _Spread(items_variance(resampled, n), n - 1, *_seeds_variance(old, new))
     change, is_share = other - one, before.is_share and after.is_share
-    # Of few items that differ little is known, though what is drawn again agrees.
+    # Few items say little, even where all resamples agree.
     fewest = min(map(_effective, (before, after)))
     half_width = max(spread.half_width, most_of_none(fewest) if is_share else 0.0)
     if not half_width and abs(change) > _ROUNDING:  # all items change by the same, and how others would is not known

@@ -44,7 +44,8 @@ def side_by_side(histories: Mapping[str, History]) -> tuple[dict[str, dict[str, 
         histories: row -> its training.
 
     Returns:
-        measure -> row -> its curve, and the rows with another tokenizer than most, of which a token is another text.
+        measure -> row -> its curve, and the rows of another tokenizer than most rows, whose tokens are other pieces of
+        text.
     """
     tokenizers = [of.tokenizer for of in histories.values()]
     most = max(tokenizers, key=tokenizers.count, default="")

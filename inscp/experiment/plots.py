@@ -1,4 +1,4 @@
-"""Plots of a comparison, as PNG files on a ground of their own, which a dark page has too."""
+"""Plots of a comparison, on a white ground, also on a dark page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -158,7 +158,7 @@ class Study:
         """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once.
 
         Args:
-            told: gives a run what files hold that are not here, for it to be told by.
+            told: gives a run the digests of files that are not here, as `Places.told` does.
 
         Raises:
             UserError: a configuration that cannot be.
