@@ -1,5 +1,6 @@
 """When checkpoints are written, and which are kept."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -143,24 +144,21 @@ class Checkpoints(Checkpoint):
         Returns:
             What went wrong; empty where nothing did.
         """
-        with untimed(trainer):
-            return self._save(trainer, wait, mark)
-
-    def _save(self, trainer: Trainer, wait: bool, mark: Mapping[str, Any] | None) -> str:
         path = step_folder(self.folder, trainer.global_step)
-        self._finish(trainer)
-        is_there = trainer.strategy.broadcast(path.exists())
-        if is_there and self._newest == trainer.global_step:  # written before this step's validation, or resumed from
-            if trainer.is_global_zero and mark:
-                self._add(path, mark)
-            return ""
-        if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
-            if trainer.is_global_zero:
-                remove_checkpoint(path)
-            trainer.strategy.barrier()
-        self._newest = trainer.global_step
-        trainer.save_checkpoint(path, storage_options=(self._writer, mark))
-        return self._finish(trainer) if wait or not self._asynchronous else ""
+        with untimed(trainer):
+            self._finish(trainer)
+            is_there = trainer.strategy.broadcast(path.exists())
+            if is_there and self._newest == trainer.global_step:  # written before its validation, or resumed from
+                if trainer.is_global_zero and mark:
+                    self._add(path, mark)
+                return ""
+            if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
+                if trainer.is_global_zero:
+                    remove_checkpoint(path)
+                trainer.strategy.barrier()
+            self._newest = trainer.global_step
+            trainer.save_checkpoint(path, storage_options=(self._writer, mark))
+            return self._finish(trainer) if wait or not self._asynchronous else ""
 
     def _add(self, path: Path, mark: Mapping[str, Any]) -> None:
         try:
@@ -183,8 +181,8 @@ class Checkpoints(Checkpoint):
     def _prune(self) -> None:
         """Remove whole checkpoints that are neither among the newest nor among the best."""
         whole, _ = whole_checkpoints(self.folder)
-        values = {path: read_mark(path).get(_METRIC, {}).get(self._monitor) for path in whole}
-        measured = [path for path in whole if values[path] is not None]
+        values = {path: read_mark(path).get(_METRIC, {}).get(self._monitor, math.nan) for path in whole}
+        measured = [path for path in whole if math.isfinite(values[path])]
         best = sorted(measured, key=lambda path: values[path])[: self._keep_best]
         for path in whole[self._keep_last :]:
             if path not in best:

@@ -22,7 +22,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def how_to_go_on() -> str:
-    """What goes on with a training that was broken off: a study, say, gives each of its own the option already."""
+    """How to go on with a training that was broken off; those of a study, say, have the option already."""
     is_given = re.search(r"--ckpt_path[ =]last\b", " ".join(sys.argv))
     return "the same command goes on" if is_given else "the same command with --ckpt_path last goes on"
 

@@ -8,7 +8,7 @@ from inscp.model.module import InsCPModule
 class LastValidation(Callback):
     """Measures the held-out sets when the training has ended, where no validation came behind its last step.
 
-    As none does where `val_check_interval` does not divide the training, or where a training goes on from the
+    There is none where `val_check_interval` does not divide the training, or where a training goes on from the
     checkpoint of its last step.
     """
 

@@ -180,7 +180,7 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
     Args:
         found: of the checkpoint.
         module: that goes on with it.
-        trains: and is not only judged.
+        trains: whether it is trained, and not only measured.
 
     Raises:
         UserError: it would count what was trained otherwise than the checkpoint's training did.

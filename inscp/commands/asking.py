@@ -23,7 +23,7 @@ _COST = "cost.json"
 
 
 class Spent:
-    """The cost so far, earlier attempts included, of which nothing is asked again.
+    """The cost so far, with that of earlier attempts, whose answers are kept and not asked for again.
 
     Args:
         ledger: prices.
@@ -41,7 +41,7 @@ class Spent:
         """Write it down, for an attempt that goes on where this one is stopped.
 
         Args:
-            every: seconds since the last time below which nothing is written.
+            every: seconds that must have passed since the last time.
         """
         if time.monotonic() >= self._kept + every:
             self._kept = time.monotonic()

@@ -217,14 +217,11 @@ class InsCPCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
         name = run_name(self.model, self.datamodule)
-        given = self._get(self.config_init, "trainer")
-        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
+        given = self._made("trainer")
+        checkpoints: Checkpoints = self._made("checkpoint")
         if self.subcommand == "fit":
             require_offered(given, self.model, self.datamodule, checkpoints)
-            asking = {
-                name: list(self._get(self.config_init, name).questions)
-                for name in ("before_after", "stop_when_aligned")
-            }
+            asking = {name: list(self._made(name).questions) for name in ("before_after", "stop_when_aligned")}
             require_askable(self.datamodule, asking)
             if not getattr(rank_zero_only, "rank", 0):
                 warn_of_languages(self.datamodule)
@@ -250,8 +247,12 @@ class InsCPCLI(LightningCLI):
         callbacks.insert(callbacks.index(checkpoints), Interruption(checkpoints))
         return trainer
 
+    def _made(self, key: str) -> Any:
+        """What a key of the configuration has become: a section the object of its class, but the trainer its keys."""
+        return self._get(self.config_init, key)
+
     def _open_tracker(self, name: str) -> MLflowTracker | None:
-        tracking: Tracking = self._get(self.config_init, "mlflow")
+        tracking: Tracking = self._made("mlflow")
         earlier = read_about(self._resumed)[TRACKING_KEY] if self._resumed and self._is_continued else None
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
         if not (tracking.enabled and starts_run):
@@ -262,10 +263,10 @@ class InsCPCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         """Those of every run; behind them come BeforeAfter, StopWhenAligned, Interruption and, last, Checkpoints."""
-        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
-        before_after: BeforeAfter = self._get(self.config_init, "before_after")
+        checkpoints: Checkpoints = self._made("checkpoint")
+        before_after: BeforeAfter = self._made("before_after")
         before_after.folder, before_after.goes_on = self.model_folder, self._resumed is not None
-        self._get(self.config_init, "stop_when_aligned").folder = self.folder
+        self._made("stop_when_aligned").folder = self.folder
         provenance, throughput = Provenance(self.folder), Throughput()
         # In this order. Throughput and TrainingCost count a step before Interruption and Checkpoints keep the counts
         # and before StopWhenAligned asks for `tokens_seen`; what that measures behind a step Interruption keeps too. At
@@ -275,7 +276,7 @@ class InsCPCLI(LightningCLI):
             provenance,
             throughput,
             LastValidation(),
-            TrainingCost(self._get(self.config_init, "cost"), throughput),
+            TrainingCost(self._made("cost"), throughput),
             ExportAtEnd(self.model_folder, provenance, checkpoints),
             progress(),
         ]
@@ -286,8 +287,8 @@ class InsCPCLI(LightningCLI):
         Args:
             runs: the folder of all runs of this name.
         """
-        checkpoints: Checkpoints = self._get(self.config_init, "checkpoint")
-        given, is_fit = self._get(self.config_init, "ckpt_path"), self.subcommand == "fit"
+        checkpoints: Checkpoints = self._made("checkpoint")
+        given, is_fit = self._made("ckpt_path"), self.subcommand == "fit"
         folder = checkpoints.folder if checkpoints.is_given_folder else None
         found = Path(given) if given else None
         if is_last := given == "last":
@@ -326,11 +327,12 @@ class InsCPCLI(LightningCLI):
             return
         (self.folder / ENDED).touch()
         model, tracker = self.model_folder, self.tracker if self.tracker and self.tracker.is_sent else None
-        cost = training_cost(self.trainer)
-        lines = ["", f"model      {model}", *([f"MLflow run {tracker.address}"] if tracker else [])]
-        lines += [*([f"cost       {cost}"] if cost else []), "", "next:"]
-        lines.append(f"  python -m inscp chat --model {quote(with_its_code(self.model.pretrained, str(model)))}")
-        lines.append(f"  python -m inscp inspect --config {quote(str(self.folder / CONFIG))}")
+        print(f"\nmodel      {model}")
         if tracker:
-            lines.append(f"  {tracker.viewing}")
-        print("\n".join(lines))
+            print(f"MLflow run {tracker.address}")
+        if cost := training_cost(self.trainer):
+            print(f"cost       {cost}")
+        print(f"\nnext:\n  python -m inscp chat --model {quote(with_its_code(self.model.pretrained, str(model)))}")
+        print(f"  python -m inscp inspect --config {quote(str(self.folder / CONFIG))}")
+        if tracker:
+            print(f"  {tracker.viewing}")

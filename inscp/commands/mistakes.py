@@ -34,10 +34,10 @@ _OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
 TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
 """Of what members of a union complain, a `UserError`."""
 _ENTRY = re.compile(r"(?:\n *- .*)*\n *Given value type: .*\n *Given value: (\{.*\})(?=\n(?:.*\n)*? *Given value: )")
-"""Behind it, the entry of a list or mapping that it is about."""
+"""Behind what `TOLD` finds, the entry of a list or mapping that the error is about."""
 _UNDER = "Give it under init_args: {class_path: …, init_args: {…}}."
 _FIRST = {"model": "pretrained", "data": "train"}
-"""Of sections that other commands have as one value, the key that takes it."""
+"""Sections that are a single value in other commands (`--model X`), and the key that takes that value here."""
 _ALSO_CALLED = {"limit": "max_prompts", "max_prompts": "limit"}
 """So many prompts, as tasks and as callbacks call it."""
 _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
@@ -218,7 +218,7 @@ def _wrong(types: Sequence[type], message: str) -> tuple[str, str]:
 
 
 def class_names(types: Sequence[type]) -> list[str]:
-    """Of the classes in all rooms that are open which are one of these types, as a configuration may name them."""
+    """Names, as a configuration may have them, of all imported classes of this program that are of these types."""
     rooms = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
     found = {one for room in rooms for one in vars(room).values() if isinstance(one, type) and not isabstract(one)}
     return sorted({one.__name__ for one in found if issubclass(one, tuple(types)) and one.__name__[0] != "_"})

@@ -47,7 +47,7 @@ class OneLineErrors:
         raise complaint(self, message, self._command, sys.argv[1:]) from ex  # type: ignore[arg-type]
 
     def format_help(self) -> str:
-        """As jsonargparse does; of a class in a key without a usage, and of an abstract one with those to take."""
+        """As jsonargparse does. That of a class in a key has no usage; an abstract one tells which ones to take."""
         if not self._command:
             self.usage = SUPPRESS
             named = (self.description or "").rpartition("=")[2]

@@ -53,12 +53,12 @@ def last_checkpoint(runs: Path, given: Path | None, config: Mapping[str, Any], i
 def continued_run(checkpoint: Path, is_last: bool) -> Path | None:
     """The folder of the run that goes on with a checkpoint.
 
-    None where another training begins with it, which has a folder and an MLflow run of its own: the run has ended, or
-    went on from there, and what came behind it then is left as it is.
+    None where another training begins with it, in a folder and an MLflow run of its own: that is so where the
+    checkpoint's run has ended, or has later checkpoints, which stay as they are.
 
     Args:
-        checkpoint: is gone on from.
-        is_last: as `--ckpt_path last` found it.
+        checkpoint: from which the training goes on.
+        is_last: whether `--ckpt_path last` found it.
 
     Raises:
         Stopped: the training has ended.
@@ -123,15 +123,14 @@ def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
             _tell(f"warning: {folder / CONFIG}: it is cut or damaged; this run is passed over")
         elif other := next(_differing(_deciding(kept), _deciding(config)), None):
             if (folder / CHECKPOINTS).exists():
-                what = f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)"
-                _tell(what)
+                _tell(f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)")
         else:
             found.append(folder)
     return found
 
 
 def _ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any]) -> Path | None:
-    """The folder of the newest attempt where that has come to its end and was too short for a checkpoint.
+    """The folder of the newest attempt that has ended without a checkpoint; None where a newer one has checkpoints.
 
     Args:
         attempts: as `_attempts` has them.
@@ -159,7 +158,7 @@ def _require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
 
 
 def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
-    """See that a given folder holds no checkpoints but those of the training that goes on: the others would go.
+    """See that a given folder holds no checkpoints but those of the training that goes on: others would be removed.
 
     Args:
         folder: of the checkpoints.
@@ -205,7 +204,7 @@ def _has_newer(checkpoint: Path, run: Path) -> bool:
 def new_folder(runs: Path) -> Path:
     """A folder for a run, named after the time, that no other process has: several may start in the same second.
 
-    It goes when the process ends with nothing in it, and `runs` with it where it was the first.
+    Where it is empty when the process ends it is removed, and `runs` too where nothing else is in it.
     """
     name = f"{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):

@@ -167,7 +167,7 @@ def _join_ranks() -> tuple[int, int]:
 
 
 def _leave_ranks(counter: WorkCounter, ranks: int) -> tuple[int, float]:
-    """Tokens and FLOPs of all ranks together; what they still had to do together is done."""
+    """Tokens and FLOPs of all ranks together, when the last of them is done."""
     work = torch.tensor([counter.tokens, counter.flops], dtype=torch.float64)
     if ranks > 1:
         dist.all_reduce(work)

@@ -28,6 +28,8 @@ def read_study(folder: Path) -> Study:
     parser.add_class_arguments(Study, skip={"name"})
     given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
     with said_in(folder):
+        if empty := next((key for key, value in given.items() if value is None), None):  # the parser would name flags
+            raise UserError(str(empty), "it has no value", "Give it one, or leave it out.")
         arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
         languages = {
             tag: _section(Language, f"languages.{tag}", _language(tag, of))

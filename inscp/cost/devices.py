@@ -49,12 +49,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def rated_watts(name: str, processes: int = 1) -> float | None:
+def rated_watts(name: str, processes: int) -> float | None:
     """The power of one device of this name.
 
     Args:
         name: as the driver tells it.
-        processes: that share a CPU, whose power is that of the cores on which they compute, as many each as this one.
+        processes: that share a CPU, whose power is that of the cores they use: each as many as this process.
     """
     if name == "CPU":
         return _WATTS_PER_CORE * torch.get_num_threads() * processes
@@ -62,8 +62,9 @@ def rated_watts(name: str, processes: int = 1) -> float | None:
     return found.watts if found else None
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOPs a second of a square matrix product: the best of several."""
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of a 2048-cubed matrix product: the best of several."""
+    size = 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(5 if device.type == "cuda" else 2):  # on a CPU one may take a second

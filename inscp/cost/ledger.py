@@ -133,14 +133,7 @@ class Ledger:
 
 
 class Running:
-    """A stage that is running: what it has cost so far, earlier attempts included.
-
-    Args:
-        ledger: prices.
-        devices: of this machine.
-        nodes: machines that do the same.
-        earlier: what it has cost before it was stopped.
-    """
+    """A stage that is running, as `Ledger.start` began it: what it has cost so far, earlier attempts included."""
 
     def __init__(self, ledger: Ledger, devices: Sequence[torch.device], nodes: int, earlier: Cost | None) -> None:
         self._ledger, self._nodes, self._earlier = ledger, nodes, earlier

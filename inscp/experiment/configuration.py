@@ -35,7 +35,7 @@ def read_configs(paths: Sequence[str], mend: str = "Name a configuration of fit 
         UserError: one is not there, no YAML mapping, or has a key twice.
     """
     whole: Config = {}
-    for path in paths or ():
+    for path in paths:
         try:
             with Path(path).open(encoding="utf-8") as file:
                 config = yaml.load(file, _Loader)
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would drop the first in silence."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Before anchors are merged into it, whose keys it may have too."""
+        """Looks before anchors (`<<`) are merged into the section, which may have the same keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
-    """`base` with other values; sections are merged key by key, but of another class the whole section is new.
+    """`base` with other values. Sections are merged key by key; one of another class takes the old one's place.
 
     Args:
         base: is left as it is.
@@ -85,13 +85,12 @@ def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
     result = dict(base)
     for key, new in changes.items():
         old = result.get(key)
-        is_section = isinstance(old, Mapping) and isinstance(new, Mapping) and not _is_another_class(old, new)
-        result[key] = _laid_over(old, new) if is_section else new  # type: ignore[arg-type]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            kind = old.get("class_path")
+            result[key] = _laid_over(old, new) if new.get("class_path", kind) == kind else new
+        else:
+            result[key] = new
     return result
-
-
-def _is_another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return "class_path" in new and old.get("class_path") != new["class_path"]
 
 
 def without(config: Mapping[str, Any], *dotted: str) -> Config:
@@ -111,7 +110,7 @@ def digest(*parts: Any, known: Contents = MappingProxyType({})) -> str:
 
     Args:
         parts: the values.
-        known: what files hold that are not here.
+        known: digests of files that are not here.
     """
     contents = {**known, **contents_of(*parts)}
     found = [json.dumps(parts, sort_keys=True, default=str)]

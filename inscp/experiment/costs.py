@@ -19,7 +19,7 @@ from inscp.pretrained import empty_model
 
 _SIZES = {"8 B": 8e9, "70 B": 70e9}
 _BEGIN = 15.0
-"""Seconds that a command takes to begin: what it has cost counts from its first step."""
+"""Seconds that a command takes until its first step, from which its cost is counted."""
 _DEVICE, _UTILISATION = "H100", 0.4
 _MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
 
@@ -74,7 +74,7 @@ _Trainings = Sequence[tuple[float, float]]  # tokens, and the forward passes tha
 def _trainings(
     rows: Mapping[str, Sequence[Place]], tokens: Mapping[str, float], stages: Mapping[str, Stage]
 ) -> Iterator[tuple[str, _Trainings]]:
-    """Each row's, and behind it those with the stages that would follow it."""
+    """Each row's trainings, and behind it the same with each stage that would follow them."""
     for row, count in tokens.items():
         run: _Trainings = [(count, rows[row][0].run.passes)]
         yield row, run
@@ -121,13 +121,15 @@ class Forecast:
         evaluated = [cost for at in places if (cost := evaluation_cost(at))]
         self._second_a_token = median(c.wall_seconds / c.tokens for c in trained) if trained else None
         self._evaluation = median(c.wall_seconds for c in evaluated) if evaluated else None
+        self._evaluates = any(at.run.evaluate for at in places)
 
     @property
     def knows_evaluations(self) -> bool:
-        return self._evaluation is not None
+        """Whether it can tell how long evaluations take, where there are some."""
+        return self._evaluation is not None or not self._evaluates
 
     def seconds(self, at: Place) -> float | None:
-        """Of what is left of a run: its training and, where one is done, its evaluation; None where nobody knows."""
+        """Of what is left of a run: its training, and its evaluation if another is done; None where nothing tells."""
         run, training = at.run, 0.0
         if run.evaluate and self._evaluation is None and (at.model or not run.trains):
             return None

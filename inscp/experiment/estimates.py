@@ -90,14 +90,14 @@ def _sample(seeds: Sequence[Mapping[str, Item]], ids: Sequence[str], metric: str
 def mean(sample: Sample) -> Metric:
     """Over items and seeds, with a 95 % interval; of a share never narrower than one seed's items would give."""
     n = int((sample.weights > 0).any(0).sum())
-    of_seeds = _of_seeds(sample, _once(sample))[0]
+    of_seeds = _of_each_seed(sample)
     value = float(np.nanmean(of_seeds))
     if n < 2:
         return Metric(value, wilson(value, n) if sample.is_share and n else (math.nan, math.nan), n)
-    spread = _spread(_of_seeds(sample, drawn(sample.values.shape[1])), of_seeds, n)
+    spread = _spread(_resampled(sample, drawn(sample.values.shape[1])), of_seeds, n)
     low, high = within(sample.values, value - spread.half_width, value + spread.half_width)
     if sample.is_share:
-        # Where all items say the same, what is drawn does, as if that were certain.
+        # Where all items agree all resamples do, and an interval from them would have no width.
         least, most = wilson(value, _effective(sample))
         low, high = min(low, least), max(high, most)
     return Metric(value, (low, high), n)
@@ -110,7 +110,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         before, after: over the same items.
         same_seeds: pair the seeds too, which are the same ones in the same order.
     """
-    old, new = (_of_seeds(sample, _once(sample))[0] for sample in (before, after))
+    old, new = map(_of_each_seed, (before, after))
     one, other = float(np.nanmean(old)), float(np.nanmean(new))
     n = min(int((sample.weights > 0).any(0).sum()) for sample in (before, after))
     seeds = max(int((~np.isnan(of)).sum()) for of in (old, new))
@@ -118,12 +118,12 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
         return Difference(one, other, Metric(other - one, (math.nan, math.nan), n), math.nan, seeds)
     counts = drawn(before.values.shape[1])
     if same_seeds:
-        spread = _spread(_of_seeds(after, counts) - _of_seeds(before, counts), new - old, n)
+        spread = _spread(_resampled(after, counts) - _resampled(before, counts), new - old, n)
     else:
-        resampled = _means(_of_seeds(after, counts)) - _means(_of_seeds(before, counts))
+        resampled = _means(_resampled(after, counts)) - _means(_resampled(before, counts))
         spread = _Spread(items_variance(resampled, n), n - 1, *_seeds_variance(old, new))
     change, is_share = other - one, before.is_share and after.is_share
-    # Of few items that differ little is known, though what is drawn again agrees.
+    # Few items say little, even where all resamples agree.
     fewest = min(map(_effective, (before, after)))
     half_width = max(spread.half_width, most_of_none(fewest) if is_share else 0.0)
     if not half_width and abs(change) > _ROUNDING:  # all items change by the same, and how others would is not known
@@ -133,7 +133,9 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     # Items may weigh more than others, and those that weigh nothing in one arm alone lack the metric there.
     weights = set(zip(before.weights.flat, after.weights.flat, strict=False)) - {(0.0, 0.0)}
     is_exact = is_share and len(old) == len(new) == 1 == len(weights)
-    p = _mcnemar(before.values, after.values) if is_exact else spread.p(change)
+    p = spread.p(change)
+    if is_exact:
+        p = mcnemar(int((before.values > after.values).sum()), int((before.values < after.values).sum()))
     return Difference(one, other, Metric(change, interval, n), p, seeds)
 
 
@@ -144,10 +146,6 @@ def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Diff
              for items in (before, after)]  # fmt: skip
     found = {name: samples([[before], [after]], name) for name in names[0] if name in names[1]}
     return {name: difference(one, other, same_seeds=True) for name, (one, other) in found.items()}
-
-
-def _mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    return mcnemar(int((before > after).sum()), int((before < after).sum()))
 
 
 @dataclass(frozen=True)
@@ -217,10 +215,11 @@ def _effective(sample: Sample) -> float:
     return effective(sample.weights.max(0))
 
 
-def _once(sample: Sample) -> np.ndarray:
-    return np.ones((1, sample.values.shape[1]))
+def _of_each_seed(sample: Sample) -> np.ndarray:
+    """float64 [S]: each seed's mean over the items as they were asked, each once."""
+    return _resampled(sample, np.ones((1, sample.values.shape[1])))[0]
 
 
-def _of_seeds(sample: Sample, counts: np.ndarray) -> np.ndarray:
-    """float64 [R, S]: each seed's mean, by `weighted_means`."""
+def _resampled(sample: Sample, counts: np.ndarray) -> np.ndarray:
+    """float64 [R, S]: each seed's mean in each resample of the items, by `weighted_means`."""
     return weighted_means(sample.values, sample.weights, counts)

@@ -16,7 +16,7 @@ from inscp.experiment.tables import Cell, Column, Comparison
 _NONE = Cell(Metric(math.nan, (math.nan, math.nan), 0), 0, True)
 """Of what was not measured."""
 _LITTLE = 1e-9
-"""In the place of nothing, where ratios are multiplied."""
+"""Taken for zero, where ratios are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Goal:
 
         Args:
             value, reference: as they were measured; what is negative or NaN has no ratio.
-            least: that each of them counts: of a share half an item, as more items might have shown one.
+            least: what each of them counts as at least: of a share half an item, as more items might have shown one.
         """
         is_reached = self.is_reached(value, reference)
         if not (value >= 0 and self.bound(reference) >= 0):
@@ -111,8 +111,7 @@ def goal_grids(
         comparison: of one language.
         goals: what is wanted; none gives no grids. Multiples of a reference that was not measured are left out.
         language: of the comparison.
-        tokens: of each row that was trained, which alone can be chosen: those of its trainings; None where it takes
-            all that there are.
+        tokens: row -> tokens of its trainings, None where one takes all there are. Of these rows one is chosen.
     """
     trained = [row for row in comparison.by_row if row in tokens]
     if comparison.reference not in comparison.by_row:
@@ -150,7 +149,7 @@ def goal_grids(
 
 
 def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Column]) -> dict[str, _Scored]:
-    cells = {row: [_cell(comparison, row, column) for column in columns] for row in comparison.by_row}
+    cells = {row: [comparison.cell(row, column) or _NONE for column in columns] for row in comparison.by_row}
     reference, found = cells.get(comparison.reference, [_NONE for _ in columns]), {}
     for row, of in cells.items():
         pairs = list(zip(goals, of, reference, strict=True))
@@ -161,12 +160,8 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
     return found
 
 
-def _cell(comparison: Comparison, row: str, column: Column) -> Cell:
-    return comparison.cell(row, column) or _NONE
-
-
 def _least(cell: Cell) -> float:
-    """What a cell counts at least: of none among few items little is known."""
+    """What a cell counts as at least: none among few items does not mean none at all."""
     return 0.5 / cell.metric.n if cell.is_share and cell.metric.n else _LITTLE
 
 

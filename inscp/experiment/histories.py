@@ -44,7 +44,8 @@ def side_by_side(histories: Mapping[str, History]) -> tuple[dict[str, dict[str, 
         histories: row -> its training.
 
     Returns:
-        measure -> row -> its curve, and the rows with another tokenizer than most, of which a token is another text.
+        measure -> row -> its curve, and the rows of another tokenizer than most rows, whose tokens are other pieces of
+        text.
     """
     tokenizers = [of.tokenizer for of in histories.values()]
     most = max(tokenizers, key=tokenizers.count, default="")
@@ -80,10 +81,10 @@ def curves(model: Path) -> Mapping[str, Curve]:
             return {}
         tokens = {0: 0.0} | {p.step: p.value for p in client.get_metric_history(run.info.run_id, _TOKENS)}
         names = [name for name in run.data.metrics if name.startswith(_SHOWN) and not name.endswith("/perplexity")]
-        return {
-            name: [(tokens[p.step], p.value) for p in sorted(client.get_metric_history(run.info.run_id, name),
-                                                             key=lambda p: p.step) if p.step in tokens]
-            for name in sorted(names)
-        }  # fmt: skip
+        found = {}
+        for name in sorted(names):
+            points = sorted(client.get_metric_history(run.info.run_id, name), key=lambda p: p.step)
+            found[name] = [(tokens[p.step], p.value) for p in points if p.step in tokens]
+        return found
     except MlflowException:  # the store is gone, or a server is down: the report does without
         return {}

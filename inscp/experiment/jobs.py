@@ -51,8 +51,7 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Pla
     for number, job in enumerate(jobs):
         titles = [run.title for run in job]  # names have a digest of files, which may be somewhere else
         only = titles[0] if len(titles) == 1 else json.dumps(titles, ensure_ascii=False)
-        known = ["--measured", str(where.measured)] if where.measured else []
-        arguments = ["experiment", "run", study, "--out", str(where.out), *known, "--only", only]
+        arguments = [*where.arguments("run", study), "--only", only]
         file = folder / f"{job[0].name}{_SUFFIXES[scheduler]}"
         text = template.render(
             title="; ".join(titles),

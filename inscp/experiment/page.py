@@ -141,8 +141,13 @@ def _changed(found: Difference | None, is_share: bool, most: int) -> tuple[str, 
 
 
 def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dict[str, list[str]]:
-    """Cells (and of how many seeds each is) as text, where a row or a cell has fewer than `most` with their number:
-    an interval of one seed does not know how seeds differ."""
+    """Cells as text. Rows of fewer seeds than `most`, and cells of fewer than their row, say of how many: an interval
+    over one seed does not know how seeds differ.
+
+    Args:
+        rows: row -> its cells, each with its number of seeds.
+        most: seeds of any cell.
+    """
     of_rows = {row: max((seeds for _, seeds in cells), default=0) for row, cells in rows.items()}
     return {
         with_seeds(row, of_rows[row], most): [with_seeds(*cell, of_rows[row]) for cell in cells]
@@ -151,7 +156,7 @@ def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dic
 
 
 def with_seeds(text: str, seeds: int, most: int) -> str:
-    """A name or a number, and of how many seeds it is where others are of more; 0 are of what nothing was drawn for."""
+    """A name or a number, with its number of seeds where that is less than `most` and not 0 (nothing was drawn)."""
     return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 

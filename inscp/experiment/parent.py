@@ -25,7 +25,8 @@ class ParentRun:
         uri = absolute(tracking.uri)
         self._tracking, self._run = tracking, MLflowRun(uri)
         tags = {"study": name, "mlflow.note.content": question, **tracking.tags}
-        key = blake2b(f"{name}\n{question}".encode(), digest_size=8).hexdigest()  # of two of one name by what they ask
+        # Studies of one name may ask different questions.
+        key = blake2b(f"{name}\n{question}".encode(), digest_size=8).hexdigest()
         self._start = Start(uri, tracking.experiment, name, tags, f"study {key}", now(), None)
         if tracking.enabled:
             self._run.connect()
@@ -56,7 +57,7 @@ class ParentRun:
         """Keep the files of a folder as artifacts."""
         if self.run_id is not None:
             self._try(lambda: self._run.keep_files(folder, artifact))
-        if self._run.is_new:  # of a study whose runs belong to others, nobody else would end it
+        if self._run.is_new:  # other studies made all its runs, and nobody else ends it
             self.end("FINISHED")
 
     def _try(self, action: Callable[[], None]) -> None:

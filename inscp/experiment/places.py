@@ -1,7 +1,7 @@
-"""Where the files of runs lie: in the folder of all outputs, or measured already where somebody kept them.
+"""Where the files of runs lie: in the folder of all outputs, or in one that `experiment keep` wrote.
 
-A run's folder is named after a digest of what decides its model, and its results after one of what is measured, so that
-what is there whole is done, in whichever study it stands.
+A run's folder is named after a digest of all that decides its model, and its results file after a digest of all that
+decides what is measured. A run is done where these files are, whichever study made them.
 """
 
 import json
@@ -74,7 +74,7 @@ class Place:
 
     @property
     def contents(self) -> Path:
-        """Where `keep` notes what the run's files hold, by which its model and what was measured are told."""
+        """Where `keep` notes the digests of the files that the run names, for machines that do not have the files."""
         return self.folder / f"contents-{self.run.measure[:8]}.json"
 
     @property
@@ -100,8 +100,8 @@ class Places:
         """The folder of what is made here."""
         return self.out / "runs"
 
-    def command(self, action: str, folder: str) -> str:
-        """The command line that does something with a study whose runs lie here.
+    def arguments(self, action: str, folder: str) -> list[str]:
+        """Of the command that does something with a study whose runs lie here.
 
         Args:
             action: `run`, `report`.
@@ -109,7 +109,11 @@ class Places:
         """
         out = ["--out", str(self.out)] if self.out != Path(OUT) else []
         known = ["--measured", str(self.measured)] if self.measured else []
-        return join(["python", "-m", "inscp", "experiment", action, folder, *out, *known])
+        return ["experiment", action, folder, *out, *known]
+
+    def command(self, action: str, folder: str) -> str:
+        """The whole command line, as a person types it."""
+        return join(["python", "-m", "inscp", *self.arguments(action, folder)])
 
     def of_study(self, name: str, folder: Path) -> Path:
         """Where what belongs to one study lies: its report, its jobs.
@@ -129,21 +133,21 @@ class Places:
         return into
 
     def claim(self, name: str, folder: Path) -> None:
-        """Note whose `of_study` it is."""
+        """Note that the folder `of_study` belongs to this study."""
         write_whole(self.out / name / _STUDY, f"{folder.resolve()}\n")
 
     @cached_property
     def _contents(self) -> list[Contents]:
-        """What the files held by which the measured runs are told: all together, and those of each."""
+        """Digests of the files that the kept runs name: of all runs together, and then of each run alone."""
         files = sorted(self.measured.glob("*/contents-*.json")) if self.measured else []
         kept = list(map(_read_contents, files))
         together = {name: digest for of in kept for name, digest in of.items()}
         return [together, *(of for number, of in enumerate(kept) if of not in kept[:number])]
 
     def told(self, run: Run) -> Run:
-        """The run by what its files held where it was kept, for where they are not.
+        """The run with the digests that its files had where it was kept, in the place of files that are not here.
 
-        Of several kept runs the files may have had one name and held something else.
+        Kept runs may name the same file with other contents: those digests are taken by which the run is done.
         """
         if self.measured is None:
             return run
@@ -151,7 +155,7 @@ class Places:
         return next((one for one in alike if _place(one, self.measured).is_done), alike[0])
 
     def made(self, run: Run) -> Place:
-        """Where it is made here, together with the runs of other studies, in which it may have another name."""
+        """Where it is made here, among the runs of all studies; another one may have made it under another title."""
         return _place(run, self.runs)
 
     def measured_or_made(self, run: Run) -> Place:
@@ -188,7 +192,7 @@ def _place(run: Run, runs: Path) -> Place:
 def keep(places: Iterable[Place], measured: Path) -> int:
     """Copy what a report needs of runs that are measured: figures, their cost and origin, no text and no weights.
 
-    Beside each is noted what its files hold, for a report to find it where the files are not.
+    Beside each the digests of its files are noted, by which a report finds the run where the files are not.
 
     Args:
         places: of the runs.

@@ -1,6 +1,6 @@
-"""Plots of a comparison, as PNG files on a ground of their own, which a dark page has too."""
+"""Plots of a comparison, on a white ground, also on a dark page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -20,6 +20,19 @@ _MARK, _LETTER = 0.5, 0.06  # inches that a mark of the legend takes, and at mos
 _NAME, _LINE = 34, 0.13  # letters a line of a row's name beside a plot, and the inches that a line takes
 
 
+Plot = Callable[[], Figure | None]
+"""Makes a figure; None where there is nothing to show."""
+
+
+def draw(plot: Plot, file: Path) -> bool:
+    """Write a plot to a file; False where there is nothing to show."""
+    with names_as_written():
+        if figure := plot():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(file, dpi=160, facecolor=_PAPER)
+    return figure is not None
+
+
 def language_columns(comparison: Comparison, language: str, measures: Sequence[str]) -> list[Column]:
     """The columns of one prompt language in the first task that asks in it."""
     for one in comparison.evaluated:
@@ -30,12 +43,11 @@ def language_columns(comparison: Comparison, language: str, measures: Sequence[s
     return []
 
 
-@names_as_written()
-def bars(comparison: Comparison, language: str, file: Path) -> bool:
-    """What the answers to one language's prompts are like, arm by arm; False where none were asked."""
+def bars(comparison: Comparison, language: str) -> Figure | None:
+    """What the answers to one language's prompts are like, arm by arm; None where none were asked."""
     columns = language_columns(comparison, language, ["sound_in_language", "ended", "looped"])
     if not columns:
-        return False
+        return None
     rows = list(comparison.by_row)
     figure = _figure(7.5, 1.2 + _height(rows))
     for axis, column in zip(figure.subplots(1, len(columns), sharey=True), columns, strict=True):
@@ -46,17 +58,15 @@ def bars(comparison: Comparison, language: str, file: Path) -> bool:
         axis.set_title(fill(column.label, 24), fontsize=8, color=_INK)
         _plain(axis)
     _name_rows(figure, rows)
-    _save(figure, file)
-    return True
+    return figure
 
 
-@names_as_written()
-def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) -> bool:
-    """English that was kept against target language that was gained; False where either was not asked."""
+def gained_and_kept(comparison: Comparison, target: str, kept: str) -> Figure | None:
+    """English that was kept against target language that was gained; None where either was not asked."""
     gained = language_columns(comparison, target, ["sound_in_language"])
     retained = language_columns(comparison, kept, ["in_language"])
     if target == kept or not gained or not retained:
-        return False
+        return None
     figure = _figure(5, 4)
     axis = figure.subplots()
     for place, row in enumerate(comparison.by_row):
@@ -65,33 +75,30 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str, file: Path) 
             axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt=_marker(place), label=row,
                           color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
     if not axis.containers:  # each row was asked in one of the two
-        return False
+        return None
     axis.set_xlabel(f"{target} prompts: sound answers in {target}", fontsize=8)
     axis.set_ylabel(f"{kept} prompts answered in {kept}", fontsize=8)
     axis.set_xlim(right=1.02)
     axis.set_ylim(top=1.009)
     _plain(axis)
     _legend(figure)
-    _save(figure, file)
-    return True
+    return figure
 
 
-@names_as_written()
 def against_tokens(
-    comparison: Comparison, budgets: Mapping[str, tuple[str, int | None]], language: str, file: Path
-) -> bool:
-    """What the answers are like against the tokens that were trained on; False with fewer than two budgets.
+    comparison: Comparison, budgets: Mapping[str, tuple[str, int | None]], language: str
+) -> Figure | None:
+    """What the answers are like against the tokens that were trained on; None with fewer than two budgets.
 
     Args:
         comparison: of the rows.
         budgets: row -> arm and tokens; None stands at 0.
         language: whose prompts.
-        file: to write.
     """
     columns = language_columns(comparison, language, ["sound_in_language", "ended"])
     known = {tokens for _, tokens in budgets.values() if tokens}
     if not columns or len(known) < 2:
-        return False
+        return None
     start = [(0, row) for row, (_, tokens) in budgets.items() if tokens is None and row in comparison.by_row][:1]
     arms = dict.fromkeys(arm for arm, _ in budgets.values())
     figure = _figure(7.5, 3)
@@ -110,21 +117,19 @@ def against_tokens(
         axis.set_ylim(-0.02, 1.02)
         _plain(axis)
     _legend(figure)
-    _save(figure, file)
-    return True
+    return figure
 
 
-@names_as_written()
-def perplexity_bands(comparison: Comparison, file: Path) -> bool:
+def perplexity_bands(comparison: Comparison) -> Figure | None:
     """How the perplexities of held-out texts are spread, arm by arm: median, middle half, all but the outer tenth.
 
-    Of vocabularies that cut the texts otherwise it is the bits a byte. False where no held-out text was measured. Each
+    Of vocabularies that cut the texts otherwise it is the bits a byte. None where no held-out text was measured. Each
     text counts once; of several seeds all are shown together.
     """
     sets = sorted({name for one in comparison.evaluated for of in one.items.values() for item in of
                    for name in item.values if name.startswith("held_out/") and name.endswith("/loss")})  # fmt: skip
     if not sets:
-        return False
+        return None
     rows = list(comparison.by_row)
     figure = _figure(3.8 * len(sets), 1.2 + _height(rows))
     for axis, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
@@ -144,8 +149,7 @@ def perplexity_bands(comparison: Comparison, file: Path) -> bool:
         axis.set_title(f"{name.split('/')[1]}: {unit} of held-out texts", fontsize=8, color=_INK)
         _plain(axis)
     _name_rows(figure, rows)
-    _save(figure, file)
-    return True
+    return figure
 
 
 def _is_cut_alike(comparison: Comparison, loss: str) -> bool:
@@ -157,20 +161,16 @@ def _is_cut_alike(comparison: Comparison, loss: str) -> bool:
     return all(len(found) == 1 for found in counts.values())
 
 
-@names_as_written()
-def curves(
-    histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], order: Sequence[str], file: Path
-) -> bool:
-    """Training curves; False where there are none.
+def curves(histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], order: Sequence[str]) -> Figure | None:
+    """Training curves; None where there are none.
 
     Args:
         histories: measure (`train/loss`, …) -> row -> (tokens, value) in order.
         order: of all rows, which have their colours by it.
-        file: to write.
     """
     shown = {measure: rows for measure, rows in histories.items() if any(len(of) > 1 for of in rows.values())}
     if not shown:
-        return False
+        return None
     figure = _figure(3.8 * min(2, len(shown)), 2.8 * -(-len(shown) // 2))
     panels = figure.subplots(-(-len(shown) // 2), min(2, len(shown)), squeeze=False).ravel()
     for axis, (measure, rows) in zip(panels, shown.items(), strict=False):
@@ -184,8 +184,7 @@ def curves(
     for axis in panels[len(shown) :]:
         axis.set_visible(False)
     _legend(figure)
-    _save(figure, file)
-    return True
+    return figure
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -244,8 +243,3 @@ def _legend(figure: Figure) -> None:
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-lines // columns))
     figure.legend(shown.values(), names, loc="outside lower left", ncols=columns, fontsize=7, frameon=False,
                   labelcolor=_INK)  # fmt: skip
-
-
-def _save(figure: Figure, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=160, facecolor=_PAPER)

@@ -1,4 +1,4 @@
-"""Commands of this program as processes of their own, which are handed on what asks the study to stop."""
+"""Commands of this program as processes of their own, to which the signals go on that stop a study."""
 
 import fcntl
 import os
@@ -59,7 +59,7 @@ class Commands:
         file, last = folder / f"{command}.yaml", ""
         write_whole(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         line = [sys.executable, "-m", "inscp", command, "--config", str(file), *options]
-        # Variables for keys of a training would decide the model too, and are no part of what it is known by.
+        # Such a variable would change the training, and the digests by which runs are known have none.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INSCP_FIT__")}
         with (folder / f"{command}.log").open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -95,7 +95,7 @@ class Commands:
 
     @contextmanager
     def locked(self, file: Path) -> Iterator[int]:
-        """Wait until no other process works there; another job of the same study may.
+        """Hold a lock file, as soon as no other process (another job of the same study, say) holds it.
 
         Raises:
             Stopped: this process was asked to stop meanwhile.

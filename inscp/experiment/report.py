@@ -1,6 +1,6 @@
 """The report of a study: one section a language, the arms side by side, and what they cost."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,10 +111,10 @@ def _section(
     histories: Mapping[str, History],
     folder: Path,
 ) -> Section:
-    target = language or next(_asked(comparison, kept), "")
+    target = language or _taught(comparison, kept)
     curves, others = side_by_side(histories)
     apart = f", without the losses a token of other vocabularies: {'; '.join(others)}" if others else ""
-    wanted: dict[str, tuple[str, Callable[[Path], bool]]] = {
+    wanted: dict[str, tuple[str, plots.Plot]] = {
         "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
         "kept": (f"{kept} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, kept)),
         "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
@@ -122,13 +122,13 @@ def _section(
         "training": (f"Training{apart}", partial(plots.curves, curves, list(comparison.by_row))),
     }
     files = {name: folder / f"{target}_{name}.png" for name in wanted}
-    shown = {caption: files[name] for name, (caption, draw) in wanted.items() if draw(files[name])}
+    shown = {caption: files[name] for name, (caption, plot) in wanted.items() if plots.draw(plot, files[name])}
     tables = [grid for table in comparison.tables() for grid in grids(table, comparison.reference)]
     return Section(language, tables, shown)
 
 
-def _asked(comparison: Comparison, kept: str) -> Iterator[str]:
-    """Languages of prompts, that which is to be kept last."""
+def _taught(comparison: Comparison, kept: str) -> str:
+    """The first language of prompts that is not the one to be kept, where there is another; empty without prompts."""
     asked = {
         metric.partition("/")[0]
         for one in comparison.evaluated
@@ -136,7 +136,7 @@ def _asked(comparison: Comparison, kept: str) -> Iterator[str]:
         if result.kind == "LanguageAlignment"
         for metric in result.metrics
     }
-    yield from sorted(asked, key=lambda name: (name == kept, name))
+    return min(asked, key=lambda name: (name == kept, name), default="")
 
 
 def _histories(rows: _Rows) -> dict[str, History]:
@@ -156,4 +156,4 @@ def _row(run: Run, has_budgets: bool) -> str:
 def _row_of(arm: str, rows: _Rows) -> str:
     """The reference's row: of several budgets the largest."""
     found = {row: of[0].run.tokens or of[0].run.budget or 0 for row, of in rows.items() if of[0].run.arm == arm}
-    return max(found, key=lambda row: found[row]) if found else arm
+    return max(found, key=found.__getitem__, default=arm)

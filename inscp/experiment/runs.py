@@ -25,7 +25,7 @@ class Run:
         evaluate: the evaluation's configuration; empty measures nothing.
         command: that makes its model (`fit`, `merge`, `extend`); empty where it is the original.
         config: of that command.
-        known: what files hold that are not here.
+        known: digests of the files that it names and that are not here.
     """
 
     arm: str
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def amount(self) -> str:
-        """Its tokens as people read them, training by training where one trains on all there is; else empty."""
+        """Its tokens for people: their sum, or those of each training where one takes all; empty without a budget."""
         if self.tokens:
             return f"{self.tokens:,} tokens"
         parts = [f"{budget:,}" if budget else "all" for budget in self._budgets]
@@ -103,7 +103,7 @@ class Run:
 
     @property
     def contents(self) -> dict[str, str]:
-        """Of the files that both digests depend on."""
+        """Digests of the files on which `fingerprint` and `measure` depend."""
         return {
             **(self.before.contents if self.before else {}),
             **contents_of(*self._making, self.original, self._evaluation),
@@ -111,7 +111,7 @@ class Run:
 
     @property
     def _making(self) -> tuple[Config, Config | None]:
-        """What decides its training, and what its making without any."""
+        """What decides its model: of a training, and of any other command that makes one."""
         if self.trains:
             return without(self.config, *_NO_MATTER, *LAYOUT), None
         return {}, self.config if self.command else None

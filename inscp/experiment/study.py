@@ -158,7 +158,7 @@ class Study:
         """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once.
 
         Args:
-            told: gives a run what files hold that are not here, for it to be told by.
+            told: gives a run the digests of files that are not here, as `Places.told` does.
 
         Raises:
             UserError: a configuration that cannot be.
@@ -167,34 +167,35 @@ class Study:
         found: dict[str, Run] = {}
         for tag, language in self.languages.items():
             base = changed(fit, {"data.language": tag} | language.fit)
-            measures = _with_tasks(changed(evaluate, language.evaluate), tag)
+            measures = changed(evaluate, language.evaluate)
+            _require_tasks(measures, tag)
             budgets: list[int | None] = [*self.budgets] or [None]
             for name, budget, seed in product(self.arms, budgets, self.seeds):
-                run = self._run(name, tag, budget, seed, base, measures, told)
+                drawn = {"data.seed": seed, "seed_everything": seed}
+                limited = {} if budget is None else {"data.token_budget": budget}
+                run = self._run(name, tag, seed, changed(base, drawn | limited), measures, told)
                 for one in run.lineage:
                     found.setdefault(one.name, one)
         return list(found.values())
 
     def _run(
-        self,
-        name: str,
-        language: str,
-        budget: int | None,
-        seed: int,
-        base: Config,
-        evaluate: Config,
-        told: Callable[[Run], Run],
+        self, name: str, language: str, seed: int, base: Config, evaluate: Config, told: Callable[[Run], Run]
     ) -> Run:
+        """The run of an arm, behind those of the arms that it follows.
+
+        Args:
+            name, language, seed: of the run.
+            base: the training's configuration, with the language, the seed and the budget, but without the arm.
+            evaluate, told: as the run has it, and as `runs` has it.
+        """
         arm = self.arms[name]
         made: dict[str, Config] = _in_language(arm.sections, language)
-        before = self._run(arm.after, language, budget, seed, base, evaluate, told) if arm.after else None
-        drawn = {"data.seed": seed, "seed_everything": seed}
-        limited = {} if budget is None else {"data.token_budget": budget}
-        config = changed(changed(base, drawn | limited), made.get("fit", {}))
-        original = before.original if before else _original(config)
+        before = self._run(arm.after, language, seed, base, evaluate, told) if arm.after else None
+        trained = changed(base, made.get("fit", {}))
+        original = before.original if before else _original(trained)
         if "fit" in made:
-            budget = config["data"].get("token_budget")
-            return told(Run(name, language, budget, seed, original, before, evaluate, "fit", config))
+            budget = trained["data"].get("token_budget")
+            return told(Run(name, language, budget, seed, original, before, evaluate, "fit", trained))
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
         if "extend" in made:
             made["extend"].setdefault("language", language)
@@ -202,7 +203,7 @@ class Study:
         return told(Run(name, language, budget, drawn_by, original, before, evaluate, command, config))
 
 
-def _with_tasks(evaluate: Config, language: str) -> Config:
+def _require_tasks(evaluate: Config, language: str) -> None:
     """
     Raises:
         UserError: what it calls tasks are none.
@@ -211,7 +212,6 @@ def _with_tasks(evaluate: Config, language: str) -> Config:
     sections = {"tasks": tasks} | ({f"tasks.{name}": tasks[name] for name in tasks} if isinstance(tasks, dict) else {})
     if wrong := next((where for where, section in sections.items() if not isinstance(section, Mapping)), None):
         raise UserError(f"{language}: {wrong}", "it is no section of keys", "Write {class_path: TASK, init_args: {…}}.")
-    return evaluate
 
 
 def _in_language(value: Any, language: str) -> Any:

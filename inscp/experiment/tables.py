@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,14 +175,14 @@ class Comparison:
             columns[title].append(Column(task, metric, label))
         return [self._table(title, _told_apart(found)) for title, found in columns.items() if found]
 
-    def _metrics(self) -> Iterator[tuple[str, str, str]]:
-        seen = dict.fromkeys(
+    def _metrics(self) -> Iterable[tuple[str, str, str]]:
+        """Task, its kind, metric: of all evaluations, each once."""
+        return dict.fromkeys(
             (task, result.kind, metric)
             for one in self.evaluated
             for task, result in one.results.tasks.items()
             for metric in result.metrics
         )
-        yield from seen
 
     def _table(self, title: str, columns: Sequence[Column]) -> Table:
         rows = {row: [self.cell(row, column) for column in columns] for row in self.by_row}

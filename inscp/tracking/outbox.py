@@ -11,7 +11,7 @@ from inscp.errors import RunError
 from inscp.tracking.mlflow_run import MLflowRun, reason
 from inscp.tracking.pieces import Piece, Start, batches
 
-_GATHERING = 1.0  # seconds, like all of these; a call for every step would take Python's lock from fast steps
+_GATHERING = 1.0  # seconds, like all of these; calling at every step would slow fast steps, by Python's lock
 _SHORTEST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _LONGEST_PAUSE_AT_THE_END = 2.0
@@ -68,8 +68,7 @@ class Outbox:
             self._is_closing = False
             if not self._pieces:
                 return []
-            self._is_given_up = True
-            self._changed.notify_all()
+            self._give_up()
             return self.pieces
 
     def _work(self) -> None:

@@ -14,7 +14,7 @@ from inscp.errors import UserError
 class Start:
     """The run itself, first of all pieces: `run_id` is continued; without it a run is started, one for each `key`.
 
-    Here and below `time` is in milliseconds since 1970; 0 only adds to the run, which may have ended.
+    Here and below `time` is in milliseconds since 1970. A start at 0 only adds to a run, which may have ended.
     """
 
     tracking_uri: str
@@ -28,7 +28,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Measures of the model as it is after `step` updates: what the run has of that step stays, unless it is `anew`."""
+    """Measures of the model after `step` updates. What the run has of a step already stays, unless they are `anew`."""
 
     values: dict[str, float]
     step: int

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
 from inscp.model.card import model_card
-from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_mark, whole_checkpoints
+from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_mark, step_folder, whole_checkpoints
 from inscp.model.origin import Origin, warn_of_other_weights
 
 
@@ -64,6 +65,16 @@ class Worsen(Losses):
         if batch_idx == 10:
             for parameter in pl_module.parameters():
                 parameter.data.zero_()
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    for step, loss in enumerate([1.0, math.nan], 1):
+        path = step_folder(tmp_path, step)
+        path.mkdir()
+        (path / "whole.json").write_text(json.dumps({"files": {}, "metric": {"val/held/loss": loss}}), "utf-8")
+    saving = Checkpoints(str(tmp_path), keep_last=1, monitor="val/held/loss")
+    saving._prune()
+    assert steps(tmp_path) == [2, 1]
 
 
 @pytest.mark.parametrize("every_n_steps", [None, 4])

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from inscp.callbacks.before_after import BeforeAfter
+from inscp.callbacks.interview import Interview
+from inscp.callbacks.stop_when_aligned import StopWhenAligned
+from inscp.errors import UserError
 from inscp.records import Generation
+
+
+@pytest.mark.parametrize("kind", [BeforeAfter, StopWhenAligned])
+def test_an_answer_of_no_tokens_is_refused_before_anything_is_trained(kind: type[Interview]) -> None:
+    with pytest.raises(UserError, match=rf"{kind.section}\.max_new_tokens: 0 are none"):
+        kind(max_new_tokens=0)
 
 
 def test_an_answer_s_language_is_not_that_of_the_reasoning_before_it(

@@ -254,6 +254,7 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
     (STUDY.replace("{fi: {}}", "[fi]"), "languages: it is no section"),
     (STUDY.replace("{InsCP: {fit: {data.tagger: PlainTagger}}}", "{InsCP: null}"), "arms.InsCP: it is no section"),
     (STUDY + "budgets: [many]\n", "budgets"),
+    (STUDY + "seeds:\n", "experiment.yaml: seeds: it has no value. Give it one, or leave it out."),
     (STUDY + "reference: other\n", "there is no arm other"),
     ("question: q\n", "arms"),
     (STUDY + "arms: {other: {}}\n", "experiment.yaml:5: the key arms is there twice. Leave one of them out."),
