@@ -15,6 +15,7 @@ from inscp.data.inert import control_tokens
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.origin import read_origin
+from inscp.model.weights import loaded_whole
 from inscp.pretrained import (
     first_free_id,
     foreign_token,
@@ -187,8 +188,7 @@ def _reader(
 ) -> Callable[[str], torch.Tensor]:
     """What reads a tensor of `spec` by its name, in fp32.
 
-    Where files have other names than parameters (mixtures of experts, old formats) all of it is loaded, in the files'
-    own precision.
+    Where files have other names than parameters (mixtures of experts, old formats) all of it is loaded.
 
     Args:
         spec: the model.
@@ -203,7 +203,7 @@ def _reader(
     stored = stored_tensors(folder)
     whole: Mapping[str, torch.Tensor] = {}
     if not wanted.keys() <= stored.keys():
-        whole = load_model(spec, "auto").state_dict()  # type: ignore[arg-type]  # transformers' word for the files' own
+        whole = loaded_whole(spec)
         stored = {name: tensor.shape for name, tensor in whole.items()}
     for name, shape in wanted.items():
         if name not in stored or torch.empty(stored[name], device="meta")[shared[name]].shape != shape:

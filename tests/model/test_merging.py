@@ -12,7 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from inscp.__main__ import main
 from inscp.data.inert import special_ids
 from inscp.errors import UserError
-from inscp.model import merging
+from inscp.model import weights
 from inscp.model.export import export_model
 from inscp.model.merging import Average, ChatVector, ElChat, merged
 from inscp.model.origin import Origin, read_origin
@@ -88,9 +88,9 @@ def test_experts_are_loaded_in_their_files_precision_and_merged_in_fp32(
     specs = [str(tmp_path / name) for name in ("adapted", "original")]
     ours, theirs = (dict(load_model(spec, torch.float32).named_parameters()) for spec in specs)
     loaded = []
-    monkeypatch.setattr(merging, "load_model", lambda *given: loaded.append(load_model(*given)) or loaded[-1])
+    monkeypatch.setattr(weights, "load_model", lambda *given: loaded.append(load_model(*given)) or loaded[-1])
     result = merged(specs[0], Average(0.3, specs[1]), torch.float32)
-    assert [model.dtype for model in loaded] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [model.dtype for model in loaded] == [torch.bfloat16, torch.bfloat16]
     for name, tensor in result.named_parameters():
         assert torch.equal(tensor, torch.lerp(theirs[name], ours[name], 0.3))
 
