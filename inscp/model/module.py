@@ -99,7 +99,7 @@ class InsCPModule(JudgedModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
             self._require_whole_matrices()
-        with torch.device("cpu"):  # Lightning's own would be where all of it is loaded to, in fp32
+        with torch.device("cpu"):  # in Lightning's device context all of it would go to the device, in fp32
             model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
