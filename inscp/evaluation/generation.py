@@ -6,8 +6,17 @@ from itertools import groupby
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.inert import inert_batch, inert_ids
@@ -58,6 +67,20 @@ def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
+class FirstRanksChoice(LogitsProcessor):
+    """Has every rank of a sharded model go on with the token that the first one holds for the likeliest.
+
+    Their logits may differ in the last digit. A rank that ended its answers before another one would leave that one
+    waiting for its shards.
+    """
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """[rows, V] -> 0 for the token of each row, -inf for all others."""
+        chosen = scores.argmax(-1, keepdim=True)
+        dist.broadcast(chosen, 0)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -72,7 +95,7 @@ def generate(
     limit on what is sampled that comes with a model counts.
 
     Args:
-        model: in evaluation mode; one that is sharded over ranks is asked the same by all of them.
+        model: in evaluation mode; one that is sharded over ranks is asked the same by all of them, greedily.
         tokenizer: with a chat template where a prompt is a conversation.
         prompts: conversations that end with a user's turn, or texts to go on with.
         max_new_tokens: responses are cut there; a response that was cut has not ended.
@@ -85,6 +108,7 @@ def generate(
     lengths = list(map(len, encoded))
     pad = ends[0] if ends else 0
     may_pad = len(set(lengths)) == 1 or _heeds_padding(model, encoded[lengths.index(max(lengths))], pad, is_sharded)
+    together = LogitsProcessorList([FirstRanksChoice()] if is_sharded else [])
     for batch in _batches(lengths, batch_size, may_pad):
         width = max(len(encoded[index]) for index in batch)
         pads = [width - len(encoded[index]) for index in batch]
@@ -93,7 +117,7 @@ def generate(
         # What is gathered in inference mode FSDP2 cannot gather again where a rank has all of a model.
         with own_settings_aside(model), torch.inference_mode(not is_sharded):
             options = {"pad_token_id": pad, "eos_token_id": ends or None, **sampling(temperature)}
-            options["synced_gpus"] = is_sharded  # no rank stops while another one still needs its shards
+            options["logits_processor"] = together
             answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, options)
         for index, ids in zip(batch, answers, strict=True):
             response = str(tokenizer.decode(ids, skip_special_tokens=True))
@@ -122,10 +146,13 @@ def _heeds_padding(model: PreTrainedModel, prompt: Sequence[int], pad: int, is_s
         with own_settings_aside(model):
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=pad,
-                return_dict_in_generate=True, output_logits=True, synced_gpus=is_sharded,
+                return_dict_in_generate=True, output_logits=True,
             )  # fmt: skip
         found.append(output.logits[0].float())
-    return bool((found[1] - found[0]).norm() <= _TOLERANCE * found[0].norm())
+    heeds = (found[1] - found[0]).norm() <= _TOLERANCE * found[0].norm()
+    if is_sharded:  # all ranks must make the same batches
+        dist.broadcast(heeds, 0)
+    return bool(heeds)
 
 
 def _answers(

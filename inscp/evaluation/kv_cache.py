@@ -7,7 +7,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 32
-"""So many tokens more than there are, whenever memory is taken."""
+"""Tokens for which memory is taken beyond those that are held, each time that it is full."""
 
 
 class RoomyLayer(DynamicLayer):

@@ -16,7 +16,7 @@ Statistic = Callable[..., Any]
 
 
 def means(items: Iterable[Item]) -> dict[str, Metric]:
-    """The metrics of items, as they are met: shares of bools (Wilson), means of numbers (bootstrap)."""
+    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (bootstrap)."""
     values: dict[str, list[bool | float]] = {}
     weights: dict[str, list[float]] = {}
     for item in items:

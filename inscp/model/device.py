@@ -35,7 +35,7 @@ def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:
 
 def whole_model(spec: str, dtype: torch.dtype, attention: str | None, device: torch.device) -> NextTokenLoss:
     """All of a model on one device; arguments as for `load_model`."""
-    with torch.device("cpu"):  # Lightning's own would be where all of it is loaded to
+    with torch.device("cpu"):  # in Lightning's device context it would be read to the device at once
         return frozen(load_model(spec, dtype, attention)).to(device)
 
 

@@ -83,7 +83,11 @@ def export_model(
 def stored_as(
     model: PreTrainedModel, name: str, tensor: torch.Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> torch.dtype:
-    """As a load in `dtype` has it: counts are no floats, and some tensors stay fp32 (by which experts are chosen)."""
+    """The dtype in which a tensor of the model is written.
+
+    It is `dtype`, but integers stay what they are, and so does what the model keeps in fp32 (by which a router chooses
+    experts, say): as a load in `dtype` would have it.
+    """
     exact = model._keep_in_fp32_modules_strict or ()
     is_exact = any(re.search(rf"(^|\.){re.escape(part)}($|\.)", name) for part in exact)
     return tensor.dtype if is_exact or not tensor.is_floating_point() else dtype

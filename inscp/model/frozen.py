@@ -9,7 +9,8 @@ from inscp.model.sharded import local_part
 
 
 class FrozenParts:
-    """
+    """What keeps the frozen parts of matrices as they are: no gradient, and no weight decay.
+
     Args:
         weights: fp32 matrices by name, whole or sharded along their rows.
         masks: what of each is frozen: bool, of a shape that spreads over this rank's part of it.

@@ -103,7 +103,7 @@ class JudgedModule(LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def weights_changed(self) -> None:
-        """Let what computes know of it."""
+        """Take changed weights over into the copies that compute; to be called after every change."""
         if self.copies:
             self.copies.refresh()
 

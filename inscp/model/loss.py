@@ -245,12 +245,15 @@ def _chunks(begin: int, end: int, size: int) -> list[slice]:
 
 
 def _rows_at_once() -> int:
-    """By the machine and not the tensors', for `doctor` to count as a training does."""
+    """Rows of logits that are alive at once.
+
+    It goes by the machine and not by where the tensors are: `doctor` counts the memory of a GPU on CPU tensors.
+    """
     return GPU_CHUNK if torch.cuda.is_available() else CHUNK
 
 
 def _in_cached_rows(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[N, …] in parts of so many rows as a CPU's caches hold; by the machine, as `_rows_at_once`."""
+    """[N, …] in parts that fit a CPU's caches, in one part on a machine with a GPU (see `_rows_at_once`)."""
     return x.split(len(x) if torch.cuda.is_available() else max(1, _CACHED // x.shape[1]))
 
 

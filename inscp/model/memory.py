@@ -171,8 +171,8 @@ def _step(
     average = MovingAverage(trained, module.ema_decay) if module.ema_decay else None
     if layout.is_mixed and isinstance(layout.strategy, OneDevice):
         ComputeCopies(model, layout.dtype)
-    frozen = (weight for weight in model.parameters() if not weight.requires_grad)
-    weights = live.add([*trained.values(), *frozen, *model.buffers()])
+    untrained = (weight for weight in model.parameters() if not weight.requires_grad)
+    weights = live.add([*trained.values(), *untrained, *model.buffers()])
     if teacher and not teacher.is_beneath:
         weights += live.add([*teacher.root.parameters(), *teacher.root.buffers()])
     states = live.add(value for state in optimizer.state.values() for value in state.values())

@@ -1,6 +1,7 @@
-"""A model out of several, by arithmetic with their weights: no training, and one model in memory.
+"""A model out of several, by arithmetic with their weights: no training, and mostly one model in memory.
 
-The first of the models is loaded; of all of them one tensor at a time is read, in fp32, and merged into the first.
+The first of the models is loaded; of all of them one tensor at a time is read, in fp32, and merged into the first. Only
+where the files of a model have other names than its parameters all of it is in memory beside the first.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from inscp.data.inert import control_tokens
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.origin import read_origin
+from inscp.model.weights import loaded_whole
 from inscp.pretrained import (
     first_free_id,
     foreign_token,
@@ -184,7 +186,9 @@ def _with_rows_of_tokens(model: PreTrainedModel) -> set[str]:
 def _reader(
     spec: str, first: str, wanted: Mapping[str, torch.Size], shared: Mapping[str, slice]
 ) -> Callable[[str], torch.Tensor]:
-    """What reads a tensor of `spec` by its name; where files have other names than parameters, all are loaded.
+    """What reads a tensor of `spec` by its name, in fp32.
+
+    Where files have other names than parameters (mixtures of experts, old formats) all of it is loaded.
 
     Args:
         spec: the model.
@@ -199,7 +203,7 @@ def _reader(
     stored = stored_tensors(folder)
     whole: Mapping[str, torch.Tensor] = {}
     if not wanted.keys() <= stored.keys():
-        whole = load_model(spec, torch.float32).state_dict()
+        whole = loaded_whole(spec)
         stored = {name: tensor.shape for name, tensor in whole.items()}
     for name, shape in wanted.items():
         if name not in stored or torch.empty(stored[name], device="meta")[shared[name]].shape != shape:
@@ -209,7 +213,7 @@ def _reader(
 
     def read(name: str) -> torch.Tensor:
         if whole:
-            return whole[name][shared[name]]
+            return whole[name][shared[name]].float()
         tensor = torch.empty(stored[name])
         read_tensors(folder, {name: tensor})
         return tensor[shared[name]]

@@ -99,7 +99,7 @@ class InsCPModule(JudgedModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
             self._require_whole_matrices()
-        with torch.device("cpu"):  # Lightning's own would be where all of it is loaded to, in fp32
+        with torch.device("cpu"):  # in Lightning's device context all of it would go to the device, in fp32
             model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
@@ -223,13 +223,13 @@ class InsCPModule(JudgedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        if (
-            self.shield and isinstance(self.frozen, FrozenColumns) and not self.trainer.ckpt_path
-        ):  # which brings the columns along
+        if self.shield and not self.trainer.ckpt_path:  # which brings the columns along
+            assert isinstance(self.frozen, FrozenColumns)
             rows = self.shield.read(data_of(self.trainer).pipeline)
             if self.trainer.is_global_zero:
                 print(f"shield: reading {rows.report}", file=sys.stderr, flush=True)
-            self.frozen.choose(self.shield.share, self.loss, rows, self.device)
+            with self.trainer.precision_plugin.forward_context():
+                self.frozen.choose(self.shield.share, self.loss, rows, self.device)
         keep_freed_memory()
         for config in self.trainer.lr_scheduler_configs:  # a checkpoint brings the rate that it was trained with
             schedule: Any = config.scheduler

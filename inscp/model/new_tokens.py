@@ -49,7 +49,7 @@ class OldRows(FrozenParts):
 
     Attributes:
         weights: the matrices by name.
-        tensors: what a checkpoint must keep of this: nothing.
+        tensors: what a checkpoint keeps of a `FrozenParts`; here nothing, as the first new token tells it all.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], first: int) -> None:

@@ -72,11 +72,11 @@ class Optimizer:
 
 
 def fill_states(optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW its state ahead of the first step, beside the weights.
+    """Make AdamW's moments before the first step, each on the device of its weight.
 
-    So a checkpoint finds something to fill, and it lies ahead of what comes and goes in a step: made in the first step,
-    as torch does, it would lie between the memory of activations. Lightning moves what is there when it sets up, to a
-    GPU also what belongs to weights that stay in CPU memory; so it is made behind that.
+    torch makes them in the first step. That is too late to read a checkpoint into them, and their memory would lie
+    scattered among that of the activations, which comes and goes. To be called when Lightning has set up, which moves
+    all optimizer states to the GPU, those of offloaded weights too.
     """
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         step = torch.zeros((), dtype=torch.float32, device=p.device)

@@ -54,6 +54,9 @@ def gathered_root(root: nn.Module) -> Iterator[None]:
     if not isinstance(root, FSDPModule):
         yield
         return
+    # By itself FSDP2 takes what is called first for a root: each block, with streams of its own, none of which uses the
+    # memory of another one's again.
+    root._get_fsdp_state()._lazy_init()
     root.unshard()
     try:
         yield

@@ -75,12 +75,12 @@ class _OwnPrecision(Strategy):
     @precision_plugin.setter
     def precision_plugin(self, plugin: Precision | None) -> None:
         if plugin is not None and plugin.precision == "bf16-mixed":
-            self.compute_dtype, plugin = torch.bfloat16, _Told(plugin.precision)
+            self.compute_dtype, plugin = torch.bfloat16, _NamedPrecision(plugin.precision)
         self._precision_plugin = plugin
 
 
-class _Told(Precision):
-    """What the trainer is told where the strategy decides about precision: nothing to do."""
+class _NamedPrecision(Precision):
+    """Has the name of a precision, which the trainer asks for, and does nothing: the strategy does it all."""
 
     def __init__(self, precision: Any) -> None:
         self.precision = precision

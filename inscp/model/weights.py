@@ -1,6 +1,7 @@
 """Pretrained weights straight into a sharded model: no rank holds the whole, except where names must be converted."""
 
 from itertools import chain
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -29,7 +30,7 @@ def fill(model: PreTrainedModel, spec: str) -> None:
     """Read the weights of `spec` into a model that was built empty and sharded.
 
     Each rank reads its slices of the safetensors files. A model whose files have other names than its parameters
-    (mixtures of experts, old formats) is loaded by the first rank, in CPU memory, and handed to the others.
+    (mixtures of experts, old formats) is loaded by the first rank alone (`loaded_whole`) and handed to the others.
 
     Args:
         model: with storage for its parameters; may have adapters.
@@ -44,7 +45,15 @@ def fill(model: PreTrainedModel, spec: str) -> None:
         read_tensors(folder, {original: tensors[name].detach() for original, name in names.items()})
         return
     with others_wait():
-        whole = load_model(spec, torch.float32).state_dict() if is_first_rank() else {}
+        whole = loaded_whole(spec) if is_first_rank() else {}
     renamed = {names[name]: tensor for name, tensor in whole.items() if name in names}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(model, renamed, options=options)
+
+
+def loaded_whole(spec: str) -> dict[str, Any]:
+    """All of a model's tensors by the names of its parameters, in CPU memory and in the precision of its files.
+
+    For one whose files have other names, of which no tensor can be read by itself.
+    """
+    return load_model(spec, "auto").state_dict()  # type: ignore[arg-type]  # transformers' word for that precision

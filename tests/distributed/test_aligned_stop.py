@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from launch import FSDP2, SPREADS, fit, project, steps
 from lightning import Callback, LightningModule, Trainer
+from transformers import LlamaForCausalLM
 
 from inscp.model.loss import NextTokenLoss
 
@@ -48,6 +49,22 @@ class Alone(Callback):
         assert [one for one in gc.get_objects() if issubclass(type(one), NextTokenLoss)] == [pl_module.loss]
 
 
+class Hasty(Callback):
+    """Has the second rank, when it is asked, hold the end of the turn for the likeliest token of all."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        forward = LlamaForCausalLM.forward
+
+        def hasty(model: Any, *args: Any, **kwargs: Any) -> Any:
+            output = forward(model, *args, **kwargs)
+            if kwargs["use_cache"]:
+                output.logits[..., model.config.eos_token_id] += 1e3
+            return output
+
+        if trainer.global_rank == 1:
+            LlamaForCausalLM.forward = hasty
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
     folder = project(tmp_path_factory.mktemp("told"), tiny_model_folder)
@@ -70,8 +87,17 @@ def table(folder: Path, name: str) -> Any:
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "hsdp_offload", "tensor_parallel"])
 def test_before_and_after_the_training_two_ranks_answer_as_one_process(told: Path, name: str) -> None:
     tell(told, name, *SPREADS[name])
-    one, two = table(told, "one"), table(told, name)
-    assert one["before"] != one["after"]
+    assert table(told, "one")["before"] != table(told, "one")["after"]
+    require_same_answers(told, "one", name)
+
+
+def test_a_rank_that_would_end_its_answers_sooner_gives_those_of_the_first(told: Path) -> None:
+    tell(told, "hasty", *SPREADS["fsdp2"], "--trainer.callbacks+", "test_aligned_stop.Hasty")
+    require_same_answers(told, "one", "hasty")
+
+
+def require_same_answers(folder: Path, first: str, second: str) -> None:
+    one, two = table(folder, first), table(folder, second)
     for when in ("before", "after"):
         assert one[when].keys() == two[when].keys()
         for group, values in one[when].items():

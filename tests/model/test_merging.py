@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from inscp.__main__ import main
 from inscp.data.inert import special_ids
 from inscp.errors import UserError
+from inscp.model import weights
 from inscp.model.export import export_model
 from inscp.model.merging import Average, ChatVector, ElChat, merged
 from inscp.model.origin import Origin, read_origin
@@ -69,6 +71,28 @@ def test_arithmetic_is_in_fp32_whatever_is_written(adapted: str, other: str) -> 
     exact, written = (dict(merged(adapted, method, of).named_parameters()) for of in (torch.float32, torch.bfloat16))
     for name, tensor in written.items():
         assert torch.equal(tensor, exact[name].bfloat16())
+
+
+def test_experts_are_loaded_in_their_files_precision_and_merged_in_fp32(
+    tiny_model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their files have other names than their parameters."""
+    tokenizer = load_tokenizer(tiny_model_folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_local_experts=2, num_key_value_heads=2, **sizes)
+    for name, seed in (("adapted", 1), ("original", 2)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            MixtralForCausalLM(config).bfloat16().save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    specs = [str(tmp_path / name) for name in ("adapted", "original")]
+    ours, theirs = (dict(load_model(spec, torch.float32).named_parameters()) for spec in specs)
+    loaded = []
+    monkeypatch.setattr(weights, "load_model", lambda *given: loaded.append(load_model(*given)) or loaded[-1])
+    result = merged(specs[0], Average(0.3, specs[1]), torch.float32)
+    assert [model.dtype for model in loaded] == [torch.bfloat16, torch.bfloat16]
+    for name, tensor in result.named_parameters():
+        assert torch.equal(tensor, torch.lerp(theirs[name], ours[name], 0.3))
 
 
 def test_elchat_takes_special_tokens_from_the_source_and_other_tokens_from_the_model(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from corpus import data_module, trainer, write_corpus
+from lightning.pytorch.plugins import Precision
 from safetensors.torch import load_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -92,6 +93,21 @@ def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPMo
         scores = (weight.detach().abs() * torch.cat(given).norm(dim=0)).sum(0)
         expected = scores >= scores.sort(descending=True).values[len(scores) // 2 - 1]
         assert torch.equal(frozen.tensors[f"{name}.weight"], expected)
+
+
+def test_the_columns_are_chosen_in_the_precision_that_trains(
+    tmp_path: Path, original_folder: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under DDP autocast makes it; on a GPU attention by document has no fp32 kernel."""
+    computes, choose = [], FrozenColumns.choose
+    monkeypatch.setattr(Precision, "forward_context", lambda _: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(
+        FrozenColumns,
+        "choose",
+        lambda *given: computes.append(torch.is_autocast_enabled("cpu")) or choose(*given),
+    )
+    fitted(tmp_path, original_folder, source, trained={"max_steps": 1})
+    assert computes == [True]
 
 
 def test_frozen_columns_are_as_before_bit_by_bit_and_all_else_is_trained(

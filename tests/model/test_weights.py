@@ -17,6 +17,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from inscp.model import weights
 from inscp.model.precision import freeze_unreached, trained_weights
 from inscp.model.weights import fill, materialise
 from inscp.pretrained import empty_model, load_model
@@ -69,6 +70,22 @@ def test_buffers_that_files_hold_are_read_too(name: str, tmp_path: Path, one_ran
     for key, tensor in sharded.state_dict().items():
         assert torch.equal(tensor, whole[key]), key
     assert all(torch.equal(whole[key], buffer) for key, buffer in held.items())
+
+
+def test_a_model_whose_files_have_other_names_is_loaded_in_their_precision(
+    tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AutoModelForCausalLM.from_config(CONFIGS["deepseek"]).bfloat16().save_pretrained(tmp_path / "model")
+    loaded = []
+    monkeypatch.setattr(weights, "load_model", lambda *given: loaded.append(load_model(*given)) or loaded[-1])
+    sharded = empty_model(str(tmp_path / "model"), torch.float32)
+    materialise(sharded, torch.device("cpu"))
+    fill(sharded, str(tmp_path / "model"))
+    assert [model.dtype for model in loaded] == [torch.bfloat16]
+    whole = load_model(str(tmp_path / "model"), torch.float32)
+    for key, parameter in sharded.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, whole.get_parameter(key)), key
 
 
 def test_what_no_text_passes_through_is_not_trained() -> None:
