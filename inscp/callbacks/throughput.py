@@ -48,8 +48,8 @@ class Throughput(Callback):
     Utilisation (MFU) is the FLOPs of `inscp.cost.flops` (forward and backward; attention, which is little in short,
     isolated documents, and what is computed again are left out) over the devices' peak. That is the rated one of
     dense bf16 products where the training computes in bf16 on a device of `inscp.cost.devices.DEVICES`; else what a
-    2048-cubed product of the training's precision reaches there, measured at the start. The parameter `mfu_peak` of
-    the MLflow run says which, and how much.
+    2048-cubed product of the training's precision reaches there, measured at the start (`matrix_rate`). The parameter
+    `mfu_peak` of the MLflow run says which, and how much.
     """
 
     def __init__(self) -> None:

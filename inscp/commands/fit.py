@@ -28,7 +28,13 @@ from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
 from inscp.commands.help import HelpInOrder, TrainingHelp
-from inscp.commands.offered import require_askable, require_offered, require_trainer, warn_of_languages
+from inscp.commands.offered import (
+    require_askable,
+    require_offered,
+    require_trainer,
+    warn_of_languages,
+    warn_of_precision,
+)
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
@@ -223,6 +229,7 @@ class InsCPCLI(LightningCLI):
             require_offered(given, self.model, self.datamodule, checkpoints)
             asking = {name: list(self._made(name).questions) for name in ("before_after", "stop_when_aligned")}
             require_askable(self.datamodule, asking)
+            warn_of_precision(given["precision"])
             if not getattr(rank_zero_only, "rank", 0):
                 warn_of_languages(self.datamodule)
         else:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.checkpoints import Checkpoints
@@ -16,7 +17,7 @@ from inscp.data.rendering import require_chat_template
 from inscp.data.sources import ReadReport, read_records, require_source
 from inscp.errors import UserError
 from inscp.model.module import InsCPModule
-from inscp.model.precision import COMPUTES_IN
+from inscp.model.precision import COMPUTES_IN, multiplies_bf16
 from inscp.model.strategies import require_strategy
 from inscp.text.language import LanguageIdentifier, primary
 
@@ -101,6 +102,12 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
     require_strategy(trainer["strategy"])
+
+
+def warn_of_precision(precision: str | None) -> None:
+    """A warning where a training is to compute in bf16 on hardware that takes a hundred times as long for it."""
+    if COMPUTES_IN.get(str(precision)) == torch.bfloat16 and not multiplies_bf16():
+        rank_zero_warn("this hardware does not multiply in bf16, and is very slow: set trainer.precision to 32-true")
 
 
 def warn_of_languages(data: InsCPDataModule) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+_LONG = 0.1  # seconds
 _WATTS_PER_CORE = 5.0
 """What server processors are rated at: EPYC 7763 280 W for 64 cores, Xeon Platinum 8480+ 350 W for 56."""
 
@@ -63,17 +64,26 @@ def rated_watts(name: str, processes: int) -> float | None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of a 2048-cubed matrix product: the best of several."""
+    """FLOPs a second of a 2048-cubed matrix product, the best of several; of fewer rows where these take long.
+
+    A CPU that does not multiply in a number format takes a minute for the whole.
+    """
     size = 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(5 if device.type == "cuda" else 2):  # on a CPU one may take a second
-        synchronize(device)
-        start = time.perf_counter()
-        torch.mm(a, a)
-        synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+    rows = size if device.type == "cuda" else size // 64
+    while True:
+        seconds = min(_seconds_of_a_product(a[:rows], a) for _ in range(5 if device.type == "cuda" else 2))
+        if rows == size or seconds > _LONG:
+            return 2 * rows * size**2 / seconds
+        rows *= 8
+
+
+def _seconds_of_a_product(a: torch.Tensor, b: torch.Tensor) -> float:
+    synchronize(a.device)
+    start = time.perf_counter()
+    torch.mm(a, b)
+    synchronize(a.device)
+    return time.perf_counter() - start
 
 
 def synchronize(device: torch.device) -> None:

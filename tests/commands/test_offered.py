@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.commands.offered import require_offered, warn_of_languages
+from inscp.commands.offered import require_offered, warn_of_languages, warn_of_precision
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import UserError
 from inscp.model.distillation import Distillation
@@ -83,3 +83,13 @@ def test_a_device_that_is_full_is_told_in_a_line(
         "error: the device's memory does not suffice (CUDA out of memory. Tried to allocate 2.00 GiB). Lower the "
         "batch's size or its length, or take more devices; doctor tells what a training needs.\n"
     )
+
+
+def test_bf16_where_the_hardware_does_not_multiply_in_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for multiplies, precision in ((True, "bf16-mixed"), (False, "32-true"), (False, None)):
+        monkeypatch.setattr("inscp.commands.offered.multiplies_bf16", lambda it=multiplies: it)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warn_of_precision(precision)
+    with pytest.warns(UserWarning, match="set trainer.precision to 32-true"):
+        warn_of_precision("bf16-mixed")
