@@ -17,6 +17,7 @@ from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
 from inscp.errors import UserError
 from inscp.evaluation.answers import flaws
+from inscp.evaluation.generation import require_temperature
 from inscp.evaluation.items import items_folder
 from inscp.evaluation.server import Server
 from inscp.evaluation.subject import Backend
@@ -71,8 +72,7 @@ def generate(
     """
     file = Path(out)
     require_new(file)
-    if temperature < 0:
-        raise UserError("temperature", f"{temperature} is negative", "Give 1, or 0 for the likeliest.")
+    require_temperature(temperature)
     if server and temperature > 0:
         server = replace(server, options={"temperature": temperature, "seed": seed, **server.options})
     asked, spent = subject(model, server, items_folder(file), precision, batch_size, cost, temperature, seed)

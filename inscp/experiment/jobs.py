@@ -39,8 +39,10 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Pla
         the script.
 
     Raises:
-        UserError: a job would write where nothing is kept.
+        UserError: a job would write where nothing is kept, or a number of GPUs that is none.
     """
+    if gpus < 0:
+        raise UserError("--gpus", f"{gpus} is no number of GPUs", "Give 1, or as many as a training takes.")
     if scheduler == "skypilot" and not any(_lies_in(where.out, kept) for kept in ("outputs", "/outputs")):
         what = f"a SkyPilot job keeps `outputs` and no {where.out}"
         raise UserError("--out", what, "Name a folder in outputs: outputs/experiments, say.")

@@ -80,6 +80,11 @@ def test_a_skypilot_job_does_not_write_where_nothing_is_kept(out: str, runs: lis
     write_jobs("slurm", runs, "study", Places(Path(out)), 1, tmp_path / "jobs")
 
 
+def test_a_job_takes_no_negative_number_of_gpus(runs: list[Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--gpus: -1 is no number of GPUs"):
+        write_jobs("slurm", runs, "study", Places(Path("out")), -1, tmp_path / "jobs")
+
+
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (2, False), (75, True)])
 def test_the_slurm_job_ends_as_the_run_does_and_is_queued_again_at_75(
     status: int, requeued: bool, runs: list[Run], tmp_path: Path

@@ -266,6 +266,11 @@ def test_chat_answers_as_the_model_does_where_it_is_evaluated(
     assert capsys.readouterr().out.strip() == wanted.response.strip()
 
 
+def test_chat_is_no_colder_than_greedy(capsys: pytest.CaptureFixture) -> None:
+    assert main(["chat", "--model", "of no matter", "--temperature", "-1"]) == 2
+    assert "temperature: -1.0 is negative. Give 1, or 0 for the likeliest." in capsys.readouterr().err
+
+
 def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:
     arguments = ("chat", "--model", model_folder(fitted), "--max_new_tokens", "32", "--temperature", "5")
     done = run(*arguments, cwd=config.parent, stdin="你好\n好吃嗎\n\n再見\n")
