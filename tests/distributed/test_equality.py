@@ -45,6 +45,17 @@ def test_two_ranks_train_as_one_process_does(folder: Path, name: str) -> None:
     assert all((models[0][key].float() - models[1][key].float()).abs().max() < 1e-2 for key in models[0])
 
 
+def test_in_bf16_two_ranks_train_as_one_process_does_but_for_rounding(folder: Path) -> None:
+    given = ["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "4"]
+    fit(folder, "one_bf16", *given, "--trainer.default_root_dir", "one_bf16_runs")
+    fit(folder, "two_bf16", *given, *SPREADS["fsdp2"], "--trainer.default_root_dir", "two_bf16_runs")
+    exact, one, two = (steps(folder, run) for run in ("one", "one_bf16", "two_bf16"))
+    assert one.keys() == two.keys() == set(range(1, 5))
+    assert exact[1][::2] != one[1][::2] == pytest.approx(exact[1][::2], rel=1e-2)  # loss and norm, of other digits
+    for step, values in one.items():
+        assert two[step] == pytest.approx(values, rel=1e-3), step
+
+
 def test_nodes_whose_processes_lightning_starts_have_one_run_and_one_folder(folder: Path) -> None:
     """And the tables of a new store are made once."""
     with socket.socket() as listener:
