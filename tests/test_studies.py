@@ -23,6 +23,6 @@ def test_its_arms_are_configurations_of_the_commands_that_run_them(
     assert {run.arm for run in study.runs()} == set(study.arms)
     runs = study.runs()
     check_goals(study.goals, runs)
-    check_runs(runs, with_files=False)  # the texts and prompts of most are no part of the project
+    check_runs(runs)  # not the files: the texts and prompts of most are no part of the project
     known = {run.name: (run.fingerprint, run.measure) for run in study.runs()}
     assert {run.name: (run.fingerprint, run.measure) for run in runs} == known  # what is read is not changed

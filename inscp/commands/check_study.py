@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from inscp.commands.evaluate import evaluate, require_runnable
 from inscp.commands.extend import extend
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.merge import merge
-from inscp.commands.offered import require_offered
+from inscp.commands.offered import require_offered, require_texts
 from inscp.commands.parser import Parser
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
@@ -25,27 +28,47 @@ from inscp.paths import local_path
 from inscp.pretrained import REMOTE_CODE
 
 
-def check_runs(runs: Sequence[Run], with_files: bool = True) -> None:
-    """See that every command takes its configuration, and that the texts and prompts are there which it names.
+@dataclass(frozen=True)
+class Checked:
+    """A configuration that its command takes: whose it is, and what it has become."""
+
+    whose: str
+    command: str
+    given: Any
+
+
+def check_runs(runs: Sequence[Run]) -> list[Checked]:
+    """See that every command takes its configuration.
 
     Args:
         runs: those of several seeds are read once.
-        with_files: false leaves the files out, which may be somewhere else.
 
     Raises:
         UserError: one does not, by its arm and language.
     """
-    seen: set[str] = set()
+    checked: dict[str, Checked] = {}
     for run in runs:
         _require_made(run)
         making = without(run.config, "seed_everything", "data.seed") if run.trains else run.config
         measuring = "evaluate" if run.evaluate else ""
         for command, config, whose in ((run.command, making, f"arms.{run.arm}."), (measuring, run.evaluate, "")):
             key = digest(command, config)
-            if command and key not in seen:
-                seen.add(key)
-                with within(f"{whose}{command} in {run.language}"):
-                    _CHECKS[command](deepcopy(config), with_files)  # a parser fills in what it is given
+            if command and key not in checked:
+                with within(where := f"{whose}{command} in {run.language}"):
+                    given = _READ[command](deepcopy(config))  # a parser fills in what it is given
+                checked[key] = Checked(where, command, given)
+    return list(checked.values())
+
+
+def check_files(checked: Sequence[Checked]) -> None:
+    """See that the texts and prompts are here which configurations name.
+
+    Raises:
+        UserError: one is not, by its arm and language.
+    """
+    for one in checked:
+        with within(one.whose):
+            _REQUIRE_FILES[one.command](one.given)
 
 
 def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
@@ -89,45 +112,64 @@ def _require_made(run: Run) -> None:
 
 
 class _Unstarted(InsCPCLI):
-    """`fit` as far as the configuration goes: no trainer, which may need devices that are somewhere else."""
+    """`fit` as far as configurations go: no trainer, which may need devices that are somewhere else."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_object(args, env=False)  # as for the commands that will run it
+        self.config = Namespace(seed_everything=False)  # each run's is read later: the parser takes a second to make
 
     def instantiate_classes(self) -> None:
-        made = self.parser.instantiate_classes(self.config)
-        self.parts = [self._get(made, name) for name in ("trainer", "model", "data", "checkpoint")]
+        pass
+
+    def read(self, config: Config) -> Any:
+        """What a configuration has in each of its sections."""
+        given = self.parser.parse_object(config, env=False)  # as for the commands that will run it
+        return self.parser.instantiate_classes(given)
 
 
-def _check_fit(config: Config, with_files: bool) -> None:
-    given = _Unstarted(run=False, args=config)
-    require_offered(*given.parts, with_files=with_files)
+@cache
+def _unstarted() -> _Unstarted:
+    return _Unstarted(run=False)
 
 
-def _check_merge(config: Config, with_files: bool) -> None:
-    _parsed(merge, config, model="", out="")
+def _read_fit(config: Config) -> Any:
+    given = _unstarted().read(config)
+    require_offered(given.trainer, given.model, given.data, given.checkpoint)
+    return given
 
 
-def _check_extension(config: Config, with_files: bool) -> None:
-    given = _parsed(extend, config, model="", out="")
-    if with_files:
-        for source in as_sources(given.data):
-            require_source(source)
+def _read_merge(config: Config) -> Any:
+    return _parsed(merge, config, model="", out="")
 
 
-def _check_evaluation(config: Config, with_files: bool) -> None:
+def _read_extension(config: Config) -> Any:
+    return _parsed(extend, config, model="", out="")
+
+
+def _read_evaluation(config: Config) -> Any:
     given = _parsed(evaluate, config, model="")
     if given.server:
         raise UserError("server", "it would answer for every arm", "Leave it out; the arms' own models answer.")
-    if with_files:
-        require_runnable(given.tasks, None)
+    return given
 
 
-_CHECKS: dict[str, Callable[[Config, bool], None]] = {
-    "fit": _check_fit,
-    "merge": _check_merge,
-    "extend": _check_extension,
-    "evaluate": _check_evaluation,
+_READ: dict[str, Callable[[Config], Any]] = {
+    "fit": _read_fit,
+    "merge": _read_merge,
+    "extend": _read_extension,
+    "evaluate": _read_evaluation,
+}
+
+
+def _require_sources(given: Any) -> None:
+    for source in as_sources(given.data):
+        require_source(source)
+
+
+_REQUIRE_FILES: dict[str, Callable[[Any], None]] = {
+    "fit": lambda given: require_texts(given.model, given.data),
+    "merge": lambda given: None,
+    "extend": _require_sources,
+    "evaluate": lambda given: require_runnable(given.tasks, None),
 }
 
 

@@ -4,7 +4,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from inscp.commands.check_study import check_goals, check_runs
+from inscp.commands.check_study import check_files, check_goals, check_runs
 from inscp.commands.parser import call
 from inscp.commands.study_file import read_study, said_in
 from inscp.errors import UserError
@@ -54,7 +54,9 @@ def run_study(
     every = _runs(study, folder, where)
     runs = _chosen(every, only)
     with said_in(folder):
-        check_runs(runs, with_files=not (jobs or dry_run))  # which jobs will see; a plan needs none
+        checked = check_runs(runs)
+        if not (jobs or dry_run):  # jobs will see them where they run; a plan needs none
+            check_files(checked)
     if jobs:
         into = where.of_study(study.name, Path(folder)) / "jobs"
         left = where.left(runs)
@@ -66,7 +68,7 @@ def run_study(
     if dry_run:
         _list(runs, every, where)
         with said_in(folder):
-            check_runs(runs)
+            check_files(checked)
         return
     Runner(study, where).run(runs, every)
     _list(runs, every, where)
@@ -86,7 +88,7 @@ def report_study(folder: str, out: str = OUT, measured: str | None = None) -> No
     runs = _runs(study, folder, where)
     missing = where.left(runs)
     try:
-        check_runs(missing)  # a run is known by the files that it names: without them it is not found
+        check_files(check_runs(missing))  # a run is known by the files that it names: without them it is not found
     except UserError as error:
         if len(missing) == len(runs):
             raise

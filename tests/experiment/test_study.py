@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from inscp.__main__ import main
+from inscp.commands import check_study
 from inscp.commands.check_study import check_goals, check_runs
 from inscp.commands.study_file import read_study
 from inscp.errors import UserError
@@ -168,7 +169,7 @@ def test_a_merge_of_what_was_made_of_nothing_is_told_before_the_first_run(
 ) -> None:
     alone = replace(study, evaluate=[], arms={"later": Arm(fit={})} | arms)
     with pytest.raises(UserError, match=r"arms\.averaged\.merge: org/model was not made from another model"):
-        check_runs(alone.runs(), with_files=False)
+        check_runs(alone.runs())
     (tmp_path / "inscp.json").write_text("{}")
     made = {"fi": Language(fit={"model.pretrained": str(tmp_path)})}
     check_runs([run for run in replace(alone, languages=made).runs() if run.command == "merge"])
@@ -299,6 +300,26 @@ def test_what_is_wrong_is_told_by_file_arm_and_key_before_a_plan_is_printed(
     assert said.out == ""
     assert said.err.startswith(f"error: study/experiment.yaml: {told}")
     assert said.err.count("\n") == 1
+
+
+def test_a_dry_run_reads_each_configuration_once_and_tells_of_absent_texts_behind_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("model: {pretrained: org/model}\ndata: {train: x.jsonl}\n")
+    Path("study").mkdir()
+    Path("study/experiment.yaml").write_text(STUDY)
+    read: list[str] = []
+    for command, real in check_study._READ.items():
+        monkeypatch.setitem(
+            check_study._READ, command, lambda config, real=real, command=command: read.append(command) or real(config)
+        )
+    assert main(["experiment", "run", "study", "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert "to be run" in said.out
+    assert said.err.splitlines()[-1].startswith("error: study/experiment.yaml: ")
+    assert "x.jsonl: no such file" in said.err
+    assert read == ["fit"]
 
 
 def test_a_folder_without_a_study_is_told(tmp_path: Path) -> None:
