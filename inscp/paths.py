@@ -12,6 +12,8 @@ from inscp.errors import UserError
 
 SAMPLES_SCHEME = "samples:"
 _SAMPLES = Path(__file__).parent / "samples"
+OUTPUTS = "outputs"
+"""The folder of trainings, where none is named."""
 
 
 def cache_folder(name: str) -> Path:

@@ -23,7 +23,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 # What the commands import once they know what they have to do.
-LATER = ("transformers.models.llama.modeling_llama", "mlflow.store.tracking.sqlalchemy_store")
+LATER = (
+    "transformers.models.llama.modeling_llama",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "git",  # by MLflow
+    "codecarbon",
+    "langcodes",
+)
 
 
 class Command:

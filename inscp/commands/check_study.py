@@ -104,10 +104,6 @@ def _require_made(run: Run) -> None:
 class _Unstarted(InsCPCLI):
     """`fit` as far as configurations go: no trainer, which may need devices that are somewhere else."""
 
-    def __init__(self) -> None:
-        # Which would write every configuration out, for a checkpoint that nobody makes.
-        super().__init__(run=False, load_from_checkpoint_support=False)
-
     def parse_arguments(self, *_: Any) -> None:
         self.config = Namespace(seed_everything=False)
 
@@ -123,12 +119,12 @@ class _Unstarted(InsCPCLI):
 @cache
 def _fit() -> _Unstarted:
     """One for all configurations: its parser takes as long to make as two of them to read."""
-    return _Unstarted()
+    return _Unstarted(run=False)
 
 
 def _check_fit(config: Config) -> LookForFiles:
     trainer, module, data, checkpoints = _fit().parts(config)
-    require_offered(trainer, module, data, checkpoints, with_files=False)
+    require_offered(trainer, module, data, checkpoints)
     return partial(require_texts, module, data)
 
 

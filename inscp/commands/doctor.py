@@ -1,184 +1,22 @@
 """`doctor`: what this machine can run, and whether a training fits."""
 
 import logging
-import sys
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import psutil
-import torch
-
-from inscp.commands.fit import InsCPCLI
-from inscp.commands.machine import cpu_memory, free_disk, gib, report
-from inscp.commands.offered import require_offered
+from inscp.commands.machine import report
 from inscp.commands.quiet import quiet
-from inscp.errors import UserError
-from inscp.model.allocator import keeps_freed_memory
-from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
-from inscp.model.module import InsCPModule
-from inscp.model.origin import title
-from inscp.model.precision import best_precision, compute_dtype
-from inscp.model.strategies import FSDP2, strategy_for
-
-_PARTS = {
-    "weights": "weights",
-    "gradients": "gradients",
-    "optimizer": "optimizer states",
-    "average": "weight average",
-    "activations": "activations, logits, gathered and cast weights",
-    "kept": "freed memory that is kept for the next step",
-}
 
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp doctor [--config …]`"""
     quiet()
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails becomes one line
     if not arguments:
         print(report())
         return
+    from inscp.commands.needs import (
+        DoctorCLI,
+        Training,
+        examine,
+    )  # with Lightning, which the machine's report needs not
+
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails becomes one line
     examine(Training(DoctorCLI.unrun(arguments)))
-
-
-class DoctorCLI(InsCPCLI):
-    """The configuration of a training, of which everything but the trainer is made; no weights are read."""
-
-    told_as = "doctor"
-
-    def instantiate_classes(self) -> None:
-        self.parts = self.parser.instantiate_classes(self.config)
-
-
-@dataclass(frozen=True)
-class Need:
-    """Memory that one rank needs of a device.
-
-    Attributes:
-        device: what people call it.
-        needed: bytes.
-        available: bytes; None where this machine has no such device.
-    """
-
-    device: str
-    needed: int
-    available: int | None
-
-
-class Training:
-    """What of a configuration decides about memory and disk."""
-
-    def __init__(self, cli: DoctorCLI) -> None:
-        trainer, self.data = cli.parts["trainer"], cli.parts["data"]
-        self.module: InsCPModule = cli.parts["model"]
-        require_offered(trainer, self.module, self.data, cli.parts["checkpoint"], with_files=False)
-        self.on_gpu = _is_gpu(trainer["accelerator"])
-        self.is_here = not self.on_gpu or torch.cuda.is_available()
-        self.local_ranks = _devices(trainer["devices"], self.on_gpu)
-        nodes = trainer["num_nodes"]
-        precision = trainer["precision"] or (best_precision() if self.is_here else "bf16-mixed")
-        self.layout = Layout(
-            strategy_for(trainer["strategy"], "cpu", self.local_ranks, nodes),
-            ranks=self.local_ranks * nodes,
-            num_nodes=nodes,
-            dtype=compute_dtype(precision),
-        )
-        self.shape = Shape(self.data.batch_size, self.data.row_length, trainer["accumulate_grad_batches"])
-        self.keep_last: int = cli.config["checkpoint"]["keep_last"]
-        self.outputs = Path(cli.config["checkpoint"]["dirpath"] or trainer["default_root_dir"])
-
-    def needs(self, estimate: MemoryEstimate, process: int) -> list[Need]:
-        """Of each device, what a rank needs; `process` bytes are the process itself."""
-        offloads = isinstance(self.layout.strategy, FSDP2) and self.layout.strategy.cpu_offload
-        cpu = (cpu_memory()[1] + process) // self.local_ranks if self.is_here else None  # this process ends before
-        if not self.on_gpu:
-            return [Need("CPU", estimate.total + process, cpu)]
-        gpu = torch.cuda.get_device_properties(0).total_memory if self.is_here else None
-        if offloads:
-            sharded = estimate.total - estimate.activations
-            return [Need("GPU", estimate.activations, gpu), Need("CPU", sharded + process, cpu)]
-        return [Need("GPU", estimate.total, gpu)]
-
-    def remedies(self, has_room_for_shards: bool) -> dict[str, str]:
-        """Configuration key -> what to do with it, the most helpful first."""
-        found = {}
-        if has_room_for_shards and self.shape.rows > 1:
-            found["data.batch_size"] = f"lower data.batch_size ({self.shape.rows})"
-        if has_room_for_shards and self.module.activation_checkpointing == "none":
-            found["model.activation_checkpointing"] = "set model.activation_checkpointing to block"
-        if has_room_for_shards:
-            found["data.row_length"] = f"lower data.row_length ({self.shape.row_length})"
-        if self.on_gpu:
-            found["trainer.devices"] = f"share it between more trainer.devices ({self.local_ranks}) by FSDP2"
-        if self.module.adapter is None:
-            found["model.adapter"] = "train a model.adapter (LoRA)"
-        return found | {"model.pretrained": "take a smaller model.pretrained"}
-
-
-def examine(training: Training) -> None:
-    """Print what a rank needs for a training step, by part, and what it has.
-
-    Raises:
-        UserError: it needs more than it has.
-    """
-    model = skeleton(training.module)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with suppress(UserError):  # a folder without one is enough for an estimate
-        _ = training.data.tokenizer  # which a training holds beside its imports
-    process = psutil.Process().memory_info().rss
-    layout, shape = training.layout, training.shape
-    keeps_freed = not training.on_gpu and keeps_freed_memory()
-    estimate = step_memory(model, training.module, layout, shape, keeps_freed)
-    needs = training.needs(estimate, process)
-    ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
-    rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
-    head = (
-        title(training.module.pretrained),
-        ranks,
-        type(layout.strategy).__name__,
-        "bf16-mixed" if layout.is_mixed else "fp32",
-        rows,
-    )
-    print(", ".join(head))
-    for part, label in _PARTS.items():
-        print(_row(label, getattr(estimate, part)))
-    if any(need.device == "CPU" for need in needs):
-        print(_row("the process itself", process))
-    for need in needs:
-        print(_row(f"needed on the {need.device}", need.needed))
-        print(_row("available there", need.available) if need.available else "  no such device here to compare with")
-    _examine_disk(training, 4 * trained * (4 if training.module.ema_decay else 3))
-    for need in needs:
-        if need.available is not None and need.needed > need.available:
-            remedies = training.remedies(need.needed - estimate.activations < need.available)
-            what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
-            mend = ", or ".join(remedies.values())
-            raise UserError(next(iter(remedies)), what, f"{mend[0].upper()}{mend[1:]}.")
-    if all(need.available for need in needs):
-        print("it fits")
-
-
-def _examine_disk(training: Training, size: int) -> None:
-    count, free = training.keep_last + 1, free_disk(training.outputs)  # the oldest goes when the newest is whole
-    print(_row(f"{count} checkpoints on disk", count * size))
-    if count * size > free:
-        what = f"{count} x {gib(size)} do not fit into the {gib(free)} that are free at {training.outputs}"
-        print(f"warning: checkpoint.keep_last: {what}", file=sys.stderr)
-
-
-def _row(label: str, n_bytes: int) -> str:
-    return f"  {label:<48}{gib(n_bytes):>14}"
-
-
-def _is_gpu(accelerator: str) -> bool:
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-
-
-def _devices(given: Any, on_gpu: bool) -> int:
-    """How many devices a node gives; where GPUs are asked for and there are none, as many as are asked for."""
-    if isinstance(given, list):
-        return len(given)
-    if str(given) in ("auto", "-1"):
-        return max(1, torch.cuda.device_count()) if on_gpu else 1
-    return len(given.strip(",").split(",")) if isinstance(given, str) and "," in given else int(given)

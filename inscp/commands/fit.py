@@ -31,6 +31,7 @@ from inscp.commands.help import HelpInOrder, TrainingHelp
 from inscp.commands.offered import (
     require_askable,
     require_offered,
+    require_texts,
     require_trainer,
     warn_of_languages,
     warn_of_precision,
@@ -53,7 +54,7 @@ from inscp.model.checkpoint import TRACKING_KEY, read_about
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
-from inscp.paths import write_whole
+from inscp.paths import OUTPUTS, write_whole
 from inscp.pretrained import with_its_code
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
@@ -69,7 +70,7 @@ TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 1,
     "enable_model_summary": False,
-    "default_root_dir": "outputs",
+    "default_root_dir": OUTPUTS,
 }
 
 
@@ -171,6 +172,7 @@ class InsCPCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=LogConfig,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # which dumps the configuration twice, for hyperparameters nobody keeps
             seed_everything_default=0,
             parser_kwargs={
                 "prog": "python -m inscp",
@@ -227,6 +229,7 @@ class InsCPCLI(LightningCLI):
         checkpoints: Checkpoints = self._made("checkpoint")
         if self.subcommand == "fit":
             require_offered(given, self.model, self.datamodule, checkpoints)
+            require_texts(self.model, self.datamodule)
             asking = {name: list(self._made(name).questions) for name in ("before_after", "stop_when_aligned")}
             require_askable(self.datamodule, asking)
             warn_of_precision(given["precision"])

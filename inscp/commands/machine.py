@@ -10,9 +10,8 @@ import psutil
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from inscp.commands.fit import TRAINER_DEFAULTS
 from inscp.model.precision import best_precision
-from inscp.paths import cache_folder
+from inscp.paths import OUTPUTS, cache_folder
 
 _CGROUPS = (
     ("memory.max", "memory.current", "memory.stat"),
@@ -97,5 +96,5 @@ def _libraries() -> list[tuple[str, bool, str]]:
 
 
 def _disk() -> list[tuple[str, bool, str]]:
-    folders = {"cache": cache_folder("models").parent, "outputs": Path(str(TRAINER_DEFAULTS["default_root_dir"]))}
+    folders = {"cache": cache_folder("models").parent, "outputs": Path(OUTPUTS)}
     return [(name, True, f"{gib(free_disk(folder))} free at {folder}") for name, folder in folders.items()]

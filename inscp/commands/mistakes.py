@@ -52,7 +52,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
         command: as people call it, `python -m inscp fit`; empty where the parser is that of a class in a key.
         arguments: of the command.
     """
-    files = _files(arguments)
+    files = config_files(arguments)
     see_help = f"See {command} --help." if command else _UNDER
     if (place := _PLACED.search(message)) and Path(place[1]).is_file():
         return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
@@ -86,16 +86,20 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
     return UserError(f"{name}{file}", what or _plain(message), mend or (see_help if command else "Mend the value."))
 
 
-def _files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Configuration files that are given and what they hold, the last one first.
 
     Raises:
-        UserError: one is no YAML, or holds no keys.
+        UserError: there is no such file, one is no YAML, or holds no keys.
     """
     found: dict[str, Mapping[str, Any]] = {}
     for flag, value in pairwise([*arguments, ""]):
         path = value if flag in ("--config", "-c") else flag.partition("=")[2] if flag.startswith("--config=") else ""
-        if not path or not Path(path).is_file():
+        if not path or path.startswith("-") or ":" in path:  # no value, a configuration itself, or an address
+            continue
+        if not Path(path).exists():
+            raise UserError(path, "no such file", "Check the path (it is relative to the current folder).")
+        if not Path(path).is_file():  # a pipe can be read once
             continue
         try:
             held = yaml.safe_load(Path(path).read_text("utf-8"))

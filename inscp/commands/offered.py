@@ -49,14 +49,12 @@ def require_offered(
     module: InsCPModule,
     data: InsCPDataModule,
     checkpoints: Checkpoints,
-    with_files: bool = True,
 ) -> None:
     """See that a training can be as it is asked for, before anything is made or read.
 
     Args:
         trainer: the section, with every key.
         module, data, checkpoints: of the training.
-        with_files: false leaves its texts out, which may be somewhere else.
 
     Raises:
         UserError: it cannot.
@@ -66,15 +64,13 @@ def require_offered(
     if module.distillation and not data.replay:
         mend = "Give data.replay, as configs/data/replay_en.yaml, or leave it out."
         raise UserError("model.distillation", "nothing is replayed", mend)
-    if with_files:
-        require_texts(module, data)
 
 
 def require_texts(module: InsCPModule, data: InsCPDataModule) -> None:
-    """See that the texts are there which a training reads.
+    """See that a training's texts are here.
 
     Raises:
-        UserError: some are not.
+        UserError: one is not.
     """
     data.require_sources()
     for source in as_sources(module.shield.sources) if module.shield else ():

@@ -5,17 +5,19 @@ sharding do not see them; the hooks of `fully_shard` stay outside.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch._functorch.config as functorch
 from torch import nn
 from torch.nn.attention.varlen import _varlen_attn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import PreTrainedModel
 
 from inscp.errors import UserError
 from inscp.model.cpu_attention import document_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ActivationCheckpointing = Literal["none", "block", "selective"] | int
 """Which activations the backward pass computes again: `none`; all of every `block`; of every n-th block (a number);
@@ -33,7 +35,7 @@ _ATTENTION = {
 } | {document_attention._opoverload, _varlen_attn._opoverload}
 
 
-def blocks(model: PreTrainedModel) -> list[nn.Module]:
+def blocks(model: "PreTrainedModel") -> list[nn.Module]:
     """The transformer blocks, whatever the architecture calls them: the longest ModuleList that its decoder has.
 
     Neither those of a tower for images nor the experts of a block, which may be more.
@@ -43,7 +45,7 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
     return list(max((one for one in lists if one not in inside), key=len, default=[]))
 
 
-def decoder(model: PreTrainedModel) -> nn.Module:
+def decoder(model: "PreTrainedModel") -> nn.Module:
     """What a text passes through behind the embeddings: the part that has the blocks, else all of the model."""
     named = model.get_decoder()
     return named if _lists(named) else model  # ModernBERT calls its output head the decoder
@@ -53,7 +55,7 @@ def _lists(part: nn.Module) -> list[nn.ModuleList]:
     return [module for module in part.modules() if isinstance(module, nn.ModuleList)]
 
 
-def checkpoint_activations(model: PreTrainedModel, how: ActivationCheckpointing) -> None:
+def checkpoint_activations(model: "PreTrainedModel", how: ActivationCheckpointing) -> None:
     """Let blocks forget their activations after the forward pass and compute them again in the backward pass.
 
     Raises:
@@ -82,7 +84,7 @@ def _selective_contexts() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def compile_blocks(model: PreTrainedModel, selective: bool) -> None:
+def compile_blocks(model: "PreTrainedModel", selective: bool) -> None:
     """Compile each block by torch.compile: one graph, reused for all blocks of the same shape.
 
     Args:

@@ -5,13 +5,15 @@ pass and keeps activations in the low precision; the updates are as exact, becau
 checkpoints see the fp32 weights and fp32 sums of gradients only.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from inscp.model.blocks import decoder
+
+if TYPE_CHECKING:  # which takes three seconds to import, and `doctor` asks for the machine's precision alone
+    from transformers import PreTrainedModel
 
 InferencePrecision = Literal["bf16", "fp32"]
 
@@ -49,13 +51,13 @@ def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
     return torch.bfloat16 if is_bf16 else torch.float32
 
 
-def text_parts(model: PreTrainedModel) -> list[nn.Module]:
+def text_parts(model: "PreTrainedModel") -> list[nn.Module]:
     """All that a text passes through: embeddings, decoder, output layer."""
     parts = (model.get_input_embeddings(), decoder(model), model.get_output_embeddings())
     return [part for part in parts if part is not None]
 
 
-def freeze_unreached(model: PreTrainedModel) -> None:
+def freeze_unreached(model: "PreTrainedModel") -> None:
     """Train nothing that no text passes through, as the towers of a model that also sees or hears."""
     reached = {weight for part in text_parts(model) for weight in part.parameters()}
     for weight in model.parameters():

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.errors import RunError, UserError, first_line
 from inscp.tracking.pieces import End, Metrics, Param, Piece, Start, Table, Text, TrainingData
@@ -118,7 +118,7 @@ class MLflowRun:
     def _tell(self, kind: str, why: str) -> None:
         if kind not in self._refused:
             self._refused.add(kind)
-            rank_zero_warn(f"MLflow refused {kind}, which is left out ({why}); the rest goes on.")
+            warnings.warn(f"MLflow refused {kind}, which is left out ({why}); the rest goes on.", stacklevel=2)
 
     def keep_files(self, folder: Path, artifact: str) -> None:
         """Keep the files of a folder as artifacts of the run, which has been started."""

