@@ -1,6 +1,7 @@
 """Fixtures that keep the tests hermetic: no network, no user's cache, and tokenizers and models made on the spot."""
 
 import os
+import sys
 
 # Before anything imports a Hugging Face library, which reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +24,12 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INSCP_CACHE", str(root))
         yield root
+
+
+@pytest.fixture(autouse=True)
+def command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test's commands take for the command line, others' do not."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
 
 
 @pytest.fixture
