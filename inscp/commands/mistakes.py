@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 from jsonargparse import ArgumentParser
 
-from inscp.errors import UserError
+from inscp.errors import UserError, first_line
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments?: *(?:--)?(?P<a>[\w.+]+)|key ['\"]?(?P<b>[\w.]+)['\"]? is not expected"
@@ -95,17 +95,20 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
     for flag, value in pairwise([*arguments, ""]):
         path = value if flag in ("--config", "-c") else flag.partition("=")[2] if flag.startswith("--config=") else ""
-        if not path or path.startswith("-") or ":" in path:  # no value, a configuration itself, or an address
+        if path[:1] in ("", "-", "{", "[") or "\n" in path:  # no value, or a configuration itself
             continue
-        if not Path(path).exists():
-            raise UserError(path, "no such file", "Check the path (it is relative to the current folder).")
-        if not Path(path).is_file():  # a pipe can be read once
+        file = Path(path).expanduser()
+        if not file.is_file():
+            if not file.exists() and ":" not in path:  # which an address has; a pipe is there, and can be read once
+                raise UserError(path, "no such file", "Check the path (it is relative to the current folder).")
             continue
         try:
-            held = yaml.safe_load(Path(path).read_text("utf-8"))
+            held = yaml.safe_load(file.read_text("utf-8"))
         except yaml.MarkedYAMLError as error:
             line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
             raise UserError(f"{path}{line}", f"no YAML ({error.problem})", "Mend the file.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(path, f"no YAML in UTF-8 ({first_line(error)})", "Mend the file.") from error
         if not isinstance(held, Mapping):
             raise UserError(path, "it holds no keys", "Write KEY: VALUE lines, as configs/quickstart.yaml has them.")
         found = {path: held, **found}

@@ -28,8 +28,9 @@ def read_study(folder: Path) -> Study:
     parser.add_class_arguments(Study, skip={"name"})
     given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
     with said_in(folder):
-        if empty := next((key for key, value in given.items() if value is None), None):  # the parser would name flags
-            raise UserError(str(empty), "it has no value", "Give it one, or leave it out.")
+        filled = {field.name for field in fields(Study) if field.default is not None}
+        if empty := next((key for key in filled if key in given and given[key] is None), None):
+            raise UserError(empty, "it has no value", "Give it one, or leave it out.")  # the parser would name flags
         arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
         languages = {
             tag: _section(Language, f"languages.{tag}", _language(tag, of))

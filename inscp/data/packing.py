@@ -62,7 +62,7 @@ def laid_out(rows: Sequence[Row], row_length: int, pad_id: int) -> tuple[np.ndar
         for sequence in row:
             start, end = end, end + len(sequence.input_ids)
             ids[start:end] = sequence.input_ids
-            wanted[start : end - 1] = sequence.labels[1:]
+            wanted[start : max(start, end - 1)] = sequence.labels[1:]
         padding = [row_length - end] if end < row_length else []
         lengths.append([len(sequence.input_ids) for sequence in row] + padding)
     return input_ids, targets, lengths

@@ -292,14 +292,14 @@ def source_rows(source: Source) -> Iterator[PlacedRow]:
 
 
 def _without_media(data):  # type: ignore[no-untyped-def]
-    """A data set without its images, recordings, …: each would be decoded, and not all can go to another process."""
+    """A data set without columns of images, recordings, …: each would be decoded, and some cannot go to a process."""
     return data.remove_columns([name for name, feature in data.features.items() if _is_media(feature)])
 
 
 def _is_media(feature: Any) -> bool:
-    """Whether a column of a `datasets.Dataset` has what is decoded, and is no text, somewhere in it."""
+    """Whether all that a column of a `datasets.Dataset` has is decoded, and is no text."""
     if isinstance(feature, Mapping):
-        return any(map(_is_media, feature.values()))
+        return bool(feature) and all(map(_is_media, feature.values()))
     if hasattr(feature, "feature"):  # a list's
         return _is_media(feature.feature)
     return hasattr(feature, "decode_example") and type(feature).__name__ != "Json"

@@ -118,6 +118,7 @@ def generate(
     lengths = list(map(len, encoded))
     pad = ends[0] if ends else 0
     may_pad = len(set(lengths)) == 1 or _heeds_padding(model, encoded[lengths.index(max(lengths))], pad, is_sharded)
+    assert not (is_sharded and temperature), "ranks that share a model take the likeliest token"
     together = LogitsProcessorList([FirstRanksChoice()] if is_sharded else [])
     for batch in _batches(lengths, batch_size, may_pad):
         width = max(len(encoded[index]) for index in batch)

@@ -184,6 +184,13 @@ def stored_tensors(path: Path) -> dict[str, torch.Size]:
     return {name: kept.size for name, kept in metadata.state_dict_metadata.items()}  # type: ignore[union-attr]
 
 
+def stored_dtypes(path: Path) -> set[torch.dtype]:
+    """The floating-point dtypes of the tensors in a folder of safetensors."""
+    metadata = HuggingFaceStorageReader(str(path)).read_metadata()
+    found = {kept.properties.dtype for kept in metadata.state_dict_metadata.values()}  # type: ignore[union-attr]
+    return {dtype for dtype in found if dtype.is_floating_point}
+
+
 def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
     """Fill tensors, sharded or whole, in place; each rank reads its own slices, and casts them to what is there."""
     dcp.load(dict(into), storage_reader=HuggingFaceStorageReader(str(path)))

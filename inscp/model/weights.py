@@ -8,7 +8,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import PreTrainedModel
 
 from inscp.model.adapters import original_name
-from inscp.model.checkpoint import is_first_rank, read_tensors, stored_tensors
+from inscp.model.checkpoint import is_first_rank, read_tensors, stored_dtypes, stored_tensors
 from inscp.model.sharded import others_wait
 from inscp.pretrained import load_model, weights_folder
 
@@ -52,8 +52,10 @@ def fill(model: PreTrainedModel, spec: str) -> None:
 
 
 def loaded_whole(spec: str) -> dict[str, Any]:
-    """All of a model's tensors by the names of its parameters, in CPU memory and in the precision of its files.
+    """All of a model's tensors by the names of its parameters, in CPU memory.
 
-    For one whose files have other names, of which no tensor can be read by itself.
+    They are in the precision of its files, or in fp32 where these have several. For a model whose files have other
+    names, of which no tensor can be read by itself.
     """
-    return load_model(spec, "auto").state_dict()  # type: ignore[arg-type]  # transformers' word for that precision
+    found = stored_dtypes(weights_folder(spec))
+    return load_model(spec, found.pop() if len(found) == 1 else torch.float32).state_dict()

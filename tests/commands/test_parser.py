@@ -1,5 +1,6 @@
 """What a command line and its files may hold: values as they are, whose files nobody reads, and no `null` for them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.commands.fit import TrainingParser
+from inscp.commands.mistakes import config_files
 from inscp.commands.parser import Parser, call
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Sources
@@ -82,3 +84,21 @@ def test_an_entry_that_is_no_task_is_told_by_its_name(
     Path("tasks.yaml").write_text(f"tasks: {{good: {good}, other: {entry}}}\n", "utf-8")
     assert main(["evaluate", "--model", "org/x", "--config", "tasks.yaml"]) == 2
     assert capsys.readouterr().err == f"error: tasks.other{told}\n"
+
+
+def test_what_is_given_for_a_configuration_is_looked_at_where_it_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.yaml", "a:b.yaml"):
+        Path(name).write_text("n: 1")
+    for path in ("a.yaml", "a:b.yaml", "~/a.yaml"):
+        assert config_files([f"--config={path}"]) == {path: {"n": 1}}
+    for other in ("", "-", "{}", "n: 1", "http://none", os.devnull):
+        assert config_files(["--config", other]) == {}
+    Path("latin.yaml").write_bytes(b"n: \xe4")
+    Path("control.yaml").write_bytes(b"n: \x01")
+    for wrong, complaint in {"none.yaml": "no such file", "latin.yaml": "UTF-8", "control.yaml": "UTF-8"}.items():
+        with pytest.raises(UserError, match=rf"^{wrong}: .*{complaint}"):
+            config_files(["--config", wrong])

@@ -89,6 +89,13 @@ def test_padding_has_no_target_and_is_a_document_of_its_own():
     assert (targets[0, 8:] == IGNORED).all()
 
 
+def test_a_sequence_without_a_token_takes_no_place():
+    input_ids, targets, lengths = laid_out([[sequence(3, 0), sequence(1, 5)], []], 6, PAD)
+    assert lengths == [[0, 5, 1], [6]]
+    assert (targets[0, :4] == sequence(1, 5).labels[1:]).all()
+    assert (input_ids[1] == PAD).all()
+
+
 def test_the_report_adds_up():
     sequences = [*seeded(300), sequence(300, 200, 1, 2), sequence(301, 50, 2, 2)]
     report = PackReport(ROW_LENGTH)

@@ -202,6 +202,7 @@ def test_images_of_a_data_set_are_never_decoded_nor_passed_on(tmp_path):
         "messages": ([[{"role": "user", "a": 1}]] * 3, datasets.List(datasets.Json())),
         "shown": ([none] * 3, datasets.Image()),
         "more": ([[{"by": none}]] * 3, datasets.List({"by": datasets.Image()})),
+        "said": ([{"text": "a", "by": None}] * 3, {"text": datasets.Value("string"), "by": datasets.Image()}),
     }
     features = datasets.Features({name: feature for name, (_, feature) in columns.items()})
     saved = datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=features)
@@ -209,7 +210,8 @@ def test_images_of_a_data_set_are_never_decoded_nor_passed_on(tmp_path):
     source = Source(str(tmp_path / "saved"), fields={"text": "text"})
     fingerprint = source_fingerprint(source)
     rows = [row for _, row in source_rows(source)]
-    assert rows == [{"text": text, "messages": [{"role": "user", "a": 1}]} for text in TEXTS]
+    said = {"text": "a", "by": None}
+    assert rows == [{"text": text, "messages": [{"role": "user", "a": 1}], "said": said} for text in TEXTS]
     assert source_fingerprint(source) == fingerprint
 
 

@@ -288,6 +288,7 @@ def test_a_base_without_its_sections_is_told(base: str, tmp_path: Path) -> None:
     (STUDY.replace("{fi: {}}", "{fi: fi.yaml}"), "languages.fi: fi.yaml: no such file"),
     (STUDY.replace("a.yaml", "b.yaml"), "b.yaml: no such file"),
     (STUDY + "seed: [1]\n", "seed: no such key"),
+    (STUDY + "seed:\n", "seed: no such key"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_by_file_arm_and_key_before_a_plan_is_printed(
     wrong: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -322,6 +323,11 @@ def test_a_dry_run_reads_each_configuration_once_and_looks_for_files_behind_the_
     assert said.out.count("to be run") == 2
     assert said.err.startswith("error: study/experiment.yaml: arms.InsCP.fit in fi: x.jsonl: no such file")
     assert read == ["inscp.data.tagging.PlainTagger", "inscp.data.tagging.InsCPTagger"]
+
+
+def test_what_need_not_have_a_value_may_be_written_without(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text(STUDY + "reference:\n")
+    assert read_study(tmp_path).reference is None
 
 
 def test_a_folder_without_a_study_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is read into a sharded model is all that its files hold."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,10 @@ def test_buffers_that_files_hold_are_read_too(name: str, tmp_path: Path, one_ran
 def test_a_model_whose_files_have_other_names_is_loaded_in_their_precision(
     tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever their configuration says of it."""
     AutoModelForCausalLM.from_config(CONFIGS["deepseek"]).bfloat16().save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
     loaded = []
     monkeypatch.setattr(weights, "load_model", lambda *given: loaded.append(load_model(*given)) or loaded[-1])
     sharded = empty_model(str(tmp_path / "model"), torch.float32)
