@@ -29,7 +29,7 @@ def read_study(folder: Path) -> Study:
     given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
     with said_in(folder):
         filled = {field.name for field in fields(Study) if field.default is not None}
-        if empty := next((key for key in filled if key in given and given[key] is None), None):
+        if empty := next((key for key, value in given.items() if value is None and key in filled), None):
             raise UserError(empty, "it has no value", "Give it one, or leave it out.")  # the parser would name flags
         arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
         languages = {

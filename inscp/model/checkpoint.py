@@ -180,15 +180,17 @@ def read_about(path: Path) -> dict[str, Any]:
 
 def stored_tensors(path: Path) -> dict[str, torch.Size]:
     """Name -> shape of every tensor in a folder of safetensors, whole or in shards."""
-    metadata = HuggingFaceStorageReader(str(path)).read_metadata()
-    return {name: kept.size for name, kept in metadata.state_dict_metadata.items()}  # type: ignore[union-attr]
+    return {name: kept.size for name, kept in _stored(path).items()}
 
 
 def stored_dtypes(path: Path) -> set[torch.dtype]:
     """The floating-point dtypes of the tensors in a folder of safetensors."""
-    metadata = HuggingFaceStorageReader(str(path)).read_metadata()
-    found = {kept.properties.dtype for kept in metadata.state_dict_metadata.values()}  # type: ignore[union-attr]
-    return {dtype for dtype in found if dtype.is_floating_point}
+    return {kept.properties.dtype for kept in _stored(path).values() if kept.properties.dtype.is_floating_point}
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Name -> torch's metadata of every tensor."""
+    return HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
 
 
 def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
