@@ -5,8 +5,8 @@ from typing import ClassVar
 from lightning import Callback
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inscp.errors import UserError, within
-from inscp.evaluation.answers import AlignmentScorer, without_reasoning
+from inscp.errors import within
+from inscp.evaluation.answers import AlignmentScorer, require_max_new_tokens, without_reasoning
 from inscp.evaluation.generation import generate
 from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.records import Generation, Turn
@@ -39,8 +39,7 @@ class Interview(Callback):
         max_new_tokens: int = 256,
         lid_model: str = LID_176,
     ) -> None:
-        if max_new_tokens < 1:
-            raise UserError(f"{self.section}.max_new_tokens", f"{max_new_tokens} are none", "Give a number from 1.")
+        require_max_new_tokens(max_new_tokens, f"{self.section}.max_new_tokens")
         identifier = LanguageIdentifier(lid_model)
         with within(self.section):
             self.questions = read_aligned_prompts(prompts, languages or [], identifier, max_prompts) if prompts else {}

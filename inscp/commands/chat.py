@@ -8,7 +8,8 @@ from inscp.commands.parser import call
 from inscp.data.rendering import require_chat_template
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
-from inscp.evaluation.generation import own_settings_aside, require_temperature, sampling
+from inscp.evaluation.answers import require_max_new_tokens, require_temperature
+from inscp.evaluation.generation import own_settings_aside, sampling
 from inscp.model.device import scoring_model
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.precision import inference_dtype
@@ -31,8 +32,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     """
     from transformers import TextStreamer
 
-    if max_new_tokens < 1:
-        raise UserError("max_new_tokens", f"{max_new_tokens} are none", "Give a number from 1.")
+    require_max_new_tokens(max_new_tokens)
     require_temperature(temperature)
     tokenizer = load_tokenizer(model)
     require_chat_template(tokenizer, model)

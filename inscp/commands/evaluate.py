@@ -31,7 +31,7 @@ from inscp.model.origin import read_origin
 from inscp.model.precision import InferencePrecision
 from inscp.pretrained import load_tokenizer
 from inscp.tracking.environment import hardware
-from inscp.tracking.tracker import Tracking
+from inscp.tracking.tracked_run import Tracking
 
 _TASK_NAME = re.compile(r"(?!answers$)[\w-]+")  # answers are kept under that name
 

@@ -57,7 +57,8 @@ from inscp.model.strategies import strategy_for
 from inscp.paths import OUTPUTS, write_whole
 from inscp.pretrained import with_its_code
 from inscp.tracking.environment import provenance_tags
-from inscp.tracking.tracker import MLflowTracker, Tracking, tracker_of
+from inscp.tracking.tracked_run import Tracking
+from inscp.tracking.tracker import MLflowTracker, tracker_of
 
 _LOST = re.compile(r"connection closed|connection reset|gloo|nccl|socket|timed? ?out", re.IGNORECASE)
 """What torch says where a process does not answer another one any more."""

@@ -101,9 +101,9 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def warn_of_precision(precision: str | None) -> None:
-    """A warning where a training is to compute in bf16 on hardware that takes a hundred times as long for it."""
+    """A warning where a training is to compute in bf16 on hardware that takes two to a hundred times as long for it."""
     if COMPUTES_IN.get(str(precision)) == torch.bfloat16 and not multiplies_bf16():
-        rank_zero_warn("this hardware does not multiply in bf16, and is very slow: set trainer.precision to 32-true")
+        rank_zero_warn("this hardware multiplies more slowly in bf16 than in fp32: set trainer.precision to 32-true")
 
 
 def warn_of_languages(data: InsCPDataModule) -> None:

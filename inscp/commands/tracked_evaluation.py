@@ -13,7 +13,7 @@ from inscp.model.origin import Origin
 from inscp.pretrained import resolve
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.pieces import dumped, read_run
-from inscp.tracking.tracker import RUN_FILE, MLflowTracker, Tracking
+from inscp.tracking.tracked_run import RUN_FILE, TrackedRun, Tracking
 
 
 class TrackedEvaluation:
@@ -25,7 +25,7 @@ class TrackedEvaluation:
         folder: of the items.
     """
 
-    def __init__(self, tracker: MLflowTracker, origin: Origin | None, folder: Path) -> None:
+    def __init__(self, tracker: TrackedRun, origin: Origin | None, folder: Path) -> None:
         self._tracker, self._folder = tracker, folder
         tracker.unsent_folder = folder
         self._step = int(origin.training.get("steps", 0)) if origin else 0  # where it lies on the curves of its run
@@ -60,17 +60,17 @@ def _columns(items: list[Item]) -> dict[str, list[Any]]:
     return columns and columns | {"worth": [json.dumps(dict(item.values)) for item in items]}
 
 
-def tracker_for(model: str, origin: Origin | None, tracking: Tracking, folder: Path) -> MLflowTracker:
+def tracker_for(model: str, origin: Origin | None, tracking: Tracking, folder: Path) -> TrackedRun:
     """The run that made the model, as `fit` noted it beside its folder, else one of its own, noted in `folder`."""
     is_trained = origin is not None and "steps" in origin.training  # and not a merge that lies beside its model
     if tracking.run_id is None and is_trained and (made := Path(resolve(model)[0]).parent / RUN_FILE).is_file():
         start, _ = read_run(made)
         of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)
-        return MLflowTracker(of_run, start.name, {}, dumped([start]), is_addition=True)
+        return TrackedRun(of_run, start.name, {}, dumped([start]), is_addition=True)
     origin = origin or Origin(model, "instruct", "")
     is_addition = tracking.run_id is not None
     earlier = dumped([read_run(own)[0]]) if (own := folder / RUN_FILE).is_file() else None
-    tracker = MLflowTracker(tracking, origin.name, provenance_tags(), earlier, is_addition)
+    tracker = TrackedRun(tracking, origin.name, provenance_tags(), earlier, is_addition)
     if not is_addition:
         tracker.note_run(folder)
         tracker.log_hyperparams({"arm": origin.arms, "model": origin.base_model, "evaluated": model})

@@ -21,7 +21,6 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.inert import inert_batch, inert_ids
 from inscp.data.template import lead_of_answer, prompt_ids
-from inscp.errors import UserError
 from inscp.evaluation.kv_cache import RoomyLayer, with_room
 from inscp.model.attention import CACHE
 from inscp.model.end_tokens import end_token_ids
@@ -49,15 +48,6 @@ _PADDING, _PROBED = 16, 4
 _TOLERANCE = 0.05
 """Of the norm of the next token's logits, in bf16 0.01 apart where sums are taken in another order."""
 _SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer)
-
-
-def require_temperature(temperature: float) -> None:
-    """
-    Raises:
-        UserError: it is negative.
-    """
-    if temperature < 0:
-        raise UserError("temperature", f"{temperature} is negative", "Give 1, or 0 for the likeliest.")
 
 
 def sampling(temperature: float) -> dict[str, Any]:

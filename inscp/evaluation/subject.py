@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from inscp.errors import UserError
-from inscp.evaluation.answers import without_reasoning
+from inscp.evaluation.answers import require_max_new_tokens, without_reasoning
 from inscp.evaluation.journal import Journal, named_after
 from inscp.records import Generation, Prompt, TokenSequence
 
@@ -69,8 +68,7 @@ class Subject:
         Raises:
             UserError: they are to be shorter than one token, or the model cannot be asked.
         """
-        if max_new_tokens < 1:
-            raise UserError("max_new_tokens", f"{max_new_tokens} are none", "Give a number from 1.")
+        require_max_new_tokens(max_new_tokens)
 
         def answer(places: list[int]) -> Iterator[tuple[int, Any]]:
             for index, response in self.backend.generate([prompts[place] for place in places], max_new_tokens):

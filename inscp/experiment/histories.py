@@ -9,7 +9,7 @@ from pathlib import Path
 from inscp.tracking.mlflow_run import find_run, store_client
 from inscp.tracking.pieces import read_run
 from inscp.tracking.store import file_of
-from inscp.tracking.tracker import RUN_FILE
+from inscp.tracking.tracked_run import RUN_FILE
 
 _SHOWN = ("train/loss", "val/", "alignment/")
 _TOKENS = "train/tokens"

@@ -9,7 +9,7 @@ from pathlib import Path
 from inscp.tracking.mlflow_run import MLflowRun, reason
 from inscp.tracking.pieces import End, Start, now
 from inscp.tracking.store import absolute
-from inscp.tracking.tracker import Tracking
+from inscp.tracking.tracked_run import Tracking
 
 
 class ParentRun:

@@ -10,7 +10,7 @@ from inscp.errors import UserError
 from inscp.experiment.configuration import Config, changed, read_configs
 from inscp.experiment.goals import Goal
 from inscp.experiment.runs import Run, slug
-from inscp.tracking.tracker import Tracking
+from inscp.tracking.tracked_run import Tracking
 
 FILE = "experiment.yaml"
 

@@ -1,11 +1,10 @@
 """Pieces of work on their way to MLflow: a queue, and the one thread that talks to the store."""
 
 import threading
+import warnings
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.errors import RunError
 from inscp.tracking.mlflow_run import MLflowRun, reason
@@ -77,7 +76,7 @@ class Outbox:
             try:
                 self._run.send(batch)
             except RunError as error:  # without the run nothing can be sent
-                rank_zero_warn(f"{error}; the training goes on, and what it tracks is kept in a file.")
+                warnings.warn(f"{error}; the training goes on, and what it tracks is kept in a file.", stacklevel=2)
                 self._give_up()
             except Exception as error:  # whatever the store, the network or the server raises
                 self._tell_down(error)
@@ -103,7 +102,8 @@ class Outbox:
             self._changed.notify_all()
         if self._is_down:
             self._is_down = False
-            rank_zero_warn(f"MLflow at {self._run.tracking_uri} is back; what was tracked meanwhile is being sent.")
+            what = f"MLflow at {self._run.tracking_uri} is back; what was tracked meanwhile is being sent."
+            warnings.warn(what, stacklevel=2)
 
     def _give_up(self) -> None:
         with self._changed:
@@ -119,7 +119,5 @@ class Outbox:
     def _tell_down(self, error: Exception) -> None:
         if not self._is_down:
             self._is_down = True
-            rank_zero_warn(
-                f"MLflow at {self._run.tracking_uri} does not take what is tracked ({reason(error)}); "
-                "the training goes on, and it is tried again."
-            )
+            what = f"MLflow at {self._run.tracking_uri} does not take what is tracked ({reason(error)})"
+            warnings.warn(f"{what}; the training goes on, and it is tried again.", stacklevel=2)

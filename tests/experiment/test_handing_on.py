@@ -16,7 +16,7 @@ from inscp.errors import Stopped, UserError
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.processes import Commands
 from inscp.tracking.mlflow_run import store_client
-from inscp.tracking.tracker import Tracking
+from inscp.tracking.tracked_run import Tracking
 
 
 def is_free(file: Path) -> bool:

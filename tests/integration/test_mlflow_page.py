@@ -17,7 +17,8 @@ from corpus import data_module, module, trainer, write_corpus
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.data.tagging import InsCPTagger, PlainTagger
 from inscp.tracking.environment import provenance_tags
-from inscp.tracking.tracker import MLflowTracker, Tracking
+from inscp.tracking.tracked_run import Tracking
+from inscp.tracking.tracker import MLflowTracker
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")

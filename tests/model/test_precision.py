@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.model.checkpoint import read_tensors, stored_tensors
-from inscp.model.precision import ComputeCopies, trained_weights
+from inscp.model.precision import ComputeCopies, best_precision, trained_weights
 from inscp.model.strategies import OneDevice
 
 
@@ -89,3 +89,22 @@ def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(tmp_path: P
     read_tensors(checkpoint, tensors)
     weights = [tensor for name, tensor in tensors.items() if name.startswith("model.")]
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "intel", "expected"),
+    [
+        (True, True, True, "bf16-mixed"),
+        (False, True, False, "bf16-mixed"),
+        (False, True, True, "32-true"),  # where a product takes twice as long in bf16 as in fp32
+        (False, False, False, "32-true"),
+    ],
+)
+def test_a_processor_trains_in_the_number_format_that_it_multiplies_faster(
+    amx: bool, avx512: bool, intel: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("inscp.model.precision._is_intel", lambda: intel)
+    assert best_precision() == expected

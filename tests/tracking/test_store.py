@@ -4,7 +4,7 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.tracking.store import store_uri
-from inscp.tracking.tracker import Tracking
+from inscp.tracking.tracked_run import Tracking
 
 
 def test_what_is_given_comes_before_the_environment_and_a_file_here_is_the_last(

@@ -26,7 +26,8 @@ from inscp.errors import UserError
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.mlflow_run import _is_refusal
 from inscp.tracking.pieces import Metrics, now
-from inscp.tracking.tracker import MLflowTracker, Tracking
+from inscp.tracking.tracked_run import Tracking
+from inscp.tracking.tracker import MLflowTracker
 
 NOWHERE = "http://127.0.0.1:9"
 
