@@ -68,7 +68,9 @@ class Run:
         trained = [one for one in self.lineage if one.trains]
         if not trained:  # here, as where a model that was made elsewhere is merged
             return 3.0
-        return 3.0 + fmean((one._taught for one in trained), weights=[one.budget or 1 for one in trained])
+        budgets = [one.budget for one in trained if one.budget]
+        known = budgets if len(budgets) == len(trained) else None  # else each counts as much
+        return 3.0 + fmean((one._taught for one in trained), weights=known)
 
     @property
     def _taught(self) -> float:

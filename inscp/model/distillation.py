@@ -100,28 +100,29 @@ def load_teacher(
         row_length: tokens that it must see at once.
 
     Raises:
-        UserError: the teacher has another vocabulary, or does not see as many tokens.
+        UserError: the teacher cannot be one of this model.
     """
     if how.is_beneath(pretrained, adapter):
         return Teacher(learner, how.weight, is_beneath=True)
     spec = how.teacher_of(pretrained)
-    if spec != pretrained:
-        both = load_tokenizer(spec), load_tokenizer(pretrained)
-        if (alien := foreign_token(*both) or foreign_token(*reversed(both))) is not None:
-            what = f"{spec} has other tokens ({alien!r} differs)"
-            raise UserError("model.distillation.teacher", what, "Take one with the model's tokens.")
-    if row_length > (longest := longest_input(spec)):
-        what = f"{spec} sees {longest:,} tokens at most, and rows have {row_length:,}"
-        raise UserError("model.distillation.teacher", what, f"Set data.row_length to {longest}, or take another.")
-    require_same_size(spec, pretrained)
+    require_teacher(spec, pretrained, row_length)
     return Teacher(model_beside(strategy, spec, dtype, attention), how.weight)
 
 
-def require_same_size(teacher: str, pretrained: str) -> None:
-    """
+def require_teacher(teacher: str, pretrained: str, row_length: int) -> None:
+    """See that a model can teach the one that was loaded from `pretrained`.
+
     Raises:
-        UserError: the teacher predicts over a vocabulary of another size than the model that learns from it.
+        UserError: it has another vocabulary, or predicts over one of another size, or does not see as many tokens.
     """
+    if teacher != pretrained:
+        both = load_tokenizer(teacher), load_tokenizer(pretrained)
+        if (alien := foreign_token(*both) or foreign_token(*reversed(both))) is not None:
+            what = f"{teacher} has other tokens ({alien!r} differs)"
+            raise UserError("model.distillation.teacher", what, "Take one with the model's tokens.")
+    if row_length > (longest := longest_input(teacher)):
+        what = f"{teacher} sees {longest:,} tokens at most, and rows have {row_length:,}"
+        raise UserError("model.distillation.teacher", what, f"Set data.row_length to {longest}, or take another.")
     sizes = [embedded_tokens(spec) for spec in (teacher, pretrained)]
     if len(set(sizes)) > 1:
         what = f"its output layer has {sizes[0]:,} rows and the model's {sizes[1]:,}"

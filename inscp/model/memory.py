@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from inscp.errors import UserError, first_line
 from inscp.model.device import frozen
-from inscp.model.distillation import Teacher, require_same_size
+from inscp.model.distillation import Teacher, require_teacher
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.model.moving_average import MovingAverage
@@ -110,15 +110,19 @@ def _empty(spec: str, dtype: torch.dtype, attention: str | None) -> PreTrainedMo
     return empty_model(spec, dtype, "eager" if attention == "eager" else None)
 
 
-def teacher_skeleton(module: InsCPModule, layout: Layout, learner: NextTokenLoss) -> Teacher | None:
-    """The teacher of `module`, if it has one, as `skeleton` makes the model."""
+def teacher_skeleton(module: InsCPModule, layout: Layout, learner: NextTokenLoss, row_length: int) -> Teacher | None:
+    """The teacher of `module`, if it has one, as `skeleton` makes the model.
+
+    Raises:
+        UserError: it cannot be one of this model.
+    """
     how = module.distillation
     if how is None:
         return None
     if how.is_beneath(module.pretrained, module.adapter):
         return Teacher(learner, is_beneath=True)
     spec = how.teacher_of(module.pretrained)
-    require_same_size(spec, module.pretrained)
+    require_teacher(spec, module.pretrained, row_length)
     return Teacher(frozen(_empty(spec, layout.dtype, module.attn_implementation)))
 
 
@@ -138,7 +142,7 @@ def step_memory(
         UserError: the model does something that only values decide (some mixtures of experts).
     """
     root = NextTokenLoss(model)
-    teacher = teacher_skeleton(module, layout, root)
+    teacher = teacher_skeleton(module, layout, root, shape.row_length)
     roots = {root, teacher.root} if teacher else {root}
     with _sharded(roots, layout), FakeTensorMode(allow_non_fake_inputs=True):
         for one in roots:

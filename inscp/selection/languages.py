@@ -114,7 +114,8 @@ class Chinese(Filter):
         if self.words != "any":
             plain = _converted(text, "t2s")
             mainland = _changes(_converted(plain, "s2tw"), _converted(plain, "s2twp"))
-            taiwan = _changes(_converted(text, "tw2s"), _converted(text, "tw2sp"))
+            traditional = _converted(plain, "s2tw")  # as OpenCC has the words of Taiwan
+            taiwan = _changes(_converted(traditional, "tw2s"), _converted(traditional, "tw2sp"))
             mine, others = (taiwan, mainland) if self.words == "taiwan" else (mainland, taiwan)
             if others > mine + _BY_CHANCE:
                 return Drop("words of the other region", f"{others} against {mine}")

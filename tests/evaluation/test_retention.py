@@ -151,6 +151,24 @@ def test_held_out_texts_are_the_same_ones_in_another_folder(tmp_path: Path, tiny
     assert len(set(found[0])) == len(TEXTS)
 
 
+def test_a_held_out_text_is_one_item_into_however_many_pieces_it_is_cut(
+    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    task = Retention(held_out={"x": str(tmp_path / "texts.jsonl")})
+    found = []
+    for window in (2048, 24):
+        monkeypatch.setattr("inscp.evaluation.tasks.retention._WINDOW", window)
+        backend = LocalModel(tiny_model_folder, torch.float32, 64)
+        found.append(task.items(Subject(backend, tmp_path / f"{window}", lambda *_: lambda: None)))
+    whole, cut = found
+    assert [item.id for item in cut] == [item.id for item in whole]
+    assert [item.weights["held_out/x/bits_per_byte"] for item in whole] == [len(text.encode()) for text in TEXTS]
+    tokens = [[item.weights["held_out/x/loss"] for item in items] for items in found]
+    assert tokens[0][0] == tokens[1][0], "a short one is not cut"
+    assert tokens[0][2] < tokens[1][2], "the end of a turn is predicted once a piece"
+
+
 def test_a_base_model_is_measured_on_the_text_alone(tmp_path: Path, tiny_model_folder: str) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model_folder, base)

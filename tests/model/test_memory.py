@@ -110,6 +110,12 @@ def test_a_teacher_is_one_more_model_in_the_precision_that_computes(folder: Path
     assert taught_half.weights == pytest.approx(1.5 * half.weights, rel=1e-2)
 
 
+def test_a_teacher_that_the_training_would_refuse_is_refused_by_the_estimate_too(tmp_path: Path) -> None:
+    short = write(tmp_path, LlamaConfig(architectures=["LlamaForCausalLM"], max_position_embeddings=64, **SIZES))
+    with pytest.raises(UserError, match="sees 64 tokens at most, and rows have 128"):
+        estimate(short, distillation=Distillation())
+
+
 def test_what_lies_beneath_adapters_teaches_in_no_memory_of_its_own(folder: Path) -> None:
     alone, taught = (estimate(folder, adapter=LoRA(rank=2), distillation=how) for how in (None, Distillation()))
     assert (taught.weights, taught.optimizer) == (alone.weights, alone.optimizer)

@@ -100,6 +100,9 @@ def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
     assert why(Chinese(words="taiwan"), taiwan) is None
     assert why(Chinese(words="taiwan"), mainland) == "words of the other region"
     assert why(Chinese(words="mainland"), taiwan) == "words of the other region"
+    in_simplified = "这个软体的记忆体不够，印表机也坏了，网路和影片都很慢。"
+    assert why(Chinese("simplified", words="mainland"), in_simplified) == "words of the other region"
+    assert why(Chinese("simplified", words="mainland"), "这个软件的内存不够，打印机也坏了，网络和视频都很慢。") is None
     assert why(Chinese(words="taiwan"), "今天天氣很好") is None
 
 

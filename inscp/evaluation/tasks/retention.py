@@ -100,17 +100,28 @@ class Retention(Task):
         tag = tagger.bind(subject.tokenizer)
         documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(subject.spec))
-        pieces = [piece for piece in tokenize(documents, subject.tokenizer, longest, _refuse) if piece.n_targets]
-        loss, bits, items = f"held_out/{name}/loss", f"held_out/{name}/bits_per_byte", []
-        for piece, nll in zip(pieces, subject.nlls(f"held-out {name}", pieces), strict=True):
-            said = piece.input_ids[1:][piece.labels[1:] != IGNORED]  # nothing predicts the first token
-            n_bytes = len(str(subject.tokenizer.decode(said, skip_special_tokens=True)).encode())
-            values, weights = {loss: float(nll) / piece.n_targets}, {loss: float(piece.n_targets)}
-            if n_bytes:
-                values[bits], weights[bits] = float(nll) / math.log(2) / n_bytes, float(n_bytes)
-            # Without the folder, which is another one on another machine.
-            items.append(Item(f"{name}: {Path(piece.source).name} {piece.part}", values, weights))
-        return items
+        pieces = list(tokenize(documents, subject.tokenizer, longest, _refuse))
+        nlls = subject.nlls(f"held-out {name}", pieces)
+        cut: list[
+            list[tuple[TokenSequence, float]]
+        ] = []  # an item is a whole document: who cuts it elsewhere has it too
+        for piece, nll in zip(pieces, nlls, strict=True):
+            if piece.part == 1:
+                cut.append([])
+            cut[-1].append((piece, float(nll)))
+        return [self._whole(subject, name, of) for of in cut if any(piece.n_targets for piece, _ in of)]
+
+    @staticmethod
+    def _whole(subject: Subject, name: str, pieces: Sequence[tuple[TokenSequence, float]]) -> Item:
+        """The item of a held-out document, from its pieces and their negative log-likelihoods."""
+        loss, bits = f"held_out/{name}/loss", f"held_out/{name}/bits_per_byte"
+        nll, n_targets = sum(nll for _, nll in pieces), sum(piece.n_targets for piece, _ in pieces)
+        values, weights = {loss: nll / n_targets}, {loss: float(n_targets)}
+        said = [piece.input_ids[1:][piece.labels[1:] != IGNORED] for piece, _ in pieces]  # nothing predicts the first
+        if n_bytes := sum(len(str(subject.tokenizer.decode(ids, skip_special_tokens=True)).encode()) for ids in said):
+            values[bits], weights[bits] = nll / math.log(2) / n_bytes, float(n_bytes)
+        # Without the folder, which is another one on another machine.
+        return Item(f"{name}: {Path(pieces[0][0].source).name}", values, weights)
 
     def _against(self, subject: Subject, original: str, questions: Sequence[Prompt]) -> list[Item]:
         if not isinstance(subject.backend, LocalModel):
