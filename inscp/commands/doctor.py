@@ -8,12 +8,13 @@ from inscp.commands.quiet import quiet
 
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp doctor [--config …]`"""
-    quiet()
     if not arguments:
+        quiet()
         print(report())
         return
     # With Lightning, which the machine's report does without.
     from inscp.commands.needs import DoctorCLI, Training, examine
 
+    quiet()  # behind Lightning's import, which sets how much it says itself
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails becomes one line
     examine(Training(DoctorCLI.unrun(arguments)))

@@ -7,8 +7,8 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 
 _KEYS = """\
-Every key may stand in the file (row_length: 512 under data:), in an environment variable ({variable}), or on the
-command line, which comes first.
+Every key may stand in the file (row_length: 512 under data:) or on the command line; of these the last one counts. An
+environment variable ({variable}) counts where neither says otherwise.
 """
 _TRAINER = "Keys of lightning.Trainer (https://lightning.ai/docs/pytorch/stable/common/trainer.html) and their defaults"
 _CHECKPOINTS = {

@@ -12,6 +12,8 @@ import torch
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.machine import cpu_memory, free_disk, gib
 from inscp.commands.offered import require_offered
+from inscp.cost.devices import PROJECTED_ON, UTILISATION, find_device
+from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
 from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
@@ -28,6 +30,10 @@ _PARTS = {
     "activations": "activations, logits, gathered and cast weights",
     "kept": "freed memory that is kept for the next step",
 }
+_CARDS, _USABLE = (16, 24, 32, 40, 48, 80, 96, 141, 192), 0.92
+"""GB of the GPUs that are sold and rented, and what CUDA itself and gaps leave of them."""
+_TOKENS = 100_000_000
+"""What a training is estimated for that takes all there is."""
 
 
 class DoctorCLI(InsCPCLI):
@@ -135,16 +141,39 @@ def examine(training: Training) -> None:
         print(_row("the process itself", process))
     for need in needs:
         print(_row(f"needed on the {need.device}", need.needed))
-        print(_row("available there", need.available) if need.available else "  no such device here to compare with")
+        if need.available is not None:
+            print(_row("available there", need.available))
     _examine_disk(training, 4 * trained * (4 if training.module.ema_decay else 3))
+    if training.on_gpu:
+        print(_expected(training, ModelSize.of(model)))
     for need in needs:
-        if need.available is not None and need.needed > need.available:
+        if need.available is None:
+            card = next((size for size in _CARDS if need.needed <= _USABLE * size * 2**30), None)
+            remedies = training.remedies(has_room_for_shards=True)
+            print(f"takes a {need.device} of {card} GB" if card else f"no {need.device} has as much", end="; ")
+            print(f"for a smaller one: {', or '.join(remedies.values())}")
+        elif need.needed > need.available:
             remedies = training.remedies(need.needed - estimate.activations < need.available)
             what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
             mend = ", or ".join(remedies.values())
             raise UserError(next(iter(remedies)), what, f"{mend[0].upper()}{mend[1:]}.")
     if all(need.available for need in needs):
         print("it fits")
+
+
+def _expected(training: Training, size: ModelSize) -> str:
+    """What a training takes of GPUs, by formula: where documents are as long as a row, which is the most."""
+    module, data = training.module, training.data
+    tokens, row = data.token_budget or _TOKENS, Work.of((data.row_length,))
+    flops = training_flops(size, row, recomputed_share(module.activation_checkpointing))
+    if module.distillation and data.replay:
+        flops += data.replay.share * forward_flops(size, row)
+    flops *= tokens / data.row_length
+    device = (training.is_here and find_device(torch.cuda.get_device_name())) or find_device(PROJECTED_ON)
+    assert device
+    hours = flops / (device.flops * UTILISATION) / 3600
+    of = f"{hours:.3g} {device.name} hours at {UTILISATION:.0%} of its rate"
+    return f"{tokens:,} tokens: {flops:.2g} FLOPs, {of}, by formula"
 
 
 def _examine_disk(training: Training, size: int) -> None:

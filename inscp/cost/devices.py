@@ -38,6 +38,8 @@ DEVICES = (
     Device("A100", 312e12, 400, "NVIDIA A100 80GB datasheet, SXM"),
 )
 """The narrower name first."""
+PROJECTED_ON, UTILISATION = "H100", 0.4
+"""For what is projected: a device, and the share of its rate that is reached (model FLOPs utilisation)."""
 
 
 def find_device(name: str) -> Device | None:

@@ -5,7 +5,7 @@ from functools import reduce
 from operator import add
 from statistics import fmean, median
 
-from inscp.cost.devices import find_device, matrix_rate, project
+from inscp.cost.devices import PROJECTED_ON, UTILISATION, find_device, matrix_rate, project
 from inscp.cost.flops import ModelSize, Work, training_flops
 from inscp.cost.ledger import Cost
 from inscp.errors import UserError
@@ -20,7 +20,6 @@ from inscp.pretrained import empty_model
 _SIZES = {"8 B": 8e9, "70 B": 70e9}
 _BEGIN = 15.0
 """Seconds that a command takes until its first step, from which its cost is counted."""
-_DEVICE, _UTILISATION = "H100", 0.4
 _MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
 
 
@@ -84,22 +83,22 @@ def _trainings(
 
 
 def _projected(trainings: Mapping[str, _Trainings]) -> Grid:
-    device = find_device(_DEVICE)
+    device = find_device(PROJECTED_ON)
     assert device is not None
     rows = []
     for row, of in trainings.items():
         cells = [row, f"{sum(tokens for tokens, _ in of):,.0f}"]
         for parameters in _SIZES.values():
-            found = [project(parameters, tokens, device, _UTILISATION, passes=passes) for tokens, passes in of]
+            found = [project(parameters, tokens, device, UTILISATION, passes=passes) for tokens, passes in of]
             cells += [_number(sum(one)) for one in zip(*found, strict=True)]
         rows.append(cells)
-    head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {_DEVICE} hours"))]
+    head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {PROJECTED_ON} hours"))]
     others = sorted({passes for of in trainings.values() for _, passes in of} - {3.0})
     listed = ", ".join(f"{passes:g}" for passes in others)
     beside = f" ({listed} where a teacher predicts or a stage was not run)" if others else ""
     note = (
         f"By formula, not measured: FLOPs = passes x 2 x parameters x tokens, 3 passes for training{beside}; "
-        f"hours = FLOPs / ({device.flops:.3g} FLOP/s x {_UTILISATION:.0%}) / 3600."
+        f"hours = FLOPs / ({device.flops:.3g} FLOP/s x {UTILISATION:.0%}) / 3600."
     )
     return Grid("The same tokens at other sizes", note, head, rows)
 

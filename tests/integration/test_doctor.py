@@ -115,7 +115,15 @@ def test_eight_shards_of_8b_on_gpus_that_are_not_here(doctor, llama_8b: Path) ->
     assert gib(printed, "weights") == pytest.approx(8.03e9 * 4 / 8 / 2**30, rel=0.01)
     assert gib(printed, "optimizer states") == pytest.approx(8.03e9 * 8 / 8 / 2**30, rel=0.01)
     assert gib(printed, "needed on the GPU") < 30
-    assert "no such device here" in printed
+    card = re.search(r"^takes a GPU of (\d+) GB; for a smaller one: lower data", printed, re.M)
+    assert card
+    assert gib(printed, "needed on the GPU") < int(card[1]) <= 32
+    found = re.search(
+        r"^100,000,000 tokens: (\S+) FLOPs, (\S+) H100 hours at 40% of its rate, by formula$", printed, re.M
+    )
+    assert found
+    assert float(found[1]) == pytest.approx(8 * 7.5e9 * 1e8, rel=0.05)  # four passes; the input embedding is looked up
+    assert float(found[2]) == pytest.approx(float(found[1]) / (0.4 * 989e12) / 3600, rel=0.02)
 
 
 @pytest.mark.usefixtures("small_process")

@@ -153,7 +153,7 @@ def test_what_is_done_is_not_done_again(
     assert parent_of(project).info.status == "SCHEDULED"  # the broken arm, which others could be at
     for weights in project.glob("outputs/experiments/runs/*/**/model.safetensors"):
         weights.rename(weights.with_suffix(".deleted"))  # which leaves what was measured
-    assert main(["experiment", "run", "arms", "--dry-run"]) == 0
+    assert main(["experiment", "run", "arms", "--dry_run"]) == 0
     assert main(["experiment", "report", "arms"]) == 0
     assert "What the training cost" in (project / "outputs/experiments/arms/report/report.md").read_text("utf-8")
     for weights in project.glob("outputs/experiments/runs/*/**/model.deleted"):
