@@ -6,6 +6,8 @@ from typing import Any
 
 from jsonargparse import DefaultHelpFormatter
 
+from inscp.commands import COMMANDS
+
 _KEYS = """\
 Every key may stand in the file (row_length: 512 under data:) or on the command line; of these the last one counts. An
 environment variable ({variable}) counts where neither says otherwise.
@@ -47,7 +49,10 @@ class HelpInOrder:
         if not self.told_as:  # that of a class in a key
             return super().format_help()  # type: ignore[misc,no-any-return]
         self.usage = f"{self.told_as} --config FILE [--KEY VALUE ...]"
-        self.description = _KEYS.format(variable=f"{self.env_prefix}_DATA__ROW_LENGTH".upper())
+        purpose = COMMANDS[self.told_as.rpartition(" ")[2]]
+        self.description = f"{purpose[0].upper()}{purpose[1:]}. " + _KEYS.format(
+            variable=f"{self.env_prefix}_DATA__ROW_LENGTH".upper()
+        )
         self._action_groups[:] = [group for group in self._action_groups if group.title != "Linked arguments"]
         for group in self._action_groups:
             keys = {action.dest for action in group._group_actions}
