@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ Statistic = Callable[..., Any]
 
 
 def means(items: Iterable[Item]) -> dict[str, Metric]:
-    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (bootstrap)."""
+    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (Student's t)."""
     values: dict[str, list[bool | float]] = {}
     weights: dict[str, list[float]] = {}
     for item in items:
@@ -44,20 +43,17 @@ def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
         total = sum(weights)
         share = sum(weight for value, weight in zip(values, weights, strict=True) if value) / total
         return Metric(share, wilson(share, effective(np.asarray(weights))), len(values))
-    return _mean_of_numbers(np.asarray([values], dtype=np.float64), np.asarray([weights]))
+    return _mean_of_numbers(*(np.asarray([of], dtype=np.float64) for of in (values, weights)))
 
 
 def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
-    """With an interval by the bootstrap's standard error (Efron 1979).
-
-    It is t times that, of n - 1 degrees of freedom: percentiles of few items hold the truth less often than they say.
-    """
+    """With an interval of t times the standard error, of n - 1 degrees of freedom."""
     n = values.shape[1]
-    value = float(weighted_means(values, weights, np.ones((1, n)))[0, 0])
+    found, influences = linearised(values, weights)
+    value = float(found[0])
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    error = math.sqrt(items_variance(weighted_means(values, weights, drawn(n)), n))
-    half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * error
+    half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * math.sqrt(items_variance(influences[0], n))
     return Metric(value, within(values, value - half_width, value + half_width), n)
 
 
@@ -68,26 +64,29 @@ def within(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
     return max(0.0, low), high if (values > 1).any() else min(1.0, high)
 
 
-@lru_cache(maxsize=2)  # every metric of a task has as many items
-def drawn(n: int) -> np.ndarray:
-    """float64 [R, n]: how often each of n items is drawn in each of R resamples, always the same."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(np.float64)
-
-
-def weighted_means(values: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """float64 [R, S]: the mean over the items, as often as they count; NaN where none has a weight.
+def linearised(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted means over items, and how much each item moves them; NaN where none has a weight.
 
     Args:
         values, weights: [S, n].
-        counts: [R, n].
+
+    Returns:
+        float64 [S], and [S, n]: weight x (value - mean) / sum of the weights.
     """
-    weighed = counts @ weights.T
-    return np.divide(counts @ (values * weights).T, weighed, where=weighed > 0, out=np.full_like(weighed, np.nan))
+    total = weights.sum(1, keepdims=True)
+    total[total == 0] = np.nan
+    means = (weights * values).sum(1, keepdims=True) / total
+    return means[:, 0], weights * (values - means) / total
 
 
-def items_variance(resampled: np.ndarray, n: int) -> float:
-    """Of a mean of n items, by its values when they are drawn again, which vary by (n - 1) / n of that."""
-    return float(np.nanvar(resampled)) * n / (n - 1)
+def items_variance(influences: np.ndarray, n: int) -> float:
+    """Of a weighted mean of n items, linearised (the delta method: Särndal, Swensson and Wretman 1992).
+
+    Args:
+        influences: of all items, which add up to 0.
+        n: items with a weight.
+    """
+    return float((influences**2).sum()) * n / (n - 1)
 
 
 def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metric:
@@ -117,7 +116,7 @@ def effective(weights: np.ndarray) -> float:
 def most_of_none(n: float) -> float:
     """The upper end of the exact 95 % interval (Clopper-Pearson) of a share that 0 of n items have.
 
-    A bootstrap would draw nothing but zeros.
+    Their variance is 0, and says nothing.
     """
     return float(1 - 0.025 ** (1 / n))
 

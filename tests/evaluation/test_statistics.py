@@ -29,12 +29,20 @@ def test_a_share_of_items_of_other_weights_is_less_sure() -> None:
     assert means(other)["share"].n == 10
 
 
-def test_the_bootstrap_s_interval_is_that_of_theory_for_many_items() -> None:
-    values = np.random.default_rng(1).normal(5.0, 2.0, 4000)
-    low, high = means(Item(str(i), {"x": float(x)}) for i, x in enumerate(values))["x"].interval
-    half = 1.96 * values.std() / math.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+def test_the_interval_of_a_mean_is_that_of_students_t() -> None:
+    # Of 1, 2, 3 and 6 the variance is 14 / 3, and 97.5 % of t with 3 degrees of freedom lie below 3.1824.
+    found = means(Item(str(i), {"x": x}, {"x": 2.0}) for i, x in enumerate((-1.0, 0.0, 1.0, 4.0)))["x"]
+    half = 3.1824 * math.sqrt(14 / 3 / 4)
+    assert found.interval == pytest.approx((1 - half, 1 + half), abs=1e-4)
+
+
+def test_the_error_of_a_weighted_mean_is_that_of_its_items_drawn_again() -> None:
+    rng, n = np.random.default_rng(1), 200
+    values, weights = rng.normal(5.0, 2.0, n), rng.choice([1.0, 10.0], n)
+    low, high = means(Item(str(i), {"x": values[i]}, {"x": weights[i]}) for i in range(n))["x"].interval
+    draws = rng.integers(0, n, (4000, n))
+    error = np.std((values * weights)[draws].sum(1) / weights[draws].sum(1))
+    assert high - low == pytest.approx(2 * 1.972 * error, rel=0.05)
 
 
 def test_one_item_has_no_interval() -> None:
