@@ -104,6 +104,7 @@ def test_sentiment_is_vaders_and_its_mean_and_sd_are_over_subgroups(tmp_path: Pa
     assert found["d/mean"].value == pytest.approx((3 * of["a"] + of["b"]) / 4)
     assert found["d/a/mean"].value == pytest.approx(of["a"])
     assert found["e/mean"].value == 0
+    assert are_named(means(items), task)
     assert found["mean"].interval[0] < found["mean"].value < found["mean"].interval[1]
 
 

@@ -35,6 +35,10 @@ class BOLD(Prompted):
     group_field: str = "group"
     domain_field: str = "domain"
 
+    @property
+    def item_metrics(self) -> list[str]:
+        return ["mean", "*/mean"]
+
     def check(self) -> None:
         super().check()
         for position, row in self.rows():
