@@ -1,7 +1,7 @@
 """From items to metrics with intervals."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,29 +10,36 @@ from inscp.evaluation.items import Item
 from inscp.evaluation.results import Metric
 from inscp.optional import library
 
+_HELD_OUT, _LOSS, _PERPLEXITY = "held_out/", "/loss", "/perplexity"
+
 
 def means(items: Iterable[Item]) -> dict[str, Metric]:
-    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (Student's t)."""
+    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (Student's t).
+
+    With every `held_out/SET/loss`, in nats a token, comes a `held_out/SET/perplexity`.
+    """
     values: dict[str, list[bool | float]] = {}
     weights: dict[str, list[float]] = {}
     for item in items:
         for name, value in item.values.items():
             values.setdefault(name, []).append(value)
             weights.setdefault(name, []).append(item.weights.get(name, 1.0))
-    return {name: _mean(found, weights[name]) for name, found in values.items()}
+    found = {name: _mean(of, weights[name]) for name, of in values.items()}
+    losses = [name for name in found if name.startswith(_HELD_OUT) and name.endswith(_LOSS)]
+    return found | {name.removesuffix(_LOSS) + _PERPLEXITY: perplexity(found[name]) for name in losses}
+
+
+def loss_of(metric: str) -> str | None:
+    """The loss that a metric is the perplexity of; None of any other metric."""
+    if metric.startswith(_HELD_OUT) and metric.endswith(_PERPLEXITY):
+        return metric.removesuffix(_PERPLEXITY) + _LOSS
+    return None
 
 
 def perplexity(loss: Metric) -> Metric:
     """Of a mean loss in nats a token."""
     low, high = map(math.exp, loss.interval)
     return Metric(math.exp(loss.value), (low, high), loss.n)
-
-
-def with_perplexities(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """With `X/perplexity` for every `X/loss`."""
-    found = {name.replace("/loss", "/perplexity"): perplexity(of) for name, of in metrics.items()
-             if name.endswith("/loss")}  # fmt: skip
-    return {**metrics, **found}
 
 
 def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:

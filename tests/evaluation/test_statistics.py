@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inscp.evaluation.items import Item
-from inscp.evaluation.statistics import mcnemar, means, sd_of_means, wilson
+from inscp.evaluation.statistics import loss_of, mcnemar, means, sd_of_means, wilson
 from inscp.evaluation.suite import told_apart
 
 
@@ -43,6 +43,17 @@ def test_the_error_of_a_weighted_mean_is_that_of_its_items_drawn_again() -> None
     draws = rng.integers(0, n, (4000, n))
     error = np.std((values * weights)[draws].sum(1) / weights[draws].sum(1))
     assert high - low == pytest.approx(2 * 1.972 * error, rel=0.05)
+
+
+def test_a_perplexity_is_that_of_a_held_out_loss_whatever_its_set_is_called() -> None:
+    names = [f"held_out/{name}/loss" for name in ("en", "lossless", "a/loss/b", "perplexity_band")]
+    found = means([Item("a", dict.fromkeys([*names, "pairwise/loss"], 1.0)), Item("b", dict.fromkeys(names, 2.0))])
+    perplexities = [name.removesuffix("loss") + "perplexity" for name in names]
+    assert list(found) == [*names, "pairwise/loss", *perplexities]
+    assert [loss_of(name) for name in found] == [None] * 5 + names
+    of_loss, found_perplexity = found[names[0]], found[perplexities[0]]
+    assert found_perplexity.value == pytest.approx(math.exp(1.5))
+    assert found_perplexity.interval == pytest.approx(tuple(map(math.exp, of_loss.interval)))
 
 
 def test_one_item_has_no_interval() -> None:

@@ -9,7 +9,7 @@ import pytest
 from inscp.errors import UserError
 from inscp.evaluation.items import Item
 from inscp.evaluation.results import Metric, Results, TaskResult
-from inscp.evaluation.statistics import means, with_perplexities
+from inscp.evaluation.statistics import means
 from inscp.experiment import tables
 from inscp.experiment.goals import Goal, goal_grids
 from inscp.experiment.tables import Comparison, Evaluated
@@ -30,7 +30,7 @@ def evaluated(row: str, ended: list[int], loss: float) -> Evaluated:
     texts = [Item(name, {"held_out/en/loss": loss}) for name in IN_TURNS[:4]]
     tasks = {
         "language": TaskResult("LanguageAlignment", means(answers), len(answers), 1, 0.0),
-        "retention": TaskResult("Retention", with_perplexities(means(texts)), len(texts), 1, 0.0),
+        "retention": TaskResult("Retention", means(texts), len(texts), 1, 0.0),
     }
     return Evaluated(row, None, Results(row, tasks, {}), {"language": answers, "retention": texts})
 
