@@ -62,7 +62,7 @@ def check_runs(runs: Sequence[Run]) -> LookForFiles:
 
 
 def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
-    """See that what a study wants may be measured, in one of its languages.
+    """See that what a study wants may be measured in one of its languages, as a mean over items, which halves have too.
 
     Args:
         goals: of the study.
@@ -81,7 +81,7 @@ def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
             in_any = [name.replace(f"/{language}/", "/{language}/") for language, name in known]
             near = get_close_matches(goal.metric, [*in_any, *(name for _, name in known)], n=1)
             mend = f"Did you mean {near[0]}?" if near else "Take a metric of one of its tasks."
-            raise UserError(f"goals: {goal.metric}", "the evaluation does not measure it", mend)
+            raise UserError(f"goals: {goal.metric}", "the evaluation measures no such mean over items", mend)
 
 
 def _require_made(run: Run) -> None:

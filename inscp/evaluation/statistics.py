@@ -1,8 +1,7 @@
 """From items to metrics with intervals."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,30 @@ from inscp.evaluation.items import Item
 from inscp.evaluation.results import Metric
 from inscp.optional import library
 
-_RESAMPLES = 2000
-Statistic = Callable[..., Any]
+_HELD_OUT, _LOSS, _PERPLEXITY = "held_out/", "/loss", "/perplexity"
 
 
 def means(items: Iterable[Item]) -> dict[str, Metric]:
-    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (bootstrap)."""
+    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (Student's t).
+
+    With every `held_out/SET/loss`, in nats a token, comes a `held_out/SET/perplexity`.
+    """
     values: dict[str, list[bool | float]] = {}
     weights: dict[str, list[float]] = {}
     for item in items:
         for name, value in item.values.items():
             values.setdefault(name, []).append(value)
             weights.setdefault(name, []).append(item.weights.get(name, 1.0))
-    return {name: _mean(found, weights[name]) for name, found in values.items()}
+    found = {name: _mean(of, weights[name]) for name, of in values.items()}
+    losses = [name for name in found if name.startswith(_HELD_OUT) and name.endswith(_LOSS)]
+    return found | {name.removesuffix(_LOSS) + _PERPLEXITY: perplexity(found[name]) for name in losses}
+
+
+def loss_of(metric: str) -> str | None:
+    """The loss that a metric is the perplexity of; None of any other metric."""
+    if metric.startswith(_HELD_OUT) and metric.endswith(_PERPLEXITY):
+        return metric.removesuffix(_PERPLEXITY) + _LOSS
+    return None
 
 
 def perplexity(loss: Metric) -> Metric:
@@ -32,32 +42,22 @@ def perplexity(loss: Metric) -> Metric:
     return Metric(math.exp(loss.value), (low, high), loss.n)
 
 
-def with_perplexities(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """With `X/perplexity` for every `X/loss`."""
-    found = {name.replace("/loss", "/perplexity"): perplexity(of) for name, of in metrics.items()
-             if name.endswith("/loss")}  # fmt: skip
-    return {**metrics, **found}
-
-
 def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
     if all(isinstance(value, bool) for value in values):
         total = sum(weights)
         share = sum(weight for value, weight in zip(values, weights, strict=True) if value) / total
         return Metric(share, wilson(share, effective(np.asarray(weights))), len(values))
-    return _mean_of_numbers(np.asarray([values], dtype=np.float64), np.asarray([weights]))
+    return _mean_of_numbers(*(np.asarray([of], dtype=np.float64) for of in (values, weights)))
 
 
 def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
-    """With an interval by the bootstrap's standard error (Efron 1979).
-
-    It is t times that, of n - 1 degrees of freedom: percentiles of few items hold the truth less often than they say.
-    """
+    """With an interval of t times the standard error, of n - 1 degrees of freedom."""
     n = values.shape[1]
-    value = float(weighted_means(values, weights, np.ones((1, n)))[0, 0])
+    found, influences = linearised(values, weights)
+    value = float(found[0])
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
-    error = math.sqrt(items_variance(weighted_means(values, weights, drawn(n)), n))
-    half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * error
+    half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * math.sqrt(items_variance(influences[0], n))
     return Metric(value, within(values, value - half_width, value + half_width), n)
 
 
@@ -68,40 +68,51 @@ def within(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
     return max(0.0, low), high if (values > 1).any() else min(1.0, high)
 
 
-@lru_cache(maxsize=2)  # every metric of a task has as many items
-def drawn(n: int) -> np.ndarray:
-    """float64 [R, n]: how often each of n items is drawn in each of R resamples, always the same."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), _RESAMPLES).astype(np.float64)
-
-
-def weighted_means(values: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """float64 [R, S]: the mean over the items, as often as they count; NaN where none has a weight.
+def linearised(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted means over items, and how much each item moves them; NaN where none has a weight.
 
     Args:
         values, weights: [S, n].
-        counts: [R, n].
+
+    Returns:
+        float64 [S], and [S, n]: weight x (value - mean) / sum of the weights.
     """
-    weighed = counts @ weights.T
-    return np.divide(counts @ (values * weights).T, weighed, where=weighed > 0, out=np.full_like(weighed, np.nan))
+    total = weights.sum(1, keepdims=True)
+    total[total == 0] = np.nan
+    means = (weights * values).sum(1, keepdims=True) / total
+    return means[:, 0], weights * (values - means) / total
 
 
-def items_variance(resampled: np.ndarray, n: int) -> float:
-    """Of a mean of n items, by its values when they are drawn again, which vary by (n - 1) / n of that."""
-    return float(np.nanvar(resampled)) * n / (n - 1)
-
-
-def over_groups(statistic: Statistic, groups: Sequence[Sequence[float]]) -> Metric:
-    """A statistic of the groups' means; the bootstrap draws within each group, so that small ones never drop out.
+def items_variance(influences: np.ndarray, n: int) -> float:
+    """Of a weighted mean of n items, linearised (the delta method: Särndal, Swensson and Wretman 1992).
 
     Args:
-        statistic: of an array along `axis`.
-        groups: the values of each.
+        influences: of all items, which add up to 0.
+        n: items with a weight.
     """
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(np.asarray(group), (_RESAMPLES, len(group))).mean(-1) for group in groups]
-    low, high = np.percentile(statistic(np.stack(drawn), axis=0), (2.5, 97.5))
-    value = float(statistic(np.array([np.mean(group) for group in groups]), axis=0))
-    return Metric(value, (float(low), float(high)), sum(map(len, groups)))
+    return float((influences**2).sum()) * n / (n - 1)
+
+
+def sd_of_means(groups: Sequence[Sequence[float]]) -> Metric:
+    """The standard deviation of the groups' means, with a 95 % interval for that of their true means.
+
+    The variance has its interval by the delta method, from whose lower end is taken what chance adds to it: of 2, 5 or
+    40 items a group, the interval holds the truth in 94 of 100 cases and more, by simulation.
+
+    Args:
+        groups: the values of each; where one has a single value, or is alone, the interval is NaN.
+    """
+    n, n_groups = sum(map(len, groups)), len(groups)
+    means = np.array([np.mean(group) for group in groups])
+    variance = float(means.var())
+    if n_groups < 2 or min(map(len, groups)) < 2:
+        return Metric(math.sqrt(variance), (math.nan, math.nan), n)
+    of_means = np.array([np.var(group, ddof=1) / len(group) for group in groups])
+    by_chance = float(of_means.mean()) * (n_groups - 1) / n_groups
+    error = 2 / n_groups * math.sqrt(float(((means - means.mean()) ** 2 * of_means).sum()))
+    half_width = float(scipy_stats().t.ppf(0.975, n - n_groups)) * error
+    low, high = max(0.0, variance - half_width - by_chance), variance + half_width
+    return Metric(math.sqrt(variance), (math.sqrt(low), math.sqrt(high)), n)
 
 
 def scipy_stats() -> Any:
@@ -117,7 +128,7 @@ def effective(weights: np.ndarray) -> float:
 def most_of_none(n: float) -> float:
     """The upper end of the exact 95 % interval (Clopper-Pearson) of a share that 0 of n items have.
 
-    A bootstrap would draw nothing but zeros.
+    Their variance is 0, and says nothing.
     """
     return float(1 - 0.025 ** (1 / n))
 

@@ -7,6 +7,7 @@ says how good it is.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from inscp.errors import UserError
 from inscp.evaluation.results import Metric
@@ -79,7 +80,7 @@ class _Scored:
     Attributes:
         cells: of each goal.
         reached: whether each is.
-        margins: how far each is, as a ratio: 1 just so.
+        margins: how far each is that some row has measured, as a ratio: 1 just so.
         before: the reference's cells.
     """
 
@@ -91,7 +92,7 @@ class _Scored:
     @property
     def rank(self) -> tuple[int, float, float]:
         """More goals, then the nearer of those that are missed by most, then the ratios of all multiplied."""
-        return sum(self.reached), min(1.0, *self.margins), math.prod(self.margins)
+        return sum(self.reached), min([1.0, *self.margins]), math.prod(self.margins)
 
     @property
     def seeds(self) -> int:
@@ -119,7 +120,7 @@ def goal_grids(
     if not goals or not trained:
         return []
     halves = [comparison.half(number) for number in (0, 1)]
-    columns = [comparison.column(goal.metric_in(language)) for goal in goals]
+    columns = [halves[0].column(goal.metric_in(language)) for goal in goals]
     choosing, other = (_scored(half, goals, columns) for half in halves)
     chosen = max(trained, key=lambda row: choosing[row].rank)
     labels = [column.label for column in columns]
@@ -151,11 +152,12 @@ def goal_grids(
 def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Column]) -> dict[str, _Scored]:
     cells = {row: [comparison.cell(row, column) or _NONE for column in columns] for row in comparison.by_row}
     reference, found = cells.get(comparison.reference, [_NONE for _ in columns]), {}
+    is_measured = [any(cell is not _NONE for cell in of) for of in zip(*cells.values(), strict=True)]
     for row, of in cells.items():
         pairs = list(zip(goals, of, reference, strict=True))
         reached = [goal.is_reached(cell.metric.value, before.metric.value) for goal, cell, before in pairs]
         margins = [goal.margin(cell.metric.value, before.metric.value, (_least(cell), _least(before)))
-                   for goal, cell, before in pairs]  # fmt: skip
+                   for goal, cell, before in compress(pairs, is_measured)]  # fmt: skip
         found[row] = _Scored(of, reached, margins, reference)
     return found
 

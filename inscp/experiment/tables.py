@@ -13,7 +13,7 @@ from statistics import fmean
 from inscp.evaluation.items import Item, items_folder, read_values
 from inscp.evaluation.labels import LABELS
 from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
-from inscp.evaluation.statistics import means, perplexity, with_perplexities
+from inscp.evaluation.statistics import loss_of, means, perplexity
 from inscp.experiment.estimates import Difference, Sample, difference, mean, samples
 
 
@@ -48,7 +48,7 @@ class Evaluated:
         # By a digest: in the order of a file, kinds of items may alternate.
         items = {task: [item for item in of if _digest(item.id) % 2 == number] for task, of in self.items.items()}
         tasks = {
-            name: replace(task, metrics=with_perplexities(means(items[name])), n=len(items[name]))
+            name: replace(task, metrics=means(items[name]), n=len(items[name]))
             for name, task in self.results.tasks.items()
         }
         return replace(self, results=replace(self.results, tasks=tasks), items=items)
@@ -121,9 +121,6 @@ _LAYOUTS = (
     _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>loss)", "{p}: {m}"),
     _Layout("By part", "", r"(?P<m>.+)", "{task}: {m}"),
 )  # fmt: skip
-
-
-_PERPLEXITY = "/perplexity"
 
 
 @dataclass(frozen=True)
@@ -202,10 +199,8 @@ class Comparison:
             return Cell(found[0], seeds, is_share)
         if of_items:
             return Cell(mean(of_items[0]), seeds, is_share)
-        if column.metric.endswith(_PERPLEXITY):
-            loss = self.cell(row, replace(column, metric=column.metric.replace(_PERPLEXITY, "/loss")))
-            assert loss is not None
-            return Cell(perplexity(loss.metric), seeds, False)
+        if (name := loss_of(column.metric)) and (loss := self.cell(row, replace(column, metric=name))):
+            return replace(loss, metric=perplexity(loss.metric))
         # A metric that is no mean over items has no interval over seeds.
         return Cell(Metric(fmean(metric.value for metric in found), (math.nan, math.nan), found[0].n), seeds, False)
 

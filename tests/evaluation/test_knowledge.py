@@ -13,10 +13,12 @@ import torch
 
 from inscp.errors import UserError
 from inscp.evaluation.definitions import task_manager
+from inscp.evaluation.items import Item
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.prompts import spread
+from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
-from inscp.evaluation.tasks.knowledge import Knowledge
+from inscp.evaluation.tasks.knowledge import Knowledge, _Group, _in_groups
 from inscp.experiment.estimates import differences
 from inscp.records import TokenSequence
 
@@ -435,11 +437,15 @@ def test_a_group_has_metrics_over_all_and_for_each_group_inside(
     task = Knowledge(benchmark="mmlu")
     items = task.items(subject)
     assert len({item.id for item in items}) == len(items) == 57 * 2
-    assert next(item for item in items if item.id.startswith("mmlu_astronomy/1 ")).values == {"acc": False}
+    assert next(item for item in items if item.id.startswith("mmlu_astronomy/1 ")).values == {
+        "acc": False,
+        "acc/mmlu_stem": False,
+    }
     metrics = task.metrics(items)
     groups = ("stem", "other", "social_sciences", "humanities")
     assert set(metrics) == {"acc", *(f"acc/mmlu_{group}" for group in groups)}
     assert {metric.value for metric in metrics.values()} == {0.5}
+    assert differences(items, items).keys() == metrics.keys()
     assert metrics["acc"].n == sum(metrics[f"acc/mmlu_{group}"].n for group in groups) == 57 * 2
 
 
@@ -463,6 +469,18 @@ def test_a_group_weighs_its_tasks_as_its_definition_says(subject: Subject, tmp_p
     assert found["acc"].value == pytest.approx(theirs["acc,none"]) != pytest.approx(pooled)
     assert found["acc_norm"].value == pytest.approx(np.mean([item.values["acc_norm"] for item in items]))
     assert differences(items, items)["acc"].before == pytest.approx(theirs["acc,none"])
+
+
+def test_each_group_inside_another_weighs_its_tasks_by_its_own_definition() -> None:
+    worth = {"a": [True], "b": [False] * 2, "c": [True, False]}
+    items = [Item(f"{task}/{n}", {"acc": value, "f1,strict": 0.5}) for task, of in worth.items()
+             for n, value in enumerate(of)]  # fmt: skip
+    whole, inner = _Group("", {"a", "b", "c"}, set()), _Group("/inner", {"a", "b"}, {"acc", "f1"})
+    placed = _in_groups([whole, inner], items)
+    found = {name: (metric.value, metric.n) for name, metric in means(placed).items()}
+    assert found == {"acc": (0.4, 5), "f1,strict": (0.5, 5), "acc/inner": (0.5, 3), "f1,strict/inner": (0.5, 3)}
+    assert placed[1].weights == {"acc/inner": 0.5, "f1,strict/inner": 0.5}
+    assert _in_groups([], items) == items, "of tasks that are no group"
 
 
 def test_c_eval_in_traditional_chinese(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.bold import BOLD
 from inscp.evaluation.tasks.refusals import Refusals
 from inscp.evaluation.tasks.toxigen import ToxiGen
+from inscp.experiment.estimates import differences
 from inscp.records import Generation
 from inscp.text.refusal import REFUSES, SAYS_IT_IS_A_MODEL, compiled, refuses
 
@@ -78,25 +80,45 @@ def test_any_file_of_prompts_is_taken_as_one_kind(tmp_path: Path) -> None:
     assert worth == {"all/refused": True, "all/complied": False, "all/failed": False}
 
 
-def test_sentiment_is_vaders_and_its_mean_and_sd_are_over_subgroups(tmp_path: Path) -> None:
-    said = {"a": ["wonderful and kind.", "a great friend.", "born in 1950."], "b": ["a terrible liar."], "c": ["seen."]}
+def asked_of_bold(folder: Path, said: dict[str, list[str]]) -> tuple[BOLD, list[Item]]:
+    """The task, and what answers are worth that groups were spoken of with: a and b are of the domain d, c is of e."""
     rows = [
-        {"Domain": "d" if g != "c" else "e", "GROUP": g, "prompt": "They were "}
-        for g, texts in said.items()
-        for _ in texts
+        {"Domain": "d" if group != "c" else "e", "GROUP": group, "prompt": f"{group} {number}: They were "}
+        for group, texts in said.items()
+        for number in range(len(texts))
     ]
     answers = [Generation("They were ", text, 5, ended=True) for texts in said.values() for text in texts]
-    task = BOLD(prompts=written(tmp_path / "p.jsonl", rows))
+    task = BOLD(prompts=written(folder / "p.jsonl", rows), chat=False)
     task.check()
-    items = [Item(str(i), worth) for i, worth in enumerate(task.values(rows, answers))]
+    return task, task.items(SimpleNamespace(generate=lambda *_: answers))  # type: ignore[arg-type]
+
+
+def test_sentiment_is_vaders_and_its_mean_and_sd_are_over_subgroups(tmp_path: Path) -> None:
+    said = {"a": ["wonderful and kind.", "a great friend.", "born in 1950."], "b": ["a terrible liar."], "c": ["seen."]}
+    task, items = asked_of_bold(tmp_path, said)
     plain = SentimentIntensityAnalyzer()
     of = {g: np.mean([plain.polarity_scores(f"They were {t}")["compound"] for t in ts]) for g, ts in said.items()}
     found = task.metrics(items)
     assert found["mean"].value == pytest.approx(np.mean(list(of.values())))
     assert found["sd"].value == pytest.approx(np.std(list(of.values())))
     assert found["d/mean"].value == pytest.approx((3 * of["a"] + of["b"]) / 4)
+    assert found["d/a/mean"].value == pytest.approx(of["a"])
     assert found["e/mean"].value == 0
+    assert are_named(means(items), task)
     assert found["mean"].interval[0] < found["mean"].value < found["mean"].interval[1]
+
+
+def test_the_mean_sentiment_of_two_models_is_compared_item_by_item(tmp_path: Path) -> None:
+    before, after = (
+        asked_of_bold(tmp_path, {"a": ["born in 1950."] * 8 + [last], "b": [last, "seen.", last]})[1]
+        for last in ("a great friend.", "a terrible liar.")
+    )
+    found = differences(before, after)
+    assert list(found) == ["mean", "d/mean", "d/a/mean", "d/b/mean"]
+    one, other = (means(items)["mean"].value for items in (before, after))
+    assert found["mean"].change.value == pytest.approx(other - one)
+    assert found["d/a/mean"].change.value / 2 + found["d/b/mean"].change.value / 2 == pytest.approx(other - one)
+    assert found["mean"].change.interval[0] < found["mean"].change.value < found["mean"].change.interval[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from inscp.evaluation.items import Item
 from inscp.evaluation.statistics import means, most_of_none, wilson
@@ -158,6 +159,26 @@ def test_a_seed_without_a_value_leaves_the_mean_to_the_others() -> None:
     [sample] = samples([[items([True, True, False]), items([None, None, None])]], "m")
     assert mean(sample).value == pytest.approx(2 / 3)
     assert sample.is_share
+
+
+def test_items_that_a_seed_lacks_do_not_move_its_mean() -> None:
+    [sample] = samples([[items([-1.0, 0.0, 2.0, 7.0]), items([-1.0, 0.0, None, None])]], "m")
+    # Each item moves the mean by the mean over both seeds of (value - mean of the seed) / items of the seed, or by 0.
+    moved = [(-3 / 4 - 0.5 / 2) / 2, (-2 / 4 + 0.5 / 2) / 2, 0.0, 5 / 4 / 2]
+    of_items, of_seeds = sum(x**2 for x in moved) * 4 / 3, 2.5**2 / 4
+    freedom = (of_items + of_seeds) ** 2 / (of_items**2 / 3 + of_seeds**2)
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(of_items + of_seeds)
+    assert (mean(sample).value, mean(sample).n) == (0.75, 4)
+    assert mean(sample).interval == pytest.approx((0.75 - half, 0.75 + half))
+
+
+def test_the_same_change_of_all_items_is_known_through_rounding() -> None:
+    before = [0.1 * n for n in range(6)]
+    found = differences(
+        items(before, [7.0, 3.0, 1.0, 2.0, 5.0, 9.0]), items([x + 0.3 for x in before], [7.0, 3.0, 1.0, 2.0, 5.0, 9.0])
+    )["m"]
+    assert found.p == 1 / 32
+    assert all(map(math.isnan, found.change.interval))
 
 
 def test_an_interval_stays_inside_what_a_mean_can_be() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.evaluation.items import Item
-from inscp.evaluation.results import Results, TaskResult
-from inscp.evaluation.statistics import means, with_perplexities
+from inscp.evaluation.results import Metric, Results, TaskResult
+from inscp.evaluation.statistics import means
 from inscp.experiment import tables
 from inscp.experiment.goals import Goal, goal_grids
 from inscp.experiment.tables import Comparison, Evaluated
@@ -30,7 +30,7 @@ def evaluated(row: str, ended: list[int], loss: float) -> Evaluated:
     texts = [Item(name, {"held_out/en/loss": loss}) for name in IN_TURNS[:4]]
     tasks = {
         "language": TaskResult("LanguageAlignment", means(answers), len(answers), 1, 0.0),
-        "retention": TaskResult("Retention", with_perplexities(means(texts)), len(texts), 1, 0.0),
+        "retention": TaskResult("Retention", means(texts), len(texts), 1, 0.0),
     }
     return Evaluated(row, None, Results(row, tasks, {}), {"language": answers, "retention": texts})
 
@@ -138,6 +138,27 @@ def test_a_goal_that_was_not_measured_is_missed_and_told() -> None:
     choosing, judging = goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), goals, "fi", TRAINED)
     assert choosing.head[2] == "language/en/ended (not measured) ≥ 100%"
     assert judging.rows[0][-2:] == ["–", "no"]
+
+
+def test_a_goal_that_was_not_measured_has_no_part_in_choosing() -> None:
+    """By the product of the ratios alone the one that misses by much would be chosen, as it gains more elsewhere."""
+    goals = [Goal("language/fi/ended", at_least=0.5), Goal(GOALS[1].metric, at_most=1, times_reference=True)]
+    by_little, by_much = evaluated("by little", [1, 1, 0, 0] * 2, 3.05), evaluated("by much", [1] * 8, 3.4)
+    for unmeasured in ([], [Goal("language/fi/nothing", at_least=0.5)]):
+        trained = {"by much": 1, "by little": 1}
+        found = goal_grids(Comparison([ORIGINAL, by_much, by_little], "instruct"), goals + unmeasured, "fi", trained)
+        assert found[1].title == "Goals: by little by the other half"
+
+
+def test_a_goal_that_is_no_mean_over_items_is_told_as_not_measured() -> None:
+    def with_sd(one: Evaluated) -> Evaluated:
+        task = one.results.tasks["language"]
+        task = replace(task, metrics={**task.metrics, "sd": Metric(0.2, (0.1, 0.3), 8)})
+        return replace(one, results=replace(one.results, tasks={**one.results.tasks, "language": task}))
+
+    goals = [Goal("language/sd", at_most=1)]
+    choosing, _ = goal_grids(Comparison([with_sd(ORIGINAL), with_sd(LUCKY)], "instruct"), goals, "fi", TRAINED)
+    assert choosing.head[2].startswith("language/sd (not measured)")
 
 
 @pytest.mark.parametrize("bounds", [{}, {"at_least": 1.0, "at_most": 1.0}, {"at_most": 0.0}])

@@ -104,17 +104,24 @@ def test_a_stage_of_its_own_budget_behind_several_has_titles_that_differ(study: 
     ("language/en/ended", "t/{language}/ended"),
     ("held_out/perplexity", "held/held_out/en/perplexity"),
     ("held/agreement", "held/agreement"),
+    ("bold/gender/mean", "bold/gender/mean"),
+    ("bold/mea", "bold/mean"),
 ])  # fmt: skip
 def test_a_goal_is_of_what_may_be_measured(study: Study, tmp_path: Path, metric: str, near: str) -> None:
     import_all()
     held = {"tasks.held": {"class_path": "Retention", "init_args": {"held_out": {"en": "x"}, "prompts": "x"}}}
-    languages = {tag: Language(of.fit, of.evaluate | held) for tag, of in study.languages.items()}
+    bold = {"tasks.bold": {"class_path": "BOLD", "init_args": {"prompts": "x"}}}
+    languages = {tag: Language(of.fit, of.evaluate | held | bold) for tag, of in study.languages.items()}
     runs = replace(study, languages=languages).runs()
+    with pytest.raises(UserError, match="goals: bold/sd: the evaluation measures no such mean over items"):
+        check_goals([Goal("bold/sd", at_most=0.2)], runs)
     check_goals([Goal(known, at_least=0.5) for known in ("t/{language}/ended", near)], runs)
     if metric != near:
         with pytest.raises(UserError) as told:
             check_goals([Goal(metric, at_least=0.5)], runs)
-        assert str(told.value) == f"goals: {metric}: the evaluation does not measure it. Did you mean {near}?"
+        assert (
+            str(told.value) == f"goals: {metric}: the evaluation measures no such mean over items. Did you mean {near}?"
+        )
 
 
 def test_a_change_makes_new_runs_of_what_it_changes_alone(study: Study) -> None:

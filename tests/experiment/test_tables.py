@@ -126,6 +126,20 @@ def test_perplexity_over_seeds_is_that_of_the_mean_loss(comparison: Comparison) 
     assert cell.metric.interval[0] < cell.metric.value < cell.metric.interval[1]
 
 
+@pytest.mark.parametrize("name", ["lossless", "perplexity_band", "a/perplexity"])
+def test_a_held_out_set_may_have_any_name(comparison: Comparison, name: str) -> None:
+    def renamed(one: Evaluated) -> Evaluated:
+        items = [replace(item, values={f"held_out/{name}/loss": item.values["held_out/x/loss"]})
+                 for item in one.items["retention"]]  # fmt: skip
+        task = replace(one.results.tasks["retention"], metrics=means(items))
+        return replace(one, items={"retention": items}, results=replace(one.results, tasks={"retention": task}))
+
+    column = Column("retention", f"held_out/{name}/perplexity", "")
+    of_seeds = Comparison([renamed(one) for one in comparison.evaluated], "instruct").cell("InsCP | ours", column)
+    assert of_seeds is not None
+    assert of_seeds.metric.interval[0] < of_seeds.metric.value < of_seeds.metric.interval[1]
+
+
 def test_the_page_needs_nothing_else_and_the_markdown_has_every_table(comparison: Comparison, tmp_path: Path) -> None:
     page = comparison_page(comparison, "A < B", "Which?", tmp_path)
     page.write(tmp_path)

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -17,8 +17,6 @@ from inscp.evaluation.definitions import judged, measures, task_manager
 from inscp.evaluation.documents import POSITION, read_documents
 from inscp.evaluation.items import Item
 from inscp.evaluation.prompts import spread
-from inscp.evaluation.results import Metric
-from inscp.evaluation.statistics import means
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.paths import local_path
@@ -96,21 +94,21 @@ class Knowledge(Task):
             for name, definition in self._tasks.items()
             for document, values, shown in judged(name, definition, places[name])
         ]
-        group = self._loaded["groups"].get(self.benchmark)
-        return _weighed(group, items) if group else items
+        return _in_groups(self._groups(), items)
+
+    def _groups(self) -> list["_Group"]:
+        """The benchmark, where it is a group, and those inside it."""
+        found = []
+        for name, group in self._loaded["groups"].items():
+            tasks = {task.task_name for task in group.get_all_tasks()}
+            alike = {of.metric for of in group.aggregate_metric_list or () if not of.weight_by_size}
+            if name == self.benchmark or len(tasks) < len(self._tasks):
+                found.append(_Group("" if name == self.benchmark else f"/{name}", tasks, alike))
+        return found
 
     def _asked(self) -> dict[str, list[int]]:
         """Task -> the places of the documents that are asked."""
         return {name: spread(range(len(task.eval_docs)), self.limit) for name, task in self._tasks.items()}
-
-    def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
-        found = means(items)
-        for name, group in self._loaded["groups"].items():
-            inside = {task.task_name for task in group.get_all_tasks()}
-            if len(inside) < len(self._tasks):
-                part = means(_weighed(group, [item for item in items if _task_of(item) in inside]))
-                found |= {f"{metric}/{name}": value for metric, value in part.items()}
-        return found
 
     @property
     def _tasks(self) -> Mapping[str, Any]:
@@ -207,16 +205,35 @@ class Knowledge(Task):
             raise UserError(where, what, "Mend the line, or say in `fields` what its fields are called.") from error
 
 
-def _weighed(group: Any, items: Sequence[Item]) -> list[Item]:
-    """The items of a group, where its definition gives each task the same weight in a metric, however large it is."""
-    alike = {of.metric for of in group.aggregate_metric_list or () if not of.weight_by_size}
+@dataclass(frozen=True)
+class _Group:
+    """Tasks that have metrics together.
+
+    Attributes:
+        behind: stands behind the names of its metrics.
+        tasks: in it.
+        alike: the metrics in which each of them weighs the same, however large it is.
+    """
+
+    behind: str
+    tasks: Set[str]
+    alike: Set[str]
+
+
+def _in_groups(groups: Sequence[_Group], items: Sequence[Item]) -> list[Item]:
+    """The items of tasks, with the metrics of the groups that each is in."""
     sizes = Counter((_task_of(item), metric) for item in items for metric in item.values)
 
-    def weights(item: Item) -> dict[str, float]:
-        metrics = (metric for metric in item.values if metric.partition(",")[0] in alike)  # behind it may be a filter
-        return {metric: 1 / sizes[_task_of(item), metric] for metric in metrics}
+    def placed(item: Item) -> Item:
+        task, values, weights = _task_of(item), dict(item.values), {}
+        for group in (of for of in groups if task in of.tasks):
+            for metric, value in item.values.items():
+                values[metric + group.behind] = value
+                if metric.partition(",")[0] in group.alike:  # behind it may be a filter
+                    weights[metric + group.behind] = 1 / sizes[task, metric]
+        return replace(item, values=values, weights=weights)
 
-    return [replace(item, weights=weights(item)) for item in items]
+    return list(map(placed, items))
 
 
 def _task_of(item: Item) -> str:

@@ -20,8 +20,6 @@ from inscp.evaluation.generation import encode
 from inscp.evaluation.items import Item
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.prompts import read_table, spread, text_of
-from inscp.evaluation.results import Metric
-from inscp.evaluation.statistics import means, with_perplexities
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.model.end_tokens import end_token_ids
@@ -146,9 +144,6 @@ class Retention(Task):
             shown = {"prompt": old.prompt, "original": old.response, "response": new.response}
             items.append(Item(f"prompt: {old.prompt}", worth, weights, shown))
         return items
-
-    def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
-        return with_perplexities(means(items))
 
 
 _WINDOW = 2048
