@@ -56,8 +56,10 @@ def everywhere(error: E) -> E:
     return error
 
 
-class Stopped(Exception):  # noqa: N818  # no error
+class Stopped(BaseException):
     """The program ends before its end, and all is well: a signal asked it to, or there is nothing left to do.
+
+    No `Exception`, as KeyboardInterrupt is none: a signal comes anywhere, and nobody may take it for their error.
 
     Args:
         message: what happened and how to go on.

@@ -1,0 +1,53 @@
+"""A signal ends a command in order, wherever it comes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from inscp.commands.stopping import stopping_well
+from inscp.errors import Stopped
+
+
+class Asked:
+    """Asks this process to stop while it is deleted, where Python drops what is raised."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+
+
+def stopped_in(work: Callable[[], object]) -> None:
+    with stopping_well():
+        work()
+        time.sleep(30)
+
+
+def test_a_signal_that_comes_while_an_object_is_deleted_is_not_lost() -> None:
+    begin = time.monotonic()
+    with pytest.raises(Stopped, match="SIGTERM: stopped"):
+        stopped_in(Asked)
+    assert time.monotonic() - begin < 15
+
+
+def test_a_signal_is_nobodys_error() -> None:
+    def mended() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(30)
+        except Exception:  # as there is around a chat template
+            pytest.fail("it was taken for an error")
+
+    with pytest.raises(Stopped):
+        stopped_in(mended)
+
+
+def test_what_handled_signals_before_does_so_again() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    told: list[BaseException] = []
+    with pytest.raises(KeyError), stopping_well(told.append):
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [type(error) for error in told] == [KeyError]
