@@ -3,7 +3,7 @@
 COMMANDS = {
     "fit": "train, and end with a Hugging Face folder",
     "validate": "loss and perplexity of the held-out sets",
-    "test": "the same, under the name test",
+    "test": "as validate, under the names test/…",
     "inspect": "show exactly what the model will see",
     "prepare": "tag and pack a training's rows ahead of it, where no GPU waits for them",
     "score": "perplexity of every record under a model",

@@ -72,7 +72,7 @@ def subject(
         model: a folder, Hub id, GGUF file or PyPI wheel; behind a server what it serves, which it may call otherwise.
         server: that answers in the place of this process.
         folder: of the answers.
-        precision: bf16 where the hardware multiplies in it, else fp32.
+        precision: bf16 where the hardware multiplies faster in it, else fp32.
         batch_size: prompts that are answered at once.
         ledger: prices.
         temperature, seed: of sampling, here.

@@ -60,7 +60,7 @@ def evaluate(
         tasks: name -> class_path and init_args of a task.
         out: the results file. What every item was worth goes into OUT.items beside it, as do the answers.
         only: names of those of the tasks that are to be run; all without it. What else OUT has of this model stays.
-        precision: bf16 where the hardware multiplies in it, else fp32.
+        precision: bf16 where the hardware multiplies faster in it, else fp32.
         batch_size: prompts that are answered at once.
         server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; tasks that measure
             likelihoods, which it does not give, are an error then. `model` is what is served there, by which its run

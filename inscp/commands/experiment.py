@@ -24,7 +24,7 @@ from inscp.lines import duration
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp experiment run|report|keep FOLDER`"""
     import_all()
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     arguments = ["--dry_run=true" if argument.replace("-", "_") == "__dry_run" and value not in ("true", "false")
                  else argument for argument, value in zip(arguments, following, strict=True)]  # fmt: skip
     call(command, {"run": run_study, "report": report_study, "keep": keep_study}, arguments, as_positional=True)

@@ -64,7 +64,7 @@ def generate(
             0 takes the likeliest token each time, which makes the model surer of it.
         seed: of sampling.
         on_bad_record: stop, or skip and count.
-        precision: bf16 where the hardware multiplies in it, else fp32.
+        precision: bf16 where the hardware multiplies faster in it, else fp32.
         batch_size: prompts that are answered at once.
         server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process.
         cost: what is counted of its cost, and at which prices; nothing where a server answers.

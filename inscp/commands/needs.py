@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.machine import cpu_memory, free_disk, gib
@@ -16,7 +17,8 @@ from inscp.cost.devices import PROJECTED_ON, UTILISATION, find_device
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
-from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
+from inscp.model.loss import NextTokenLoss
+from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory, teacher_skeleton
 from inscp.model.module import InsCPModule
 from inscp.model.origin import title
 from inscp.model.precision import best_precision, compute_dtype
@@ -94,6 +96,14 @@ class Training:
             return [Need("GPU", estimate.activations, gpu), Need("CPU", sharded + process, cpu)]
         return [Need("GPU", estimate.total, gpu)]
 
+    def wanted(self, need: Need) -> str:
+        """What to rent, where this machine has nothing to compare with."""
+        if need.device == "CPU":
+            return f"takes a host with {gib(self.local_ranks * need.needed)} of memory"
+        card = next((size for size in _CARDS if need.needed <= _USABLE * size * 2**30), None)
+        less = ", or ".join(self.remedies(has_room_for_shards=True).values())
+        return f"takes a GPU of {card} GB; for a smaller one: {less}" if card else f"no GPU has as much: {less}"
+
     def remedies(self, has_room_for_shards: bool) -> dict[str, str]:
         """Configuration key -> what to do with it, the most helpful first."""
         found = {}
@@ -145,13 +155,10 @@ def examine(training: Training) -> None:
             print(_row("available there", need.available))
     _examine_disk(training, 4 * trained * (4 if training.module.ema_decay else 3))
     if training.on_gpu:
-        print(_expected(training, ModelSize.of(model)))
+        print(_expected(training, model))
     for need in needs:
         if need.available is None:
-            card = next((size for size in _CARDS if need.needed <= _USABLE * size * 2**30), None)
-            remedies = training.remedies(has_room_for_shards=True)
-            print(f"takes a {need.device} of {card} GB" if card else f"no {need.device} has as much", end="; ")
-            print(f"for a smaller one: {', or '.join(remedies.values())}")
+            print(training.wanted(need))
         elif need.needed > need.available:
             remedies = training.remedies(need.needed - estimate.activations < need.available)
             what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
@@ -161,13 +168,14 @@ def examine(training: Training) -> None:
         print("it fits")
 
 
-def _expected(training: Training, size: ModelSize) -> str:
+def _expected(training: Training, model: PreTrainedModel) -> str:
     """What a training takes of GPUs, by formula: where documents are as long as a row, which is the most."""
     module, data = training.module, training.data
     tokens, row = data.token_budget or _TOKENS, Work.of((data.row_length,))
-    flops = training_flops(size, row, recomputed_share(module.activation_checkpointing))
-    if module.distillation and data.replay:
-        flops += data.replay.share * forward_flops(size, row)
+    flops = training_flops(ModelSize.of(model), row, recomputed_share(module.activation_checkpointing))
+    teacher = teacher_skeleton(module, training.layout, NextTokenLoss(model), data.row_length)
+    if teacher and data.replay:
+        flops += data.replay.share * forward_flops(ModelSize.of(teacher.root.model), row)
     flops *= tokens / data.row_length
     device = (training.is_here and find_device(torch.cuda.get_device_name())) or find_device(PROJECTED_ON)
     assert device

@@ -120,7 +120,8 @@ def goal_grids(
     if not goals or not trained:
         return []
     halves = [comparison.half(number) for number in (0, 1)]
-    columns = [halves[0].column(goal.metric_in(language)) for goal in goals]
+    both = Comparison([one for half in halves for one in half.evaluated], comparison.reference)
+    columns = [both.column(goal.metric_in(language)) for goal in goals]  # what few items have, one half may lack
     choosing, other = (_scored(half, goals, columns) for half in halves)
     chosen = max(trained, key=lambda row: choosing[row].rank)
     labels = [column.label for column in columns]

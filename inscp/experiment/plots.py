@@ -92,15 +92,14 @@ def against_tokens(
 
     Args:
         comparison: of the rows.
-        budgets: row -> arm and tokens; of the reference, which stands at 0, None.
+        budgets: row -> arm and tokens; 0 of the original, where every arm begins, and None of one that has no place.
         language: whose prompts.
     """
     columns = language_columns(comparison, language, ["sound_in_language", "ended"])
     known = {tokens for _, tokens in budgets.values() if tokens}
     if not columns or len(known) < 2:
         return None
-    reference = comparison.reference
-    start = [(0, reference)] if budgets.get(reference, ("", 0))[1] is None and reference in comparison.by_row else []
+    start = [(0, row) for row, (_, tokens) in budgets.items() if tokens == 0 and row in comparison.by_row]
     arms = dict.fromkeys(arm for arm, _ in budgets.values())
     figure = _figure(7.5, 3)
     for axis, column in zip(figure.subplots(1, 2, sharey=True), columns, strict=True):

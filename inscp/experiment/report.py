@@ -74,7 +74,7 @@ def _compared(study: Study, rows: _Rows) -> Comparison:
 def _study_section(study: Study, language: str, rows: _Rows, comparison: Comparison, folder: Path) -> Section:
     """What is said of one language of a study."""
     runs = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
-    budgets = {row: (run.arm, run.tokens) for row, run in runs.items()}
+    budgets = {row: (run.arm, run.tokens if run.command else 0) for row, run in runs.items()}
     trained = {row: run.tokens for row, run in runs.items() if run.command}
     section = _section(comparison, language, study.kept, budgets, _histories(rows), folder)
     chosen = goal_grids(comparison, study.goals, language, trained)

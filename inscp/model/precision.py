@@ -39,7 +39,7 @@ def _is_intel() -> bool:
 
 
 def best_precision() -> str:
-    """Lightning's `precision` for a training here: bf16 mixed where the hardware multiplies in bf16, else fp32."""
+    """Lightning's `precision` for a training here: bf16 mixed where the hardware multiplies faster in bf16, else fp32."""
     return "bf16-mixed" if multiplies_bf16() else "32-true"
 
 
@@ -59,7 +59,7 @@ def compute_dtype(precision: object) -> torch.dtype:
 
 
 def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
-    """What a model that is not trained computes in: bf16 where the hardware multiplies in it, else fp32."""
+    """What a model that is not trained computes in: bf16 where the hardware multiplies faster in it, else fp32."""
     is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
     return torch.bfloat16 if is_bf16 else torch.float32
 

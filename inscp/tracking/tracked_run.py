@@ -14,6 +14,7 @@ from inscp.tracking.pieces import (
     End,
     Metrics,
     Param,
+    Piece,
     Start,
     Table,
     Text,
@@ -93,7 +94,6 @@ class TrackedRun:
             before, unsent = None, []
         run_id = before.run_id if before else tracking.run_id
         self._run = MLflowRun(tracking.uri, run_id)
-        self.connect()
         start = Start(
             uri,
             tracking.experiment,
@@ -105,16 +105,17 @@ class TrackedRun:
         )
         self._start = start
         self._outbox = Outbox(self._run, start)
-        for piece in unsent:
-            self._outbox.put(piece)
+        self.begin(unsent)
 
-    def connect(self) -> None:
-        """Open the store.
+    def begin(self, unsent: Sequence[Piece]) -> None:
+        """Open the store, and send it what an earlier process has not.
 
         Raises:
             UserError: it is a file that cannot be opened.
         """
         self._run.connect()
+        for piece in unsent:
+            self._outbox.put(piece)
 
     def state(self, metrics: Mapping[str, float], step: int) -> list[str]:
         """The run and what it has not got yet, for a checkpoint: a process that is killed sends no more.

@@ -17,7 +17,7 @@ def tracker_of(trainer: Trainer) -> "MLflowTracker | None":
 class MLflowTracker(TrackedRun, Logger):
     """The run of a training, which the first process tells and opens; on the others nothing happens."""
 
-    connect = rank_zero_only(TrackedRun.connect)
+    begin = rank_zero_only(TrackedRun.begin)
     log_at = rank_zero_only(TrackedRun.log_at)
     log_hyperparams = rank_zero_only(TrackedRun.log_hyperparams)
     log_text = rank_zero_only(TrackedRun.log_text)

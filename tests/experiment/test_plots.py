@@ -3,7 +3,7 @@
 import pytest
 
 from inscp.evaluation.items import Item
-from inscp.evaluation.results import Results
+from inscp.evaluation.results import Metric, Results, TaskResult
 from inscp.experiment import plots
 from inscp.experiment.tables import Comparison, Evaluated
 
@@ -22,3 +22,18 @@ def test_texts_that_vocabularies_cut_otherwise_are_compared_by_bits_a_byte(token
     assert axis.get_title() == f"fi: {unit} of held-out texts"
     middles = [float(line.get_xdata()[0]) for line in axis.lines]
     assert middles == pytest.approx([3.0 if unit == "bits a byte" else 2.718281828**3] * 2)
+
+
+def test_every_arm_begins_at_the_original_whatever_the_reference_is() -> None:
+    def measured(row: str, share: float) -> Evaluated:
+        metric = Metric(share, (share - 0.1, share + 0.1), 10)
+        found = TaskResult("LanguageAlignment", {"fi/sound_in_language": metric, "fi/ended": metric}, 10, 1, 0.0)
+        return Evaluated(row, 0, Results(row, {"language": found}, {}), {})
+
+    budgets = {"all there is": ("all", None), "original": ("instruct", 0), "few": ("InsCP", 30), "many": ("InsCP", 100)}
+    comparison = Comparison([measured(row, 0.1 * n + 0.2) for n, row in enumerate(budgets)], "many")
+    figure = plots.against_tokens(comparison, budgets, "fi")
+    assert figure is not None
+    for axis in figure.axes[:2]:
+        [container] = axis.containers
+        assert list(container.lines[0].get_xdata()) == [0, 30, 100]

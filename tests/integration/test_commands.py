@@ -70,6 +70,7 @@ def test_help_names_every_command_in_under_a_second_and_a_half() -> None:
     (["compare", "nowhere.json", "nothing.json"], 2, ["torch", "transformers", "lightning", "mlflow"]),
     (["track", "nowhere.jsonl"], 2, ["torch", "lightning", "mlflow"]),
     (["evaluate", "--model", "./nowhere"], 2, ["lightning", "mlflow"]),
+    (["experiment"], 2, ["mlflow"]),
     (["doctor"], 0, ["lightning", "transformers.modeling_utils", "mlflow"]),
 ])  # fmt: skip
 def test_a_command_imports_nothing_heavy_that_it_does_not_need(

@@ -126,6 +126,18 @@ def test_eight_shards_of_8b_on_gpus_that_are_not_here(doctor, llama_8b: Path) ->
     assert float(found[2]) == pytest.approx(float(found[1]) / (0.4 * 989e12) / 3600, rel=0.02)
 
 
+def test_shards_in_cpu_memory_ask_for_a_host_of_all_its_ranks(doctor, llama_8b: Path) -> None:  # type: ignore[no-untyped-def]
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU to compare with")
+    changes = ["--trainer.strategy", "FSDP2", "--trainer.strategy.cpu_offload", "true"]
+    status, printed, _ = doctor(llama_8b, "--trainer.accelerator", "gpu", "--trainer.devices", "8", *changes)
+    assert status == 0
+    host = re.search(r"^takes a host with ([\d.]+) GiB of memory$", printed, re.M)
+    assert host
+    assert float(host[1]) == pytest.approx(8 * gib(printed, "needed on the CPU"), abs=0.1)
+    assert printed.count("for a smaller one") == 1
+
+
 @pytest.mark.usefixtures("small_process")
 def test_shards_that_do_not_fit_are_not_mended_by_smaller_batches(doctor, llama_8b: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("inscp.commands.needs.cpu_memory", lambda: (2**34, 2**34))

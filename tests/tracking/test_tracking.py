@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from corpus import data_module, module, trainer, write_corpus
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from mlflow_servers import Server, forgetful_server, silent_server, wait_until
@@ -247,6 +248,22 @@ def test_what_a_killed_process_had_not_sent_comes_with_the_checkpoint(store: str
     resumed.log_at({"train/loss": 0.2}, 5)
     resumed.finalize("success")
     assert steps_of("train/loss", run_in(store), store) == [1, 2, 3, 4, 5]
+
+
+def test_a_process_that_is_not_the_first_sends_nothing_of_an_earlier_one(
+    store: str, told: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tracker_for(store)
+    killed.log_at({"train/loss": 0.5}, 1)
+    state = killed.state({"train/loss": 0.25}, 2)
+    killed.finalize("interrupted")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    other = MLflowTracker(Tracking(store), "the same", provenance_tags(), earlier=state)
+    other.log_at({"train/loss": 0.2}, 3)
+    other.finalize("success")
+    time.sleep(1.5)  # a thread gathers for a second before it sends
+    assert told() == []
+    assert steps_of("train/loss", run_in(store), store) == [1]
 
 
 def test_what_the_store_refuses_is_told_and_costs_nothing_else(store: str, told: Callable[[], list[str]]) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -98,28 +99,27 @@ class Retention(Task):
         tag = tagger.bind(subject.tokenizer)
         documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(subject.spec))
-        pieces = list(tokenize(documents, subject.tokenizer, longest, _refuse))
-        nlls = subject.nlls(f"held-out {name}", pieces)
-        cut: list[
-            list[tuple[TokenSequence, float]]
-        ] = []  # an item is a whole document: who cuts it elsewhere has it too
-        for piece, nll in zip(pieces, nlls, strict=True):
+        cut: list[list[TokenSequence]] = []  # by document: another vocabulary may cut it at other places
+        for piece in tokenize(documents, subject.tokenizer, longest, _refuse):
             if piece.part == 1:
                 cut.append([])
-            cut[-1].append((piece, float(nll)))
-        return [self._whole(subject, name, of) for of in cut if any(piece.n_targets for piece, _ in of)]
+            if piece.n_targets:
+                cut[-1].append(piece)
+        cut = [pieces for pieces in cut if pieces]
+        nlls = iter(subject.nlls(f"held-out {name}", list(chain.from_iterable(cut))))
+        return [self._whole(subject, name, pieces, sum(float(next(nlls)) for _ in pieces)) for pieces in cut]
 
     @staticmethod
-    def _whole(subject: Subject, name: str, pieces: Sequence[tuple[TokenSequence, float]]) -> Item:
-        """The item of a held-out document, from its pieces and their negative log-likelihoods."""
+    def _whole(subject: Subject, name: str, pieces: Sequence[TokenSequence], nll: float) -> Item:
+        """The item of a held-out document, from its pieces and their negative log-likelihood."""
         loss, bits = f"held_out/{name}/loss", f"held_out/{name}/bits_per_byte"
-        nll, n_targets = sum(nll for _, nll in pieces), sum(piece.n_targets for piece, _ in pieces)
+        n_targets = sum(piece.n_targets for piece in pieces)
         values, weights = {loss: nll / n_targets}, {loss: float(n_targets)}
-        said = [piece.input_ids[1:][piece.labels[1:] != IGNORED] for piece, _ in pieces]  # nothing predicts the first
+        said = [piece.input_ids[1:][piece.labels[1:] != IGNORED] for piece in pieces]  # nothing predicts the first
         if n_bytes := sum(len(str(subject.tokenizer.decode(ids, skip_special_tokens=True)).encode()) for ids in said):
             values[bits], weights[bits] = nll / math.log(2) / n_bytes, float(n_bytes)
         # Without the folder, which is another one on another machine.
-        return Item(f"{name}: {Path(pieces[0][0].source).name}", values, weights)
+        return Item(f"{name}: {Path(pieces[0].source).name} {pieces[0].part}", values, weights)
 
     def _against(self, subject: Subject, original: str, questions: Sequence[Prompt]) -> list[Item]:
         if not isinstance(subject.backend, LocalModel):
