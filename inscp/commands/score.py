@@ -79,8 +79,8 @@ def score(
             window.
         batch_tokens: the most tokens in a forward pass; by default 4096 on a CPU and 32768 on a GPU. A model that
             cannot tell texts in a row apart has each by itself.
-        precision: the number format that the model computes in; by default bf16 where the hardware multiplies faster in it,
-            else fp32.
+        precision: the number format that the model computes in; by default bf16 where the hardware multiplies faster in
+            it, else fp32.
         max_characters: a longer record is a bad one.
         on_bad_record: stop, or skip and count.
         shard_model: spread the model over the ranks (FSDP2), where it does not fit one.

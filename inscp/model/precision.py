@@ -39,7 +39,7 @@ def _is_intel() -> bool:
 
 
 def best_precision() -> str:
-    """Lightning's `precision` for a training here: bf16 mixed where the hardware multiplies faster in bf16, else fp32."""
+    """Lightning's `precision` for a training here: bf16 mixed where the hardware multiplies faster in it, else fp32."""
     return "bf16-mixed" if multiplies_bf16() else "32-true"
 
 
