@@ -88,7 +88,7 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str) -> Figure | 
 def against_tokens(
     comparison: Comparison, budgets: Mapping[str, tuple[str, int | None]], language: str
 ) -> Figure | None:
-    """What the answers are like against the tokens that were trained on; None with fewer than two budgets.
+    """What the answers are like against the tokens that were trained on; None where no arm has two budgets.
 
     Args:
         comparison: of the rows.
@@ -96,8 +96,8 @@ def against_tokens(
         language: whose prompts.
     """
     columns = language_columns(comparison, language, ["sound_in_language", "ended"])
-    known = {tokens for _, tokens in budgets.values() if tokens}
-    if not columns or len(known) < 2:
+    known = {(arm, tokens) for arm, tokens in budgets.values() if tokens}
+    if not columns or len(known) == len({arm for arm, _ in known}):
         return None
     start = [(0, row) for row, (_, tokens) in budgets.items() if tokens == 0 and row in comparison.by_row]
     arms = dict.fromkeys(arm for arm, _ in budgets.values())

@@ -34,6 +34,7 @@ def test_every_arm_begins_at_the_original_whatever_the_reference_is() -> None:
     comparison = Comparison([measured(row, 0.1 * n + 0.2) for n, row in enumerate(budgets)], "many")
     figure = plots.against_tokens(comparison, budgets, "fi")
     assert figure is not None
+    assert plots.against_tokens(comparison, {row: budgets[row] for row in ("original", "many")}, "fi") is None
     for axis in figure.axes[:2]:
         [container] = axis.containers
         assert list(container.lines[0].get_xdata()) == [0, 30, 100]
