@@ -153,6 +153,11 @@ class Provenance(Callback):
         found = Origin(**checkpoint[ORIGIN_KEY])
         _require_same(found, pl_module, trainer.state.fn == TrainerFn.FITTING)
         warn_of_other_weights(found, pl_module.pretrained)
+        before, now = found.training["precision"], str(trainer.precision)
+        if trainer.state.fn == TrainerFn.FITTING and before != now:  # as by default on another machine
+            rank_zero_warn(
+                f"the training began in {before} and goes on in {now}: trainer.precision keeps the one or the other"
+            )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         tracker = tracker_of(trainer)

@@ -91,6 +91,20 @@ def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(tmp_path: P
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
 
 
+def test_going_on_in_another_precision_is_told(tmp_path: Path, tiny_model_folder: str) -> None:
+    corpus = write_corpus(tmp_path)
+    def fitted(precision: str, steps: int, **how: str) -> None:
+        kept = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
+        options = {"precision": precision, "max_steps": steps, "enable_checkpointing": True}
+        training = trainer(tmp_path, strategy=OneDevice(), callbacks=[Provenance(tmp_path), kept], **options)
+        training.fit(module(tiny_model_folder), datamodule=data_module(corpus, tiny_model_folder), **how)
+
+    fitted("32-true", 1)
+    [checkpoint] = (tmp_path / "kept").glob("step-*")
+    with pytest.warns(UserWarning, match="began in 32-true and goes on in bf16-mixed"):
+        fitted("bf16-mixed", 2, ckpt_path=str(checkpoint))
+
+
 @pytest.mark.parametrize(
     ("amx", "avx512", "intel", "expected"),
     [
