@@ -93,6 +93,7 @@ def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(tmp_path: P
 
 def test_going_on_in_another_precision_is_told(tmp_path: Path, tiny_model_folder: str) -> None:
     corpus = write_corpus(tmp_path)
+
     def fitted(precision: str, steps: int, **how: str) -> None:
         kept = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
         options = {"precision": precision, "max_steps": steps, "enable_checkpointing": True}
