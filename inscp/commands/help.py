@@ -49,10 +49,8 @@ class HelpInOrder:
         if not self.told_as:  # that of a class in a key
             return super().format_help()  # type: ignore[misc,no-any-return]
         self.usage = f"{self.told_as} --config FILE [--KEY VALUE ...]"
-        purpose = COMMANDS[self.told_as.rpartition(" ")[2]]
-        self.description = f"{purpose[0].upper()}{purpose[1:]}. " + _KEYS.format(
-            variable=f"{self.env_prefix}_DATA__ROW_LENGTH".upper()
-        )
+        purpose, variable = COMMANDS[self.told_as.rpartition(" ")[2]], f"{self.env_prefix}_DATA__ROW_LENGTH".upper()
+        self.description = f"{purpose[0].upper()}{purpose[1:]}. {_KEYS.format(variable=variable)}"
         self._action_groups[:] = [group for group in self._action_groups if group.title != "Linked arguments"]
         for group in self._action_groups:
             keys = {action.dest for action in group._group_actions}

@@ -17,12 +17,12 @@ from inscp.cost.devices import PROJECTED_ON, UTILISATION, find_device
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
-from inscp.model.loss import NextTokenLoss
-from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory, teacher_skeleton
+from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.origin import title
 from inscp.model.precision import best_precision, compute_dtype
 from inscp.model.strategies import FSDP2, strategy_for
+from inscp.pretrained import empty_model
 
 _PARTS = {
     "weights": "weights",
@@ -173,9 +173,10 @@ def _expected(training: Training, model: PreTrainedModel) -> str:
     module, data = training.module, training.data
     tokens, row = data.token_budget or _TOKENS, Work.of((data.row_length,))
     flops = training_flops(ModelSize.of(model), row, recomputed_share(module.activation_checkpointing))
-    teacher = teacher_skeleton(module, training.layout, NextTokenLoss(model), data.row_length)
-    if teacher and data.replay:
-        flops += data.replay.share * forward_flops(ModelSize.of(teacher.root.model), row)
+    if module.distillation and data.replay:
+        teacher = module.distillation.teacher_of(module.pretrained)
+        taught_by = model if teacher == module.pretrained else empty_model(teacher, training.layout.dtype)
+        flops += data.replay.share * forward_flops(ModelSize.of(taught_by), row)
     flops *= tokens / data.row_length
     device = (training.is_here and find_device(torch.cuda.get_device_name())) or find_device(PROJECTED_ON)
     assert device
