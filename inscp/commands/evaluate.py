@@ -14,7 +14,6 @@ import transformers
 from inscp import __version__
 from inscp.commands.asking import subject
 from inscp.commands.parser import call
-from inscp.commands.stopping import stopping_well
 from inscp.commands.tracked_evaluation import TrackedEvaluation, tracker_for
 from inscp.cost.ledger import Ledger
 from inscp.data.rendering import require_chat_template
@@ -94,8 +93,11 @@ def evaluate(
         if tracked:
             tracked.end("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
 
-    with stopping_well(on_end):
+    try:
         results = suite.run(tasks, asked, _environment(tasks, asked.backend), on_task)
+    except BaseException as error:
+        on_end(error)
+        raise
     if earlier := _earlier(out, only):  # and another process may have come to its end meanwhile
         results = _beside(earlier, results)
     total = spent.stop() if spent else None

@@ -11,7 +11,6 @@ from shlex import quote
 
 from inscp.commands.asking import subject
 from inscp.commands.parser import call
-from inscp.commands.stopping import stopping_well
 from inscp.cost.ledger import Ledger
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
@@ -80,8 +79,11 @@ def generate(
     prompts = list(dict.fromkeys(_prompts(reads, too_long, on_bad_record)))
     if not prompts:
         raise UserError("data", "there is no prompt in it", "Give questions, conversations or texts of a user.")
-    with stopping_well(lambda _: spent.keep() if spent else None):
+    try:
         answers = asked.generate("prompts", prompts, max_new_tokens)
+    finally:
+        if spent:
+            spent.keep()
     wrong = [_wrong(answer, max_new_tokens) for answer in answers]
     kept = [(*prompt, Turn("assistant", answer.response.strip()))
             for prompt, answer, why in zip(prompts, answers, wrong, strict=True) if why is None]  # fmt: skip

@@ -23,7 +23,7 @@ _UNKNOWN = re.compile(
     re.IGNORECASE,
 )
 _PLACED = re.compile(r"unrecognized arguments?: *(?!-)(\S+)", re.IGNORECASE)
-_KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
+_KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?(?:-\w/)?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
 _CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
 _NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (.+)$", re.MULTILINE)
 _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re.DOTALL)
@@ -64,7 +64,7 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
     if key is None:
         return UserError("configuration", _plain(message), see_help)
     name, file = _placed(key[1], files, arguments)
-    if message.rstrip().endswith(("Got value: None", "Given value: None")):
+    if message.rstrip().endswith(("Got value: None", "Given value: None", "expected one argument")):
         mend = f"Give one, as --{name} …. {see_help}" if command else see_help
         return UserError(f"{name}{file}", "it has no value", mend)
     if given := _NO_SECTION.search(message) or (_NO_YAML.search(message) if name in _FIRST else None):

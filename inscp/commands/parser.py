@@ -15,6 +15,7 @@ from jsonargparse._actions import _ActionConfigLoad  # no public name tells a se
 
 from inscp.commands.mistakes import TOLD, class_names, complaint, known_keys, whole_key
 from inscp.commands.quiet import quiet
+from inscp.commands.stopping import stopping_well
 from inscp.errors import UserError
 
 _PROGRAM = "python -m inscp"
@@ -101,7 +102,8 @@ def call(command: str, function: Components, arguments: list[str], as_positional
     """Call a function, or that of a subcommand, with what the command line says; its docstring is the `--help`."""
     quiet()
     prog = f"{_PROGRAM} {command}"
-    auto_cli(function, args=arguments, parser_class=Parser, as_positional=as_positional, prog=prog)  # type: ignore[arg-type]
+    with stopping_well():
+        auto_cli(function, args=arguments, parser_class=Parser, as_positional=as_positional, prog=prog)  # type: ignore[arg-type]
 
 
 def require_known_variables(prefix: str, parser: ArgumentParser) -> None:

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from inscp.commands.parser import call
-from inscp.commands.stopping import stopping_well
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
 from inscp.data.batching import batches
@@ -110,7 +109,7 @@ def score(
         if running:
             folder.write_report({"cost": running.cost(counter.tokens * ranks, counter.flops * ranks).plain()})
 
-    with stopping_well(lambda _: folder.remove_empty() if rank == 0 else None):
+    try:
         if todo or shard_model:
             loss = _loss(model, dtype, shard_model)
             counter.watch(loss.model)
@@ -118,6 +117,10 @@ def score(
             lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
             mine = (chunk for chunk in read([ReadReport() for _ in sources]) if chunk.place in todo)
             _score_chunks(scorer, mine, folder, on_bad_record, lines, keep)
+    except BaseException:
+        if rank == 0:
+            folder.remove_empty()
+        raise
     work = _leave_ranks(counter, ranks)
     if rank == 0:
         _tell(folder, reports, running.stop(*work) if running else None)

@@ -1,9 +1,9 @@
-"""How a signal ends a command that the same command goes on with."""
+"""How a signal ends a command in order."""
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
 from typing import Any
@@ -15,19 +15,15 @@ _A_MOMENT = 0.1
 
 
 @contextmanager
-def stopping_well(on_end: Callable[[BaseException], None] = lambda error: None) -> Iterator[None]:
+def stopping_well() -> Iterator[None]:
     """Inside, SIGTERM and SIGUSR1 end the command in order, with the status by which schedulers start it again.
-
-    Args:
-        on_end: told of whatever ends the block early, a signal or an error.
 
     Raises:
         Stopped: a signal asked for it.
     """
 
     def stop(number: int, _: Any) -> None:
-        what = f"{signal.Signals(number).name}: stopped; the same command goes on with what is not done yet"
-        raise Stopped(what, Stopped.RESTART)
+        raise Stopped(f"{signal.Signals(number).name}: stopped; give the same command again", Stopped.RESTART)
 
     def once_more(dropped: Any) -> None:
         if isinstance(dropped.exc_value, Stopped):  # it came while an object was deleted
@@ -39,9 +35,6 @@ def stopping_well(on_end: Callable[[BaseException], None] = lambda error: None) 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
-    except BaseException as error:
-        on_end(error)
-        raise
     finally:
         sys.unraisablehook = drop
         for number, handler in before.items():

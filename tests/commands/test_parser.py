@@ -46,6 +46,13 @@ def test_what_a_source_cannot_be_is_told_in_the_source_s_own_words() -> None:
         call("read", read, ["--data", "{path: x.jsonl, limit: 0}"])
 
 
+def test_a_key_without_a_value_is_told() -> None:
+    with pytest.raises(UserError, match=r"data: it has no value\. Give one, as --data …\. See python -m inscp read"):
+        call("read", read, ["--data"])
+    with pytest.raises(UserError, match="config: it has no value"):
+        call("read", read, ["--config"])
+
+
 def test_a_training_s_data_is_not_read_as_a_configuration(unread: str) -> None:
     parser = TrainingParser()
     parser.add_lightning_class_args(InsCPDataModule, "data")

@@ -4,11 +4,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from inscp.commands.parser import call
 from inscp.commands.stopping import stopping_well
 from inscp.errors import Stopped
+from inscp.paths import written_whole
 
 
 class Asked:
@@ -44,10 +47,20 @@ def test_a_signal_is_nobodys_error() -> None:
         stopped_in(mended)
 
 
+def test_a_command_that_is_stopped_leaves_no_half_of_a_folder(tmp_path: Path) -> None:
+    def make(out: str) -> None:
+        with written_whole(Path(out)) as partial:
+            (partial / "weights").write_bytes(b"half of them")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+
+    with pytest.raises(Stopped):
+        call("make", make, ["--out", str(tmp_path / "model")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_handled_signals_before_does_so_again() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    told: list[BaseException] = []
-    with pytest.raises(KeyError), stopping_well(told.append):
+    with pytest.raises(KeyError), stopping_well():
         raise KeyError
     assert signal.getsignal(signal.SIGTERM) is before
-    assert [type(error) for error in told] == [KeyError]

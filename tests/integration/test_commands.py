@@ -335,7 +335,7 @@ def test_what_a_signal_breaks_off_leaves_no_part_of_rows_in_the_cache(config: Pa
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command goes on")
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; give the same command again")
     assert not [path for path in tmp_path.glob("cache/rows/*") if path.suffix != ".lock"]
 
 
