@@ -77,12 +77,12 @@ class TemplateIds:
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
-    """What a text is tokenised behind, so that it has the tokens that it would have in its place.
+class LeftContext:
+    """What a text is tokenised behind, so that it gets the tokens that it has in its place in the template.
 
     Attributes:
         text: a line break, a space, both, or nothing.
-        n_tokens: so many tokens are the lead's own; a space without one is part of the text's first token.
+        n_tokens: how many tokens belong to the context itself; a space that has none joins the text's first token.
     """
 
     text: str = ""
@@ -91,11 +91,11 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Text from the data, to be tokenised by itself behind its lead, in which nothing is a special token."""
+    """Text from the data, tokenised by itself behind its left context; special tokens written in it are plain text."""
 
     text: str
     is_target: bool
-    lead: Lead = Lead()
+    left_context: LeftContext = LeftContext()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.cache import CachedRows, DataReport
-from inscp.data.inert import written_tokens
 from inscp.data.mixture import Mixture, Replay, mixed
 from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
 from inscp.data.sampling import PackedRowSampler, RowOrder, Shuffled, Steps
 from inscp.data.sources import OnBadRecord, Source, require_source
+from inscp.data.special_tokens import used_control_tokens
 from inscp.data.tagging import HELD_OUT, InsCPTagger, Tagger
-from inscp.data.workers import heedless
+from inscp.data.workers import ignore_signals
 from inscp.errors import UserError, everywhere
 from inscp.pretrained import embedded_tokens, load_tokenizer, longest_input
 from inscp.records import PackedBatch, require_language_tag
@@ -123,7 +123,7 @@ class InsCPDataModule(LightningDataModule):
     def _unembedded(self) -> list[str]:
         """Tokens that documents hold, and the model has no row for: somebody has added them to the tokenizer alone."""
         rows = embedded_tokens(self.pretrained)
-        return [name for name, index in written_tokens(self.tokenizer).items() if index >= rows]
+        return [name for name, index in used_control_tokens(self.tokenizer).items() if index >= rows]
 
     @property
     def train_sources(self) -> list[Source]:
@@ -275,7 +275,7 @@ class InsCPDataModule(LightningDataModule):
         dataset = PackedRows(rows, self.tokenizer.pad_token_id or 0, n_own)
         pinned = torch.cuda.is_available()
         return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned,
-                          worker_init_fn=heedless)  # fmt: skip
+                          worker_init_fn=ignore_signals)  # fmt: skip
 
     @property
     def _identity(self) -> dict[str, Any]:

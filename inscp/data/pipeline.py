@@ -37,7 +37,7 @@ from inscp.data.sources import (
 )
 from inscp.data.tagging import Tag, Tagger
 from inscp.data.tokenization import tokenized
-from inscp.data.workers import Parcel, worked
+from inscp.data.workers import SequenceBatch, parallel_map
 from inscp.errors import UserError
 from inscp.records import IGNORED, PackedBatch, Record, TaggedText, TokenSequence
 
@@ -124,16 +124,16 @@ class Pipeline:
         """The token sequences alone, made by as many processes as there are cores."""
         for source, report in zip(self.sources, self.reads, strict=True):
             rows = grouped(source_rows(source), lambda placed: sum(map(len, texts(placed[1]))))
-            for made, read in worked(partial(self._made, source), rows):
+            for made, read in parallel_map(partial(self._made, source), rows):
                 report.add(read)
                 yield from made.sequences()
             require_records(source, report)
 
-    def _made(self, source: Source, rows: list[PlacedRow]) -> tuple[Parcel, ReadReport]:
+    def _made(self, source: Source, rows: list[PlacedRow]) -> tuple[SequenceBatch, ReadReport]:
         """What a process makes of some rows, without their texts, and what it has read and left out."""
         report = ReadReport()
         records = as_records(rows, source, self.on_bad_record, report)
-        return Parcel.of([sequence for _, sequence in self._tokenized(records, report)]), report
+        return SequenceBatch.of([sequence for _, sequence in self._tokenized(records, report)]), report
 
     def fingerprint(self) -> str:
         """A digest of everything that decides what the rows hold."""

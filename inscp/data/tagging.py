@@ -14,11 +14,11 @@ from zlib import crc32
 
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.inert import special_ids
+from inscp.data.special_tokens import special_ids
 from inscp.data.template import SYSTEM_FROM_TEMPLATE, ChatTemplate, TemplateText
 from inscp.errors import UserError
 from inscp.paths import local_path
-from inscp.records import Lead, Record, Role, TaggedText, TemplateIds, TextSpan
+from inscp.records import LeftContext, Record, Role, TaggedText, TemplateIds, TextSpan
 
 Tag = Callable[[Record], list[TaggedText]]
 Loss = Literal["all", "response"]
@@ -41,7 +41,7 @@ def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: Template
 
     A text's prefix is drawn by the text itself, so that it has the same one in every order and process.
     """
-    starts = [(TemplateIds(ids, is_target), lead) for ids, lead in prefixes]
+    starts = [(TemplateIds(ids, is_target), left_context) for ids, left_context in prefixes]
 
     def tag(record: Record) -> list[TaggedText]:
         texts = [turn.text for turn in record.turns if turn.role != "system"]
@@ -51,8 +51,8 @@ def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: Template
             texts = ["\n\n".join(texts)]
         drawn = [starts[crc32(text.encode()) % len(starts)] for text in texts]
         return [
-            TaggedText(record.source, (start, TextSpan(text, True, lead), suffix))
-            for (start, lead), text in zip(drawn, texts, strict=True)
+            TaggedText(record.source, (start, TextSpan(text, True, left_context), suffix))
+            for (start, left_context), text in zip(drawn, texts, strict=True)
         ]
 
     return tag
@@ -140,7 +140,7 @@ class PlainTagger(Tagger):
             begin = (tokenizer.bos_token_id,)
         suffix = TemplateIds((self._end(tokenizer),), is_target=True)
 
-        return _enclose([TemplateText(begin, Lead())], True, suffix, self.pairs)
+        return _enclose([TemplateText(begin, LeftContext())], True, suffix, self.pairs)
 
     def _end(self, tokenizer: PreTrainedTokenizerBase) -> int:
         vocabulary = tokenizer.get_vocab()
@@ -194,9 +194,9 @@ class ConversationTagger(Tagger):
             *before, _ = literals(tuple(turn.role for turn in turns))
             parts: list[TemplateIds | TextSpan] = []
             previous: Role | None = None
-            for (ids, lead), turn in zip(before, turns, strict=True):
+            for (ids, left_context), turn in zip(before, turns, strict=True):
                 parts += template_ids(ids, after=previous)
-                parts.append(TextSpan(turn.text, turn.role == "assistant" or self.loss == "all", lead))
+                parts.append(TextSpan(turn.text, turn.role == "assistant" or self.loss == "all", left_context))
                 previous = turn.role
             parts.append(TemplateIds(template.after_assistant, is_target=True))
             return [TaggedText(record.source, tuple(parts))]

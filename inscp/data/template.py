@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.inert import any_of, control_tokens, inert_ids, special_ids
 from inscp.data.rendering import accepted, asked, require_chat_template
+from inscp.data.special_tokens import control_tokens, encode_plain, match_any, special_ids
 from inscp.errors import UserError
 from inscp.pretrained import end_ids, tokenizer_name
-from inscp.records import Lead
+from inscp.records import LeftContext
 
 SYSTEM_FROM_TEMPLATE, NO_SYSTEM = "template", "none"
 _PROBE = "a"
@@ -30,11 +30,11 @@ class TemplateText(NamedTuple):
 
     Attributes:
         ids: its tokens.
-        lead: of the text that stands behind it.
+        left_context: in which the text that follows is tokenised.
     """
 
     ids: tuple[int, ...]
-    lead: Lead
+    left_context: LeftContext
 
 
 class ChatTemplate:
@@ -55,7 +55,12 @@ class ChatTemplate:
         self._name = tokenizer_name(tokenizer)
         self._special = special_ids(tokenizer)
         n_tokens = len(self._encoded("\n"))
-        self._leads = (Lead(), Lead(" "), Lead("\n", n_tokens), Lead("\n ", n_tokens))
+        self._left_contexts = (
+            LeftContext(),
+            LeftContext(" "),
+            LeftContext("\n", n_tokens),
+            LeftContext("\n ", n_tokens),
+        )
         self.after_assistant = self._closing()
 
     @property
@@ -119,7 +124,8 @@ class ChatTemplate:
         if said:
             before, between, _ = self.literals(("user", "assistant"))
             return TemplateText(
-                (*before.ids, *inert_ids(self.tokenizer, said, before.lead), *between.ids), between.lead
+                (*before.ids, *encode_plain(self.tokenizer, said, before.left_context), *between.ids),
+                between.left_context,
             )
         turn, nothing = (self._texts(("user", "assistant"), empty)[0] for empty in ((), (0,)))
         if not nothing.startswith(turn.rstrip()):
@@ -183,7 +189,7 @@ class ChatTemplate:
         """What opens a user turn that is not the first one, which is what opens a turn without any system turn."""
         first = self._texts(("user", "assistant"), empty)[0]
         _, _, between, *_, after = self._texts(("user", "assistant") * 2, empty=(2,) if empty else ())
-        special = any_of(str(self.tokenizer.convert_ids_to_tokens(index)) for index in self._special)
+        special = match_any(str(self.tokenizer.convert_ids_to_tokens(index)) for index in self._special)
         inside, last = special.search(between), special.search(after)
         if inside is None:
             raise UserError(
@@ -210,11 +216,11 @@ class ChatTemplate:
         """The tokens that a text of the template has in its place, which is told from what stands there."""
         if before_text:
             ids = self._encoded(text + _PROBE, after_text)
-            for lead in self._leads:
-                probe = self._encoded(lead.text + _PROBE)[lead.n_tokens :]
+            for left_context in self._left_contexts:
+                probe = self._encoded(left_context.text + _PROBE)[left_context.n_tokens :]
                 if ids[-len(probe) :] == probe:
-                    return TemplateText(ids[: -len(probe)], lead)
-        return TemplateText(self._encoded(text, after_text), Lead())
+                    return TemplateText(ids[: -len(probe)], left_context)
+        return TemplateText(self._encoded(text, after_text), LeftContext())
 
     def _encoded(self, text: str, after_text: bool = False) -> tuple[int, ...]:
         def encode(text: str) -> tuple[int, ...]:
@@ -228,12 +234,12 @@ class ChatTemplate:
         return encode(text)
 
 
-def lead_of_answer(tokenizer: PreTrainedTokenizerBase) -> Lead:
-    """Of what the assistant says; none where the template is one that tagging cannot take."""
+def answer_left_context(tokenizer: PreTrainedTokenizerBase) -> LeftContext:
+    """The left context of the assistant's text; empty where tagging cannot use the template."""
     try:
-        return ChatTemplate(tokenizer).before_assistant("a").lead
+        return ChatTemplate(tokenizer).before_assistant("a").left_context
     except UserError:
-        return Lead()
+        return LeftContext()
 
 
 def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
@@ -249,7 +255,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
     Raises:
         UserError: the template refuses the turns.
     """
-    named = any_of(control_tokens(tokenizer))
+    named = match_any(control_tokens(tokenizer))
     said: list[str] = []
 
     def hidden(name: re.Match[str]) -> str:
@@ -261,7 +267,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
     ids: list[int] = []
     for number, piece in enumerate(re.split(r"inscpsentinel(\d+)name", text)):
         if number % 2:
-            ids += inert_ids(tokenizer, said[int(piece)], Lead())
+            ids += encode_plain(tokenizer, said[int(piece)], LeftContext())
         else:
             ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
     return ids

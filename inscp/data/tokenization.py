@@ -1,7 +1,7 @@
 """Tagged text becomes token sequences; a long document becomes several tagged pieces, and none of its text is lost.
 
-Texts are tokenised in batches, each by itself, without special tokens (`inert`): a `<|eot_id|>` that stands in a corpus
-stays text. A text that is longer than a row, or than a document may be, is split where sentences end (`splitting`), and
+Texts are tokenised in batches, each by itself, as plain text (`special_tokens`): a `<|eot_id|>` in a corpus is no
+control token. A text longer than a row, or than a document may be, is split where sentences end (`splitting`), and
 every piece is tagged.
 """
 
@@ -16,11 +16,11 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.batching import batches
-from inscp.data.inert import inert
+from inscp.data.special_tokens import plain_text_tokenizer
 from inscp.data.splitting import split
 from inscp.errors import UserError
 from inscp.pretrained import tokenizer_name
-from inscp.records import IGNORED, Lead, TaggedText, TemplateIds, TextSpan, TokenSequence
+from inscp.records import IGNORED, LeftContext, TaggedText, TemplateIds, TextSpan, TokenSequence
 
 _MOST_CHARACTERS = 10_000_000
 """Of one text, which is tokenised in one piece and takes about 150 times its size in memory meanwhile."""
@@ -63,14 +63,14 @@ def tokenized(
             "it is a slow tokenizer without character offsets",
             "Convert it to a fast one (tokenizer.json).",
         )
-    own = inert(tokenizer)
+    own = plain_text_tokenizer(tokenizer)
     encode = partial(own.encode_batch, add_special_tokens=False)
     fit = _Fit(row_length, document_length or row_length, on_too_long, own)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
             spans = (part for document in batch for part in document.parts if isinstance(part, TextSpan))
-            texts = [span.lead.text + span.text for span in spans]
+            texts = [span.left_context.text + span.text for span in spans]
             ahead = batch, worker.submit(encode, texts)
             if waiting:
                 yield from _sequences(*waiting, fit)
@@ -100,8 +100,8 @@ class _Fit:
     on_too_long: OnTooLong
     tokenizer: Tokenizer
 
-    def encode(self, text: str, lead: Lead) -> list[int]:
-        return self.tokenizer.encode(lead.text + text, add_special_tokens=False).ids[lead.n_tokens :]
+    def encode(self, text: str, left_context: LeftContext) -> list[int]:
+        return self.tokenizer.encode(left_context.text + text, add_special_tokens=False).ids[left_context.n_tokens :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +139,9 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
         if isinstance(part, TemplateIds):
             pieces.append((part.ids, part.is_target))
         else:
-            encoding, n_lead = next(encoded), part.lead.n_tokens
+            encoding, n_context = next(encoded), part.left_context.n_tokens
             spans.append((len(pieces), part, encoding))
-            pieces.append((encoding.ids[n_lead:] if n_lead else encoding.ids, part.is_target))
+            pieces.append((encoding.ids[n_context:] if n_context else encoding.ids, part.is_target))
     length = sum(len(ids) for ids, _ in pieces)
     longest = fit.document_length if len(spans) == 1 else fit.row_length
     if length <= longest:
@@ -156,8 +156,8 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
     if room <= 0:
         key = "data.row_length" if longest == fit.row_length else "data.document_length"
         raise UserError(key, f"the chat template leaves {room} of {longest} tokens for text", "Give a larger number.")
-    ahead, encode = len(span.lead.text), partial(fit.encode, lead=span.lead)
-    offsets = encoding.offsets[span.lead.n_tokens :]
+    ahead, encode = len(span.left_context.text), partial(fit.encode, left_context=span.left_context)
+    offsets = encoding.offsets[span.left_context.n_tokens :]
     if ahead:
         offsets = [(max(0, start - ahead), end - ahead) for start, end in offsets]
     found = list(split(span.text, ids, offsets, room, encode))

@@ -23,12 +23,12 @@ from inscp.records import TokenSequence
 T = TypeVar("T")
 U = TypeVar("U")
 
-_MOST = 16
+_MAX_PROCESSES = 16
 """Beside more processes the one that reads and packs is what everybody waits for."""
-_SECONDS_BETWEEN_LOOKS = 5.0
+_POLL_SECONDS = 5.0
 
 
-def worked(work: Callable[[T], U], batches: Iterable[T], processes: int | None = None) -> Iterator[U]:
+def parallel_map(work: Callable[[T], U], batches: Iterable[T], processes: int | None = None) -> Iterator[U]:
     """The result of each batch, in order, some of them made ahead; what `batches` or `work` raise is raised here.
 
     The first batch is worked on here, so that where there is little nothing is started.
@@ -49,72 +49,72 @@ def worked(work: Callable[[T], U], batches: Iterable[T], processes: int | None =
     if second is None:
         return
     todo = chain([second], stream)
-    count = _processes() if processes is None else processes
+    count = _process_count() if processes is None else processes
     if not count:
         yield from map(work, todo)
         return
     try:
-        yield from _worked_by(count, work, todo)
+        yield from _map_in_processes(count, work, todo)
     except BrokenProcessPool as error:
         raise RunError("a process that prepares text was ended by the system: is there too little memory?") from error
 
 
-def _worked_by(processes: int, work: Callable[[T], U], batches: Iterator[T]) -> Iterator[U]:
+def _map_in_processes(processes: int, work: Callable[[T], U], batches: Iterator[T]) -> Iterator[U]:
     others = set(active_children())
     first = next(batches)
-    with ProcessPoolExecutor(processes, get_context("fork"), _begin, (work, os.getpid())) as pool:
+    with ProcessPoolExecutor(processes, get_context("fork"), _initialise, (work, os.getpid())) as pool:
         try:
-            with _tokenizers_of_one_thread():  # which all are forked now
-                waiting: deque[Future[U]] = deque([pool.submit(_work_on, first)])
+            with _single_threaded_tokenizers():  # which all are forked now
+                waiting: deque[Future[U]] = deque([pool.submit(_call_work, first)])
         except OSError:  # there may be no more processes, and those that are there would wait for ever
             for process in set(active_children()) - others:
                 process.kill()
             yield from map(work, chain([first], batches))
             return
         for batch in batches:
-            waiting.append(pool.submit(_work_on, batch))
+            waiting.append(pool.submit(_call_work, batch))
             if len(waiting) > 2 * processes:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _processes() -> int:
+def _process_count() -> int:
     """How many there may be: 0 where none can be forked safely, and in a daemon."""
     is_possible = sys.platform == "linux" and not current_process().daemon
-    return min(_MOST, len(os.sched_getaffinity(0))) if is_possible else 0
+    return min(_MAX_PROCESSES, len(os.sched_getaffinity(0))) if is_possible else 0
 
 
 _work: Callable[[Any], Any]
 """What this process is here for: a global, as no closure can be sent and a tokenizer takes long."""
 
 
-def _begin(work: Callable[[Any], Any], parent: int) -> None:
+def _initialise(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    heedless()
-    Thread(target=_end_with, args=(parent,), daemon=True).start()
+    ignore_signals()
+    Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _exit_with(parent: int) -> None:
     """A parent that is killed tells nobody."""
     while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)
     os._exit(1)
 
 
-def _work_on(batch: Any) -> Any:
+def _call_work(batch: Any) -> Any:
     return _work(batch)
 
 
-def heedless(_: int = 0) -> None:
+def ignore_signals(_: int = 0) -> None:
     """Let a worker go on at a signal to all processes of a training, which decides itself when they end."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def _tokenizers_of_one_thread() -> Iterator[None]:
+def _single_threaded_tokenizers() -> Iterator[None]:
     """In processes that are forked here: the library's threads do not live through a fork, of which it would warn."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
@@ -128,7 +128,7 @@ def _tokenizers_of_one_thread() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class SequenceBatch:
     """Token sequences on their way to another process, as few things: each object and array costs microseconds."""
 
     headers: list[tuple[str, int, int]]
@@ -137,7 +137,7 @@ class Parcel:
     labels: np.ndarray
 
     @classmethod
-    def of(cls, sequences: Sequence[TokenSequence]) -> "Parcel":
+    def of(cls, sequences: Sequence[TokenSequence]) -> "SequenceBatch":
         none = np.empty(0, np.int32)
         return cls(
             [(sequence.source, sequence.part, sequence.parts) for sequence in sequences],

@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from inscp.data.inert import inert_batch, inert_ids
-from inscp.data.template import lead_of_answer, prompt_ids
+from inscp.data.special_tokens import encode_plain, encode_plain_batch
+from inscp.data.template import answer_left_context, prompt_ids
 from inscp.evaluation.kv_cache import RoomyLayer, with_room
 from inscp.model.attention import CACHE
 from inscp.model.end_tokens import end_token_ids
@@ -34,10 +34,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     answer to go on with.
     """
     if prompt[0].role == "document":
-        return inert_batch(tokenizer, [prompt[0].text], add_special_tokens=True)[0]
+        return encode_plain_batch(tokenizer, [prompt[0].text], add_special_tokens=True)[0]
     turns = [{"role": turn.role, "content": turn.text} for turn in prompt]
     if prompt[-1].role == "assistant":
-        return prompt_ids(tokenizer, turns[:-1]) + inert_ids(tokenizer, prompt[-1].text, lead_of_answer(tokenizer))
+        return prompt_ids(tokenizer, turns[:-1]) + encode_plain(
+            tokenizer, prompt[-1].text, answer_left_context(tokenizer)
+        )
     return prompt_ids(tokenizer, turns)
 
 

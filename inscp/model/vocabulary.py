@@ -20,7 +20,7 @@ from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inscp.data.batching import grouped
-from inscp.data.inert import inert, inert_batch
+from inscp.data.special_tokens import encode_plain_batch, plain_text_tokenizer
 from inscp.errors import UserError
 from inscp.pretrained import first_free_id, tokenizer_name
 
@@ -87,7 +87,7 @@ def learn(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: in
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
     """Of all texts together."""
-    return sum(len(ids) for batch in grouped(texts, len) for ids in inert_batch(tokenizer, batch))
+    return sum(len(ids) for batch in grouped(texts, len) for ids in encode_plain_batch(tokenizer, batch))
 
 
 def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTrainedTokenizerBase:
@@ -146,7 +146,7 @@ class _Alphabet:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._unknown = _state(tokenizer)["model"].get("unk_token")
-        self._tokenizer = inert(tokenizer)
+        self._tokenizer = plain_text_tokenizer(tokenizer)
         self._spellings: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.ids: dict[str, list[int]] = {}

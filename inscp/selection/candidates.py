@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.batching import batches
-from inscp.data.inert import inert_batch
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records, source_fingerprint
+from inscp.data.special_tokens import encode_plain_batch
 from inscp.errors import UserError
 from inscp.paths import local_path
 from inscp.records import Candidate, Record
@@ -114,6 +114,6 @@ def counted(candidates: Iterable[Candidate], tokenizer: PreTrainedTokenizerBase)
     """The candidates with the number of tokens of all their texts, as a training has them."""
     for batch in batches(candidates):
         texts = [turn.text for candidate in batch for turn in candidate.record.turns]
-        lengths = iter(map(len, inert_batch(tokenizer, texts)))
+        lengths = iter(map(len, encode_plain_batch(tokenizer, texts)))
         for candidate in batch:
             yield replace(candidate, n_tokens=sum(next(lengths) for _ in candidate.record.turns))

@@ -11,8 +11,8 @@ from chat_templates import STYLES, Style, tokenizer_for
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from inscp.data.inert import special_ids
 from inscp.data.rendering import render as render_pinned
+from inscp.data.special_tokens import special_ids
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tagger
 from inscp.data.template import ChatTemplate, prompt_ids
 from inscp.data.tokenization import tokenize

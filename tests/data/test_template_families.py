@@ -7,7 +7,7 @@ import pytest
 from chat_templates import STYLES, Style, tokenizer_for
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from inscp.data.inert import special_ids
+from inscp.data.special_tokens import special_ids
 from inscp.data.tagging import ConversationTagger, InsCPTagger, Tagger
 from inscp.data.template import prompt_ids
 from inscp.data.tokenization import tokenize

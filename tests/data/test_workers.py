@@ -16,7 +16,7 @@ from inscp.data.cache import CachedRows
 from inscp.data.pipeline import Pipeline, as_sources
 from inscp.data.sources import OnBadRecord
 from inscp.data.tagging import ConversationTagger
-from inscp.data.workers import worked
+from inscp.data.workers import parallel_map
 from inscp.errors import RunError, UserError
 
 
@@ -25,7 +25,7 @@ def with_process(number: int) -> tuple[int, int]:
 
 
 def test_results_come_in_order_from_several_processes_and_the_first_from_this_one() -> None:
-    results = list(worked(with_process, range(20), processes=3))
+    results = list(parallel_map(with_process, range(20), processes=3))
     assert [number for number, _ in results] == list(range(20))
     here, *there = (process for _, process in results)
     assert here == os.getpid()
@@ -34,8 +34,8 @@ def test_results_come_in_order_from_several_processes_and_the_first_from_this_on
 
 def test_a_single_batch_starts_no_process_and_none_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inscp.data.workers.ProcessPoolExecutor", None)
-    assert list(worked(with_process, [7])) == [(7, os.getpid())]
-    assert list(worked(with_process, [])) == []
+    assert list(parallel_map(with_process, [7])) == [(7, os.getpid())]
+    assert list(parallel_map(with_process, [])) == []
 
 
 def test_an_error_of_a_process_is_told_as_it_is_behind_the_results_before_it() -> None:
@@ -44,7 +44,7 @@ def test_an_error_of_a_process_is_told_as_it_is_behind_the_results_before_it() -
             raise UserError("a.jsonl:3", "it is none", "Mend it.")
         return number
 
-    results = worked(work, range(9), processes=2)
+    results = parallel_map(work, range(9), processes=2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match=r"^a\.jsonl:3: it is none\. Mend it\.$"):
         next(results)
@@ -56,7 +56,7 @@ def test_what_the_batches_raise_is_raised() -> None:
         raise UserError("b.jsonl", "it cannot be read", "Mend it.")
 
     with pytest.raises(UserError, match="cannot be read"):
-        list(worked(with_process, batches(), processes=2))
+        list(parallel_map(with_process, batches(), processes=2))
 
 
 def test_signals_to_all_processes_are_left_to_the_one_that_waits() -> None:
@@ -65,19 +65,19 @@ def test_signals_to_all_processes_are_left_to_the_one_that_waits() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return number
 
-    assert list(worked(work, range(4), processes=1)) == [0, 1, 2, 3]
+    assert list(parallel_map(work, range(4), processes=1)) == [0, 1, 2, 3]
 
 
 def test_a_process_that_is_killed_ends_the_work_in_a_line() -> None:
     with pytest.raises(RunError, match="too little memory"):
-        list(worked(lambda number: number and os.kill(os.getpid(), signal.SIGKILL), range(4), processes=1))
+        list(parallel_map(lambda number: number and os.kill(os.getpid(), signal.SIGKILL), range(4), processes=1))
 
 
 def test_processes_end_with_a_parent_that_is_killed() -> None:
     script = (
         "import os, signal\n"
         "from inscp.data import workers\n"
-        "workers._SECONDS_BETWEEN_LOOKS = 0.1\n"
+        "workers._POLL_SECONDS = 0.1\n"
         "results = workers.worked(lambda number: os.getpid(), range(9), processes=1)\n"
         "print([next(results) for _ in range(2)][1], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -89,7 +89,7 @@ def test_processes_end_with_a_parent_that_is_killed() -> None:
 
 
 def test_one_whose_parent_was_killed_before_it_began_ends_too() -> None:
-    script = "from inscp.data import workers\nworkers._begin(print, 0)\nimport time\ntime.sleep(60)"
+    script = "from inscp.data import workers\nworkers._initialise(print, 0)\nimport time\ntime.sleep(60)"
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, timeout=30)
     assert (done.returncode, done.stderr) == (1, b"")
 
@@ -106,12 +106,12 @@ def test_where_not_all_processes_can_be_started_none_is_kept_and_the_work_is_don
         return int(pids[-1])
 
     monkeypatch.setattr(os, "fork", fork_twice)
-    assert list(worked(with_process, range(9), processes=4)) == [(number, os.getpid()) for number in range(9)]
+    assert list(parallel_map(with_process, range(9), processes=4)) == [(number, os.getpid()) for number in range(9)]
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [-signal.SIGKILL] * 2
 
 
 def worked_by_one() -> list[tuple[int, int]]:
-    return list(worked(with_process, range(3)))
+    return list(parallel_map(with_process, range(3)))
 
 
 def test_a_daemon_which_must_have_no_children_does_all_itself() -> None:
@@ -132,7 +132,7 @@ def prepared(tmp_path: Path, chatml_tokenizer: PreTrainedTokenizerBase, monkeypa
 
     def rows(processes: int, on_bad_record: OnBadRecord = "skip") -> CachedRows:
         monkeypatch.setenv("INSCP_CACHE", str(tmp_path / f"cache{processes}"))
-        monkeypatch.setattr(workers, "_processes", lambda: processes)
+        monkeypatch.setattr(workers, "_process_count", lambda: processes)
         return Pipeline(as_sources(str(file)), chatml_tokenizer, ConversationTagger(), 64, on_bad_record).rows()
 
     return rows

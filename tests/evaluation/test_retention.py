@@ -19,7 +19,7 @@ from inscp.evaluation.results import Metric
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.retention import Retention, _agreement, _answered, _divergence
 from inscp.pretrained import load_model, load_tokenizer
-from inscp.records import Generation, Lead, Turn
+from inscp.records import Generation, LeftContext, Turn
 
 TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text about nothing much, that goes on for a while."]
 
@@ -91,7 +91,9 @@ def test_the_end_of_a_turn_is_part_of_the_answer(tiny_model_folder: str) -> None
     tokenizer = load_tokenizer(tiny_model_folder)
     end = ChatTemplate(tokenizer).end_of_turn_id
     cut, ended = (
-        _answered(tokenizer, (Turn("user", "Tell me."),), Generation("Tell me.", "Never.", 3, is_over), Lead(), end)
+        _answered(
+            tokenizer, (Turn("user", "Tell me."),), Generation("Tell me.", "Never.", 3, is_over), LeftContext(), end
+        )
         for is_over in (False, True)
     )
     assert ended.input_ids.tolist() == [*cut.input_ids.tolist(), end]
@@ -102,7 +104,7 @@ def test_agreement_counts_the_tokens_of_the_answer_that_diverges() -> None:
     tokenizer = tokenizer_for(replace(STYLES["qwen_3"], plain_tokens=("<think>", "</think>")))
     before, after = "<think> Never.", "<think>"
     old, new = (
-        _answered(tokenizer, (Turn("user", "Why?"),), Generation("Why?", said, 3, False), Lead(), 0)
+        _answered(tokenizer, (Turn("user", "Why?"),), Generation("Why?", said, 3, False), LeftContext(), 0)
         for said in (before, after)
     )
     assert _agreement(tokenizer, before, after) == new.n_targets / old.n_targets
@@ -225,7 +227,7 @@ def test_a_window_that_slides_counts_in_the_divergence_as_in_the_training(
         tokenizer.save_pretrained(tmp_path / str(window))
     narrow, wide = (LocalModel(str(tmp_path / str(window)), torch.float32, 8) for window in (6, 4096))
     sequence = _answered(
-        tokenizer, (Turn("user", "Who sleeps?"),), Generation("", "The river " * 6, 9, False), Lead(), 1
+        tokenizer, (Turn("user", "Who sleeps?"),), Generation("", "The river " * 6, 9, False), LeftContext(), 1
     )
     alike = MistralForCausalLM.from_pretrained(tmp_path / "6", attn_implementation="eager")
     with torch.no_grad():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from inscp.__main__ import main
-from inscp.data.inert import special_ids
+from inscp.data.special_tokens import special_ids
 from inscp.errors import UserError
 from inscp.model import weights
 from inscp.model.export import export_model

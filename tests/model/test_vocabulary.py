@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from inscp.__main__ import main
-from inscp.data.inert import inert, special_ids
 from inscp.data.rendering import render
+from inscp.data.special_tokens import plain_text_tokenizer, special_ids
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.evaluation.local_model import LocalModel
@@ -147,7 +147,7 @@ def test_an_added_token_stays_what_it_is() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["|||"]})
     longer = extended(tokenizer, learn(tokenizer, ["a ||| b ||| c |||| d"] * 9, 50))
     assert longer.convert_tokens_to_ids("|||") == tokenizer.convert_tokens_to_ids("|||")
-    inert_tokens = inert(longer).encode("a ||| b", add_special_tokens=False).ids
+    inert_tokens = plain_text_tokenizer(longer).encode("a ||| b", add_special_tokens=False).ids
     assert longer.convert_tokens_to_ids("|||") not in inert_tokens
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.inert import inert_batch, inert_ids
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
+from inscp.data.special_tokens import encode_plain, encode_plain_batch
 from inscp.data.tagging import HELD_OUT, PlainTagger
-from inscp.data.template import lead_of_answer, shared_length
+from inscp.data.template import answer_left_context, shared_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.generation import encode
@@ -27,7 +27,7 @@ from inscp.model.end_tokens import end_token_ids
 from inscp.model.likelihood import packed
 from inscp.model.origin import read_origin
 from inscp.pretrained import foreign_token, longest_input, resolve
-from inscp.records import IGNORED, Generation, Lead, Prompt, Record, TokenSequence, Turn
+from inscp.records import IGNORED, Generation, LeftContext, Prompt, Record, TokenSequence, Turn
 
 
 @dataclass(kw_only=True)
@@ -133,9 +133,9 @@ class Retention(Task):
         before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = subject.generate("asking the same", questions, self.max_new_tokens)
         end = end_token_ids(backend.loss.model, backend.tokenizer)[0]  # any: what is compared comes before it
-        lead, items = lead_of_answer(backend.tokenizer), []
+        left_context, items = answer_left_context(backend.tokenizer), []
         for question, old, new in zip(questions, before, after, strict=True):
-            sequence = _answered(backend.tokenizer, question, old, lead, end)
+            sequence = _answered(backend.tokenizer, question, old, left_context, end)
             worth: dict[str, bool | float] = {"same_answer": old.response == new.response}
             worth["agreement"] = _agreement(backend.tokenizer, old.response, new.response)
             weights = {}
@@ -159,10 +159,10 @@ def _records(given: str | Source) -> Iterator[Record]:
 
 
 def _answered(
-    tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation, lead: Lead, end: int
+    tokenizer: PreTrainedTokenizerBase, question: Prompt, answer: Generation, left_context: LeftContext, end: int
 ) -> TokenSequence:
     asked = encode(tokenizer, question)
-    said = inert_ids(tokenizer, answer.response, lead)
+    said = encode_plain(tokenizer, answer.response, left_context)
     if answer.ended:
         said.append(end)
     ids = np.array(asked + said, dtype=np.int32)
@@ -170,7 +170,7 @@ def _answered(
 
 
 def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> float:
-    old, new = inert_batch(tokenizer, [before, after])
+    old, new = encode_plain_batch(tokenizer, [before, after])
     return shared_length(old, new) / len(old) if old else float(not new)
 
 

@@ -1,4 +1,4 @@
-"""Text in which nothing is a special token, whatever somebody has written into it."""
+"""Which tokens are special, and tokenisation that takes special tokens written in a text as plain text."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,10 +8,10 @@ from functools import lru_cache
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from inscp.records import Lead
+from inscp.records import LeftContext
 
 _CONTROL = re.compile(r"[<\[|｜].+[>\]|｜]")
-"""How tokens are spelled that only a template writes; a line break may be an added token as well."""
+"""The spelling of tokens that only a template writes; other added tokens (a line break) are ordinary text."""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -28,26 +28,26 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted(written | {str(tokenizer.convert_ids_to_tokens(index)) for index in special_ids(tokenizer)})
 
 
-def written_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Those of the control tokens that training documents hold, with their ids: the template's, padding and the end."""
+def used_control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The control tokens that occur in training documents, with their ids: the template's, BOS, EOS and padding."""
     template, ids = str(tokenizer.chat_template or ""), tokenizer.get_vocab()
     named = (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token)
     names = [name for name in control_tokens(tokenizer) if name in template or name in named]
     return {name: ids[name] for name in names if name in ids}
 
 
-def any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """The first of the names in a text; of two that begin alike the longer one."""
+def match_any(names: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the names; of two that begin alike the longer one."""
     return re.compile("|".join(map(re.escape, sorted(names, reverse=True))) or "(?!)")
 
 
-def inert(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of a fast tokenizer that neither cuts nor pads, and knows no special token in a text."""
-    return _inert(tokenizer, str(tokenizer.chat_template))
+def plain_text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of a fast tokenizer that neither truncates nor pads, and takes special tokens in a text as plain text."""
+    return _plain_text_tokenizer(tokenizer, str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=2)
-def _inert(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Tokenizer:
+def _plain_text_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Tokenizer:
     own = deepcopy(tokenizer.backend_tokenizer)
     own.no_truncation()
     own.no_padding()
@@ -56,17 +56,17 @@ def _inert(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Tokenizer:
     return own
 
 
-def inert_batch(
+def encode_plain_batch(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool = False
 ) -> list[list[int]]:
-    """The token ids of each text; `add_special_tokens` puts around it what the tokenizer itself does (BOS)."""
+    """The token ids of each text as plain text; `add_special_tokens` adds those of the tokenizer (BOS)."""
     if tokenizer.is_fast:
-        encodings = inert(tokenizer).encode_batch(texts, add_special_tokens=add_special_tokens)
+        encodings = plain_text_tokenizer(tokenizer).encode_batch(texts, add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
     return list(tokenizer(texts, add_special_tokens=add_special_tokens, split_special_tokens=True)["input_ids"])
 
 
-def inert_ids(tokenizer: PreTrainedTokenizerBase, text: str, lead: Lead) -> list[int]:
-    """The token ids of a text that stands behind `lead`."""
-    [ids] = inert_batch(tokenizer, [lead.text + text])
-    return ids[lead.n_tokens :]
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, left_context: LeftContext) -> list[int]:
+    """The token ids of a text as plain text, in its place behind `left_context`."""
+    [ids] = encode_plain_batch(tokenizer, [left_context.text + text])
+    return ids[left_context.n_tokens :]
