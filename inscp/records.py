@@ -157,8 +157,8 @@ class PackedBatch:
         step_tokens: how many of its tokens are not padding.
         replayed_rows: how many of the rows are replayed, which are the last ones.
         replayed_targets: how many of the targets are theirs.
-        places: int64 [N]; which of the B x L positions have a target, found where the batch is made: on a GPU all
-            would wait until it is known how many they are.
+        target_positions: int64 [N]; those of the B x L positions that have a target. They are computed on the CPU,
+            when the batch is made, because nonzero() would synchronise the GPU.
     """
 
     input_ids: torch.Tensor
@@ -169,11 +169,11 @@ class PackedBatch:
     step_tokens: int
     replayed_rows: int = 0
     replayed_targets: int = 0
-    places: torch.Tensor = None  # type: ignore[assignment]  # by default those of the targets
+    target_positions: torch.Tensor = None  # type: ignore[assignment]  # by default those of the targets
 
     def __post_init__(self) -> None:
-        if self.places is None:
-            object.__setattr__(self, "places", (self.targets.flatten() != IGNORED).nonzero()[:, 0])
+        if self.target_positions is None:
+            object.__setattr__(self, "target_positions", (self.targets.flatten() != IGNORED).nonzero()[:, 0])
 
     @property
     def replayed(self) -> PackedBatch:
@@ -187,7 +187,7 @@ class PackedBatch:
             targets=self.targets[row:],
             position_ids=self.position_ids[row:],
             lengths=tuple(n for n, end in zip(self.lengths, ends, strict=True) if end > begin),
-            places=self.places[len(self.places) - self.replayed_targets :] - begin,
+            target_positions=self.target_positions[len(self.target_positions) - self.replayed_targets :] - begin,
         )
 
     def to(self, device: torch.device, non_blocking: bool = True) -> PackedBatch:
@@ -204,7 +204,7 @@ class PackedBatch:
             input_ids=change(self.input_ids),
             targets=change(self.targets),
             position_ids=change(self.position_ids),
-            places=change(self.places),
+            target_positions=change(self.target_positions),
         )
 
 

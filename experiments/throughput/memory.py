@@ -21,12 +21,12 @@ LENGTHS = (1024, 2048, 4096, 8192)
 
 def estimated(model: str, length: int, checkpointing: str) -> int:
     """Bytes at the step's peak beside weights and states, with what the C library keeps; the row is one document."""
-    from inscp.model.memory import Layout, Shape, skeleton, step_memory
+    from inscp.model.memory import Layout, Shape, meta_model, step_memory
     from inscp.model.module import InsCPModule
     from inscp.model.strategies import OneDevice
 
     module = InsCPModule(model, activation_checkpointing=checkpointing)  # type: ignore[arg-type]
-    found = step_memory(skeleton(module), module, Layout(OneDevice()), Shape(1, length), keeps_freed=True)
+    found = step_memory(meta_model(module), module, Layout(OneDevice()), Shape(1, length), keeps_freed=True)
     return found.activations + found.gradients + found.kept
 
 
@@ -38,7 +38,7 @@ def measured(model: str, length: int, checkpointing: str) -> int:
     from inscp.model.allocator import return_freed_memory
     from inscp.model.loss import NextTokenLoss
     from inscp.model.module import InsCPModule
-    from inscp.model.optim import fill_states
+    from inscp.model.optim import initialise_states
     from inscp.pretrained import load_model, load_tokenizer
 
     sources = as_sources(["samples:zh_tw/train_pairs.jsonl", "samples:zh_tw/train_passages.jsonl"])
@@ -46,7 +46,7 @@ def measured(model: str, length: int, checkpointing: str) -> int:
     module = InsCPModule(model, activation_checkpointing=checkpointing)  # type: ignore[arg-type]
     loss = NextTokenLoss(module.bare_model(load_model).train())
     optimizer = module.optimizer.build(list(loss.parameters()))
-    fill_states(optimizer)
+    initialise_states(optimizer)
     batch = rows[MicroBatch((0,), length, length)]
     return_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten

@@ -10,19 +10,19 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from inscp.callbacks.interview import Interview
+from inscp.callbacks.prompting import PromptingCallback
 from inscp.evaluation.labels import LABELS
 from inscp.model.module import InsCPModule
 from inscp.model.parallel import gathered_root
 from inscp.model.precision import inference_dtype
-from inscp.model.sharded import others_wait
-from inscp.model.strategies import FSDP2, model_beside
+from inscp.model.sharded import barrier_after
+from inscp.model.strategies import FSDP2, auxiliary_model
 from inscp.pretrained import load_tokenizer, with_its_code
 from inscp.records import Generation
 from inscp.tracking.tracker import tracker_of
 
 
-class BeforeAfter(Interview):
+class BeforeAfter(PromptingCallback):
     """Asks the original and the exported model the same prompts in several languages, and prints a table.
 
     The two models are loaded in the same way, from their folders, so that the table tells about what a user gets: the
@@ -32,19 +32,19 @@ class BeforeAfter(Interview):
 
     Attributes:
         folder: the exported model's.
-        goes_on: whether a checkpoint brings what the original model answered.
+        has_earlier_answers: whether a checkpoint brings what the original model answered.
     """
 
     section = "before_after"
 
-    def __init__(self, **asked: Any) -> None:
-        super().__init__(**asked)
-        self.folder, self.goes_on = Path(), False
+    def __init__(self, **prompting: Any) -> None:
+        super().__init__(**prompting)
+        self.folder, self.has_earlier_answers = Path(), False
         self._before: dict[str, dict[str, float]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
-        if self.questions and not self.goes_on:
+        if self.questions and not self.has_earlier_answers:
             self._before = self._measured(trainer, pl_module.pretrained, "before")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,11 +71,11 @@ class BeforeAfter(Interview):
     def _measured(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
         if isinstance(trainer.strategy, FSDP2):
             return self._measure(trainer, spec, when)
-        with others_wait():
+        with barrier_after():
             return self._measure(trainer, spec, when) if trainer.is_global_zero else {}
 
     def _measure(self, trainer: Trainer, spec: str, when: str) -> dict[str, dict[str, float]]:
-        root, tokenizer = model_beside(trainer.strategy, spec, inference_dtype()), load_tokenizer(spec)
+        root, tokenizer = auxiliary_model(trainer.strategy, spec, inference_dtype()), load_tokenizer(spec)
         result = {}
         for language, prompts in self.questions.items():
             if trainer.is_global_zero:

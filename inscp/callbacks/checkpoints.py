@@ -12,16 +12,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.steps import ends_step
-from inscp.callbacks.throughput import untimed
+from inscp.callbacks.throughput import clock_paused
 from inscp.errors import RunError, UserError, everywhere
 from inscp.model.checkpoint import (
     CheckpointWriter,
-    add_to_mark,
-    read_mark,
+    add_to_manifest,
+    complete_checkpoints,
+    read_manifest,
     remove_checkpoint,
     remove_partial,
     step_folder,
-    whole_checkpoints,
 )
 
 _METRIC = "metric"
@@ -125,7 +125,7 @@ class Checkpoints(Checkpoint):
         if self._monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if ends_step(trainer, trainer.fit_loop.batch_idx):  # else inside a step
-            self.save(trainer, mark={_METRIC: {self._monitor: float(trainer.callback_metrics[self._monitor])}})
+            self.save(trainer, extra={_METRIC: {self._monitor: float(trainer.callback_metrics[self._monitor])}})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer)
@@ -133,36 +133,36 @@ class Checkpoints(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._finish(trainer)
 
-    def save(self, trainer: Trainer, wait: bool = False, mark: Mapping[str, Any] | None = None) -> str:
+    def save(self, trainer: Trainer, wait: bool = False, extra: Mapping[str, Any] | None = None) -> str:
         """Write a checkpoint of the model as it is behind this step; every rank takes part.
 
         Args:
             trainer: between two optimizer steps.
             wait: until it is on disk, also where writing is asynchronous.
-            mark: what to keep with it: the metric that was measured behind this step.
+            extra: what to keep with it: the metric that was measured behind this step.
 
         Returns:
             What went wrong; empty where nothing did.
         """
         path = step_folder(self.folder, trainer.global_step)
-        with untimed(trainer):
+        with clock_paused(trainer):
             self._finish(trainer)
             is_there = trainer.strategy.broadcast(path.exists())
             if is_there and self._newest == trainer.global_step:  # written before its validation, or resumed from
-                if trainer.is_global_zero and mark:
-                    self._add(path, mark)
+                if trainer.is_global_zero and extra:
+                    self._add(path, extra)
                 return ""
             if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
                 if trainer.is_global_zero:
                     remove_checkpoint(path)
                 trainer.strategy.barrier()
             self._newest = trainer.global_step
-            trainer.save_checkpoint(path, storage_options=(self._writer, mark))
+            trainer.save_checkpoint(path, storage_options=(self._writer, extra))
             return self._finish(trainer) if wait or not self._asynchronous else ""
 
-    def _add(self, path: Path, mark: Mapping[str, Any]) -> None:
+    def _add(self, path: Path, extra: Mapping[str, Any]) -> None:
         try:
-            add_to_mark(path, mark)
+            add_to_manifest(path, extra)
         except OSError as error:
             rank_zero_warn(f"{path} cannot be told what was measured ({error.strerror}); the training goes on")
 
@@ -170,7 +170,7 @@ class Checkpoints(Checkpoint):
         try:
             self._writer.wait()
         except RunError as error:
-            whole, _ = whole_checkpoints(self.folder)
+            whole, _ = complete_checkpoints(self.folder)
             kept = f"the last whole one is {whole[0]}" if whole else "there is none before it"
             rank_zero_warn(f"{error}; {kept}; the training goes on")
             return str(error)
@@ -180,8 +180,8 @@ class Checkpoints(Checkpoint):
 
     def _prune(self) -> None:
         """Remove whole checkpoints that are neither among the newest nor among the best."""
-        whole, _ = whole_checkpoints(self.folder)
-        values = {path: read_mark(path).get(_METRIC, {}).get(self._monitor, math.nan) for path in whole}
+        whole, _ = complete_checkpoints(self.folder)
+        values = {path: read_manifest(path).get(_METRIC, {}).get(self._monitor, math.nan) for path in whole}
         measured = [path for path in whole if math.isfinite(values[path])]
         best = sorted(measured, key=lambda path: values[path])[: self._keep_best]
         for path in whole[self._keep_last :]:

@@ -14,7 +14,7 @@ from inscp.errors import RunError, everywhere
 from inscp.model.checkpoint import step_folder
 from inscp.model.export import assemble, export_model, stored_as
 from inscp.model.module import InsCPModule
-from inscp.model.sharded import others_wait, whole
+from inscp.model.sharded import barrier_after, full_tensor
 
 
 class ExportAtEnd(Callback):
@@ -33,13 +33,13 @@ class ExportAtEnd(Callback):
         assert isinstance(pl_module, InsCPModule)
         weights: dict[str, torch.Tensor] = {}
         problem = ""
-        for name, tensor in pl_module.result().items():
-            all_of_it = whole(tensor)
+        for name, tensor in pl_module.exported_weights().items():
+            all_of_it = full_tensor(tensor)
             if trainer.is_global_zero:  # in CPU memory, where adapters are still to be added in fp32
                 is_there = all_of_it is tensor and tensor.is_cpu
                 written = torch.float32 if pl_module.adapter else stored_as(pl_module.model, name, all_of_it)
                 weights[name] = all_of_it.to("cpu", tensor.dtype if is_there else written)
-        with others_wait():
+        with barrier_after():
             if trainer.is_global_zero:
                 problem = self._export(trainer, weights)
         if problem := trainer.strategy.broadcast(problem):

@@ -68,7 +68,7 @@ class Provenance(Callback):
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
             print(f"training on {data.total_tokens:,} tokens: {_passes(data)}", file=sys.stderr, flush=True)
-        if pl_module.adapter and self._before and self._before.has_raw_tokens:
+        if pl_module.adapter and self._before and self._before.has_untrained_tokens:
             what = "has tokens that nothing has trained yet, and adapters leave them as they are"
             rank_zero_warn(f"{pl_module.pretrained} {what}: train all weights first (without model.adapter)")
         if tracker is None:
@@ -112,7 +112,7 @@ class Provenance(Callback):
             "schedule": module.optimizer.schedule,
             "weight_decay": module.optimizer.weight_decay,
             "row_length": data.row_length,
-            "rows_per_step": data.steps.rows_each,
+            "rows_per_step": data.steps.rows_per_step,
             "steps": trainer.global_step,
             "token_budget": data.token_budget or data.total_tokens,
             "precision": str(trainer.precision),

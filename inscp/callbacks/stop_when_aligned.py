@@ -10,9 +10,9 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from inscp.callbacks.interview import Interview
+from inscp.callbacks.prompting import PromptingCallback
 from inscp.callbacks.steps import ends_step
-from inscp.callbacks.throughput import tokens_seen, untimed
+from inscp.callbacks.throughput import clock_paused, tokens_seen
 from inscp.data.datamodule import data_of
 from inscp.errors import UserError
 from inscp.model.module import InsCPModule
@@ -27,7 +27,7 @@ Measures = dict[str, dict[str, float]]
 """Language -> measure (`in_language`, `ended`, `sound`, …) -> share."""
 
 
-class StopWhenAligned(Interview):
+class StopWhenAligned(PromptingCallback):
     """Asks the model in training the same prompts in several languages, and ends the training when it answers.
 
     Every so many tokens it logs `alignment/LANGUAGE/MEASURE`, the shares that `LanguageAlignment` knows. The training
@@ -53,9 +53,9 @@ class StopWhenAligned(Interview):
         tolerance: float = 0.02,
         patience: int = 2,
         retention: float = 0.9,
-        **asked: Any,
+        **prompting: Any,
     ) -> None:
-        super().__init__(**asked)
+        super().__init__(**prompting)
         for name, count in {"every_n_tokens": every_n_tokens, "patience": patience}.items():
             if count < 1:
                 raise UserError(f"{self.section}.{name}", f"{count} is not positive", "Give 1 or more.")
@@ -82,7 +82,7 @@ class StopWhenAligned(Interview):
         tokens = tokens_seen(trainer)
         if tokens // self._every == self._asked_at // self._every:
             return
-        with untimed(trainer):
+        with clock_paused(trainer):
             measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # which all ranks have asked for
         self._history.append({"step": trainer.global_step, "tokens": tokens, "measures": measures})
         if tracker := tracker_of(trainer):
@@ -102,7 +102,7 @@ class StopWhenAligned(Interview):
         return int(self._history[-1]["tokens"]) if self._history else 0
 
     def _ask(self, trainer: Trainer, module: InsCPModule) -> Measures:
-        with module.answering() as model:
+        with module.generation_mode() as model:
             return {language: self.ask(language, model, data_of(trainer).tokenizer)[1] for language in self.questions}
 
     def _reason(self) -> str:

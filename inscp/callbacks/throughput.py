@@ -24,7 +24,7 @@ def tokens_seen(trainer: Trainer) -> int:
 
 
 @contextmanager
-def untimed(trainer: Trainer) -> Iterator[None]:
+def clock_paused(trainer: Trainer) -> Iterator[None]:
     """What is done inside, between two steps, counts as no time of the training."""
     clocks = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
     for clock in clocks:
@@ -33,7 +33,7 @@ def untimed(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         for clock in clocks:
-            clock.go_on(trainer)
+            clock.resume(trainer)
 
 
 class Throughput(Callback):
@@ -94,13 +94,13 @@ class Throughput(Callback):
         self.pause(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.go_on(trainer)
+        self.resume(trainer)
 
     def pause(self, trainer: Trainer) -> None:
         """Stop the clock when the device has done what was asked of it."""
         self._paused = _device_time(trainer)
 
-    def go_on(self, trainer: Trainer) -> None:
+    def resume(self, trainer: Trainer) -> None:
         """Start the clock again when the device has done what was asked of it since."""
         if self._step_began is not None:
             self._step_began += _device_time(trainer) - self._paused

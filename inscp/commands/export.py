@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from inscp.commands.parser import call
-from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_tensors, result_name, stored_tensors
+from inscp.model.checkpoint import ORIGIN_KEY, exported_name, read_metadata, read_tensors, stored_tensors
 from inscp.model.export import assemble, export_model
 from inscp.model.origin import Origin
 from inscp.pretrained import load_tokenizer, with_its_code
@@ -27,9 +27,9 @@ def export(checkpoint: str, out: str, dtype: Literal["bfloat16", "float32", "flo
         dtype: of the weights.
     """
     path = Path(checkpoint)
-    origin = Origin(**read_about(path)[ORIGIN_KEY])
+    origin = Origin(**read_metadata(path)[ORIGIN_KEY])
     stored = stored_tensors(path)
-    kept = {result_name(name, stored): name for name in stored if name.startswith("model.")}
+    kept = {exported_name(name, stored): name for name in stored if name.startswith("model.")}
     weights = {name: torch.zeros(stored[name]) for name in kept}
     read_tensors(path, weights)
     trained = {kept[name].removeprefix("model."): tensor for name, tensor in weights.items()}

@@ -13,7 +13,7 @@ from inscp.errors import UserError
 from inscp.lines import tell_skipped
 from inscp.model.export import export_model
 from inscp.model.origin import EXTENDED, Origin, read_origin
-from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
+from inscp.model.vocabulary import count_tokens, extended, learn_tokens, resize_embeddings
 from inscp.paths import require_new
 from inscp.pretrained import load_model, load_tokenizer, require_dense, with_its_code
 from inscp.records import require_language_tag
@@ -54,13 +54,13 @@ def extend(
     reads = [(source, ReadReport()) for source in sources]
     records = (record for source, report in reads for record in read_records(source, on_bad_record, report))
     texts = [turn.text for record in records for turn in record.turns]
-    extension = learn(tokenizer, texts, tokens)
+    extension = learn_tokens(tokenizer, texts, tokens)
     if not extension.made_of:
         raise UserError("data", "no two tokens come together twice in it", "Give more text.")
     longer = extended(tokenizer, extension)
     before, after = (count_tokens(of, texts) for of in (tokenizer, longer))
     result = load_model(model, getattr(torch, dtype))
-    lengthen(result, tokenizer, extension)
+    resize_embeddings(result, tokenizer, extension)
     n_records = sum(report.records for _, report in reads)
     settings = {
         "new tokens": len(extension.made_of),

@@ -50,7 +50,7 @@ from inscp.commands.resume import (
 from inscp.cost.ledger import Ledger
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import RunError, Stopped, UserError, first_line
-from inscp.model.checkpoint import TRACKING_KEY, read_about
+from inscp.model.checkpoint import TRACKING_KEY, read_metadata
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
@@ -264,7 +264,7 @@ class InsCPCLI(LightningCLI):
 
     def _open_tracker(self, name: str) -> MLflowTracker | None:
         tracking: Tracking = self._made("mlflow")
-        earlier = read_about(self._resumed)[TRACKING_KEY] if self._resumed and self._is_continued else None
+        earlier = read_metadata(self._resumed)[TRACKING_KEY] if self._resumed and self._is_continued else None
         starts_run = self.subcommand == "fit" or tracking.run_id is not None
         if not (tracking.enabled and starts_run):
             return None
@@ -276,7 +276,7 @@ class InsCPCLI(LightningCLI):
         """Those of every run; behind them come BeforeAfter, StopWhenAligned, Interruption and, last, Checkpoints."""
         checkpoints: Checkpoints = self._made("checkpoint")
         before_after: BeforeAfter = self._made("before_after")
-        before_after.folder, before_after.goes_on = self.model_folder, self._resumed is not None
+        before_after.folder, before_after.has_earlier_answers = self.model_folder, self._resumed is not None
         self._made("stop_when_aligned").folder = self.folder
         provenance, throughput = Provenance(self.folder), Throughput()
         # In this order. Throughput and TrainingCost count a step before Interruption and Checkpoints keep the counts

@@ -17,7 +17,7 @@ from inscp.cost.devices import PROJECTED_ON, UTILISATION, find_device
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
-from inscp.model.memory import Layout, MemoryEstimate, Shape, skeleton, step_memory
+from inscp.model.memory import Layout, MemoryEstimate, Shape, meta_model, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.origin import title
 from inscp.model.precision import best_precision, compute_dtype
@@ -126,7 +126,7 @@ def examine(training: Training) -> None:
     Raises:
         UserError: it needs more than it has.
     """
-    model = skeleton(training.module)
+    model = meta_model(training.module)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with suppress(UserError):  # a folder without one is enough for an estimate
         _ = training.data.tokenizer  # which a training holds beside its imports

@@ -17,7 +17,7 @@ from inscp.data.rendering import require_chat_template
 from inscp.data.sources import ReadReport, read_records, require_source
 from inscp.errors import UserError
 from inscp.model.module import InsCPModule
-from inscp.model.precision import COMPUTES_IN, multiplies_bf16
+from inscp.model.precision import COMPUTE_DTYPES, has_fast_bf16
 from inscp.model.strategies import require_strategy
 from inscp.text.language import LanguageIdentifier, primary
 
@@ -94,7 +94,7 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
             raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
     if trainer["barebones"]:
         raise UserError("trainer.barebones", "nothing would be kept of the training", "Leave it out.")
-    if trainer["precision"] is not None and str(trainer["precision"]) not in COMPUTES_IN:
+    if trainer["precision"] is not None and str(trainer["precision"]) not in COMPUTE_DTYPES:
         mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
         raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
     require_strategy(trainer["strategy"])
@@ -102,7 +102,7 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
 
 def warn_of_precision(precision: str | None) -> None:
     """A warning where a training is to compute in bf16 on hardware that takes two to a hundred times as long for it."""
-    if COMPUTES_IN.get(str(precision)) == torch.bfloat16 and not multiplies_bf16():
+    if COMPUTE_DTYPES.get(str(precision)) == torch.bfloat16 and not has_fast_bf16():
         rank_zero_warn("this hardware multiplies more slowly in bf16 than in fp32: set trainer.precision to 32-true")
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import LAYOUT, without
-from inscp.model.checkpoint import FOLDER_KEY, read_about, whole_checkpoints
+from inscp.model.checkpoint import FOLDER_KEY, complete_checkpoints, read_metadata
 
 CONFIG, CHECKPOINTS, ENDED = "config.yaml", "checkpoints", "ended"
 """What a run's folder calls its whole configuration (a checkpoint too), its checkpoints' folder, and the mark that its
@@ -65,7 +65,7 @@ def continued_run(checkpoint: Path, is_last: bool) -> Path | None:
     """
     beside = checkpoint.parent.parent  # another place than when it was written, where the outputs were moved
     is_inside = checkpoint.parent.name == CHECKPOINTS and (beside / CONFIG).exists()
-    run = beside if is_inside else Path(read_about(checkpoint)[FOLDER_KEY])
+    run = beside if is_inside else Path(read_metadata(checkpoint)[FOLDER_KEY])
     is_ended = _has_ended(run)
     if is_ended and is_last:
         raise _ended(run)
@@ -97,7 +97,7 @@ def _newest(folders: Sequence[Path]) -> Path | None:
         UserError: there are checkpoints, and all of them are damaged.
     """
     for folder in folders:
-        whole, damaged = whole_checkpoints(folder)
+        whole, damaged = complete_checkpoints(folder)
         for error in damaged:
             _tell(f"warning: {error.where}: {error.what}; passed over")
         if whole:
@@ -151,7 +151,7 @@ def _require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: it is of another one.
     """
-    kept = yaml.safe_load(read_about(checkpoint).get(CONFIG, "{}"))
+    kept = yaml.safe_load(read_metadata(checkpoint).get(CONFIG, "{}"))
     if other := next(_differing(_deciding(kept), _deciding(config)), None):
         what = f"{checkpoint} is of a training with another {other}"
         raise UserError(_DIRPATH, what, f"Give a folder of its own, or --ckpt_path {checkpoint} to go on from it.")
@@ -167,7 +167,7 @@ def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
     Raises:
         UserError: it does.
     """
-    whole, _ = whole_checkpoints(folder)
+    whole, _ = complete_checkpoints(folder)
     if whole and not (goes_on_from and whole[0].samefile(goes_on_from)):
         what = f"{whole[0]} is there, which this training does not go on from"
         raise UserError(_DIRPATH, what, "Give a folder of its own, or go on from the newest: --ckpt_path last.")
@@ -198,7 +198,7 @@ def _differing(kept: Any, now: Any, name: str = "") -> Iterator[str]:
 def _has_newer(checkpoint: Path, run: Path) -> bool:
     """Whether a training has whole checkpoints of later steps, beside this one or in the run's folder."""
     beside = {checkpoint.parent, run / CHECKPOINTS}
-    return any(path.name > checkpoint.name for folder in beside for path in whole_checkpoints(folder)[0])
+    return any(path.name > checkpoint.name for folder in beside for path in complete_checkpoints(folder)[0])
 
 
 def new_folder(runs: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
-_MEMBERS, _CHARACTERS = 1024, 1 << 19
+_MAX_ITEMS, _MAX_CHARACTERS = 1024, 1 << 19
 
 
 class HasCharacters(Protocol):
@@ -31,7 +31,7 @@ def grouped(stream: Iterable[U], n_characters: Callable[[U], int]) -> Iterator[l
     for one in stream:
         held.append(one)
         characters += n_characters(one)
-        if characters >= _CHARACTERS or len(held) == _MEMBERS:
+        if characters >= _MAX_CHARACTERS or len(held) == _MAX_ITEMS:
             yield held
             held, characters = [], 0
     if held:

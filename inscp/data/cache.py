@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from inscp.data.packing import PackReport, Row, laid_out
+from inscp.data.packing import PackReport, Row, collate
 from inscp.lines import skipped_lines, telling
 from inscp.paths import cache_folder, made_once
 from inscp.records import IGNORED
@@ -103,7 +103,7 @@ def cached_rows(
 
     def write(partial: Path) -> None:
         rows, pack_report = make()
-        with _libraries_left_out_of_collections():
+        with _gc_frozen():
             told = telling(rows, "packing", "rows")
             _write_arrow(partial / _ROWS_FILE, told, pack_report.row_length, pad_id)
         report = DataReport(digest, **asdict(pack_report), padding=pack_report.padding)
@@ -114,12 +114,12 @@ def cached_rows(
     report = DataReport(**json.loads((folder / _REPORT_FILE).read_text("utf-8")))
     table = pa.ipc.open_stream(pa.memory_map(str(folder / _ROWS_FILE))).read_all()
     names = ["n_targets", "n_tokens"]
-    n_targets, n_tokens = (integers(table.column(name).combine_chunks()).astype(np.int64) for name in names)
+    n_targets, n_tokens = (to_numpy(table.column(name).combine_chunks()).astype(np.int64) for name in names)
     return CachedRows(table.drop_columns(names), n_targets, n_tokens, report)
 
 
 @contextmanager
-def _libraries_left_out_of_collections() -> Iterator[None]:
+def _gc_frozen() -> Iterator[None]:
     """Python's garbage collector would go through every object of torch and transformers after each few batches."""
     if gc.get_freeze_count():  # the command line leaves them out for good
         yield
@@ -144,7 +144,7 @@ def _write_arrow(path: Path, rows: Iterable[Row], row_length: int, pad_id: int) 
     stream = iter(rows)
     with pa.ipc.new_stream(str(path), schema) as writer:
         while chunk := list(islice(stream, _ROWS_AT_ONCE)):
-            input_ids, targets, lengths = laid_out(chunk, row_length, pad_id)
+            input_ids, targets, lengths = collate(chunk, row_length, pad_id)
             columns = [
                 pa.FixedSizeListArray.from_arrays(_int32(input_ids), row_length),
                 pa.FixedSizeListArray.from_arrays(_int32(targets), row_length),
@@ -155,7 +155,7 @@ def _write_arrow(path: Path, rows: Iterable[Row], row_length: int, pad_id: int) 
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def integers(array: pa.Array) -> np.ndarray:
+def to_numpy(array: pa.Array) -> np.ndarray:
     """As the array's `to_numpy`, which like `pa.array` imports pandas: that takes longer than ten thousand rows."""
     return np.from_dlpack(array)
 

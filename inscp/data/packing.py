@@ -48,7 +48,7 @@ Row = list[TokenSequence]
 """The documents of one row in their order; padding follows the last."""
 
 
-def laid_out(rows: Sequence[Row], row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+def collate(rows: Sequence[Row], row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     """`input_ids` int32 [R, L], `targets` int32 [R, L], and of each row the documents' lengths, padding as the last.
 
     Targets are shifted inside each document: position t has the token t + 1 of the same document, the last position of

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from inscp.data.batching import grouped
-from inscp.data.cache import CachedRows, DataReport, cached_rows, fingerprint, integers
+from inscp.data.cache import CachedRows, DataReport, cached_rows, fingerprint, to_numpy
 from inscp.data.fields import texts
 from inscp.data.packing import PackReport, pack
 from inscp.data.rows import PlacedRow
@@ -214,7 +214,7 @@ class PackedRows(Dataset[PackedBatch]):
                 documents.append(length)
                 continue
             table = self._cached.table
-            columns = {name: integers(table.column(name)[row].values) for name in table.column_names}
+            columns = {name: to_numpy(table.column(name)[row].values) for name in table.column_names}
             input_ids[place] = torch.tensor(columns["input_ids"])
             targets[place] = torch.tensor(columns["targets"])
             lengths = columns["lengths"]

@@ -58,7 +58,7 @@ def render(
     )
 
 
-def accepted(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str, **options: bool) -> str:
+def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str, **options: bool) -> str:
     """As `render`.
 
     Raises:
@@ -93,7 +93,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", m
         raise UserError(where, "it has no chat template, so this is not a chat model", mend)
 
 
-def asked(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str) -> str:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str) -> str:
     """The conversation up to where the assistant's answer begins.
 
     Reasoning that the template opens there is closed; and what it writes ahead of every answer, but leaves to the model
@@ -102,7 +102,7 @@ def asked(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend:
     Raises:
         UserError: the template refuses the turns.
     """
-    text = accepted(tokenizer, turns, mend, add_generation_prompt=True)
+    text = render_turns(tokenizer, turns, mend, add_generation_prompt=True)
     if text.rstrip().endswith("<think>"):
         text = f"{text.rstrip()}\n\n</think>\n\n"
     with suppress(Exception):  # what a template raises that takes no answer here

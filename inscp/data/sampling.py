@@ -109,17 +109,17 @@ class Steps:
     steps_before: int = 0
 
     @property
-    def rows_each(self) -> int:
+    def rows_per_step(self) -> int:
         """Rows of one step over all micro-batches and ranks."""
         return self.batch_size * self.accumulate * self.ranks
 
     def rows_after(self, steps: int) -> int:
         """How many rows so many steps take, those before included."""
-        return self.rows_before + (steps - self.steps_before) * self.rows_each
+        return self.rows_before + (steps - self.steps_before) * self.rows_per_step
 
     def count(self, rows: int) -> int:
         """How many steps so many rows are, those before included."""
-        return self.steps_before + max(0, -(-(rows - self.rows_before) // self.rows_each))
+        return self.steps_before + max(0, -(-(rows - self.rows_before) // self.rows_per_step))
 
 
 class PackedRowSampler(Sampler[MicroBatch]):
@@ -152,9 +152,9 @@ class PackedRowSampler(Sampler[MicroBatch]):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         steps = self._steps
-        for begin in range(steps.rows_before, self._total_rows, steps.rows_each):
-            rows = self._order.rows(begin, min(begin + steps.rows_each, self._total_rows))
-            rows = np.pad(rows, (0, steps.rows_each - len(rows)), constant_values=EMPTY_ROW)
+        for begin in range(steps.rows_before, self._total_rows, steps.rows_per_step):
+            rows = self._order.rows(begin, min(begin + steps.rows_per_step, self._total_rows))
+            rows = np.pad(rows, (0, steps.rows_per_step - len(rows)), constant_values=EMPTY_ROW)
             step_targets, step_tokens = map(int, self._counts[:, rows].sum(1))
             for micro in rows.reshape(steps.accumulate, steps.ranks, steps.batch_size)[:, self._rank]:
                 yield MicroBatch(tuple(micro.tolist()), step_targets, step_tokens)

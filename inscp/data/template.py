@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from inscp.data.rendering import accepted, asked, require_chat_template
+from inscp.data.rendering import render_prompt, render_turns, require_chat_template
 from inscp.data.special_tokens import control_tokens, encode_plain, match_any, special_ids
 from inscp.errors import UserError
 from inscp.pretrained import end_ids, tokenizer_name
@@ -159,9 +159,9 @@ class ChatTemplate:
         if self.system not in (SYSTEM_FROM_TEMPLATE, NO_SYSTEM) and roles[0] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
         mend = "Leave data.tagger.system at template, or take data with turns that the template accepts."
-        rest = accepted(self.tokenizer, turns, mend)
+        rest = render_turns(self.tokenizer, turns, mend)
         is_lost = turns[0]["role"] == "system" and turns[0]["content"].strip() not in rest
-        if is_lost and rest == accepted(self.tokenizer, turns[1:], mend):  # and it is no switch that it obeys
+        if is_lost and rest == render_turns(self.tokenizer, turns[1:], mend):  # and it is no switch that it obeys
             raise UserError(
                 self._name,
                 "its chat template leaves the system turn out where the assistant has the last word",
@@ -169,7 +169,7 @@ class ChatTemplate:
             )
         if roles[-1] == "assistant" and turns[1:] and rest.count(sentinels[-1]) == 1:
             opened, closed = rest.split(sentinels[-1])
-            prompt = asked(self.tokenizer, turns[:-1], mend)
+            prompt = render_prompt(self.tokenizer, turns[:-1], mend)
             rest = (opened if opened.startswith(prompt) else prompt) + sentinels[-1] + closed
         result = []
         for role, sentinel in zip(roles, sentinels, strict=True):
@@ -263,7 +263,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
         return f"inscpsentinel{len(said) - 1}name"
 
     hiding = [{**turn, "content": named.sub(hidden, turn["content"])} for turn in turns]
-    text = asked(tokenizer, hiding, "Ask without a system turn, or by turns that the template accepts.")
+    text = render_prompt(tokenizer, hiding, "Ask without a system turn, or by turns that the template accepts.")
     ids: list[int] = []
     for number, piece in enumerate(re.split(r"inscpsentinel(\d+)name", text)):
         if number % 2:

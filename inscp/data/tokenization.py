@@ -22,7 +22,7 @@ from inscp.errors import UserError
 from inscp.pretrained import tokenizer_name
 from inscp.records import IGNORED, LeftContext, TaggedText, TemplateIds, TextSpan, TokenSequence
 
-_MOST_CHARACTERS = 10_000_000
+_MAX_CHARACTERS = 10_000_000
 """Of one text, which is tokenised in one piece and takes about 150 times its size in memory meanwhile."""
 OnTooLong = Callable[[str, str], None]
 _Piece = tuple[Sequence[int], bool]
@@ -65,7 +65,7 @@ def tokenized(
         )
     own = plain_text_tokenizer(tokenizer)
     encode = partial(own.encode_batch, add_special_tokens=False)
-    fit = _Fit(row_length, document_length or row_length, on_too_long, own)
+    policy = _LengthPolicy(row_length, document_length or row_length, on_too_long, own)
     with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
@@ -73,27 +73,27 @@ def tokenized(
             texts = [span.left_context.text + span.text for span in spans]
             ahead = batch, worker.submit(encode, texts)
             if waiting:
-                yield from _sequences(*waiting, fit)
+                yield from _sequences(*waiting, policy)
             waiting = ahead
         if waiting:
-            yield from _sequences(*waiting, fit)
+            yield from _sequences(*waiting, policy)
 
 
 def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterator[TaggedText]:
     for document in documents:
         longest = max((len(part.text) for part in document.parts if isinstance(part, TextSpan)), default=0)
-        if longest <= _MOST_CHARACTERS:
+        if longest <= _MAX_CHARACTERS:
             yield document
         else:
             mend = "divide it (a plain text by its source's option text_unit: paragraph)"
             on_too_long(
-                document.source, f"a text of more than {_MOST_CHARACTERS:,} characters takes too much memory; {mend}"
+                document.source, f"a text of more than {_MAX_CHARACTERS:,} characters takes too much memory; {mend}"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """What makes documents fit: the tokens of a conversation, and of a text that may be split."""
+class _LengthPolicy:
+    """The most tokens of a conversation and of a text that may be split, and what becomes of longer ones."""
 
     row_length: int
     document_length: int
@@ -115,11 +115,11 @@ class _Plan:
 
 
 def _sequences(
-    batch: list[TaggedText], encodings: Future[list[Encoding]], fit: _Fit
+    batch: list[TaggedText], encodings: Future[list[Encoding]], policy: _LengthPolicy
 ) -> Iterator[tuple[TaggedText, TokenSequence]]:
     """The sequences of a batch, their arrays cut from one of all its tokens: small arrays are what costs here."""
     encoded = iter(encodings.result())
-    plans = [plan for document in batch for plan in _planned(document, encoded, fit)]
+    plans = [plan for document in batch for plan in _planned(document, encoded, policy)]
     pieces = [piece for plan in plans for piece in plan.pieces]
     lengths = [len(ids) for ids, _ in pieces]
     input_ids = np.fromiter(chain.from_iterable(ids for ids, _ in pieces), np.int32, sum(lengths))
@@ -132,7 +132,7 @@ def _sequences(
         yield plan.document, TokenSequence(plan.document.source, *arrays, plan.part, plan.parts)
 
 
-def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> Iterator[_Plan]:
+def _planned(document: TaggedText, encoded: Iterator[Encoding], policy: _LengthPolicy) -> Iterator[_Plan]:
     pieces: list[_Piece] = []
     spans: list[tuple[int, TextSpan, Encoding]] = []
     for part in document.parts:
@@ -143,20 +143,20 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], fit: _Fit) -> It
             spans.append((len(pieces), part, encoding))
             pieces.append((encoding.ids[n_context:] if n_context else encoding.ids, part.is_target))
     length = sum(len(ids) for ids, _ in pieces)
-    longest = fit.document_length if len(spans) == 1 else fit.row_length
+    longest = policy.document_length if len(spans) == 1 else policy.row_length
     if length <= longest:
         yield _Plan(document, pieces)
         return
     if len(spans) != 1:
-        fit.on_too_long(document.source, f"a conversation of more than {longest} tokens, which cannot be split")
+        policy.on_too_long(document.source, f"a conversation of more than {longest} tokens, which cannot be split")
         return
     index, span, encoding = spans[0]
     ids, is_target = pieces[index]
     room = longest - length + len(ids)
     if room <= 0:
-        key = "data.row_length" if longest == fit.row_length else "data.document_length"
+        key = "data.row_length" if longest == policy.row_length else "data.document_length"
         raise UserError(key, f"the chat template leaves {room} of {longest} tokens for text", "Give a larger number.")
-    ahead, encode = len(span.left_context.text), partial(fit.encode, left_context=span.left_context)
+    ahead, encode = len(span.left_context.text), partial(policy.encode, left_context=span.left_context)
     offsets = encoding.offsets[span.left_context.n_tokens :]
     if ahead:
         offsets = [(max(0, start - ahead), end - ahead) for start, end in offsets]

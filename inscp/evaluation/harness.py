@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import postprocess_generated_text
 
-from inscp.data.rendering import asked, render, require_chat_template
+from inscp.data.rendering import render, render_prompt, require_chat_template
 from inscp.errors import UserError
 from inscp.evaluation.subject import Subject
 from inscp.pretrained import longest_input
@@ -122,7 +122,7 @@ class HarnessModel(TemplateLM):
         """
         require_chat_template(self.tokenizer, self._subject.spec)
         if add_generation_prompt:  # as `generate_until` asks
-            rendered = partial(asked, self.tokenizer, mend="Set chat_template to false.")
+            rendered = partial(render_prompt, self.tokenizer, mend="Set chat_template to false.")
         else:
             rendered = partial(render, self.tokenizer, continue_final_message=True)
         try:

@@ -13,7 +13,7 @@ from inscp.errors import UserError
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.shared_context import find_trees, tree_nlls
 from inscp.model.device import scoring_batch_tokens, scoring_model
-from inscp.model.likelihood import by_length, summed_nlls
+from inscp.model.likelihood import batches_by_length, summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
 from inscp.records import Generation, Prompt, TokenSequence
@@ -119,6 +119,6 @@ class LocalModel:
         in_trees = {place for tree in trees for place in tree.places}
         places = {id(sequence): place for place, sequence in enumerate(sequences) if place not in in_trees}
         alone = [sequence for place, sequence in enumerate(sequences) if place not in in_trees]
-        for batch in by_length(alone, self._batch_tokens):
+        for batch in batches_by_length(alone, self._batch_tokens):
             for piece, nll in zip(batch, summed_nlls(self.loss, batch), strict=True):
                 yield places[id(piece)], float(nll)

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from inscp.errors import UserError
 from inscp.model.cpu_attention import document_attention
-from inscp.model.precision import multiplies_bf16
+from inscp.model.precision import has_fast_bf16
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What transformers calls the keys and values of what was read before: since 5.24 by another name."""
@@ -62,7 +62,7 @@ def attend_by_document(model: PreTrainedModel) -> bool:
     """
     if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return False
-    if torch.cuda.is_available() and not multiplies_bf16():  # nor has FlashAttention, which needs an Ampere
+    if torch.cuda.is_available() and not has_fast_bf16():  # nor has FlashAttention, which needs an Ampere
         return False
     for layer in layer_configs(model):
         if torch.cuda.is_available() and max(head_widths(layer)) > _WIDEST:  # Gemma 4

@@ -31,7 +31,7 @@ TRACKING_KEY = "mlflow"
 FOLDER_KEY = "folder"
 """Under which key of a checkpoint the run's folder is kept."""
 
-_ABOUT, _MARK = "about.pt", "whole.json"
+_METADATA, _MANIFEST = "about.pt", "whole.json"
 _PARTIAL = ".partial"
 
 
@@ -57,7 +57,7 @@ class CheckpointWriter:
         folder: Path,
         tensors: Mapping[str, torch.Tensor],
         about: Mapping[str, Any],
-        mark: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a checkpoint, or begin to; `wait` tells how it went. The one before must have been waited for.
 
@@ -66,7 +66,7 @@ class CheckpointWriter:
             tensors: `PART.NAME` -> tensor, sharded or whole; each part and each state of the optimizer goes into
                 files of its own.
             about: everything else, plain values.
-            mark: more values to keep with the sizes of the files, for `read_mark`.
+            extra: more values to keep with the sizes of the files, for `read_manifest`.
         """
         partial = folder.with_name(folder.name + _PARTIAL)
         kinds = {name: _kind(name) for name in tensors}
@@ -81,7 +81,7 @@ class CheckpointWriter:
             try:
                 save()
                 if is_first_rank():
-                    _commit(partial, folder, about, mark or {})
+                    _commit(partial, folder, about, extra or {})
             except (Exception, CheckpointException) as error:
                 if is_first_rank():
                     shutil.rmtree(partial, ignore_errors=True)
@@ -124,10 +124,10 @@ def _kind(name: str) -> str:
     return f"{part}.{rest.rpartition('.')[2]}" if part == "optimizer" else part
 
 
-def _commit(partial: Path, folder: Path, about: Mapping[str, Any], mark: Mapping[str, Any]) -> None:
-    torch.save(dict(about), partial / _ABOUT)
+def _commit(partial: Path, folder: Path, about: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    torch.save(dict(about), partial / _METADATA)
     sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-    (partial / _MARK).write_text(json.dumps({"files": sizes, **mark}), "utf-8")
+    (partial / _MANIFEST).write_text(json.dumps({"files": sizes, **extra}), "utf-8")
     for path in (*partial.iterdir(), partial):  # a name must not be on disk before what it names
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -135,43 +135,45 @@ def _commit(partial: Path, folder: Path, about: Mapping[str, Any], mark: Mapping
     partial.rename(folder)
 
 
-def read_mark(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """The mark of a whole checkpoint.
 
     Raises:
         UserError: no such checkpoint, or one of which a file is missing or cut.
     """
-    if not (path / _MARK).is_file():
+    if not (path / _MANIFEST).is_file():
         raise UserError(str(path), "no such checkpoint", "Give a checkpoint that fit wrote (…/checkpoints/step-…).")
     try:
-        mark: dict[str, Any] = json.loads((path / _MARK).read_text("utf-8"))
-        sizes = mark["files"]
+        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text("utf-8"))
+        sizes = manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(str(path / _MARK), "the checkpoint's mark is damaged", "Take the checkpoint before.") from error
+        raise UserError(
+            str(path / _MANIFEST), "the checkpoint's mark is damaged", "Take the checkpoint before."
+        ) from error
     for name, size in sizes.items():
         found = (path / name).stat().st_size if (path / name).is_file() else 0
         if found != size:
             what = f"the checkpoint is damaged: {found:,} of {size:,} bytes are there"
             raise UserError(str(path / name), what, "Take the checkpoint before, or --ckpt_path last.")
-    return mark
+    return manifest
 
 
-def add_to_mark(path: Path, values: Mapping[str, Any]) -> None:
+def add_to_manifest(path: Path, values: Mapping[str, Any]) -> None:
     """Keep more values in the mark of a whole checkpoint."""
-    write_whole(path / _MARK, json.dumps(read_mark(path) | dict(values)))
+    write_whole(path / _MANIFEST, json.dumps(read_manifest(path) | dict(values)))
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What a checkpoint holds beside its tensors.
 
     Raises:
         UserError: no such checkpoint, a damaged one, or not one of this program.
     """
-    if whole := whole_checkpoints(path)[0]:
+    if whole := complete_checkpoints(path)[0]:
         raise UserError(str(path), "it is the folder of the checkpoints", f"Give one of them, as {whole[0]}.")
-    read_mark(path)
+    read_manifest(path)
     try:
-        about: dict[str, Any] = torch.load(path / _ABOUT, map_location="cpu", weights_only=True)
+        about: dict[str, Any] = torch.load(path / _METADATA, map_location="cpu", weights_only=True)
         about[ORIGIN_KEY]
     except Exception as error:  # torch raises a dozen types for files that are not its own
         raise UserError(str(path), "not a checkpoint of this program", "Give one that fit wrote.") from error
@@ -198,7 +200,7 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
     dcp.load(dict(into), storage_reader=HuggingFaceStorageReader(str(path)))
 
 
-def result_name(name: str, stored: Mapping[str, Any]) -> str:
+def exported_name(name: str, stored: Mapping[str, Any]) -> str:
     """Under which name a checkpoint keeps what the training made of weight `model.NAME`: the average where it has one.
 
     Args:
@@ -209,12 +211,12 @@ def result_name(name: str, stored: Mapping[str, Any]) -> str:
     return average if average in stored else name
 
 
-def whole_checkpoints(folder: Path) -> tuple[list[Path], list[UserError]]:
+def complete_checkpoints(folder: Path) -> tuple[list[Path], list[UserError]]:
     """The whole checkpoints of a folder, the newest first, and what is wrong with the others."""
     whole, damaged = [], []
     for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
         try:
-            read_mark(path)
+            read_manifest(path)
         except UserError as error:
             damaged.append(error)
         else:

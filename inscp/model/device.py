@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from inscp.model.isolation import keeps_documents_apart
+from inscp.model.isolation import isolates_documents
 from inscp.model.loss import NextTokenLoss
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_model
@@ -23,7 +23,7 @@ def attention_for(dtype: torch.dtype) -> str | None:
 def scoring_batch_tokens(loss: NextTokenLoss, given: int | None = None) -> int:
     """Tokens of a forward pass, all in one row: as many as are given, else few where its attention is over the row and
     not by document. 1, which makes each text a batch, where the model cannot tell them apart."""
-    if not keeps_documents_apart(loss, best_device()):
+    if not isolates_documents(loss, best_device()):
         return 1
     return given or (32768 if best_device().type == "cuda" and loss.by_document else 4096)
 
@@ -36,7 +36,7 @@ def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:
 def whole_model(spec: str, dtype: torch.dtype, attention: str | None, device: torch.device) -> NextTokenLoss:
     """All of a model on one device; arguments as for `load_model`."""
     with torch.device("cpu"):  # in Lightning's device context it would be read to the device at once
-        return frozen(load_model(spec, dtype, attention)).to(device)
+        return inference_loss(load_model(spec, dtype, attention)).to(device)
 
 
 def sharded_model(
@@ -50,12 +50,12 @@ def sharded_model(
         shard: spreads the model, while it is empty, over the ranks.
     """
     with torch.device("cpu"):
-        root = frozen(empty_model(spec, dtype, attention))
+        root = inference_loss(empty_model(spec, dtype, attention))
     shard(root)
     load_sharded(root, root.model, spec, device)
     return root
 
 
-def frozen(model: PreTrainedModel) -> NextTokenLoss:
+def inference_loss(model: PreTrainedModel) -> NextTokenLoss:
     """A model that is not trained, inside what gives its likelihoods."""
     return NextTokenLoss(model.requires_grad_(False).eval()).eval()

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA, without_adapters
 from inscp.model.loss import NextTokenLoss, Predictions
-from inscp.model.strategies import model_beside
+from inscp.model.strategies import auxiliary_model
 from inscp.pretrained import embedded_tokens, foreign_token, load_tokenizer, longest_input
 from inscp.records import PackedBatch
 
@@ -44,7 +44,7 @@ class Distillation:
         """The teacher's name, where the model was loaded from `pretrained`."""
         return self.teacher or pretrained
 
-    def is_beneath(self, pretrained: str, adapter: LoRA | None) -> bool:
+    def is_adapter_base(self, pretrained: str, adapter: LoRA | None) -> bool:
         """Whether the teacher is what lies beneath the adapters, of which no second copy is needed."""
         return adapter is not None and self.teacher_of(pretrained) == pretrained
 
@@ -55,26 +55,26 @@ class Teacher:
     Args:
         root: the model, on its devices.
         importance: of its predictions.
-        is_beneath: the root is the one that is trained, by adapters, without which it is its own teacher.
+        is_adapter_base: the root is the one that is trained, by adapters, without which it is its own teacher.
     """
 
-    def __init__(self, root: NextTokenLoss, importance: float = 1.0, is_beneath: bool = False) -> None:
-        self.root, self._importance, self.is_beneath = root, importance, is_beneath
+    def __init__(self, root: NextTokenLoss, importance: float = 1.0, is_adapter_base: bool = False) -> None:
+        self.root, self._importance, self.is_adapter_base = root, importance, is_adapter_base
 
     @torch.no_grad()
     def predictions(self, batch: PackedBatch) -> Predictions | None:
         """At the places of the batch's replayed rows; None where there are none."""
         rows = batch.replayed if batch.replayed_rows else None
         if isinstance(self.root, FSDPModule):  # every rank must gather what the others do
-            rows = rows or _next_to_nothing(batch)
+            rows = rows or _dummy_batch(batch)
         if rows is None:
             return None
-        with _as_it_was(self.root) if self.is_beneath else nullcontext():
-            return replace(self.root(rows, predicts=True), importance=self._importance)
+        with _without_adapters_and_dropout(self.root) if self.is_adapter_base else nullcontext():
+            return replace(self.root(rows, return_predictions=True), importance=self._importance)
 
 
 @contextmanager
-def _as_it_was(root: NextTokenLoss) -> Iterator[None]:
+def _without_adapters_and_dropout(root: NextTokenLoss) -> Iterator[None]:
     """Without adapters and dropout."""
     root.eval()
     try:
@@ -102,11 +102,11 @@ def load_teacher(
     Raises:
         UserError: the teacher cannot be one of this model.
     """
-    if how.is_beneath(pretrained, adapter):
-        return Teacher(learner, how.weight, is_beneath=True)
+    if how.is_adapter_base(pretrained, adapter):
+        return Teacher(learner, how.weight, is_adapter_base=True)
     spec = how.teacher_of(pretrained)
     require_teacher(spec, pretrained, row_length)
-    return Teacher(model_beside(strategy, spec, dtype, attention), how.weight)
+    return Teacher(auxiliary_model(strategy, spec, dtype, attention), how.weight)
 
 
 def require_teacher(teacher: str, pretrained: str, row_length: int) -> None:
@@ -129,7 +129,14 @@ def require_teacher(teacher: str, pretrained: str, row_length: int) -> None:
         raise UserError("model.distillation.teacher", what, "Take one with as many.")
 
 
-def _next_to_nothing(batch: PackedBatch) -> PackedBatch:
+def _dummy_batch(batch: PackedBatch) -> PackedBatch:
     """One token and no target."""
     ids, targets, positions = (t[:1, :1] for t in (batch.input_ids, batch.targets, batch.position_ids))
-    return replace(batch, input_ids=ids, targets=targets, position_ids=positions, lengths=(1,), places=batch.places[:0])
+    return replace(
+        batch,
+        input_ids=ids,
+        targets=targets,
+        position_ids=positions,
+        lengths=(1,),
+        target_positions=batch.target_positions[:0],
+    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from inscp.model.sharded import local_part
+from inscp.model.sharded import local_tensor
 
 
 class FrozenParts:
@@ -19,20 +19,20 @@ class FrozenParts:
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: dict[str, torch.Tensor]) -> None:
         self.weights, self._masks = weights, masks
 
-    def place(self) -> None:
+    def move_masks(self) -> None:
         """Put the masks beside their matrices, which Lightning moves when it sets up."""
         for name, weight in self.weights.items():
-            self._masks[name] = self._masks[name].to(local_part(weight).device)
+            self._masks[name] = self._masks[name].to(local_tensor(weight).device)
 
-    def drop_gradients(self) -> None:
+    def zero_gradients(self) -> None:
         """Leave nothing of what is frozen in the gradients, so that Adam moves it by nothing."""
         for name, mask in self._masks.items():
             gradient = self.weights[name].grad
             if gradient is not None:
-                local_part(gradient).masked_fill_(mask, 0.0)
+                local_tensor(gradient).masked_fill_(mask, 0.0)
 
     @torch.no_grad()
-    def decay_others(self, amount: float) -> None:
+    def apply_weight_decay(self, amount: float) -> None:
         """Weight decay of what is trained, which the optimizer must leave to this.
 
         Args:
@@ -40,4 +40,4 @@ class FrozenParts:
         """
         if amount:
             for name, mask in self._masks.items():
-                local_part(self.weights[name]).mul_(1 - amount * ~mask)
+                local_tensor(self.weights[name]).mul_(1 - amount * ~mask)

@@ -20,7 +20,7 @@ first document is off by half (on a CPU, November 2026). A last digit of bf16 lo
 
 
 @torch.no_grad()
-def keeps_documents_apart(loss: NextTokenLoss, device: torch.device) -> bool:
+def isolates_documents(loss: NextTokenLoss, device: torch.device) -> bool:
     """Whether a document behind another one in a row is as likely as alone: one forward pass of 48 tokens.
 
     Args:
@@ -36,7 +36,7 @@ def keeps_documents_apart(loss: NextTokenLoss, device: torch.device) -> bool:
     is_training = loss.training
     try:
         with torch.compiler.set_stance("force_eager"):  # blocks are compiled for the training's rows alone
-            first, second = loss.eval()(batch.to(device), each=True).chunk(2)
+            first, second = loss.eval()(batch.to(device), per_target=True).chunk(2)
     finally:
         loss.train(is_training)
         reshard(loss)  # a checkpoint may be read into the shards next
@@ -47,17 +47,17 @@ def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device) -> N
     """Refuse a model that does not keep documents apart; to be asked in the precision that computes.
 
     Args:
-        loss, device: as for `keeps_documents_apart`.
+        loss, device: as for `isolates_documents`.
         spec: the model's name for messages.
 
     Raises:
         UserError: it lets a document see the one before it.
     """
-    if keeps_documents_apart(loss, device):
+    if isolates_documents(loss, device):
         return
     what = "its layers let a document of a packed row see the one before it"
     loss.model.set_attn_implementation("eager")
-    if keeps_documents_apart(loss, device):
+    if isolates_documents(loss, device):
         raise UserError(spec, what, "Train it with model.attn_implementation eager, which keeps them apart.")
     mend = "Take a model with plain attention in every layer (Llama, Qwen3, Gemma 3, …); eager attention does not help."
     raise UserError(spec, what, mend)

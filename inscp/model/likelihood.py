@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from inscp.data.packing import laid_out
+from inscp.data.packing import collate
 from inscp.model.loss import NextTokenLoss
 from inscp.records import PackedBatch, TokenSequence
 
 
-def by_length(pieces: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
+def batches_by_length(pieces: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
     """Pieces of like length together, longest first, so many tokens a batch."""
     batch: list[TokenSequence] = []
     held = 0
@@ -36,15 +36,15 @@ def summed_nlls(loss: NextTokenLoss, pieces: Sequence[TokenSequence]) -> np.ndar
         loss: the model, in evaluation mode on its device.
         pieces: scored in one forward pass.
     """
-    nlls = loss(packed(pieces, next(loss.parameters()).device), each=True).double().cpu().numpy()
+    nlls = loss(pack_row(pieces, next(loss.parameters()).device), per_target=True).double().cpu().numpy()
     starts = np.cumsum([0, *(piece.n_targets for piece in pieces[:-1])])
     return np.asarray(np.add.reduceat(nlls, starts))  # each for itself: one that is infinite spoils no other
 
 
-def packed(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
+def pack_row(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
     """One row without padding."""
     length = sum(len(piece.input_ids) for piece in pieces)
-    input_ids, targets, [lengths] = laid_out([list(pieces)], length, 0)
+    input_ids, targets, [lengths] = collate([list(pieces)], length, 0)
     positions = np.concatenate([np.arange(n) for n in lengths])[None]
     ids, wanted, position_ids = (torch.from_numpy(array).long() for array in (input_ids, targets, positions))
     return PackedBatch(ids, wanted, position_ids, tuple(lengths), step_targets=1, step_tokens=length).to(device)

@@ -19,13 +19,13 @@ from inscp.records import PackedBatch
 CHUNK, GPU_CHUNK = 512, 2048
 """Rows of logits that are alive at once: on a CPU 50 MB in bf16 at 50 k vocabulary; on a GPU as many as are worth a
 pass over the sums of the weight's gradient, 2.6 GB with their softmax at 128 k."""
-_CACHED = 1 << 20
+_CACHE_NUMBERS = 1 << 20
 """fp32 numbers that a CPU's caches hold."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts at N places; the logits are `hidden @ weight.T`.
+    """What a model predicts at N positions; the logits are `hidden @ weight.T`.
 
     Attributes:
         hidden: [N, H], or where the output layer is no such product the logits themselves, [N, V].
@@ -75,27 +75,31 @@ class NextTokenLoss(nn.Module):
         self.by_document = attend_by_document(model)
 
     def forward(
-        self, batch: PackedBatch, each: bool = False, teacher: Predictions | None = None, predicts: bool = False
+        self,
+        batch: PackedBatch,
+        per_target: bool = False,
+        teacher: Predictions | None = None,
+        return_predictions: bool = False,
     ) -> Losses | torch.Tensor | Predictions:
         """The batch's losses.
 
         Args:
             batch: of N targets.
-            each: give the negative log-likelihood of every target instead, fp32 [N] in the order of the rows, without
+            per_target: return the negative log-likelihood of every target instead, fp32 [N], row after row, without
                 gradients.
-            teacher: what another model predicts at the last M of the N places, to be learned there.
-            predicts: give the predictions instead, for a model that learns from this one.
+            teacher: what another model predicts at the last M of the N target positions, to be learned there.
+            return_predictions: return the predictions instead, for a model that learns from this one.
         """
         mine = self.predictions(batch)
-        if predicts:
+        if return_predictions:
             return mine
-        targets = batch.targets.flatten().index_select(0, batch.places)
+        targets = batch.targets.flatten().index_select(0, batch.target_positions)
         if mine.weight is not None:
-            if each:
+            if per_target:
                 return linear_nlls(mine.hidden, mine.weight, targets)
             return linear_losses(mine.hidden, mine.weight, targets, teacher)
         logits = mine.logits.float()
-        if each:
+        if per_target:
             return F.cross_entropy(logits, targets, reduction="none")
         if teacher is None:
             return Losses(F.cross_entropy(logits, targets, reduction="sum"), logits.new_zeros(()))
@@ -106,7 +110,7 @@ class NextTokenLoss(nn.Module):
         return Losses(nll + teacher.importance * divergence, divergence.detach())
 
     def predictions(self, batch: PackedBatch) -> Predictions:
-        """At the batch's places."""
+        """At the target positions of the batch."""
         # transformers isolates packed documents when position ids restart, with neither attention mask nor cache;
         # with FlashAttention it looks for them only where there is one row.
         shape = (1, -1) if "flash" in self.model.config._attn_implementation else batch.input_ids.shape
@@ -119,7 +123,7 @@ class NextTokenLoss(nn.Module):
             weight = self.model.get_output_embeddings().weight
         else:
             states, weight = self.model(**inputs).logits, None
-        return Predictions(states.flatten(0, 1).index_select(0, batch.places), weight)
+        return Predictions(states.flatten(0, 1).index_select(0, batch.target_positions), weight)
 
 
 def linear_losses(
@@ -131,7 +135,7 @@ def linear_losses(
         hidden: [N, H].
         weight: [V, H], the output embedding.
         targets: int64 [N].
-        teacher: what is to be predicted at the last M places in the place of their targets.
+        teacher: what is to be predicted at the last M positions in place of their targets.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -142,7 +146,7 @@ def linear_losses(
 @torch.no_grad()
 def linear_nlls(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The cross-entropy of each row of `hidden @ weight.T`, fp32 [N] in nats; arguments as for `linear_losses`."""
-    rows_at_once = _rows_at_once()
+    rows_at_once = _chunk_rows()
     all_logits = hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
     nlls = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(targets), rows_at_once):
@@ -167,7 +171,7 @@ class _LinearLosses(torch.autograd.Function):
         hidden_grad = torch.empty_like(low_hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         # Written over again for every chunk: on a CPU, fresh memory of this size costs more than the products in it.
-        rows_at_once = _rows_at_once()
+        rows_at_once = _chunk_rows()
         all_logits = low_hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
         product = torch.empty_like(low_weight) if wants_weight else None
         total, divergence = (torch.zeros((), dtype=torch.float32, device=hidden.device) for _ in range(2))
@@ -185,9 +189,9 @@ class _LinearLosses(torch.autograd.Function):
             if hidden_grad is not None:
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
-                grown = _in_cached_rows(torch.mm(logits.T, chunk, out=product))
+                grown = _cache_sized_chunks(torch.mm(logits.T, chunk, out=product))
                 # torch makes an fp32 copy of what it adds to fp32 sums: here never of all of it
-                for sums, part in zip(_in_cached_rows(weight_grad), grown, strict=True):
+                for sums, part in zip(_cache_sized_chunks(weight_grad), grown, strict=True):
                     sums += part
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -208,7 +212,7 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
 
     Softmax in fp32, on a CPU for so many rows at a time as its caches hold.
     """
-    parts = _in_cached_rows(logits)
+    parts = _cache_sized_chunks(logits)
     nlls = torch.empty(len(logits), 1, dtype=torch.float32, device=logits.device)
     exact = torch.empty(parts[0].shape, dtype=torch.float32, device=logits.device)
     shares = torch.empty_like(exact)
@@ -229,7 +233,7 @@ def _divergences(logits: torch.Tensor, teacher: Predictions, into_gradients: boo
     `logits` may become the gradients of their sum, times the teacher's importance.
     """
     divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    parts = _in_cached_rows(logits)
+    parts = _cache_sized_chunks(logits)
     rows = (tensor.split(len(parts[0])) for tensor in (teacher.logits, divergences))
     for part, wanted, divergence in zip(parts, *rows, strict=True):
         log_p, log_q = (x.float().log_softmax(1) for x in (part, wanted))
@@ -244,7 +248,7 @@ def _chunks(begin: int, end: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, end)) for start in range(begin, end, size)]
 
 
-def _rows_at_once() -> int:
+def _chunk_rows() -> int:
     """Rows of logits that are alive at once.
 
     It goes by the machine and not by where the tensors are: `doctor` counts the memory of a GPU on CPU tensors.
@@ -252,9 +256,9 @@ def _rows_at_once() -> int:
     return GPU_CHUNK if torch.cuda.is_available() else CHUNK
 
 
-def _in_cached_rows(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[N, …] in parts that fit a CPU's caches, in one part on a machine with a GPU (see `_rows_at_once`)."""
-    return x.split(len(x) if torch.cuda.is_available() else max(1, _CACHED // x.shape[1]))
+def _cache_sized_chunks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """[N, …] in parts that fit a CPU's caches, in one part on a machine with a GPU (see `_chunk_rows`)."""
+    return x.split(len(x) if torch.cuda.is_available() else max(1, _CACHE_NUMBERS // x.shape[1]))
 
 
 @torch.no_grad()

@@ -30,14 +30,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from inscp.errors import UserError, first_line
-from inscp.model.device import frozen
+from inscp.model.device import inference_loss
 from inscp.model.distillation import Teacher, require_teacher
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.model.moving_average import MovingAverage
-from inscp.model.optim import fill_states
+from inscp.model.optim import initialise_states
 from inscp.model.precision import ComputeCopies, trained_weights
-from inscp.model.sharded import local_part
+from inscp.model.sharded import local_tensor
 from inscp.model.strategies import DDP, FSDP2, OneDevice
 from inscp.model.weights import materialise
 from inscp.pretrained import empty_model
@@ -101,7 +101,7 @@ class Layout:
         return self.dtype != torch.float32
 
 
-def skeleton(module: InsCPModule) -> PreTrainedModel:
+def meta_model(module: InsCPModule) -> PreTrainedModel:
     """The model that `module` trains, not yet sharded, on the meta device: only its config.json is read."""
     return module.bare_model(_empty).train()
 
@@ -110,8 +110,8 @@ def _empty(spec: str, dtype: torch.dtype, attention: str | None) -> PreTrainedMo
     return empty_model(spec, dtype, "eager" if attention == "eager" else None)
 
 
-def teacher_skeleton(module: InsCPModule, layout: Layout, learner: NextTokenLoss, row_length: int) -> Teacher | None:
-    """The teacher of `module`, if it has one, as `skeleton` makes the model.
+def meta_teacher(module: InsCPModule, layout: Layout, learner: NextTokenLoss, row_length: int) -> Teacher | None:
+    """The teacher of `module`, if it has one, as `meta_model` makes the model.
 
     Raises:
         UserError: it cannot be one of this model.
@@ -119,11 +119,11 @@ def teacher_skeleton(module: InsCPModule, layout: Layout, learner: NextTokenLoss
     how = module.distillation
     if how is None:
         return None
-    if how.is_beneath(module.pretrained, module.adapter):
-        return Teacher(learner, is_beneath=True)
+    if how.is_adapter_base(module.pretrained, module.adapter):
+        return Teacher(learner, is_adapter_base=True)
     spec = how.teacher_of(module.pretrained)
     require_teacher(spec, module.pretrained, row_length)
-    return Teacher(frozen(_empty(spec, layout.dtype, module.attn_implementation)))
+    return Teacher(inference_loss(_empty(spec, layout.dtype, module.attn_implementation)))
 
 
 def step_memory(
@@ -132,7 +132,7 @@ def step_memory(
     """Run a training step on fake tensors.
 
     Args:
-        model: the module's `skeleton`; is used up.
+        model: the module's `meta_model`; is used up.
         module: whose step it is.
         layout: on what it runs.
         shape: with more than one micro-batch, gradients lie beside the activations of the next one.
@@ -142,7 +142,7 @@ def step_memory(
         UserError: the model does something that only values decide (some mixtures of experts).
     """
     root = NextTokenLoss(model)
-    teacher = teacher_skeleton(module, layout, root, shape.row_length)
+    teacher = meta_teacher(module, layout, root, shape.row_length)
     roots = {root, teacher.root} if teacher else {root}
     with _sharded(roots, layout), FakeTensorMode(allow_non_fake_inputs=True):
         for one in roots:
@@ -171,13 +171,13 @@ def _step(
     model = root.model
     trained = trained_weights(model)
     optimizer = module.optimizer.build(trained.values())  # whose step works in place
-    fill_states(optimizer)
+    initialise_states(optimizer)
     average = MovingAverage(trained, module.ema_decay) if module.ema_decay else None
     if layout.is_mixed and isinstance(layout.strategy, OneDevice):
         ComputeCopies(model, layout.dtype)
     untrained = (weight for weight in model.parameters() if not weight.requires_grad)
     weights = live.add([*trained.values(), *untrained, *model.buffers()])
-    if teacher and not teacher.is_beneath:
+    if teacher and not teacher.is_adapter_base:
         weights += live.add([*teacher.root.parameters(), *teacher.root.buffers()])
     states = live.add(value for state in optimizer.state.values() for value in state.values())
     averages = live.add(average.tensors.values()) if average else 0
@@ -290,4 +290,4 @@ class LiveTensors(TorchDispatchMode):
 
 
 def _storages(tensors: Iterable[Any]) -> list[torch.UntypedStorage]:
-    return [local_part(tensor).untyped_storage() for tensor in tensors]
+    return [local_tensor(tensor).untyped_storage() for tensor in tensors]

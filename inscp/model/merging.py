@@ -15,7 +15,7 @@ from inscp.data.special_tokens import control_tokens
 from inscp.errors import UserError
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.origin import read_origin
-from inscp.model.weights import loaded_whole
+from inscp.model.weights import full_state_dict
 from inscp.pretrained import (
     first_free_id,
     foreign_token,
@@ -118,7 +118,7 @@ class ElChat(Merging):
     def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
         tokenizer = load_tokenizer(models[1])
         special = tokenizer.convert_tokens_to_ids(control_tokens(tokenizer))
-        names = _with_rows_of_tokens(first)
+        names = _embedding_names(first)
 
         def merge(name: str, adapted: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
             if name not in names:
@@ -167,7 +167,7 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     weights = dict(result.named_parameters())
     shared = dict.fromkeys(weights, slice(None))
     if len(sizes := set(map(first_free_id, tokenizers))) > 1:
-        shared |= dict.fromkeys(_with_rows_of_tokens(result), slice(min(sizes)))
+        shared |= dict.fromkeys(_embedding_names(result), slice(min(sizes)))
     wanted = {name: weight[shared[name]].shape for name, weight in weights.items()}
     readers = [_reader(spec, models[0], wanted, shared) for spec in models]
     merge = method.bind(models, result)
@@ -176,7 +176,7 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     return result
 
 
-def _with_rows_of_tokens(model: PreTrainedModel) -> set[str]:
+def _embedding_names(model: PreTrainedModel) -> set[str]:
     """The names of the embeddings and of the output layer."""
     layers = model.get_input_embeddings(), model.get_output_embeddings()
     outer = {id(tensor) for layer in layers for tensor in layer.parameters()}
@@ -203,7 +203,7 @@ def _reader(
     stored = stored_tensors(folder)
     whole: Mapping[str, torch.Tensor] = {}
     if not wanted.keys() <= stored.keys():
-        whole = loaded_whole(spec)
+        whole = full_state_dict(spec)
         stored = {name: tensor.shape for name, tensor in whole.items()}
     for name, shape in wanted.items():
         if name not in stored or torch.empty(stored[name], device="meta")[shared[name]].shape != shape:

@@ -14,23 +14,23 @@ from inscp.errors import RunError, UserError, everywhere
 from inscp.model.adapters import LoRA
 from inscp.model.allocator import keep_freed_memory, return_freed_memory
 from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, compile_blocks
-from inscp.model.checkpoint import read_tensors, result_name, stored_tensors, whole_checkpoints
+from inscp.model.checkpoint import complete_checkpoints, exported_name, read_tensors, stored_tensors
 from inscp.model.distillation import Distillation, Teacher, load_teacher
 from inscp.model.isolation import require_isolation
-from inscp.model.judging import JudgedModule
 from inscp.model.loss import NextTokenLoss
 from inscp.model.moving_average import MovingAverage
-from inscp.model.new_tokens import OldRows, first_new_token, freeze_all_but_embeddings
-from inscp.model.optim import Optimizer, clip_gradients, fill_states, state_tensors
-from inscp.model.precision import ComputeCopies, compute_dtype, freeze_unreached, trained_weights
+from inscp.model.new_tokens import FrozenRows, first_new_token, freeze_all_but_embeddings
+from inscp.model.optim import Optimizer, clip_gradients, initialise_states, state_tensors
+from inscp.model.precision import ComputeCopies, compute_dtype, freeze_non_text_parts, trained_weights
 from inscp.model.shield import FrozenColumns, Shield
 from inscp.model.strategies import FSDP2, OneDevice
+from inscp.model.validation import ValidationModule
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_model, require_dense
 from inscp.records import PackedBatch
 
 
-class InsCPModule(JudgedModule):
+class InsCPModule(ValidationModule):
     """Continual pre-training of a causal language model.
 
     Args:
@@ -84,7 +84,7 @@ class InsCPModule(JudgedModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile
         self.attn_implementation = attn_implementation
-        self.frozen: FrozenColumns | OldRows | None = None
+        self.frozen: FrozenColumns | FrozenRows | None = None
         self.teacher: Teacher | None = None
         self._step_loss = torch.zeros(())
         self._step_divergence, self._step_replayed = torch.zeros(()), 0  # its sum, and of how many targets
@@ -113,7 +113,7 @@ class InsCPModule(JudgedModule):
         if self.shield:
             self.frozen = FrozenColumns(model, self.weights)
         if self.new_tokens_only:
-            self.frozen = OldRows(self.weights, first_new_token(self.pretrained))
+            self.frozen = FrozenRows(self.weights, first_new_token(self.pretrained))
         if isinstance(strategy, OneDevice) and strategy.compute_dtype:
             self.copies = ComputeCopies(model, strategy.compute_dtype, strategy.root_device)
         if self.distillation and self.trainer.state.fn == "fit":
@@ -138,7 +138,7 @@ class InsCPModule(JudgedModule):
         """The model that is trained, neither sharded nor compiled yet, from `load_model` or `empty_model`."""
         require_dense(self.pretrained)
         model = make(self.pretrained, torch.float32, self.attn_implementation)
-        freeze_unreached(model)
+        freeze_non_text_parts(model)
         if self.new_tokens_only:
             freeze_all_but_embeddings(model)
         if self.adapter:
@@ -153,11 +153,11 @@ class InsCPModule(JudgedModule):
 
     def on_fit_start(self) -> None:
         if self.frozen:
-            self.frozen.place()
+            self.frozen.move_masks()
         for optimizer in self.trainer.optimizers:
-            fill_states(optimizer)
+            initialise_states(optimizer)
         self._require_isolation()
-        if self.teacher and not self.teacher.is_beneath:
+        if self.teacher and not self.teacher.is_adapter_base:
             with self.trainer.precision_plugin.forward_context():
                 require_isolation(self.teacher.root, "model.distillation.teacher", self.trainer.strategy.root_device)
         if self.ema_decay is not None:
@@ -193,13 +193,13 @@ class InsCPModule(JudgedModule):
         stored = stored_tensors(checkpoint)
         into = self.tensors()
         if not self.trainer.optimizers:  # what was trained is judged as it would be exported
-            into = {result_name(name, stored): tensor for name, tensor in into.items()}
+            into = {exported_name(name, stored): tensor for name, tensor in into.items()}
         missing = next((name for name, tensor in into.items() if stored.get(name) != tensor.shape), None)
         if missing:
             what = f"the checkpoint has no {missing} of this shape, which this configuration trains"
             raise UserError(str(checkpoint), what, "Resume with the adapter, shield and ema_decay that made it.")
         read_tensors(checkpoint, into)
-        self.weights_changed()
+        self.refresh_copies()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["held_out_before"] = self.held_out_before
@@ -270,7 +270,7 @@ class InsCPModule(JudgedModule):
         self._step_loss = torch.zeros_like(self._step_loss)
         self._require_finite("loss", loss)
         if self.frozen:
-            self.frozen.drop_gradients()
+            self.frozen.zero_gradients()
         self.log("train/loss", loss)
         if self.teacher:
             sums = torch.stack([self._step_divergence, self._step_divergence.new_tensor(self._step_replayed)])
@@ -299,12 +299,12 @@ class InsCPModule(JudgedModule):
         self._require_finite("gradient", norm)
         self.log("train/grad_norm", norm)
         if self.frozen:
-            self.frozen.decay_others(optimizer.param_groups[0]["lr"] * self.optimizer.weight_decay)
+            self.frozen.apply_weight_decay(optimizer.param_groups[0]["lr"] * self.optimizer.weight_decay)
 
     def _require_finite(self, name: str, value: torch.Tensor) -> None:
         if not torch.isfinite(value):
             folder = getattr(self.trainer.checkpoint_callback, "folder", None)
-            kept = whole_checkpoints(folder)[0][:1] if folder else []
+            kept = complete_checkpoints(folder)[0][:1] if folder else []
             what = (
                 f"the {name} became {value.item()} at step {self.trainer.global_step}; the weights of this step were "
                 f"not changed. Last good checkpoint: {kept[0] if kept else 'none'}. Lower "
@@ -316,6 +316,6 @@ class InsCPModule(JudgedModule):
         super().optimizer_step(*args, **kwargs)
         for optimizer in self.trainer.optimizers:
             optimizer.zero_grad()  # Lightning waits until the next forward pass has all its activations
-        self.weights_changed()
+        self.refresh_copies()
         if self.average:
             self.average.update(self.trainer.global_step)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from inscp.errors import UserError
 from inscp.model.frozen import FrozenParts
 from inscp.model.origin import EXTENDED, read_origin
-from inscp.model.sharded import local_part, sharded_like
+from inscp.model.sharded import local_tensor, sharded_like
 from inscp.pretrained import first_free_id, load_tokenizer
 
 
@@ -40,7 +40,7 @@ def freeze_all_but_embeddings(model: PreTrainedModel) -> None:
         layer.weight.requires_grad_(True)
 
 
-class OldRows(FrozenParts):
+class FrozenRows(FrozenParts):
     """The rows of other tokens in embeddings and output layer, which no step trains.
 
     Args:
@@ -54,6 +54,6 @@ class OldRows(FrozenParts):
 
     def __init__(self, weights: Mapping[str, nn.Parameter], first: int) -> None:
         rows = {name: torch.arange(len(weight)) < first for name, weight in weights.items()}
-        old = {name: local_part(sharded_like(weights[name], of))[:, None] for name, of in rows.items()}
+        old = {name: local_tensor(sharded_like(weights[name], of))[:, None] for name, of in rows.items()}
         super().__init__(weights, old)
         self.tensors: dict[str, torch.Tensor] = {}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from inscp.errors import UserError
-from inscp.model.sharded import local_part, whole
+from inscp.model.sharded import full_tensor, local_tensor
 
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
@@ -71,7 +71,7 @@ class Optimizer:
         return self.final + (1 - self.final) * _DECAYS[self.schedule]((begin - self.warmup) / (1 - self.warmup))
 
 
-def fill_states(optimizer: torch.optim.Optimizer) -> None:
+def initialise_states(optimizer: torch.optim.Optimizer) -> None:
     """Make AdamW's moments before the first step, each on the device of its weight.
 
     torch makes them in the first step. That is too late to read a checkpoint into them, and their memory would lie
@@ -112,7 +112,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch
     for gradient in gradients:
         meshes.setdefault(gradient.device_mesh if isinstance(gradient, DTensor) else None, []).append(gradient)
     norms = [nn.utils.get_total_norm(group) for group in meshes.values()]
-    total = torch.linalg.vector_norm(torch.stack([whole(norm) for norm in norms]))
+    total = torch.linalg.vector_norm(torch.stack([full_tensor(norm) for norm in norms]))
     if max_norm < math.inf:
-        torch._foreach_mul_([local_part(g) for g in gradients], (max_norm / (total + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([local_tensor(g) for g in gradients], (max_norm / (total + 1e-6)).clamp(max=1.0))
     return total

@@ -69,7 +69,7 @@ class Origin:
         return " + ".join(stage.arm for stage in self.stages)
 
     @property
-    def has_raw_tokens(self) -> bool:
+    def has_untrained_tokens(self) -> bool:
         """Whether the vocabulary was extended, and nothing has trained the rows of the new tokens since."""
         is_raw = False
         for stage in self.stages:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from inscp.errors import UserError
 from inscp.model.blocks import blocks
 from inscp.model.loss import NextTokenLoss
-from inscp.model.sharded import local_part
+from inscp.model.sharded import local_tensor
 
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 _SUMMED = "replicated_with_grad_allreduce"
@@ -108,4 +108,4 @@ def sum_gradients(parameters: Iterable[torch.Tensor], mesh: DeviceMesh) -> None:
     """Sum the gradients of weights that every rank of `mesh` has whole, but used for its own heads alone."""
     for parameter in parameters:
         if parameter.grad is not None:
-            torch.distributed.all_reduce(local_part(parameter.grad), group=mesh.get_group())
+            torch.distributed.all_reduce(local_tensor(parameter.grad), group=mesh.get_group())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # which takes three seconds to import, and `doctor` asks for 
 InferencePrecision = Literal["bf16", "fp32"]
 
 
-def multiplies_bf16() -> bool:
+def has_fast_bf16() -> bool:
     """Whether the hardware multiplies matrices in bf16, and in less time than in fp32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -40,10 +40,10 @@ def _is_intel() -> bool:
 
 def best_precision() -> str:
     """Lightning's `precision` for a training here: bf16 mixed where the hardware multiplies faster in it, else fp32."""
-    return "bf16-mixed" if multiplies_bf16() else "32-true"
+    return "bf16-mixed" if has_fast_bf16() else "32-true"
 
 
-COMPUTES_IN = {
+COMPUTE_DTYPES = {
     "bf16-mixed": torch.bfloat16,
     "bf16": torch.bfloat16,
     "32-true": torch.float32,
@@ -55,12 +55,12 @@ and weights in bf16 alone would not learn from small steps."""
 
 def compute_dtype(precision: object) -> torch.dtype:
     """In which a training of Lightning's `precision` multiplies; of one that trains."""
-    return COMPUTES_IN[str(precision)]
+    return COMPUTE_DTYPES[str(precision)]
 
 
 def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
     """What a model that is not trained computes in: bf16 where the hardware multiplies faster in it, else fp32."""
-    is_bf16 = multiplies_bf16() if precision is None else precision == "bf16"
+    is_bf16 = has_fast_bf16() if precision is None else precision == "bf16"
     return torch.bfloat16 if is_bf16 else torch.float32
 
 
@@ -70,7 +70,7 @@ def text_parts(model: "PreTrainedModel") -> list[nn.Module]:
     return [part for part in parts if part is not None]
 
 
-def freeze_unreached(model: "PreTrainedModel") -> None:
+def freeze_non_text_parts(model: "PreTrainedModel") -> None:
     """Train nothing that no text passes through, as the towers of a model that also sees or hears."""
     reached = {weight for part in text_parts(model) for weight in part.parameters()}
     for weight in model.parameters():
@@ -106,7 +106,7 @@ class ComputeCopies:
                     self._trained[weight] = nn.Parameter(weight.detach().to(dtype))
                 module._parameters[name] = self._trained[weight]
         for weight, copy in self._trained.items():
-            copy.register_post_accumulate_grad_hook(_hand_on(weight))
+            copy.register_post_accumulate_grad_hook(_accumulate_into(weight))
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -114,7 +114,7 @@ class ComputeCopies:
         torch._foreach_copy_(list(self._trained.values()), list(self._trained))
 
 
-def _hand_on(weight: nn.Parameter):  # type: ignore[no-untyped-def]
+def _accumulate_into(weight: nn.Parameter):  # type: ignore[no-untyped-def]
     def hand_on(copy: torch.Tensor) -> None:
         assert copy.grad is not None
         if weight.grad is None:

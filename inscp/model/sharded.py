@@ -17,7 +17,7 @@ def backend(device_type: str) -> str:
 
 
 @contextmanager
-def others_wait() -> Iterator[None]:
+def barrier_after() -> Iterator[None]:
     """Work of one rank inside, for which the others wait at the end, however long it takes.
 
     In any other collective they would give up after torch's half an hour.
@@ -31,12 +31,12 @@ def others_wait() -> Iterator[None]:
     dist.destroy_process_group(patient)
 
 
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank has of a tensor, whole or sharded; the same storage."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor, whole or sharded; every rank takes part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -23,7 +23,7 @@ from inscp.data.tagging import ConversationTagger, Tagger
 from inscp.errors import UserError
 from inscp.model.frozen import FrozenParts
 from inscp.model.loss import NextTokenLoss
-from inscp.model.sharded import local_part, whole
+from inscp.model.sharded import full_tensor, local_tensor
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class FrozenColumns(FrozenParts):
             raise UserError("model.shield", "the model has no nn.Linear whose columns could be frozen", mend)
         matrices = {name: weights[name] for name in self._modules}
         self.tensors = {
-            name: torch.zeros(weight.shape[1], dtype=torch.bool, device=local_part(weight).device)
+            name: torch.zeros(weight.shape[1], dtype=torch.bool, device=local_tensor(weight).device)
             for name, weight in matrices.items()
         }
         super().__init__(matrices, self.tensors)
@@ -97,7 +97,7 @@ class FrozenColumns(FrozenParts):
         norms = self._input_norms(root, rows, device)
         for name, weight in self.weights.items():
             sums = weight.detach().abs().sum(0)
-            scores = norms[name] * whole(sums).to(device)
+            scores = norms[name] * full_tensor(sums).to(device)
             if dist.is_initialized():
                 dist.broadcast(scores, 0)
             highest = scores.argsort(descending=True, stable=True)[: round(share * len(scores))]

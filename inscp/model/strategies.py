@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch.distributed.device_mesh import init_device_mesh
 
 from inscp.errors import UserError
-from inscp.model.checkpoint import CheckpointWriter, read_about
+from inscp.model.checkpoint import CheckpointWriter, read_metadata
 from inscp.model.device import sharded_model, whole_model
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard, split_tensors, sum_gradients
@@ -36,16 +36,16 @@ class _Checkpoints(Strategy):
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """`storage_options`, where given, is the `CheckpointWriter` and the mark to keep."""
+        """`storage_options`, where given, is the `CheckpointWriter` and the extra to keep."""
         about = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
-        writer, mark = storage_options or (CheckpointWriter(), None)
-        writer.write(Path(self.broadcast(filepath)), self.lightning_module.tensors(), about, mark)  # type: ignore
+        writer, extra = storage_options or (CheckpointWriter(), None)
+        writer.write(Path(self.broadcast(filepath)), self.lightning_module.tensors(), about, extra)  # type: ignore
         if storage_options is None:
             writer.wait()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
-        about = read_about(path)
+        about = read_metadata(path)
         self.lightning_module.read(path)  # type: ignore[union-attr, operator]
         return about | {"state_dict": {}, "optimizer_states": []}
 
@@ -193,7 +193,7 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         pass  # `InsCPModule.configure_model` puts every shard where it belongs
 
 
-def model_beside(strategy: Strategy, spec: str, dtype: torch.dtype, attention: str | None = None) -> NextTokenLoss:
+def auxiliary_model(strategy: Strategy, spec: str, dtype: torch.dtype, attention: str | None = None) -> NextTokenLoss:
     """A model that is not trained, laid over a training's devices as the one that is.
 
     Args:

@@ -45,7 +45,7 @@ class Extension:
     made_of: dict[str, list[int]] = field(default_factory=dict)
 
 
-def learn(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: int) -> Extension:
+def learn_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: int) -> Extension:
     """The new tokens that byte-pair encoding finds in texts.
 
     Each of the tokenizer's tokens is taken for a letter, so that the library's trainer goes on from them. A character
@@ -102,7 +102,7 @@ def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTra
 
 
 @torch.no_grad()
-def lengthen(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
+def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
     """Give a model rows for new tokens, in its embeddings and its output layer.
 
     Args:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from inscp.model.adapters import original_name
 from inscp.model.checkpoint import is_first_rank, read_tensors, stored_dtypes, stored_tensors
-from inscp.model.sharded import others_wait
+from inscp.model.sharded import barrier_after
 from inscp.pretrained import load_model, weights_folder
 
 
@@ -22,15 +22,15 @@ def load_sharded(root: torch.nn.Module, model: PreTrainedModel, spec: str, devic
     """Give storage and the weights of `spec` to a model that was built empty and sharded with `root` around it."""
     materialise(root, device)
     model.tie_weights()
-    fill(model, spec)
+    read_weights(model, spec)
 
 
 @torch.no_grad()
-def fill(model: PreTrainedModel, spec: str) -> None:
+def read_weights(model: PreTrainedModel, spec: str) -> None:
     """Read the weights of `spec` into a model that was built empty and sharded.
 
     Each rank reads its slices of the safetensors files. A model whose files have other names than its parameters
-    (mixtures of experts, old formats) is loaded by the first rank alone (`loaded_whole`) and handed to the others.
+    (mixtures of experts, old formats) is loaded by the first rank alone (`full_state_dict`) and handed to the others.
 
     Args:
         model: with storage for its parameters; may have adapters.
@@ -44,14 +44,14 @@ def fill(model: PreTrainedModel, spec: str) -> None:
     if all(stored.get(original) == tensors[name].shape for original, name in names.items()):
         read_tensors(folder, {original: tensors[name].detach() for original, name in names.items()})
         return
-    with others_wait():
-        whole = loaded_whole(spec) if is_first_rank() else {}
+    with barrier_after():
+        whole = full_state_dict(spec) if is_first_rank() else {}
     renamed = {names[name]: tensor for name, tensor in whole.items() if name in names}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(model, renamed, options=options)
 
 
-def loaded_whole(spec: str) -> dict[str, Any]:
+def full_state_dict(spec: str) -> dict[str, Any]:
     """All of a model's tensors by the names of its parameters, in CPU memory.
 
     They are in the precision of its files, or in fp32 where these have several. For a model whose files have other

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.tagging import ConversationTagger, InsCPTagger, PlainTagger, Tag
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
-from inscp.model.likelihood import by_length, summed_nlls
+from inscp.model.likelihood import batches_by_length, summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.records import IGNORED, Record, Score, TaggedText, TemplateIds, TextSpan, TokenSequence
 
@@ -122,7 +122,7 @@ class Scorer:
         whole_length = sum(len(piece.input_ids) for piece in pieces)
         if not pieces:
             on_batch(1.0, 0)
-        for batch in by_length(pieces, self._batch_tokens):
+        for batch in batches_by_length(pieces, self._batch_tokens):
             for piece, nll in zip(batch, self._nlls(batch), strict=True):
                 totals[piece.source][0] += piece.n_targets
                 totals[piece.source][1] += float(nll)

@@ -22,7 +22,7 @@ from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
 from inscp.model.card import model_card
-from inscp.model.checkpoint import ORIGIN_KEY, read_about, read_mark, step_folder, whole_checkpoints
+from inscp.model.checkpoint import ORIGIN_KEY, complete_checkpoints, read_manifest, read_metadata, step_folder
 from inscp.model.origin import Origin, warn_of_other_weights
 
 
@@ -45,7 +45,7 @@ def fit(
 
 
 def steps(folder: Path) -> list[int]:
-    whole, damaged = whole_checkpoints(folder)
+    whole, damaged = complete_checkpoints(folder)
     assert not damaged
     assert not list(folder.glob("*.partial"))
     return [int(path.name.removeprefix("step-")) for path in whole]
@@ -84,7 +84,9 @@ def test_the_best_is_kept_with_its_value(
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=every_n_steps, keep_last=1, monitor="val/held/loss")
     losses = fit(tmp_path, corpus, tiny_model_folder, saving, Worsen())
     assert steps(tmp_path / "kept") == [max(losses.steps) // 4 * 4, 8]
-    values = {path.name: read_mark(path)["metric"]["val/held/loss"] for path in whole_checkpoints(tmp_path / "kept")[0]}
+    values = {
+        path.name: read_manifest(path)["metric"]["val/held/loss"] for path in complete_checkpoints(tmp_path / "kept")[0]
+    }
     assert values["step-00000008"] == min(values.values())
 
 
@@ -99,7 +101,7 @@ def test_every_kind_of_checkpoint_resumes_bit_by_bit(
     assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 8}
     assert len(resumed.steps) > 4
     # What the resumed training keeps is what the other one kept, tensor by tensor.
-    again, _ = whole_checkpoints(tmp_path / "again")
+    again, _ = complete_checkpoints(tmp_path / "again")
     assert len(again) > 1
     for path in again:
         for file in path.glob("*.safetensors"):
@@ -146,10 +148,10 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing_that_was_
 
 def test_a_cut_file_is_found_before_anything_is_read(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
-    newest, before = whole_checkpoints(tmp_path / "kept")[0]
+    newest, before = complete_checkpoints(tmp_path / "kept")[0]
     shard = max(newest.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-10])
-    whole, [damage] = whole_checkpoints(tmp_path / "kept")
+    whole, [damage] = complete_checkpoints(tmp_path / "kept")
     assert whole == [before]
     assert damage.where == str(shard)
     with pytest.raises(UserError, match="the checkpoint is damaged"):
@@ -164,9 +166,9 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
             return Path.touch, (tmp_path / "harm",)
 
     fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
-    [path, _] = whole_checkpoints(tmp_path / "kept")[0]
+    [path, _] = complete_checkpoints(tmp_path / "kept")[0]
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".pt", ".json"}
-    about = read_about(path)
+    about = read_metadata(path)
     torch.save(about | {"harm": Harm()}, path / "about.pt")
     mark = json.loads((path / "whole.json").read_text())
     mark["files"]["about.pt"] = (path / "about.pt").stat().st_size
@@ -181,12 +183,12 @@ def test_a_damaged_checkpoint_is_written_again_when_the_training_comes_to_it(
 ) -> None:
     folder = tmp_path / "kept"
     fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9))
-    whole = whole_checkpoints(folder)[0]
+    whole = complete_checkpoints(folder)[0]
     shard = max(whole[-2].glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-10])
-    assert len(whole_checkpoints(folder)[1]) == 1
+    assert len(complete_checkpoints(folder)[1]) == 1
     fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9), resume=whole[-1])
-    assert whole_checkpoints(folder) == (whole, [])
+    assert complete_checkpoints(folder) == (whole, [])
 
 
 class NoInference(Losses):
@@ -214,7 +216,7 @@ def test_another_rank_of_the_adapter_is_told(tmp_path: Path, corpus: Path, tiny_
 
     run(2)
     with pytest.raises(UserError, match="of this shape"):
-        run(4, whole_checkpoints(tmp_path / "kept")[0][0])
+        run(4, complete_checkpoints(tmp_path / "kept")[0][0])
 
 
 def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
@@ -223,7 +225,7 @@ def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
     def full(path: Path, values: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("inscp.callbacks.checkpoints.add_to_mark", full)
+    monkeypatch.setattr("inscp.callbacks.checkpoints.add_to_manifest", full)
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=4, monitor="val/held/loss")
     with pytest.warns(UserWarning, match="cannot be told what was measured .No space left"):
         losses = fit(tmp_path, corpus, tiny_model_folder, saving)
@@ -237,8 +239,8 @@ def test_the_card_of_a_checkpoint_tells_what_was_measured_behind_its_step(
     losses = fit(
         tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=2, keep_last=99)
     )
-    cards = {int(path.name.removeprefix("step-")): Origin(**read_about(path)[ORIGIN_KEY])
-             for path in whole_checkpoints(tmp_path / "kept")[0]}  # fmt: skip
+    cards = {int(path.name.removeprefix("step-")): Origin(**read_metadata(path)[ORIGIN_KEY])
+             for path in complete_checkpoints(tmp_path / "kept")[0]}  # fmt: skip
     assert {step: origin.training["steps"] for step, origin in cards.items()} == {step: step for step in cards}
     assert {step for step, origin in cards.items() if "after" in origin.held_out["held"]} == set()
     assert "| not measured |" in model_card(cards[2])
@@ -251,7 +253,7 @@ def test_adapters_on_weights_that_have_changed_are_told(tmp_path: Path, corpus: 
     options = {"callbacks": [Provenance(tmp_path), Checkpoints(str(tmp_path / "kept"), every_n_steps=3)]}
     one = trainer(tmp_path, enable_checkpointing=True, **options)
     one.fit(module(str(base), adapter=LoRA(rank=2)), datamodule=data_module(corpus, str(base)))
-    origin = Origin(**read_about(whole_checkpoints(tmp_path / "kept")[0][0])[ORIGIN_KEY])
+    origin = Origin(**read_metadata(complete_checkpoints(tmp_path / "kept")[0][0])[ORIGIN_KEY])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_other_weights(origin, str(base))

@@ -170,7 +170,7 @@ class Answering(Losses):
             return
         weights, averages = pl_module.weights, pl_module.average.tensors
         trained, average = ({name: w.detach().clone() for name, w in of.items()} for of in (weights, averages))
-        with pl_module.answering() as model:
+        with pl_module.generation_mode() as model:
             assert not model.training
             assert all(torch.equal(weights[name], average[name]) for name in weights)
         assert model.training

@@ -11,7 +11,7 @@ from corpus import Losses, data_module, module, trainer, write_corpus
 from inscp.callbacks import throughput
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
-from inscp.callbacks.throughput import Throughput, peak_rate, untimed
+from inscp.callbacks.throughput import Throughput, clock_paused, peak_rate
 from inscp.data.pipeline import PackedRows
 from inscp.model.checkpoint import CheckpointWriter
 
@@ -50,7 +50,7 @@ class Seconds(Losses):
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             rate = float(trainer.callback_metrics["train/tokens_per_second"])
             self.seconds.append(batch.step_tokens / rate)
-            with untimed(trainer):
+            with clock_paused(trainer):
                 self._clock.now += 100_000
 
 

@@ -88,7 +88,7 @@ def test_a_device_that_is_full_is_told_in_a_line(
 
 def test_bf16_where_the_hardware_does_not_multiply_in_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for multiplies, precision in ((True, "bf16-mixed"), (False, "32-true"), (False, None)):
-        monkeypatch.setattr("inscp.commands.offered.multiplies_bf16", lambda it=multiplies: it)
+        monkeypatch.setattr("inscp.commands.offered.has_fast_bf16", lambda it=multiplies: it)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warn_of_precision(precision)

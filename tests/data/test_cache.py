@@ -166,7 +166,7 @@ def started(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_rows_are_made_and_read_without_pandas_which_takes_a_second_to_import(tmp_path):
-    read = "\nfrom inscp.data.cache import integers\nprint(integers(cached.table.column('lengths')[1].values))"
+    read = "\nfrom inscp.data.cache import to_numpy\nprint(to_numpy(cached.table.column('lengths')[1].values))"
     one = started(f"{PREPARE}{read}\nprint('pandas' in sys.modules)", str(tmp_path), "x", "x")
     assert one.communicate(timeout=60)[0].splitlines()[-2:] == ["[5 5 5 1]", "False"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from inscp.data.packing import PackReport, laid_out, pack
+from inscp.data.packing import PackReport, collate, pack
 from inscp.records import IGNORED, TokenSequence
 
 ROW_LENGTH = 256
@@ -68,7 +68,7 @@ def test_each_goes_where_it_leaves_the_least_room():
 def test_no_cross_document_targets():
     interior_doc_starts = 0
     rows = list(pack(seeded(500), PackReport(ROW_LENGTH)))
-    for row, input_ids, targets, lengths in zip(rows, *laid_out(rows, ROW_LENGTH, PAD), strict=True):
+    for row, input_ids, targets, lengths in zip(rows, *collate(rows, ROW_LENGTH, PAD), strict=True):
         assert sum(lengths) == len(input_ids) == len(targets) == ROW_LENGTH
         ends = np.cumsum(lengths)
         interior_doc_starts += len(row) - 1
@@ -83,14 +83,14 @@ def test_no_cross_document_targets():
 
 
 def test_padding_has_no_target_and_is_a_document_of_its_own():
-    input_ids, targets, lengths = laid_out([[sequence(1, 5), sequence(2, 4)], [sequence(1, 12)]], 12, PAD)
+    input_ids, targets, lengths = collate([[sequence(1, 5), sequence(2, 4)], [sequence(1, 12)]], 12, PAD)
     assert lengths == [[5, 4, 3], [12]]
     assert (input_ids[0, 9:] == PAD).all()
     assert (targets[0, 8:] == IGNORED).all()
 
 
 def test_a_sequence_without_a_token_takes_no_place():
-    input_ids, targets, lengths = laid_out([[sequence(3, 0), sequence(1, 5)], []], 6, PAD)
+    input_ids, targets, lengths = collate([[sequence(3, 0), sequence(1, 5)], []], 6, PAD)
     assert lengths == [[0, 5, 1], [6]]
     assert (targets[0, :4] == sequence(1, 5).labels[1:]).all()
     assert (input_ids[1] == PAD).all()
@@ -100,7 +100,7 @@ def test_the_report_adds_up():
     sequences = [*seeded(300), sequence(300, 200, 1, 2), sequence(301, 50, 2, 2)]
     report = PackReport(ROW_LENGTH)
     rows = list(pack(sequences, report))
-    input_ids, targets, _ = laid_out(rows, ROW_LENGTH, PAD)
+    input_ids, targets, _ = collate(rows, ROW_LENGTH, PAD)
     assert report.rows == len(rows)
     assert report.sequences == len(sequences)
     assert report.split_documents == 1

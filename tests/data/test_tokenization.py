@@ -191,7 +191,7 @@ def test_documents_keep_their_order_and_text_over_batches(
     talks = [record(*(random_text(10 * i + k, 20) for k in range(2 * (1 + i % 3))), source=f"a:{i}") for i in range(9)]
     documents = [tagged for talk in talks for tagged in tag(talk)]
     at_once = list(tokenize(documents, tokenizer, 4096, refuse))
-    monkeypatch.setattr(batching, "_MEMBERS", 2)
+    monkeypatch.setattr(batching, "_MAX_ITEMS", 2)
     in_batches = list(tokenize(iter(documents), tokenizer, 4096, refuse))
     one_by_one = [sequence for tagged in documents for sequence in tokenize([tagged], tokenizer, 4096, refuse)]
     assert [sequence.source for sequence in at_once] == [talk.source for talk in talks]
@@ -211,7 +211,7 @@ def test_too_long_a_conversation_is_reported_and_left_out(tokenizer: PreTrainedT
 def test_a_text_that_would_not_fit_into_memory_is_reported_and_left_out(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inscp.data.tokenization._MOST_CHARACTERS", 100)
+    monkeypatch.setattr("inscp.data.tokenization._MAX_CHARACTERS", 100)
     tag, told = InsCPTagger().bind(tokenizer), []
     documents = [*tag(record("a" * 101, source="long:1")), *tag(record("a" * 100, source="short:1"))]
     sequences = list(tokenize(documents, tokenizer, 256, lambda source, why: told.append((source, why))))

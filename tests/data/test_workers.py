@@ -78,7 +78,7 @@ def test_processes_end_with_a_parent_that_is_killed() -> None:
         "import os, signal\n"
         "from inscp.data import workers\n"
         "workers._POLL_SECONDS = 0.1\n"
-        "results = workers.worked(lambda number: os.getpid(), range(9), processes=1)\n"
+        "results = workers.parallel_map(lambda number: os.getpid(), range(9), processes=1)\n"
         "print([next(results) for _ in range(2)][1], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from inscp.commands.export import export
 from inscp.commands.extend import extend
-from inscp.model.checkpoint import read_tensors, stored_tensors, whole_checkpoints
+from inscp.model.checkpoint import complete_checkpoints, read_tensors, stored_tensors
 from inscp.model.new_tokens import first_new_token
 
 PARTS = {"average": "ema", "shield": "shield"}
@@ -53,7 +53,7 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
     fit(folder, f"{name}_resumed", *variant, *TWO, "--ckpt_path", middle, "--trainer.default_root_dir", "resumed_runs")
     assert steps(folder, f"{name}_resumed") == {step: values for step, values in sharded.items() if step > 6}
 
-    [newest, *_], _ = whole_checkpoints(two / "checkpoints")
+    [newest, *_], _ = complete_checkpoints(two / "checkpoints")
     parts = {stored.partition(".")[0] for stored in stored_tensors(newest)}
     assert parts == {"model", "optimizer"} | {kept for kept, sign in PARTS.items() if sign in name}
     if "lora" in name:

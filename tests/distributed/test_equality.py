@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from inscp.model.checkpoint import read_tensors, stored_tensors, whole_checkpoints
+from inscp.model.checkpoint import complete_checkpoints, read_tensors, stored_tensors
 
 TAUGHT = ["--data.train", "corpus.jsonl", "--data.replay", "{sources: more.jsonl, share: 0.3}",
           "--model.distillation", "Distillation"]  # fmt: skip
@@ -136,7 +136,7 @@ def test_weights_that_are_not_laid_out_plainly_train_as_well(tmp_path: Path, tin
 def read_all(runs: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint: weights and both moments of the gradients."""
     [folder] = runs.glob("*/*/checkpoints")
-    newest = whole_checkpoints(folder)[0][0]
+    newest = complete_checkpoints(folder)[0][0]
     tensors = {name: torch.zeros(size) for name, size in stored_tensors(newest).items()}
     read_tensors(newest, tensors)
     return tensors

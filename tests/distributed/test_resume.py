@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from processes import Command
 
 from inscp.commands.export import export
-from inscp.model.checkpoint import whole_checkpoints
+from inscp.model.checkpoint import complete_checkpoints
 
 TWO = [*FSDP2, "--data.batch_size", "1"]
 LAST = ["--ckpt_path", "last"]
@@ -123,7 +123,7 @@ def test_twice_the_rows_a_step_skip_and_repeat_none(folder: Path) -> None:
 
 def test_export_of_shards_gives_the_bytes_of_the_training_that_wrote_them(folder: Path, tmp_path: Path) -> None:
     [whole] = (folder / "two_runs").glob("*/*/checkpoints")
-    newest = whole_checkpoints(whole)[0][0]
+    newest = complete_checkpoints(whole)[0][0]
     assert len(list(newest.glob("shard-00002-*"))) > 1
     assert newest.name == f"step-{max(steps(folder, 'two')):08}"
     export(str(newest), str(tmp_path / "exported"))

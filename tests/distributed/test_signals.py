@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from processes import Command
 
 from inscp.callbacks import checkpoints, export
-from inscp.model.checkpoint import whole_checkpoints
+from inscp.model.checkpoint import complete_checkpoints
 
 TWO = [*FSDP2, "--data.batch_size", "1"]
 LONG = ["--data.epochs", "40.0", "--checkpoint.every_n_steps", "1000"]
@@ -62,7 +62,7 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
     assert f"{number.name}: stopped behind step {max(steps(folder, log))}" in process.stderr
     assert "with a checkpoint; the same command goes on" in process.stderr
     [run] = (folder / f"{log}_runs").glob("*/*")
-    [checkpoint], _ = whole_checkpoints(run / "checkpoints")
+    [checkpoint], _ = complete_checkpoints(run / "checkpoints")
     last = max(steps(folder, log))
     assert checkpoint.name == f"step-{last:08}"
     if spread:
@@ -86,7 +86,7 @@ def test_a_signal_to_the_processes_that_load_data_too_saves(folder: Path) -> Non
         os.kill(pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 75, process.stderr
     [run] = (folder / "loading_runs").glob("*/*")
-    assert whole_checkpoints(run / "checkpoints")[0]
+    assert complete_checkpoints(run / "checkpoints")[0]
 
 
 class LongStep(Callback):

@@ -7,7 +7,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from inscp.model.blocks import blocks
-from inscp.model.precision import freeze_unreached
+from inscp.model.precision import freeze_non_text_parts
 
 _TEXT = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 32}
 
@@ -32,6 +32,6 @@ def test_blocks_are_no_experts_of_which_there_may_be_more() -> None:
 def test_all_is_trained_of_a_model_that_calls_its_output_head_the_decoder() -> None:
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
     model = AutoModelForCausalLM.from_config(ModernBertDecoderConfig(**_TEXT, **ids))
-    freeze_unreached(model)
+    freeze_non_text_parts(model)
     assert len(blocks(model)) == 2
     assert all(weight.requires_grad for weight in model.parameters())

@@ -17,7 +17,7 @@ def test_a_long_row_is_for_gpus_that_attend_by_document(
     kind: str, by_document: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "best_device", lambda: torch.device(kind))
-    monkeypatch.setattr(device, "keeps_documents_apart", lambda *_: True)
+    monkeypatch.setattr(device, "isolates_documents", lambda *_: True)
     loss: Any = SimpleNamespace(by_document=by_document)
     assert scoring_batch_tokens(loss) == tokens
     assert scoring_batch_tokens(loss, 100) == 100

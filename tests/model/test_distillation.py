@@ -22,7 +22,7 @@ from inscp.data.tagging import ConversationTagger
 from inscp.errors import UserError
 from inscp.model import loss
 from inscp.model.adapters import LoRA
-from inscp.model.device import frozen
+from inscp.model.device import inference_loss
 from inscp.model.distillation import Distillation, Teacher
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
@@ -78,8 +78,8 @@ def test_loss_and_gradients_equal_the_plain_computation(
     make: Any, replayed_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK", 8)  # several chunks of each kind, the last ones partly filled
-    monkeypatch.setattr(loss, "_CACHED", 3 * VOCABULARY)
-    batch, teacher = batch_of(replayed_rows), Teacher(frozen(make(1)), 2.5)
+    monkeypatch.setattr(loss, "_CACHE_NUMBERS", 3 * VOCABULARY)
+    batch, teacher = batch_of(replayed_rows), Teacher(inference_loss(make(1)), 2.5)
     ours, reference = make(0), make(0)
     value, divergence = NextTokenLoss(ours)(batch, teacher=teacher.predictions(batch))
     expected = plain(reference, teacher.root.model, batch, 2.5)
@@ -95,14 +95,14 @@ def test_loss_and_gradients_equal_the_plain_computation(
 
 
 def test_what_the_model_predicts_as_its_teacher_costs_nothing() -> None:
-    batch, teacher = batch_of(), Teacher(frozen(llama(0)))
+    batch, teacher = batch_of(), Teacher(inference_loss(llama(0)))
     own = replace(
         batch,
         input_ids=batch.input_ids[:2],
         targets=batch.targets[:2],
         position_ids=batch.position_ids[:2],
         lengths=batch.lengths[:4],
-        places=batch.places[:44],
+        target_positions=batch.target_positions[:44],
         replayed_rows=0,
         replayed_targets=0,
     )
@@ -149,7 +149,7 @@ def test_replayed_rows_stand_behind_the_own_and_are_told_from_them(corpus: Path,
         assert batch.replayed_rows == sum(english)
         found = batch.replayed
         assert [bytes(row.numpy().tobytes()) for row in found.input_ids] == rows[len(rows) - sum(english) :]
-        assert torch.equal(found.places, (found.targets.flatten() != IGNORED).nonzero()[:, 0])
+        assert torch.equal(found.target_positions, (found.targets.flatten() != IGNORED).nonzero()[:, 0])
         assert sum(found.lengths) == found.input_ids.numel()
         seen += batch.replayed_rows
     assert seen > 4
@@ -161,7 +161,7 @@ def divergence(learner: InsCPModule, original: str, corpus: Path) -> float:
     data.trainer = trainer(corpus.parent)
     data.setup("fit")
     learner.eval()
-    teacher = Teacher(frozen(load_model(original, torch.float32)))
+    teacher = Teacher(inference_loss(load_model(original, torch.float32)))
     total = n = 0.0
     for batch in data.train_dataloader():
         if batch.replayed_rows:

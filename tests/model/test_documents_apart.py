@@ -15,7 +15,7 @@ from inscp.errors import UserError
 from inscp.evaluation import local_model
 from inscp.evaluation.local_model import LocalModel
 from inscp.model.blocks import compile_blocks
-from inscp.model.isolation import keeps_documents_apart, require_isolation
+from inscp.model.isolation import isolates_documents, require_isolation
 from inscp.model.likelihood import summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.records import PackedBatch, TokenSequence
@@ -76,7 +76,7 @@ def test_models_that_do_not_are_refused_by_name(
 def test_asking_leaves_the_model_as_it_was() -> None:
     loss = NextTokenLoss(model("llama", "sdpa", {"attention_dropout": 0.5}).train())
     before, random = copy.deepcopy(loss.state_dict()), torch.get_rng_state()
-    assert keeps_documents_apart(loss, CPU)
+    assert isolates_documents(loss, CPU)
     assert all(module.training for module in loss.modules())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(weight.grad is None for weight in loss.parameters())
@@ -93,7 +93,7 @@ def test_attention_with_dropout_is_computed_over_rows_and_keeps_documents_apart(
     batch = PackedBatch(ids, ids, ids, (12,), 1, 12)
     assert not loss.by_document
     assert loss(batch).total != loss(batch).total
-    assert keeps_documents_apart(loss, CPU)
+    assert isolates_documents(loss, CPU)
 
 
 def test_blocks_are_compiled_for_other_rows_than_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_blocks_are_compiled_for_other_rows_than_the_question(monkeypatch: pytes
     llama = model("llama", "sdpa", {})
     compile_blocks(llama, selective=False)
     loss = NextTokenLoss(llama)
-    assert keeps_documents_apart(loss, CPU)
+    assert isolates_documents(loss, CPU)
     assert not graphs
     ids = torch.arange(12)[None]
     loss(PackedBatch(ids, ids, ids, (12,), 1, 12))
@@ -137,7 +137,7 @@ def test_likelihoods_of_a_model_that_does_not_are_computed_one_by_one(
 
 def test_a_likelihood_that_is_infinite_spoils_no_other() -> None:
     class Infinite(NextTokenLoss):
-        def forward(self, batch: PackedBatch, each: bool = False) -> torch.Tensor:  # type: ignore[override]
+        def forward(self, batch: PackedBatch, per_target: bool = False) -> torch.Tensor:  # type: ignore[override]
             nlls = torch.ones(3 * 19)
             nlls[25] = torch.inf
             return nlls

@@ -22,7 +22,7 @@ from inscp.data.tagging import ConversationTagger
 from inscp.errors import RunError, UserError
 from inscp.model.adapters import LoRA
 from inscp.model.card import model_card
-from inscp.model.checkpoint import whole_checkpoints
+from inscp.model.checkpoint import complete_checkpoints
 from inscp.model.distillation import Distillation
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.export import assemble, export_model
@@ -70,7 +70,7 @@ def test_gathered_weights_wait_for_their_export_in_the_precision_of_its_file_and
 
     monkeypatch.setattr("inscp.callbacks.export.assemble", assembled)
     if is_gathered:  # as of shards
-        monkeypatch.setattr("inscp.callbacks.export.whole", torch.clone)
+        monkeypatch.setattr("inscp.callbacks.export.full_tensor", torch.clone)
     provenance = Provenance(tmp_path)
     exporting = ExportAtEnd(tmp_path / "model", provenance, Checkpoints(str(tmp_path / "checkpoints")))
     data = data_module(write_corpus(tmp_path), tiny_model_folder, max_steps=1)
@@ -149,7 +149,7 @@ def test_a_second_stage_knows_the_first_original_and_its_card_tells_both(
     learner = module(first)
     assert run_name(learner, data) == "InsCP + SFT tiny-llama fi"
     trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True).fit(learner, datamodule=data)
-    export(str(whole_checkpoints(tmp_path / "checkpoints")[0][0]), str(tmp_path / "again"))
+    export(str(complete_checkpoints(tmp_path / "checkpoints")[0][0]), str(tmp_path / "again"))
     for folder in ("model", "again"):
         origin = read_origin(str(tmp_path / folder))
         assert origin is not None
@@ -163,7 +163,7 @@ def test_a_second_stage_knows_the_first_original_and_its_card_tells_both(
 def test_export_of_a_checkpoint_gives_the_same_bytes(
     trained: tuple[Path, torch.nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export(str(whole_checkpoints(trained[0] / "checkpoints")[0][0]), str(tmp_path / "again"))
+    export(str(complete_checkpoints(trained[0] / "checkpoints")[0][0]), str(tmp_path / "again"))
     assert str(tmp_path / "again") in capsys.readouterr().out
     for name in ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json"):
         assert (tmp_path / "again" / name).read_bytes() == (trained[0] / "model" / name).read_bytes()
@@ -223,7 +223,7 @@ def test_the_card_s_code_runs_and_asks_without_reasoning(tiny_model_folder: str,
 def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="there already"):
-        export(str(whole_checkpoints(trained[0] / "checkpoints")[0][0]), str(tmp_path / "mine"))
+        export(str(complete_checkpoints(trained[0] / "checkpoints")[0][0]), str(tmp_path / "mine"))
     assert list((tmp_path / "mine").iterdir()) == []
 
 

@@ -18,8 +18,8 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA, with_adapters
-from inscp.model.checkpoint import whole_checkpoints
-from inscp.model.precision import freeze_unreached
+from inscp.model.checkpoint import complete_checkpoints
+from inscp.model.precision import freeze_non_text_parts
 
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
          "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
@@ -64,7 +64,7 @@ def test_no_adapter_stands_where_no_text_passes() -> None:
                                 image_size=28, patch_size=14)  # fmt: skip
     config = Gemma3Config(text_config={"head_dim": 8, **SIZES}, vision_config=vision.to_dict(), mm_tokens_per_image=4)
     model = Gemma3ForConditionalGeneration(config)
-    freeze_unreached(model)
+    freeze_non_text_parts(model)
     LoRA(rank=2).add_to(model)
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert len(trained) == 2 * 2 * 7
@@ -78,7 +78,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str)
     corpus = write_corpus(folder)
     training = trainer(folder, callbacks=[Provenance(folder), saving], enable_checkpointing=True)
     training.fit(module(tiny_model_folder, adapter=LoRA(rank=2)), datamodule=data_module(corpus, tiny_model_folder))
-    return whole_checkpoints(folder / "kept")[0][0], corpus
+    return complete_checkpoints(folder / "kept")[0][0], corpus
 
 
 def test_a_checkpoint_s_adapters_count_as_they_did_when_they_were_trained(

@@ -16,7 +16,9 @@ TOKENS, HIDDEN, VOCABULARY = 70, 16, 300
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK", 32)  # three chunks, the last one partly filled
-    monkeypatch.setattr(loss, "_CACHED", 7 * VOCABULARY)  # and of these, and of the weight's gradient, several parts
+    monkeypatch.setattr(
+        loss, "_CACHE_NUMBERS", 7 * VOCABULARY
+    )  # and of these, and of the weight's gradient, several parts
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

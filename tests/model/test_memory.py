@@ -12,7 +12,7 @@ from transformers import Gemma2Config, LlamaConfig, MixtralConfig
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
 from inscp.model.distillation import Distillation
-from inscp.model.memory import Layout, LiveTensors, MemoryEstimate, Shape, skeleton, step_memory
+from inscp.model.memory import Layout, LiveTensors, MemoryEstimate, Shape, meta_model, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.strategies import DDP, FSDP2, OneDevice
 
@@ -44,11 +44,11 @@ def estimate(
 ) -> MemoryEstimate:  # fmt: skip
     module = InsCPModule(str(folder), **options)
     layout = Layout(strategy or OneDevice(), ranks, 1, dtype)
-    return step_memory(skeleton(module), module, layout, Shape(2, row_length, micro_batches))
+    return step_memory(meta_model(module), module, layout, Shape(2, row_length, micro_batches))
 
 
 def test_weights_and_states_are_four_and_eight_bytes_a_parameter(folder: Path) -> None:
-    n_parameters = sum(p.numel() for p in skeleton(InsCPModule(str(folder))).parameters())
+    n_parameters = sum(p.numel() for p in meta_model(InsCPModule(str(folder))).parameters())
     found = estimate(folder, ema_decay=0.9)
     assert found.weights == pytest.approx(4 * n_parameters, rel=1e-3)
     assert found.optimizer == pytest.approx(8 * n_parameters, rel=1e-3)
@@ -83,7 +83,7 @@ def test_weights_that_stay_gathered_are_counted(folder: Path) -> None:
         estimate(folder, FSDP2(reshard_after_forward=reshard), 4, row_length=16).activations
         for reshard in (True, False)
     )
-    bf16_blocks = 2 * sum(p.numel() for p in skeleton(InsCPModule(str(folder))).model.layers.parameters())
+    bf16_blocks = 2 * sum(p.numel() for p in meta_model(InsCPModule(str(folder))).model.layers.parameters())
     assert kept - freed > bf16_blocks / 2
 
 

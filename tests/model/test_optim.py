@@ -8,7 +8,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from torch import nn
 
 from inscp.errors import UserError
-from inscp.model.optim import Optimizer, Schedule, fill_states
+from inscp.model.optim import Optimizer, Schedule, initialise_states
 
 
 def rates(schedule: Schedule, steps: int = 100) -> list[float]:
@@ -44,7 +44,7 @@ def test_matrices_are_decayed_and_norms_and_biases_are_not() -> None:
 def test_one_step_is_that_of_adamw() -> None:
     parameter = nn.Parameter(torch.ones(2, 2))
     optimizer = Optimizer(learning_rate=0.1).build([parameter])
-    fill_states(optimizer)
+    initialise_states(optimizer)
     parameter.grad = torch.full((2, 2), 3.0)
     optimizer.step()
     assert torch.allclose(parameter, torch.full((2, 2), 0.9))  # Adam's first step is the rate itself
@@ -55,7 +55,7 @@ def test_the_state_of_weights_that_stay_in_cpu_memory_stays_there() -> None:
     parameter = nn.Parameter(torch.ones(2, 2))
     optimizer = Optimizer(learning_rate=0.1).build([parameter])
     _optimizers_to_device([optimizer], torch.device("meta"))
-    fill_states(optimizer)
+    initialise_states(optimizer)
     parameter.grad = torch.full((2, 2), 3.0)
     optimizer.step()
     assert {tensor.device.type for tensor in optimizer.state[parameter].values()} == {"cpu"}

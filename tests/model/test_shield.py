@@ -135,7 +135,7 @@ def test_weight_decay_reaches_the_trained_columns(tmp_path: Path, original_folde
     name, columns = next(iter(learner.frozen.tensors.items()))
     columns[:5] = True
     before = learner.weights[name].detach().clone()
-    learner.frozen.decay_others(0.05)
+    learner.frozen.apply_weight_decay(0.05)
     after = learner.weights[name].detach()
     assert torch.equal(after[:, :5], before[:, :5])
     torch.testing.assert_close(after[:, 5:], before[:, 5:] * 0.95)
@@ -186,7 +186,7 @@ def test_the_columns_follow_their_matrices_to_another_device(original_folder: st
     model = load_model(original_folder, torch.float32)
     frozen = FrozenColumns(model, dict(model.named_parameters()))
     frozen.weights = {name: nn.Parameter(weight.to("meta")) for name, weight in frozen.weights.items()}
-    frozen.place()
+    frozen.move_masks()
     assert {columns.device.type for columns in frozen.tensors.values()} == {"meta"}
 
 

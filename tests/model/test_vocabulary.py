@@ -23,7 +23,7 @@ from inscp.evaluation.tasks.retention import Retention
 from inscp.model.export import export_model
 from inscp.model.merging import Average, ElChat, merged
 from inscp.model.origin import EXTENDED, Origin, read_origin
-from inscp.model.vocabulary import count_tokens, extended, learn, lengthen
+from inscp.model.vocabulary import count_tokens, extended, learn_tokens, resize_embeddings
 from inscp.pretrained import load_model, load_tokenizer
 
 TEXTS = [
@@ -46,7 +46,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def test_texts_have_fewer_tokens_and_are_the_same_texts(tokenizer: PreTrainedTokenizerBase) -> None:
-    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    longer = extended(tokenizer, extension := learn_tokens(tokenizer, TEXTS, 60))
     assert len(extension.made_of) == 60
     assert count_tokens(longer, TEXTS) < 0.7 * count_tokens(tokenizer, TEXTS)
     for text in [*TEXTS, ENGLISH]:
@@ -54,7 +54,7 @@ def test_texts_have_fewer_tokens_and_are_the_same_texts(tokenizer: PreTrainedTok
 
 
 def test_the_tokenizer_s_own_tokens_keep_their_ids_and_the_new_ones_follow(tokenizer: PreTrainedTokenizerBase) -> None:
-    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    longer = extended(tokenizer, extension := learn_tokens(tokenizer, TEXTS, 60))
     own, every = tokenizer.get_vocab(), longer.get_vocab()
     assert own.items() <= every.items()
     assert [every[token] for token in extension.made_of] == list(range(len(own), len(own) + 60))
@@ -65,7 +65,7 @@ def test_the_tokenizer_s_own_tokens_keep_their_ids_and_the_new_ones_follow(token
 
 
 def test_a_new_token_stands_for_those_that_stood_in_its_place(tokenizer: PreTrainedTokenizerBase) -> None:
-    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    longer = extended(tokenizer, extension := learn_tokens(tokenizer, TEXTS, 60))
     made_of = {longer.get_vocab()[token]: ids for token, ids in extension.made_of.items()}
     for text in TEXTS:
         spelled = [index for new in ids_of(longer, text) for index in made_of.get(new, [new])]
@@ -73,7 +73,7 @@ def test_a_new_token_stands_for_those_that_stood_in_its_place(tokenizer: PreTrai
 
 
 def test_every_token_is_reached_or_is_part_of_a_longer_one(tokenizer: PreTrainedTokenizerBase) -> None:
-    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    longer = extended(tokenizer, extension := learn_tokens(tokenizer, TEXTS, 60))
     used = {longer.convert_ids_to_tokens(index) for text in TEXTS for index in ids_of(longer, text)}
     parts = {part for pair in extension.merges for part in pair}
     assert extension.made_of.keys() <= used | parts
@@ -88,13 +88,13 @@ def test_the_first_new_token_is_the_most_frequent_pair_inside_words(chatml_token
             pairs.update(pair for pair in pairwise(tokens) if not word.isdigit())
     (best, count), (_, second) = pairs.most_common(2)
     assert count > second
-    extension = learn(chatml_tokenizer, texts, 3)
+    extension = learn_tokens(chatml_tokenizer, texts, 3)
     assert extension.merges[0] == best
     assert not any("7" in token for token in extension.made_of), "numbers keep their digits"
 
 
 def test_nothing_is_learned_across_words_or_from_letters_and_what_is_none(tokenizer: PreTrainedTokenizerBase) -> None:
-    longer = extended(tokenizer, extension := learn(tokenizer, TEXTS, 200))
+    longer = extended(tokenizer, extension := learn_tokens(tokenizer, TEXTS, 200))
     first = len(tokenizer.get_vocab())
     for token in (longer.decode([index]).strip() for index in range(first, first + len(extension.made_of))):
         whole = [character for character in token if character != "\ufffd"]
@@ -107,7 +107,7 @@ def test_characters_that_were_bytes_become_tokens() -> None:
     tokenizer = tokenizer_for(STYLES["llama_2"])
     rare = "龘"
     assert all(token.startswith("<0x") for token in tokenizer.tokenize(rare) if token != "▁")
-    extension = learn(tokenizer, [f"{rare}的{rare}", "驫"], 10)
+    extension = learn_tokens(tokenizer, [f"{rare}的{rare}", "驫"], 10)
     assert list(extension.made_of) == [rare]  # the other ones come once
     assert len(extension.made_of[rare]) == 3
     assert rare in extended(tokenizer, extension).tokenize(rare)[-1]
@@ -115,13 +115,13 @@ def test_characters_that_were_bytes_become_tokens() -> None:
 
 def test_frequent_pairs_come_before_rare_characters() -> None:
     tokenizer = tokenizer_for(STYLES["llama_2"])
-    extension = learn(tokenizer, ["kvw " * 20, "龘的龘"], 2)
+    extension = learn_tokens(tokenizer, ["kvw " * 20, "龘的龘"], 2)
     assert len(extension.made_of) == 2
     assert "龘" not in extension.made_of
 
 
 def test_what_templates_write_keeps_its_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    longer = extended(tokenizer, learn(tokenizer, ["夜市\n\n夜市\n|| 夜市\n\n|", *TEXTS], 100))
+    longer = extended(tokenizer, learn_tokens(tokenizer, ["夜市\n\n夜市\n|| 夜市\n\n|", *TEXTS], 100))
     for text in ("<|user|>\nhi\n\n", "a|b\n", "\n\n\n"):
         assert ids_of(longer, text) == ids_of(tokenizer, text)
     turns = [{"role": "user", "content": "Who?"}]
@@ -130,13 +130,13 @@ def test_what_templates_write_keeps_its_tokens(tokenizer: PreTrainedTokenizerBas
 
 def test_a_word_becomes_one_token_with_the_space_ahead_of_it(tokenizer: PreTrainedTokenizerBase) -> None:
     text = "το ποτάμι περνά από τον παλιό μύλο"
-    longer = extended(tokenizer, learn(tokenizer, [text] * 5, 2000))
+    longer = extended(tokenizer, learn_tokens(tokenizer, [text] * 5, 2000))
     assert len(ids_of(longer, f"{text} {text}")) == 2 * len(text.split())
 
 
 def test_joiners_stand_inside_words(tokenizer: PreTrainedTokenizerBase) -> None:
     text = "می\u200cگذرد"
-    longer = extended(tokenizer, learn(tokenizer, [text] * 5, 500))
+    longer = extended(tokenizer, learn_tokens(tokenizer, [text] * 5, 500))
     assert len(ids_of(longer, text)) < len(ids_of(tokenizer, text))
     if STYLES["chatml"].template != tokenizer.chat_template:  # whose pre-tokenizer ends words there
         assert len(ids_of(longer, text)) == 1
@@ -145,7 +145,7 @@ def test_joiners_stand_inside_words(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_an_added_token_stays_what_it_is() -> None:
     tokenizer = tokenizer_for(STYLES["chatml"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["|||"]})
-    longer = extended(tokenizer, learn(tokenizer, ["a ||| b ||| c |||| d"] * 9, 50))
+    longer = extended(tokenizer, learn_tokens(tokenizer, ["a ||| b ||| c |||| d"] * 9, 50))
     assert longer.convert_tokens_to_ids("|||") == tokenizer.convert_tokens_to_ids("|||")
     inert_tokens = plain_text_tokenizer(longer).encode("a ||| b", add_special_tokens=False).ids
     assert longer.convert_tokens_to_ids("|||") not in inert_tokens
@@ -155,7 +155,7 @@ def test_a_tokenizer_of_another_kind_is_told() -> None:
     pieces = [("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0)]
     unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=0)), unk_token="<unk>")
     with pytest.raises(UserError, match="byte-pair encoding"):
-        learn(unigram, TEXTS, 10)
+        learn_tokens(unigram, TEXTS, 10)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -165,8 +165,8 @@ def test_new_rows_are_the_means_of_those_that_they_stand_for(tiny_model_folder: 
         model.config.tie_word_embeddings = True
         model.tie_weights()
     before = [layer.weight.clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
-    extension, n = learn(tokenizer, TEXTS, 60), len(tokenizer)
-    lengthen(model, tokenizer, extension)
+    extension, n = learn_tokens(tokenizer, TEXTS, 60), len(tokenizer)
+    resize_embeddings(model, tokenizer, extension)
     after = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
     assert (after[0] is after[1]) == tied
     for old, new in zip(before, after, strict=True):
@@ -284,7 +284,7 @@ def test_rows_that_are_no_tokens_are_no_likelier_than_tokens(tiny_model_folder: 
     model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
     with torch.no_grad():
         model.lm_head.weight.sub_(0.5 * model.lm_head.weight.std())
-    lengthen(model, tokenizer, extension := learn(tokenizer, TEXTS, 60))
+    resize_embeddings(model, tokenizer, extension := learn_tokens(tokenizer, TEXTS, 60))
     needed = len(tokenizer) + len(extension.made_of)
     assert len(model.lm_head.weight) > needed
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -300,9 +300,9 @@ def test_new_tokens_are_raw_until_all_weights_are_trained() -> None:
     adapted, trained = (
         Origin("x", "InsCP", "fi", {"steps": 3}, adapter=of, before=longer) for of in ({"rank": 2}, None)
     )
-    assert longer.has_raw_tokens
-    assert adapted.has_raw_tokens
-    assert not trained.has_raw_tokens
-    assert Origin("z", EXTENDED, "fi", before=trained).has_raw_tokens
-    assert not Origin("y", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}, before=trained).has_raw_tokens
-    assert not Origin("org/model", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}).has_raw_tokens
+    assert longer.has_untrained_tokens
+    assert adapted.has_untrained_tokens
+    assert not trained.has_untrained_tokens
+    assert Origin("z", EXTENDED, "fi", before=trained).has_untrained_tokens
+    assert not Origin("y", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}, before=trained).has_untrained_tokens
+    assert not Origin("org/model", "InsCP", "fi", {"steps": 3}, adapter={"rank": 2}).has_untrained_tokens

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from inscp.model import weights
-from inscp.model.precision import freeze_unreached, trained_weights
-from inscp.model.weights import fill, materialise
+from inscp.model.precision import freeze_non_text_parts, trained_weights
+from inscp.model.weights import materialise, read_weights
 from inscp.pretrained import empty_model, load_model
 
 SIZES = {
@@ -66,7 +66,7 @@ def test_buffers_that_files_hold_are_read_too(name: str, tmp_path: Path, one_ran
     model.save_pretrained(tmp_path / "model")
     sharded = empty_model(str(tmp_path / "model"), torch.float32)
     materialise(sharded, torch.device("cpu"))
-    fill(sharded, str(tmp_path / "model"))
+    read_weights(sharded, str(tmp_path / "model"))
     whole = load_model(str(tmp_path / "model"), torch.float32).state_dict()
     for key, tensor in sharded.state_dict().items():
         assert torch.equal(tensor, whole[key]), key
@@ -84,7 +84,7 @@ def test_a_model_whose_files_have_other_names_is_loaded_in_their_precision(
     monkeypatch.setattr(weights, "load_model", lambda *given: loaded.append(load_model(*given)) or loaded[-1])
     sharded = empty_model(str(tmp_path / "model"), torch.float32)
     materialise(sharded, torch.device("cpu"))
-    fill(sharded, str(tmp_path / "model"))
+    read_weights(sharded, str(tmp_path / "model"))
     assert [model.dtype for model in loaded] == [torch.bfloat16]
     whole = load_model(str(tmp_path / "model"), torch.float32)
     for key, parameter in sharded.named_parameters():
@@ -97,7 +97,7 @@ def test_what_no_text_passes_through_is_not_trained() -> None:
              "image_size": 28, "patch_size": 14}  # fmt: skip
     text = SIZES | {"head_dim": 8}
     model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4))
-    freeze_unreached(model)
+    freeze_non_text_parts(model)
     kept = trained_weights(model)
     assert set(kept) == {name for name, _ in model.named_parameters() if "language_model" in name or "lm_head" in name}
     assert len(kept) < len(list(model.parameters()))
@@ -115,6 +115,6 @@ def test_only_those_files_are_read_that_transformers_reads(tmp_path: Path, one_r
         save_file(other, tmp_path / name)
     empty = empty_model(str(tmp_path), torch.float32)
     materialise(empty, torch.device("cpu"))
-    fill(empty, str(tmp_path))
+    read_weights(empty, str(tmp_path))
     for name, tensor in load_model(str(tmp_path), torch.float32).state_dict().items():
         torch.testing.assert_close(empty.state_dict()[name], tensor, msg=name)

@@ -24,7 +24,7 @@ from inscp.evaluation.prompts import read_table, spread, text_of
 from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.model.end_tokens import end_token_ids
-from inscp.model.likelihood import packed
+from inscp.model.likelihood import pack_row
 from inscp.model.origin import read_origin
 from inscp.pretrained import foreign_token, longest_input, resolve
 from inscp.records import IGNORED, Generation, LeftContext, Prompt, Record, TokenSequence, Turn
@@ -184,5 +184,5 @@ def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence
 
 
 def _log_probabilities(backend: LocalModel, sequence: TokenSequence) -> torch.Tensor:
-    batch = packed([sequence], next(backend.loss.parameters()).device)
+    batch = pack_row([sequence], next(backend.loss.parameters()).device)
     return backend.loss.predictions(batch).logits.float().log_softmax(-1)

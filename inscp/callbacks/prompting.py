@@ -13,7 +13,7 @@ from inscp.records import Generation, Turn
 from inscp.text.language import LID_176, LanguageIdentifier
 
 
-class Interview(Callback):
+class PromptingCallback(Callback):
     """Base of the callbacks that ask.
 
     Args:

@@ -17,7 +17,7 @@ from inscp.model.precision import ComputeCopies
 from inscp.records import PackedBatch
 
 
-class JudgedModule(LightningModule):
+class ValidationModule(LightningModule):
     """Measures held-out sets and answers prompts between two optimizer steps, with the average where one is kept.
 
     Attributes:
@@ -50,14 +50,14 @@ class JudgedModule(LightningModule):
         """The language model (after `configure_model`)."""
         return self.loss.model
 
-    def result(self) -> dict[str, torch.Tensor]:
+    def exported_weights(self) -> dict[str, torch.Tensor]:
         """The trained weights by name, as they are exported: the average where one is kept."""
         if self.average:
             return self.average.tensors
         return {name: weight.detach() for name, weight in self.weights.items()}
 
     @contextmanager
-    def answering(self) -> Iterator[PreTrainedModel]:
+    def generation_mode(self) -> Iterator[PreTrainedModel]:
         """The model as it would be exported now, for generation between two steps; every rank must compute the same.
 
         But for adapters, which an export rounds into the weights.
@@ -79,7 +79,7 @@ class JudgedModule(LightningModule):
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
-        n_targets = len(batch.places)
+        n_targets = len(batch.target_positions)
         mean = self.loss(batch).total / max(1, n_targets)
         self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
 
@@ -102,7 +102,7 @@ class JudgedModule(LightningModule):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
-    def weights_changed(self) -> None:
+    def refresh_copies(self) -> None:
         """Take changed weights over into the copies that compute; to be called after every change."""
         if self.copies:
             self.copies.refresh()
@@ -112,4 +112,4 @@ class JudgedModule(LightningModule):
             return
         reshard(self.loss)
         self.average.swap()
-        self.weights_changed()
+        self.refresh_copies()
