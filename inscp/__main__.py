@@ -91,7 +91,7 @@ def _run(command: str, arguments: list[str]) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         mend = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
         raise UserError(command, "no such command", mend)
-    _module("inscp.commands.mistakes").config_files(arguments)  # told before seconds of a command's imports
+    _module("inscp.commands.parser_errors").config_files(arguments)  # told before seconds of a command's imports
     try:
         _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
     except ValueError as error:

@@ -6,7 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inscp.callbacks.throughput import Throughput
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
-from inscp.cost.ledger import Cost, Ledger, Running
+from inscp.cost.ledger import Cost, CostMeter, Ledger
 from inscp.data.datamodule import data_of
 from inscp.model.module import InsCPModule
 from inscp.records import PackedBatch
@@ -34,7 +34,7 @@ class TrainingCost(Callback):
     def __init__(self, ledger: Ledger, throughput: Throughput) -> None:
         self._ledger, self._throughput = ledger, throughput
         self._earlier: Cost | None = None
-        self._running: Running | None = None
+        self._running: CostMeter | None = None
         self._size = ModelSize(0, 0, 0)
         self._teacher: ModelSize | None = None
         self._recomputed = self._flops = 0.0

@@ -9,11 +9,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from inscp.commands.checks import require_supported, require_texts
 from inscp.commands.evaluate import evaluate, require_runnable
 from inscp.commands.extend import extend
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.merge import merge
-from inscp.commands.offered import require_offered, require_texts
 from inscp.commands.parser import Parser
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import require_source
@@ -124,7 +124,7 @@ def _fit() -> _Unstarted:
 
 def _check_fit(config: Config) -> LookForFiles:
     trainer, module, data, checkpoints = _fit().parts(config)
-    require_offered(trainer, module, data, checkpoints)
+    require_supported(trainer, module, data, checkpoints)
     return partial(require_texts, module, data)
 
 

@@ -13,8 +13,8 @@ def run(command: str, arguments: list[str]) -> None:
         print(report())
         return
     # With Lightning, which the machine's report does without.
-    from inscp.commands.needs import DoctorCLI, Training, examine
+    from inscp.commands.resources import DoctorCLI, Training, report_training
 
     quiet()  # behind Lightning's import, which sets how much it says itself
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails becomes one line
-    examine(Training(DoctorCLI.unrun(arguments)))
+    report_training(Training(DoctorCLI.unrun(arguments)))

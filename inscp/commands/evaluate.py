@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from inscp import __version__
-from inscp.commands.asking import subject
+from inscp.commands.backends import open_model
 from inscp.commands.parser import call
 from inscp.commands.tracked_evaluation import TrackedEvaluation, tracker_for
 from inscp.cost.ledger import Ledger
@@ -75,21 +75,21 @@ def evaluate(
     if server is None and (chats := [name for name, task in tasks.items() if task.chats]):
         require_chat_template(load_tokenizer(model), model, f", or leave out {', '.join(chats)}")
     folder = items_folder(Path(out))
-    asked, spent = subject(model, server, folder, precision, batch_size, cost)
+    asked, cost_record = open_model(model, server, folder, precision, batch_size, cost)
     # A server may know its model by a name that says nothing here.
     origin = read_origin(model) if server is None or Path(model).is_dir() else None
     tracked = TrackedEvaluation(tracker_for(model, origin, mlflow, folder), origin, folder) if mlflow.enabled else None
 
     def on_task(name: str, result: TaskResult, items: list[Item]) -> None:
         print("\n".join(_lines(name, result)), flush=True)
-        if spent:
-            spent.keep()
+        if cost_record:
+            cost_record.save()
         if tracked:
             tracked.task(name, result, items)
 
     def on_end(error: BaseException) -> None:
-        if spent:
-            spent.keep()
+        if cost_record:
+            cost_record.save()
         if tracked:
             tracked.end("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
 
@@ -100,7 +100,7 @@ def evaluate(
         raise
     if earlier := _earlier(out, only):  # and another process may have come to its end meanwhile
         results = _beside(earlier, results)
-    total = spent.stop() if spent else None
+    total = cost_record.stop() if cost_record else None
     if total:
         results = replace(results, environment={**results.environment, "cost": total.plain()})
     results.write(Path(out))

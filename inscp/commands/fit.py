@@ -27,15 +27,15 @@ from inscp.callbacks.progress import progress
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.callbacks.throughput import Throughput
-from inscp.commands.help import HelpInOrder, TrainingHelp
-from inscp.commands.offered import (
-    require_askable,
-    require_offered,
+from inscp.commands.checks import (
+    require_promptable,
+    require_supported,
     require_texts,
     require_trainer,
     warn_of_languages,
     warn_of_precision,
 )
+from inscp.commands.help import HelpInOrder, TrainingHelp
 from inscp.commands.parser import NoSubConfigs, OneLineErrors, require_known_variables
 from inscp.commands.quiet import quiet
 from inscp.commands.resume import (
@@ -229,10 +229,10 @@ class InsCPCLI(LightningCLI):
         given = self._made("trainer")
         checkpoints: Checkpoints = self._made("checkpoint")
         if self.subcommand == "fit":
-            require_offered(given, self.model, self.datamodule, checkpoints)
+            require_supported(given, self.model, self.datamodule, checkpoints)
             require_texts(self.model, self.datamodule)
-            asking = {name: list(self._made(name).questions) for name in ("before_after", "stop_when_aligned")}
-            require_askable(self.datamodule, asking)
+            prompted = {name: list(self._made(name).questions) for name in ("before_after", "stop_when_aligned")}
+            require_promptable(self.datamodule, prompted)
             warn_of_precision(given["precision"])
             if not getattr(rank_zero_only, "rank", 0):
                 warn_of_languages(self.datamodule)

@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from shlex import quote
 
-from inscp.commands.asking import subject
+from inscp.commands.backends import open_model
 from inscp.commands.parser import call
 from inscp.cost.ledger import Ledger
 from inscp.data.pipeline import Sources, as_sources
@@ -73,7 +73,7 @@ def generate(
     require_temperature(temperature)
     if server and temperature > 0:
         server = replace(server, options={"temperature": temperature, "seed": seed, **server.options})
-    asked, spent = subject(model, server, items_folder(file), precision, batch_size, cost, temperature, seed)
+    asked, cost_record = open_model(model, server, items_folder(file), precision, batch_size, cost, temperature, seed)
     reads = [(source, ReadReport()) for source in as_sources(data)]
     too_long = partial(_too_long, asked.backend, max_characters, max_new_tokens)
     prompts = list(dict.fromkeys(_prompts(reads, too_long, on_bad_record)))
@@ -82,8 +82,8 @@ def generate(
     try:
         answers = asked.generate("prompts", prompts, max_new_tokens)
     finally:
-        if spent:
-            spent.keep()
+        if cost_record:
+            cost_record.save()
     wrong = [_wrong(answer, max_new_tokens) for answer in answers]
     kept = [(*prompt, Turn("assistant", answer.response.strip()))
             for prompt, answer, why in zip(prompts, answers, wrong, strict=True) if why is None]  # fmt: skip
@@ -91,7 +91,7 @@ def generate(
         tell_skipped(source.name, report.skipped, report.examples)
     for why, count in Counter(filter(None, wrong)).most_common():
         print(f"left out   {count:,} answers: {why}")
-    total = spent.stop() if spent else None
+    total = cost_record.stop() if cost_record else None
     if not kept:
         raise UserError(model, "no answer is whole", "Give a higher max_new_tokens, or other prompts.")
     write_whole(file, "".join(_line(turns) for turns in kept))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 from jsonargparse._actions import _ActionConfigLoad  # no public name tells a section from a value
 
-from inscp.commands.mistakes import TOLD, class_names, complaint, known_keys, whole_key
+from inscp.commands.parser_errors import NESTED_ERROR, class_names, known_keys, user_error, whole_key
 from inscp.commands.quiet import quiet
 from inscp.commands.stopping import stopping_well
 from inscp.errors import UserError
@@ -45,7 +45,7 @@ class OneLineErrors:
         return self.told_as or (prog if prog.startswith(_PROGRAM) else "")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise complaint(self, message, self._command, sys.argv[1:]) from ex  # type: ignore[arg-type]
+        raise user_error(self, message, self._command, sys.argv[1:]) from ex  # type: ignore[arg-type]
 
     def format_help(self) -> str:
         """As jsonargparse does. That of a class in a key has no usage; an abstract one tells which ones to take."""
@@ -76,7 +76,7 @@ class OneLineErrors:
         try:
             return super().instantiate(*args, **options)  # type: ignore[misc]
         except ValueError as error:
-            if told := TOLD.search(str(error)):
+            if told := NESTED_ERROR.search(str(error)):
                 raise UserError(*told.groups()) from error
             raise
 

@@ -116,7 +116,7 @@ class Ledger:
             where = f"cost.prices.{negative}" if negative else "cost.watts"
             raise UserError(where, "it is not positive", "Give a positive number.")
 
-    def start(self, devices: Sequence[torch.device], nodes: int = 1, earlier: Cost | None = None) -> "Running":
+    def start(self, devices: Sequence[torch.device], nodes: int = 1, earlier: Cost | None = None) -> "CostMeter":
         """Begin a stage, or go on with one.
 
         Args:
@@ -124,7 +124,7 @@ class Ledger:
             nodes: machines that do the same.
             earlier: what it has cost before it was stopped.
         """
-        return Running(self, devices, nodes, earlier)
+        return CostMeter(self, devices, nodes, earlier)
 
     def price(self, device: str) -> float | None:
         """Of one hour of a device of this name; the longest part of it that has a price decides."""
@@ -132,7 +132,7 @@ class Ledger:
         return self.prices[max(fitting, key=len)] if fitting else None
 
 
-class Running:
+class CostMeter:
     """A stage that is running, as `Ledger.start` began it: what it has cost so far, earlier attempts included."""
 
     def __init__(self, ledger: Ledger, devices: Sequence[torch.device], nodes: int, earlier: Cost | None) -> None:

@@ -8,8 +8,8 @@ import pytest
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.commands.fit import TrainingParser
-from inscp.commands.mistakes import config_files
 from inscp.commands.parser import Parser, call
+from inscp.commands.parser_errors import config_files
 from inscp.data.datamodule import InsCPDataModule
 from inscp.data.pipeline import Sources
 from inscp.errors import UserError

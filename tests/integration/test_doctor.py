@@ -40,7 +40,7 @@ def doctor(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.fixture
 def small_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the process itself holds can be given to the training; of the tests' process that may be anything."""
-    monkeypatch.setattr("inscp.commands.needs.psutil.Process",
+    monkeypatch.setattr("inscp.commands.resources.psutil.Process",
                         lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0)))  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_shards_in_cpu_memory_ask_for_a_host_of_all_its_ranks(doctor, llama_8b: 
 
 @pytest.mark.usefixtures("small_process")
 def test_shards_that_do_not_fit_are_not_mended_by_smaller_batches(doctor, llama_8b: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("inscp.commands.needs.cpu_memory", lambda: (2**34, 2**34))
+    monkeypatch.setattr("inscp.commands.resources.cpu_memory", lambda: (2**34, 2**34))
     status, _, complaint = doctor(llama_8b, "--trainer.accelerator", "cpu", "--data.batch_size", "8")
     assert status == 2
     assert re.search(r"^error: model\.adapter: a rank needs [\d.]+ GiB .* has 16\.\d+ GiB\. Train a model\.adapter",
@@ -156,7 +156,7 @@ def test_shards_that_do_not_fit_are_not_mended_by_smaller_batches(doctor, llama_
 def test_what_does_not_fit_is_told_with_the_key_to_change(  # type: ignore[no-untyped-def]
     doctor, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch, changes: list[str], key: str
 ) -> None:
-    monkeypatch.setattr("inscp.commands.needs.cpu_memory", lambda: (2**21, 2**21))
+    monkeypatch.setattr("inscp.commands.resources.cpu_memory", lambda: (2**21, 2**21))
     status, _, complaint = doctor(tiny_model_folder, "--trainer.accelerator", "cpu", *changes)
     assert status == 2
     errors = [line for line in complaint.splitlines() if line.startswith("error: ")]
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_told_with_the_key_to_change(  # type: ignore[no-un
 
 
 def test_a_full_disk_is_a_warning(doctor, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("inscp.commands.needs.free_disk", lambda folder: 1000)
+    monkeypatch.setattr("inscp.commands.resources.free_disk", lambda folder: 1000)
     status, _, complaint = doctor(tiny_model_folder, "--trainer.accelerator", "cpu")
     assert status == 0
     assert re.fullmatch(r"warning: checkpoint\.keep_last: 3 x .* at outputs\n", complaint)

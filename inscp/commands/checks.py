@@ -21,7 +21,7 @@ from inscp.model.precision import COMPUTE_DTYPES, has_fast_bf16
 from inscp.model.strategies import require_strategy
 from inscp.text.language import LanguageIdentifier, primary
 
-_LEAST: dict[str, tuple[float, ...]] = {
+_MINIMUM: dict[str, tuple[float, ...]] = {
     "max_steps": (1, -1),
     "devices": (1, -1),
     "num_nodes": (1,),
@@ -30,7 +30,7 @@ _LEAST: dict[str, tuple[float, ...]] = {
     "val_check_interval": (1e-6,),
 }
 """The least number with which there is something to train, and another one that means something to Lightning."""
-_LENGTHS: dict[str, tuple[Any, ...]] = {
+_LENGTH_LIMITS: dict[str, tuple[Any, ...]] = {
     "max_epochs": (1,),
     "limit_train_batches": (None, 1.0),
     "overfit_batches": (0.0,),
@@ -40,11 +40,11 @@ _LENGTHS: dict[str, tuple[Any, ...]] = {
 """What would end a training otherwise than its steps and data do, and the values that do not."""
 
 
-_LOOKED_AT, _TELLING, _MOST = 50, 8, 0.8
+_SAMPLED_RECORDS, _MIN_CHARACTERS, _MISMATCH_SHARE = 50, 8, 0.8
 """Records of a source whose language is looked at, characters that tell one, and the share that makes it another."""
 
 
-def require_offered(
+def require_supported(
     trainer: Mapping[str, Any],
     module: InsCPModule,
     data: InsCPDataModule,
@@ -85,11 +85,11 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
     Raises:
         UserError: it asks for something else.
     """
-    for name, harmless in _LENGTHS.items():
+    for name, harmless in _LENGTH_LIMITS.items():
         if (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in harmless]:  # 1 is no 1.0
             mend = "Leave it out, and set data.epochs, data.token_budget or trainer.max_steps."
             raise UserError(f"trainer.{name}", "the length of a training is a matter of its steps and data", mend)
-    for name, (least, *others) in _LEAST.items():
+    for name, (least, *others) in _MINIMUM.items():
         if isinstance(value := trainer[name], int | float) and value < least and value not in others:
             raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
     if trainer["barebones"]:
@@ -115,30 +115,30 @@ def warn_of_languages(data: InsCPDataModule) -> None:
         texts = [
             turn.text
             for source in data.train_sources
-            for record in islice(read_records(source, "skip", ReadReport()), _LOOKED_AT)
+            for record in islice(read_records(source, "skip", ReadReport()), _SAMPLED_RECORDS)
             for turn in record.turns
         ]
         requests = getattr(data.tagger, "user", "")
         shown = {"data.train": texts, "data.tagger.user": [requests] if isinstance(requests, str) else requests}
         for key, of in shown.items():
-            found = Counter(identifier.identify(text, [language]) for text in of if len(text) >= _TELLING)
+            found = Counter(identifier.identify(text, [language]) for text in of if len(text) >= _MIN_CHARACTERS)
             for other, count in found.most_common(1):
-                if other not in (language, "und") and count > _MOST * found.total():
+                if other not in (language, "und") and count > _MISMATCH_SHARE * found.total():
                     what = f"{count} of {found.total()} texts of {key} look like {other}"
                     rank_zero_warn(f"{what}, and data.language is {data.language}: set the one or the other")
 
 
-def require_askable(data: InsCPDataModule, asking: Mapping[str, Sequence[str]]) -> None:
+def require_promptable(data: InsCPDataModule, prompted: Mapping[str, Sequence[str]]) -> None:
     """See that the model can be asked; a warning where nobody asks it in the language that it is taught.
 
     Args:
         data: of the training.
-        asking: section -> the languages in which it asks.
+        prompted: section -> the languages in which it asks.
 
     Raises:
         UserError: it has no chat template.
     """
-    for name, languages in asking.items():
+    for name, languages in prompted.items():
         if not languages:
             continue
         mend = f", or set {name}.prompts to null, which asks it nothing"

@@ -22,7 +22,7 @@ from inscp.paths import write_whole
 _COST = "cost.json"
 
 
-class Spent:
+class CostRecord:
     """The cost so far, with that of earlier attempts, whose answers are kept and not asked for again.
 
     Args:
@@ -37,7 +37,7 @@ class Spent:
         self._running = ledger.start([best_device()], earlier=earlier)
         self._counter, self._kept = counter, time.monotonic()
 
-    def keep(self, every: float = 0.0) -> None:
+    def save(self, every: float = 0.0) -> None:
         """Write it down, for an attempt that goes on where this one is stopped.
 
         Args:
@@ -56,7 +56,7 @@ class Spent:
         return total
 
 
-def subject(
+def open_model(
     model: str,
     server: Server | None,
     folder: Path,
@@ -65,7 +65,7 @@ def subject(
     ledger: Ledger,
     temperature: float = 0.0,
     seed: int = 0,
-) -> tuple[Subject, Spent | None]:
+) -> tuple[Subject, CostRecord | None]:
     """What is asked, and its cost; nothing is counted where a server answers.
 
     Args:
@@ -82,22 +82,22 @@ def subject(
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("WORLD_SIZE", "several processes would all ask the same", "Start one.")
-    counter, spent = WorkCounter(), None
+    counter, cost_record = WorkCounter(), None
     backend: Backend
     if server:
         backend = ServedModel.connected(server, model)
     else:
         backend = LocalModel(model, inference_dtype(precision), batch_size, counter, temperature, seed)
-        spent = Spent(ledger, counter, folder) if ledger.enabled else None
-    return Subject(backend, folder, partial(_watch, spent)), spent
+        cost_record = CostRecord(ledger, counter, folder) if ledger.enabled else None
+    return Subject(backend, folder, partial(_start_progress, cost_record)), cost_record
 
 
-def _watch(spent: Spent | None, what: str, total: int) -> Callable[[], None]:
+def _start_progress(cost_record: CostRecord | None, what: str, total: int) -> Callable[[], None]:
     lines = Lines(what, total, unit="items")
 
     def advance() -> None:
         lines.advance(1, 1, 1)
-        if spent:
-            spent.keep(every=60.0)
+        if cost_record:
+            cost_record.save(every=60.0)
 
     return advance

@@ -10,9 +10,9 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from inscp.commands.checks import require_supported
 from inscp.commands.fit import InsCPCLI
 from inscp.commands.machine import cpu_memory, free_disk, gib
-from inscp.commands.offered import require_offered
 from inscp.cost.devices import PROJECTED_ON, UTILISATION, find_device
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.errors import UserError
@@ -32,7 +32,7 @@ _PARTS = {
     "activations": "activations, logits, gathered and cast weights",
     "kept": "freed memory that is kept for the next step",
 }
-_CARDS, _USABLE = (16, 24, 32, 40, 48, 80, 96, 141, 192), 0.92
+_GPU_SIZES, _USABLE = (16, 24, 32, 40, 48, 80, 96, 141, 192), 0.92
 """GB of the GPUs that are sold and rented, and what CUDA itself and gaps leave of them."""
 _TOKENS = 100_000_000
 """What a training is estimated for that takes all there is."""
@@ -48,7 +48,7 @@ class DoctorCLI(InsCPCLI):
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """Memory that one rank needs of a device.
 
     Attributes:
@@ -68,7 +68,7 @@ class Training:
     def __init__(self, cli: DoctorCLI) -> None:
         trainer, self.data = cli.parts["trainer"], cli.parts["data"]
         self.module: InsCPModule = cli.parts["model"]
-        require_offered(trainer, self.module, self.data, cli.parts["checkpoint"])
+        require_supported(trainer, self.module, self.data, cli.parts["checkpoint"])
         self.on_gpu = _is_gpu(trainer["accelerator"])
         self.is_here = not self.on_gpu or torch.cuda.is_available()
         self.local_ranks = _devices(trainer["devices"], self.on_gpu)
@@ -84,23 +84,23 @@ class Training:
         self.keep_last: int = cli.config["checkpoint"]["keep_last"]
         self.outputs = Path(cli.config["checkpoint"]["dirpath"] or trainer["default_root_dir"])
 
-    def needs(self, estimate: MemoryEstimate, process: int) -> list[Need]:
+    def memory_needs(self, estimate: MemoryEstimate, process: int) -> list[MemoryNeed]:
         """Of each device, what a rank needs; `process` bytes are the process itself."""
         offloads = isinstance(self.layout.strategy, FSDP2) and self.layout.strategy.cpu_offload
         cpu = (cpu_memory()[1] + process) // self.local_ranks if self.is_here else None  # this process ends before
         if not self.on_gpu:
-            return [Need("CPU", estimate.total + process, cpu)]
+            return [MemoryNeed("CPU", estimate.total + process, cpu)]
         gpu = torch.cuda.get_device_properties(0).total_memory if self.is_here else None
         if offloads:
             sharded = estimate.total - estimate.activations
-            return [Need("GPU", estimate.activations, gpu), Need("CPU", sharded + process, cpu)]
-        return [Need("GPU", estimate.total, gpu)]
+            return [MemoryNeed("GPU", estimate.activations, gpu), MemoryNeed("CPU", sharded + process, cpu)]
+        return [MemoryNeed("GPU", estimate.total, gpu)]
 
-    def wanted(self, need: Need) -> str:
+    def recommendation(self, need: MemoryNeed) -> str:
         """What to rent, where this machine has nothing to compare with."""
         if need.device == "CPU":
             return f"takes a host with {gib(self.local_ranks * need.needed)} of memory"
-        card = next((size for size in _CARDS if need.needed <= _USABLE * size * 2**30), None)
+        card = next((size for size in _GPU_SIZES if need.needed <= _USABLE * size * 2**30), None)
         less = ", or ".join(self.remedies(has_room_for_shards=True).values())
         return f"takes a GPU of {card} GB; for a smaller one: {less}" if card else f"no GPU has as much: {less}"
 
@@ -120,7 +120,7 @@ class Training:
         return found | {"model.pretrained": "take a smaller model.pretrained"}
 
 
-def examine(training: Training) -> None:
+def report_training(training: Training) -> None:
     """Print what a rank needs for a training step, by part, and what it has.
 
     Raises:
@@ -134,7 +134,7 @@ def examine(training: Training) -> None:
     layout, shape = training.layout, training.shape
     keeps_freed = not training.on_gpu and keeps_freed_memory()
     estimate = step_memory(model, training.module, layout, shape, keeps_freed)
-    needs = training.needs(estimate, process)
+    needs = training.memory_needs(estimate, process)
     ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
     rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
     head = (
@@ -153,12 +153,12 @@ def examine(training: Training) -> None:
         print(_row(f"needed on the {need.device}", need.needed))
         if need.available is not None:
             print(_row("available there", need.available))
-    _examine_disk(training, 4 * trained * (4 if training.module.ema_decay else 3))
+    _report_disk(training, 4 * trained * (4 if training.module.ema_decay else 3))
     if training.on_gpu:
-        print(_expected(training, model))
+        print(_cost_estimate(training, model))
     for need in needs:
         if need.available is None:
-            print(training.wanted(need))
+            print(training.recommendation(need))
         elif need.needed > need.available:
             remedies = training.remedies(need.needed - estimate.activations < need.available)
             what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
@@ -168,7 +168,7 @@ def examine(training: Training) -> None:
         print("it fits")
 
 
-def _expected(training: Training, model: PreTrainedModel) -> str:
+def _cost_estimate(training: Training, model: PreTrainedModel) -> str:
     """What a training takes of GPUs, by formula: where documents are as long as a row, which is the most."""
     module, data = training.module, training.data
     tokens, row = data.token_budget or _TOKENS, Work.of((data.row_length,))
@@ -185,7 +185,7 @@ def _expected(training: Training, model: PreTrainedModel) -> str:
     return f"{tokens:,} tokens: {flops:.2g} FLOPs, {of}, by formula"
 
 
-def _examine_disk(training: Training, size: int) -> None:
+def _report_disk(training: Training, size: int) -> None:
     count, free = training.keep_last + 1, free_disk(training.outputs)  # the oldest goes when the newest is whole
     print(_row(f"{count} checkpoints on disk", count * size))
     if count * size > free:

@@ -22,19 +22,19 @@ _UNKNOWN = re.compile(
     r"|(?:option|key) ['\"](?P<d>[\w.]+)['\"] is not accepted",
     re.IGNORECASE,
 )
-_PLACED = re.compile(r"unrecognized arguments?: *(?!-)(\S+)", re.IGNORECASE)
+_POSITIONAL = re.compile(r"unrecognized arguments?: *(?!-)(\S+)", re.IGNORECASE)
 _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?(?:-\w/)?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
 _CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
 _NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (.+)$", re.MULTILINE)
 _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re.DOTALL)
 _NO_SECTION = re.compile(r'Unable to load config "(.*)"$')
 _NO_YAML = re.compile(r"Unable to load config '(.*)'$", re.MULTILINE)
-_OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
+_SWITCHES_OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
 """Keys that switch their section off, and the value that does."""
-TOLD = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
+NESTED_ERROR = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
 """Of what members of a union complain, a `UserError`."""
 _ENTRY = re.compile(r"(?:\n *- .*)*\n *Given value type: .*\n *Given value: (\{.*\})(?=\n(?:.*\n)*? *Given value: )")
-"""Behind what `TOLD` finds, the entry of a list or mapping that the error is about."""
+"""Behind what `NESTED_ERROR` finds, the entry of a list or mapping that the error is about."""
 _UNDER = "Give it under init_args: {class_path: …, init_args: {…}}."
 _FIRST = {"model": "pretrained", "data": "train"}
 """Sections that are a single value in other commands (`--model X`), and the key that takes that value here."""
@@ -44,7 +44,7 @@ _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "
 """Sections by which a configuration of another command is known."""
 
 
-def complaint(parser: ArgumentParser, message: str, command: str, arguments: Sequence[str]) -> UserError:
+def user_error(parser: ArgumentParser, message: str, command: str, arguments: Sequence[str]) -> UserError:
     """
     Args:
         parser: that complains.
@@ -54,27 +54,27 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
     """
     files = config_files(arguments)
     see_help = f"See {command} --help." if command else _UNDER
-    if (place := _PLACED.search(message)) and Path(place[1]).is_file():
+    if (place := _POSITIONAL.search(message)) and Path(place[1]).is_file():
         return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
     if unknown := _UNKNOWN.search(message):
-        name, file = _placed(next(group for group in unknown.groups() if group), files, arguments)
-        what, mend = _meant(parser, name, bool(command))
+        name, file = _located(next(group for group in unknown.groups() if group), files, arguments)
+        what, mend = _suggestion(parser, name, bool(command))
         return UserError(f"{name}{file}", what, mend or see_help)
     key = _KEY.search(message)
     if key is None:
-        return UserError("configuration", _plain(message), see_help)
-    name, file = _placed(key[1], files, arguments)
+        return UserError("configuration", _readable(message), see_help)
+    name, file = _located(key[1], files, arguments)
     if message.rstrip().endswith(("Got value: None", "Given value: None", "expected one argument")):
         mend = f"Give one, as --{name} …. {see_help}" if command else see_help
         return UserError(f"{name}{file}", "it has no value", mend)
     if given := _NO_SECTION.search(message) or (_NO_YAML.search(message) if name in _FIRST else None):
-        keys = {f"{name}.{last}": value for last, value in _OFF.items() if given[1] in _OFF.values()}
+        keys = {f"{name}.{last}": value for last, value in _SWITCHES_OFF.items() if given[1] in _SWITCHES_OFF.values()}
         off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
         mend = f"To switch it off, set {off}." if off else f"Give them. {see_help}"
         if name in _FIRST and given[1] != "null":
             mend = f"Did you mean --{name}.{_FIRST[name]} {given[1]}?"
         return UserError(f"{name}{file}", f"it is a section, and {given[1]} holds none of its keys", mend)
-    if told := TOLD.search(message):
+    if told := NESTED_ERROR.search(message):
         entry = _ENTRY.match(message, told.end())
         mend = see_help if told[3] == _UNDER else told[3]
         if told[1].startswith((f"{name}.", f"{name}[")):
@@ -82,8 +82,8 @@ def complaint(parser: ArgumentParser, message: str, command: str, arguments: Seq
         return UserError(f"{name}{file}", f"{told[1]}: {told[2]}{f', in {entry[1]}' if entry else ''}", mend)
     if (given := _NO_ENTRY.search(message)) and (wrong := _wrong_entry(name, given[2], files)):
         return UserError(f"{wrong[0]}{file}", *wrong[1:])
-    what, mend = _wrong(_types(parser, key[1]), message)
-    return UserError(f"{name}{file}", what or _plain(message), mend or (see_help if command else "Mend the value."))
+    what, mend = _wrong_value(_types(parser, key[1]), message)
+    return UserError(f"{name}{file}", what or _readable(message), mend or (see_help if command else "Mend the value."))
 
 
 def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -115,7 +115,7 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _placed(name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> tuple[str, str]:
+def _located(name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> tuple[str, str]:
     """A key's whole name, of which jsonargparse may tell the end only, and ` in FILE` where it stands in one."""
     ends = re.compile(rf"--(?P<key>(?:[\w.]+\.)?{re.escape(name)})(?=[=+]|$)")
     if given := next(filter(None, map(ends.match, arguments)), None):
@@ -157,7 +157,7 @@ def _wrong_entry(name: str, given: str, files: Mapping[str, Mapping[str, Any]]) 
     return None
 
 
-def _meant(parser: ArgumentParser, name: str, is_command: bool) -> tuple[str, str]:
+def _suggestion(parser: ArgumentParser, name: str, is_command: bool) -> tuple[str, str]:
     """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
     keys = list(known_keys(parser))
     if name in keys:
@@ -199,7 +199,7 @@ def _types(parser: ArgumentParser, key: str) -> list[type]:
     return [one for hint in hints for one in inside(hint) if isinstance(one, type) and one.__module__ != "builtins"]
 
 
-def _wrong(types: Sequence[type], message: str) -> tuple[str, str]:
+def _wrong_value(types: Sequence[type], message: str) -> tuple[str, str]:
     """What is wrong with a value, and what to write; empty where the parser's own words have to do."""
     if named := _CLASS.search(message):
         fitting = class_names(types)
@@ -231,7 +231,7 @@ def class_names(types: Sequence[type]) -> list[str]:
     return sorted({one.__name__ for one in found if issubclass(one, tuple(types)) and one.__name__[0] != "_"})
 
 
-def _plain(message: str) -> str:
+def _readable(message: str) -> str:
     """What jsonargparse says, without its inner words; of a union, what each member complains."""
     lines = [line.strip() for line in message.splitlines()]
     complaints = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]

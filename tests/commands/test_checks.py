@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.commands.offered import require_offered, require_texts, warn_of_languages, warn_of_precision
+from inscp.commands.checks import require_supported, require_texts, warn_of_languages, warn_of_precision
 from inscp.data.datamodule import InsCPDataModule
 from inscp.errors import UserError
 from inscp.model.distillation import Distillation
@@ -27,7 +27,7 @@ def offered(folder: Path, monitor: str = "val/held/loss", **of_model: object) ->
     held_out = {"held": str(folder / "text.jsonl")}
     data = InsCPDataModule(str(folder / "text.jsonl"), validation=held_out)  # type: ignore[arg-type]
     module = InsCPModule("of no matter", **of_model)  # type: ignore[arg-type]
-    require_offered(TRAINER, module, data, Checkpoints(monitor=monitor))
+    require_supported(TRAINER, module, data, Checkpoints(monitor=monitor))
     return module, data
 
 
@@ -88,7 +88,7 @@ def test_a_device_that_is_full_is_told_in_a_line(
 
 def test_bf16_where_the_hardware_does_not_multiply_in_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for multiplies, precision in ((True, "bf16-mixed"), (False, "32-true"), (False, None)):
-        monkeypatch.setattr("inscp.commands.offered.has_fast_bf16", lambda it=multiplies: it)
+        monkeypatch.setattr("inscp.commands.checks.has_fast_bf16", lambda it=multiplies: it)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warn_of_precision(precision)
