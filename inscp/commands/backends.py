@@ -10,10 +10,10 @@ from pathlib import Path
 from inscp.cost.flops import WorkCounter
 from inscp.cost.ledger import Cost, Ledger
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import Backend, CachingModel
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.served_model import ServedModel
 from inscp.evaluation.server import Server
-from inscp.evaluation.subject import Backend, Subject
 from inscp.lines import Lines
 from inscp.model.device import best_device
 from inscp.model.precision import InferencePrecision, inference_dtype
@@ -65,7 +65,7 @@ def open_model(
     ledger: Ledger,
     temperature: float = 0.0,
     seed: int = 0,
-) -> tuple[Subject, CostRecord | None]:
+) -> tuple[CachingModel, CostRecord | None]:
     """What is asked, and its cost; nothing is counted where a server answers.
 
     Args:
@@ -89,7 +89,7 @@ def open_model(
     else:
         backend = LocalModel(model, inference_dtype(precision), batch_size, counter, temperature, seed)
         cost_record = CostRecord(ledger, counter, folder) if ledger.enabled else None
-    return Subject(backend, folder, partial(_start_progress, cost_record)), cost_record
+    return CachingModel(backend, folder, partial(_start_progress, cost_record)), cost_record
 
 
 def _start_progress(cost_record: CostRecord | None, what: str, total: int) -> Callable[[], None]:

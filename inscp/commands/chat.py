@@ -9,7 +9,7 @@ from inscp.data.rendering import require_chat_template
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
 from inscp.evaluation.answers import require_max_new_tokens, require_temperature
-from inscp.evaluation.generation import own_settings_aside, sampling
+from inscp.evaluation.generation import default_generation_config, sampling
 from inscp.model.device import scoring_model
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.precision import inference_dtype
@@ -56,7 +56,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         if len(asked) + max_new_tokens > longest:
             raise UserError("chat", f"the conversation has grown to {len(asked):,} tokens", "Begin another one.")
         ids = torch.tensor([asked], device=llm.device)
-        with own_settings_aside(llm):  # so that it answers as it does where it is evaluated
+        with default_generation_config(llm):  # so that it answers as it does where it is evaluated
             output = llm.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -19,10 +19,10 @@ from inscp.cost.ledger import Ledger
 from inscp.data.rendering import require_chat_template
 from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
+from inscp.evaluation.caching_model import Backend
 from inscp.evaluation.items import Item, items_folder
 from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.server import Server
-from inscp.evaluation.subject import Backend
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
 from inscp.experiment.tables import label

@@ -15,10 +15,10 @@ from inscp.cost.ledger import Ledger
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
 from inscp.errors import UserError
-from inscp.evaluation.answers import flaws, require_temperature
+from inscp.evaluation.answers import defects, require_temperature
+from inscp.evaluation.caching_model import Backend
 from inscp.evaluation.items import items_folder
 from inscp.evaluation.server import Server
-from inscp.evaluation.subject import Backend
 from inscp.lines import tell_skipped
 from inscp.model.precision import InferencePrecision
 from inscp.paths import require_new, write_whole
@@ -130,7 +130,7 @@ def _wrong(answer: Generation, max_new_tokens: int) -> str | None:
     """Why nobody should learn from an answer."""
     if not answer.ended:
         return f"not ended after {max_new_tokens:,} tokens"
-    return next((why for why, is_so in flaws(answer).items() if is_so), None)
+    return next((why for why, is_so in defects(answer).items() if is_so), None)
 
 
 def _line(turns: Prompt) -> str:

@@ -72,7 +72,7 @@ def _begins_to_reason(answer: Generation) -> bool:
     return answer.response.lstrip().startswith("<think>")
 
 
-def flaws(answer: Generation) -> dict[str, bool]:
+def defects(answer: Generation) -> dict[str, bool]:
     """Why an answer is none, whatever its language."""
     return {
         "looped": loops(answer.response),
@@ -95,7 +95,9 @@ class AlignmentScorer:
         """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
         found = self._identified(answer.response, language, asked)
         answered_in = next((tag for tag in (language, *asked) if _fits(answer.response, found, tag)), "other")
-        worth = _judged(answer, answered_in == language) | self.confusion(answer.response, language, answer.prompt)
+        worth = _answer_metrics(answer, answered_in == language) | self.confusion(
+            answer.response, language, answer.prompt
+        )
         worth |= {f"answered_in/{tag}": tag == answered_in for tag in (*asked, "other")}
         worth["words"] = float(len(words(answer.response)))
         if found == "zh" and (form := expected_form(language)):
@@ -110,7 +112,7 @@ class AlignmentScorer:
 
         def worth(answer: Generation) -> dict[str, bool | float]:
             response = answer.response
-            return _judged(answer, _fits(response, self._identified(response, language), language))
+            return _answer_metrics(answer, _fits(response, self._identified(response, language), language))
 
         items = [Item(answer.prompt, worth(answer)) for answer in answers]
         return {name: share.value for name, share in means(items).items()}
@@ -142,9 +144,9 @@ def _fits(response: str, found: str, tag: str) -> bool:
     return found == primary(tag) and (form is None or form_of(response) in (form, None))
 
 
-def _judged(answer: Generation, is_in_language: bool) -> dict[str, bool | float]:
+def _answer_metrics(answer: Generation, is_in_language: bool) -> dict[str, bool | float]:
     """What every answer is judged by."""
-    found = flaws(answer)
+    found = defects(answer)
     worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **found}
     worth["sound"] = not any(found.values())
     worth["sound_in_language"] = worth["sound"] and is_in_language

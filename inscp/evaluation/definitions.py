@@ -15,7 +15,7 @@ from inscp.optional import library
 _OWN = Path(__file__).parent / "tasks" / "benchmarks"
 _SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}
 _GREEDY = {"loglikelihood": "acc", "multiple_choice": "exact_match"}  # output type -> the metric that compares tokens
-_Judged = tuple[str, dict[str, bool | float], dict[str, Any]]
+_ScoredDocument = tuple[str, dict[str, bool | float], dict[str, Any]]
 
 
 @cache
@@ -30,7 +30,7 @@ def task_manager() -> Any:
     return tasks.TaskManager(include_path=str(_OWN))
 
 
-def measures(definition: Any) -> set[str]:
+def averaged_metrics(definition: Any) -> set[str]:
     """The metrics that are means over documents and need no more than likelihoods or generations."""
     from lm_eval.api.metrics import mean
 
@@ -38,7 +38,7 @@ def measures(definition: Any) -> set[str]:
     return averaged if definition.get_config("process_results") else averaged - {_GREEDY.get(definition.OUTPUT_TYPE)}
 
 
-def judged(name: str, definition: Any, places: Sequence[int]) -> Iterator[_Judged]:
+def scored_documents(name: str, definition: Any, places: Sequence[int]) -> Iterator[_ScoredDocument]:
     """(id, metric -> value, what to show) of each document whose requests have been answered.
 
     Args:
@@ -47,7 +47,7 @@ def judged(name: str, definition: Any, places: Sequence[int]) -> Iterator[_Judge
         places: of the documents that were asked, among all.
     """
     definition.apply_filters()
-    known = measures(definition)
+    known = averaged_metrics(definition)
     of_document: dict[int, list[Any]] = {}
     for request in definition.instances:
         of_document.setdefault(request.doc_id, []).append(request)
@@ -57,7 +57,7 @@ def judged(name: str, definition: Any, places: Sequence[int]) -> Iterator[_Judge
             found = definition.process_results(document, [request.filtered_resps[filtered] for request in requests])
             for metric, value in found.items():
                 if metric in known:
-                    called = _called(name, metric) if filtered == "none" else f"{metric},{filtered}"
+                    called = _metric_name(name, metric) if filtered == "none" else f"{metric},{filtered}"
                     values[called] = _value(definition, metric, value)
         yield _id(places[number], definition, document), values, _shown(definition, requests)
 
@@ -68,7 +68,7 @@ def _id(number: int, definition: Any, document: Any) -> str:
     return f"{number} {hashlib.blake2b(question.encode(), digest_size=4).hexdigest()}"
 
 
-def _called(name: str, metric: str) -> str:
+def _metric_name(name: str, metric: str) -> str:
     """TruthfulQA's two measures are both `acc` in the harness."""
     measure = re.search("mc[12]", name)
     return measure.group() if measure and metric == "acc" else metric

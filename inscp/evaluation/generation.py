@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.special_tokens import encode_plain, encode_plain_batch
 from inscp.data.template import answer_left_context, prompt_ids
-from inscp.evaluation.kv_cache import RoomyLayer, with_room
+from inscp.evaluation.kv_cache import PreallocatedLayer, preallocated
 from inscp.model.attention import CACHE
 from inscp.model.end_tokens import end_token_ids
 from inscp.records import Generation, Prompt
@@ -43,13 +43,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return prompt_ids(tokenizer, turns)
 
 
-_AT_ONCE = 32
+_TOKENS_AT_ONCE = 32
 """Tokens between two looks at which rows have ended."""
-_PADDING, _PROBED = 16, 4
+_PADDING, _PROBE = 16, 4
 """Tokens of padding, and of a prompt behind it, that tell whether a model heeds what is padding."""
 _TOLERANCE = 0.05
 """Of the norm of the next token's logits, in bf16 0.01 apart where sums are taken in another order."""
-_SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer)
+_SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
 
 
 def sampling(temperature: float) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def sampling(temperature: float) -> dict[str, Any]:
 
 
 @contextmanager
-def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
+def default_generation_config(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's own settings of generation, which transformers takes wherever a call names no other."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -69,7 +69,7 @@ def own_settings_aside(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-class FirstRanksChoice(LogitsProcessor):
+class FollowFirstRank(LogitsProcessor):
     """Has every rank of a sharded model go on with the token that the first one holds for the likeliest.
 
     Their logits may differ in the last digit. A rank that ended its answers before another one would leave that one
@@ -109,16 +109,18 @@ def generate(
     encoded = [encode(tokenizer, prompt) for prompt in prompts]
     lengths = list(map(len, encoded))
     pad = ends[0] if ends else 0
-    may_pad = len(set(lengths)) == 1 or _heeds_padding(model, encoded[lengths.index(max(lengths))], pad, is_sharded)
+    may_pad = len(set(lengths)) == 1 or _respects_padding_mask(
+        model, encoded[lengths.index(max(lengths))], pad, is_sharded
+    )
     assert not (is_sharded and temperature), "ranks that share a model take the likeliest token"
-    together = LogitsProcessorList([FirstRanksChoice()] if is_sharded else [])
+    together = LogitsProcessorList([FollowFirstRank()] if is_sharded else [])
     for batch in _batches(lengths, batch_size, may_pad):
         width = max(len(encoded[index]) for index in batch)
         pads = [width - len(encoded[index]) for index in batch]
         input_ids = [[pad] * n + encoded[index] for n, index in zip(pads, batch, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in pads]
         # What is gathered in inference mode FSDP2 cannot gather again where a rank has all of a model.
-        with own_settings_aside(model), torch.inference_mode(not is_sharded):
+        with default_generation_config(model), torch.inference_mode(not is_sharded):
             options = {"pad_token_id": pad, "eos_token_id": ends or None, **sampling(temperature)}
             options["logits_processor"] = together
             answers = _answers(model, torch.tensor(input_ids), torch.tensor(mask), max_new_tokens, ends, options)
@@ -136,17 +138,17 @@ def _batches(lengths: Sequence[int], batch_size: int, may_pad: bool) -> Iterator
         yield from (places[start : start + batch_size] for start in range(0, len(places), batch_size))
 
 
-def _heeds_padding(model: PreTrainedModel, prompt: Sequence[int], pad: int, is_sharded: bool) -> bool:
+def _respects_padding_mask(model: PreTrainedModel, prompt: Sequence[int], pad: int, is_sharded: bool) -> bool:
     """Whether a prompt's next token is as likely behind padding as without, asked of the model itself.
 
     Models that carry a state along (RWKV, MiniMax's linear attention) may read the padding too.
     """
     found = []
     for n in (0, _PADDING):
-        ids = torch.tensor([[pad] * n + list(prompt[-_PROBED:])], device=model.device)
+        ids = torch.tensor([[pad] * n + list(prompt[-_PROBE:])], device=model.device)
         mask = torch.ones_like(ids)
         mask[:, :n] = 0
-        with own_settings_aside(model):
+        with default_generation_config(model):
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=pad,
                 return_dict_in_generate=True, output_logits=True,
@@ -188,18 +190,18 @@ def _answers(
         for row, ids in zip(going.tolist(), new.tolist(), strict=True):
             end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
             answers[row] += ids[: end + 1]
-        left, step = left - new.shape[1], _AT_ONCE
+        left, step = left - new.shape[1], _TOKENS_AT_ONCE
         kept = torch.tensor(
             [row for row, place in enumerate(going) if answers[place][-1] not in ends], dtype=torch.long
         )
         going = going[kept]
         input_ids = output.sequences[kept]
         mask = torch.cat([mask[kept], torch.ones(len(kept), new.shape[1], dtype=mask.dtype)], 1)
-        cache = _kept(output.get(CACHE), kept.to(model.device), len(new))
+        cache = _select_rows(output.get(CACHE), kept.to(model.device), len(new))
     return answers
 
 
-def _kept(cache: Cache | None, rows: torch.Tensor, n_rows: int) -> Cache | None:
+def _select_rows(cache: Cache | None, rows: torch.Tensor, n_rows: int) -> Cache | None:
     """The cache of some of `n_rows` rows; None, for the model to compute it anew, where its kind has none to select, or
     does not know how much was read, as a state alone (Mamba): transformers would have it read all again."""
     if type(cache) is not DynamicCache or not any(isinstance(layer, DynamicLayer) for layer in cache.layers):
@@ -208,4 +210,4 @@ def _kept(cache: Cache | None, rows: torch.Tensor, n_rows: int) -> Cache | None:
         if not all(type(layer) in _SELECTABLE for layer in cache.layers):
             return None
         cache.batch_select_indices(rows)
-    return with_room(cache)
+    return preallocated(cache)

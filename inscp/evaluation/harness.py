@@ -15,7 +15,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from inscp.data.rendering import render, render_prompt, require_chat_template
 from inscp.errors import UserError
-from inscp.evaluation.subject import Subject
+from inscp.evaluation.caching_model import CachingModel
 from inscp.pretrained import longest_input
 from inscp.records import IGNORED, Prompt, TokenSequence, Turn
 
@@ -31,15 +31,15 @@ class HarnessModel(TemplateLM):
     see, it is one token shorter.
 
     Args:
-        subject: what is asked.
+        model: what is asked.
         what: is asked, for people.
     """
 
-    def __init__(self, subject: Subject, what: str) -> None:
+    def __init__(self, model: CachingModel, what: str) -> None:
         super().__init__()
-        self.tokenizer = subject.tokenizer
-        self._subject, self._what = subject, what
-        self._longest = longest_input(subject.spec)
+        self.tokenizer = model.tokenizer
+        self._caching_model, self._what = model, what
+        self._longest = longest_input(model.spec)
         self._conversations: dict[str, Prompt] = {}
 
     def answer(self, requests: Iterable[Instance]) -> None:
@@ -73,7 +73,7 @@ class HarnessModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[_Encoded], **_: Any) -> list[tuple[float, bool]]:
         sequences = [self._sequence(context, continuation) for _, context, continuation in requests]
-        return [(-float(nll), False) for nll in self._subject.nlls(self._what, sequences)]
+        return [(-float(nll), False) for nll in self._caching_model.nlls(self._what, sequences)]
 
     def _sequence(self, context: list[int], continuation: list[int]) -> TokenSequence:
         if not 0 < len(continuation) < self._longest:
@@ -85,7 +85,7 @@ class HarnessModel(TemplateLM):
         return TokenSequence(self._what, input_ids, labels)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        raise NotImplementedError  # its metrics are no means over documents, which `measures` wants
+        raise NotImplementedError  # its metrics are no means over documents, which `averaged_metrics` wants
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context, cut before the first of its stop strings.
@@ -99,7 +99,7 @@ class HarnessModel(TemplateLM):
         answers = [""] * len(requests)
         for max_new_tokens, places in asked.items():
             prompts = [self._prompt(requests[place].args[0]) for place in places]
-            generations = self._subject.generate(self._what, prompts, max_new_tokens)
+            generations = self._caching_model.generate(self._what, prompts, max_new_tokens)
             for place, generation in zip(places, generations, strict=True):
                 answers[place] = postprocess_generated_text(
                     generation.response, requests[place].args[1].get("until"), None
@@ -120,7 +120,7 @@ class HarnessModel(TemplateLM):
         Raises:
             UserError: the model has no chat template.
         """
-        require_chat_template(self.tokenizer, self._subject.spec)
+        require_chat_template(self.tokenizer, self._caching_model.spec)
         if add_generation_prompt:  # as `generate_until` asks
             rendered = partial(render_prompt, self.tokenizer, mend="Set chat_template to false.")
         else:

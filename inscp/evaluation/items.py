@@ -60,7 +60,7 @@ def read_items(folder: Path, task: str) -> list[Item]:
 def write_values(folder: Path, task: str, items: Sequence[Item]) -> None:
     """Keep what each item was worth, as `read_values` gives it: small, and free to be passed on."""
     folder.mkdir(parents=True, exist_ok=True)
-    _packed(folder, task).write_bytes(gzip.compress(_lines(items).encode(), mtime=0))
+    _gzip_file(folder, task).write_bytes(gzip.compress(_lines(items).encode(), mtime=0))
 
 
 def read_values(folder: Path, task: str) -> list[Item]:
@@ -69,21 +69,21 @@ def read_values(folder: Path, task: str) -> list[Item]:
     Raises:
         UserError: there are none, or a line is not one.
     """
-    packed = _packed(folder, task)
+    packed = _gzip_file(folder, task)
     if packed.is_file():
         return _read(packed, lambda path: gzip.decompress(path.read_bytes()))
-    return list(map(_nameless, read_items(folder, task)))
+    return list(map(_anonymised, read_items(folder, task)))
 
 
 def _lines(items: Sequence[Item]) -> str:
     return "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
 
 
-def _packed(folder: Path, task: str) -> Path:
+def _gzip_file(folder: Path, task: str) -> Path:
     return items_file(folder, task).with_suffix(".jsonl.gz")
 
 
-def _nameless(item: Item) -> Item:
+def _anonymised(item: Item) -> Item:
     return Item(hashlib.blake2b(item.id.encode(), digest_size=8).hexdigest(), item.values, item.weights)
 
 

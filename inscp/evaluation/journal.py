@@ -11,7 +11,7 @@ from inscp.errors import UserError
 Answers = Iterable[tuple[int, Any]]
 
 
-def named_after(made_by: Mapping[str, Any]) -> str:
+def short_digest(made_by: Mapping[str, Any]) -> str:
     """A short digest of what decides the answers, by which their files are told apart."""
     return hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=4).hexdigest()
 
@@ -52,7 +52,7 @@ class Journal:
                 file.truncate(len(whole))
         self._unwritten = [] if whole else [dict(made_by)]  # where nothing is answered it does not matter
 
-    def answered(
+    def get_or_compute(
         self, kind: str, requests: Sequence[Any], answer: Callable[[list[int]], Answers], on_answer: Callable[[], None]
     ) -> list[Any]:
         """The answer to every request, in order.

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from inscp.data.rows import SURROGATE
-from inscp.evaluation.journal import Journal, named_after
+from inscp.evaluation.caching_model import StartProgress
+from inscp.evaluation.journal import Journal, short_digest
 from inscp.evaluation.server import Chat, Server
-from inscp.evaluation.subject import Watch
 from inscp.records import LANGUAGE_TAG, Prompt, Turn
 
 _PROMPT_VERSION = 2  # counted up with every change of the texts below
@@ -137,13 +137,13 @@ class Judge:
     Args:
         server: who judges.
         folder: the file goes into it.
-        watch: told how far it is.
+        start_progress: reports progress.
     """
 
-    def __init__(self, server: Server, folder: Path, watch: Watch) -> None:
+    def __init__(self, server: Server, folder: Path, start_progress: StartProgress) -> None:
         made_by = {**server.made_by, "prompts": _PROMPT_VERSION}
-        self._chat, self._watch = Chat(server), watch
-        self._journal = Journal(folder / f"judgements-{named_after(made_by)}.jsonl", made_by)
+        self._chat, self._start_progress = Chat(server), start_progress
+        self._journal = Journal(folder / f"judgements-{short_digest(made_by)}.jsonl", made_by)
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
         """The verdict on every case. What it will take, and has taken, is printed on standard error.
@@ -154,21 +154,21 @@ class Judge:
         """
 
         def answer(places: list[int]) -> Iterator[tuple[int, Verdict]]:
-            estimate = self._chat.server.estimate([_asked(cases[place], 1) for place in places], _REPLY_TOKENS)
+            estimate = self._chat.server.estimate([_prompt(cases[place], 1) for place in places], _REPLY_TOKENS)
             print(f"judging: {estimate}", file=sys.stderr, flush=True)
             for index, verdict in self._judged([cases[place] for place in places]):
                 yield places[index], verdict
             print(f"judged: {self._chat.spending}", file=sys.stderr, flush=True)
 
-        return self._journal.answered(
-            "judge", [case.prompt for case in cases], answer, self._watch("judging", len(cases))
+        return self._journal.get_or_compute(
+            "judge", [case.prompt for case in cases], answer, self._start_progress("judging", len(cases))
         )
 
     def _judged(self, cases: Sequence[Case]) -> Iterator[tuple[int, Verdict]]:
         waiting = list(range(len(cases)))
         for time in range(1, _TIMES + 1):
             unread = []
-            prompts = [_asked(cases[place], time) for place in waiting]
+            prompts = [_prompt(cases[place], time) for place in waiting]
             for index, reply in self._chat.ask(prompts, _REPLY_TOKENS) if prompts else ():
                 verdict = parse(reply.response, cases[waiting[index]])
                 if verdict is None and time < _TIMES:
@@ -178,6 +178,6 @@ class Judge:
             waiting = unread
 
 
-def _asked(case: Case, time: int) -> Prompt:
+def _prompt(case: Case, time: int) -> Prompt:
     """A greedy model says the same again to the same prompt, so that it is another one."""
     return (Turn("user", case.prompt + (_AGAIN.format(time=time) if time > 1 else "")),)

@@ -33,7 +33,7 @@ def read_table(spec: str) -> list[tuple[str, Row]]:
     return rows
 
 
-def spread(rows: Sequence[T], limit: int | None) -> list[T]:
+def evenly_spaced(rows: Sequence[T], limit: int | None) -> list[T]:
     """So many of the rows, spread evenly over them, so that every group in them stays; all without a limit."""
     if limit is not None and limit < 1:
         raise UserError("limit", f"{limit} prompts are none", "Give a number from 1.")
@@ -66,7 +66,7 @@ def read_aligned_prompts(
     """
     if not languages:
         raise UserError("languages", f"none is given for {spec}", "Name fields of it, as [fi, en].")
-    rows = spread(read_table(spec), limit)
+    rows = evenly_spaced(read_table(spec), limit)
     for language in languages:
         identifier.require_known(language)
         if find_field(rows[0][1], [language]) is None:

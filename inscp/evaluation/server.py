@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from inscp.errors import RunError, UserError
-from inscp.evaluation.spending import Spending, Usage, about_tokens, most_tokens
+from inscp.evaluation.spending import Spending, Usage, estimate_tokens, max_tokens
 from inscp.optional import library
 from inscp.records import Generation, Prompt
 
@@ -93,7 +93,7 @@ class Server:
     def most(self, prompt: Prompt, max_new_tokens: int) -> Usage:
         """What a call can use at most."""
         allowed = [self.options.get(name) or 0 for name in ("max_tokens", "max_completion_tokens")]
-        return Usage(most_tokens(prompt), max(max_new_tokens, *allowed))
+        return Usage(max_tokens(prompt), max(max_new_tokens, *allowed))
 
     def money(self, usage: Usage) -> float:
         return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
@@ -101,7 +101,7 @@ class Server:
     def estimate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> str:
         """What asking these will take, for people."""
         written = sum(self.most(prompt, max_new_tokens).completion_tokens for prompt in prompts)
-        usage = Usage(about_tokens(prompts), written)
+        usage = Usage(estimate_tokens(prompts), written)
         return (
             f"{len(prompts):,} calls of {self.model} at {self.address}, about {usage.prompt_tokens:,} tokens to read "
             f"and at most {written:,} to write, about {self.money(usage):,.2f} in all"

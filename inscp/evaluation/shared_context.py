@@ -77,10 +77,10 @@ def find_trees(loss: NextTokenLoss, sequences: Sequence[TokenSequence]) -> list[
             trees.append(Tree(context, [], []))
         trees[-1].continuations.append(continuation)
         trees[-1].places.append(place)
-    return [tree for trees in alike.values() for tree in trees if _pays(tree)]
+    return [tree for trees in alike.values() for tree in trees if _saves_enough(tree)]
 
 
-def _pays(tree: Tree) -> bool:
+def _saves_enough(tree: Tree) -> bool:
     saved = (len(tree.places) - 1) * len(tree.context)
     return tree.length <= _LONGEST_ROW and saved >= _SAVED * (saved + tree.length)
 

@@ -20,12 +20,12 @@ class Usage:
     completion_tokens: int
 
 
-def most_tokens(prompt: Prompt) -> int:
+def max_tokens(prompt: Prompt) -> int:
     """How many a prompt can have in a chat template: no tokenizer makes more tokens of a text than it has bytes."""
     return _n_bytes(prompt) + _TURN_TOKENS * (1 + len(prompt))
 
 
-def about_tokens(prompts: Sequence[Prompt]) -> int:
+def estimate_tokens(prompts: Sequence[Prompt]) -> int:
     """How many some prompts have, guessed from their bytes."""
     return round(sum(map(_n_bytes, prompts)) / _BYTES_A_TOKEN)
 

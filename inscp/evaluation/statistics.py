@@ -46,7 +46,7 @@ def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
     if all(isinstance(value, bool) for value in values):
         total = sum(weights)
         share = sum(weight for value, weight in zip(values, weights, strict=True) if value) / total
-        return Metric(share, wilson(share, effective(np.asarray(weights))), len(values))
+        return Metric(share, wilson(share, effective_sample_size(np.asarray(weights))), len(values))
     return _mean_of_numbers(*(np.asarray([of], dtype=np.float64) for of in (values, weights)))
 
 
@@ -58,10 +58,10 @@ def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
     if n < 2:
         return Metric(value, (math.nan, math.nan), n)
     half_width = float(scipy_stats().t.ppf(0.975, n - 1)) * math.sqrt(items_variance(influences[0], n))
-    return Metric(value, within(values, value - half_width, value + half_width), n)
+    return Metric(value, clipped_to_range(values, value - half_width, value + half_width), n)
 
 
-def within(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+def clipped_to_range(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
     """The interval of a mean inside what it can be: where no value is below 0, or all are between 0 and 1."""
     if (values < 0).any():
         return low, high
@@ -120,12 +120,12 @@ def scipy_stats() -> Any:
     return library("scipy.stats", "eval")
 
 
-def effective(weights: np.ndarray) -> float:
+def effective_sample_size(weights: np.ndarray) -> float:
     """So many items of one weight say as much as those of these weights (Kish 1965)."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
-def most_of_none(n: float) -> float:
+def zero_share_upper_bound(n: float) -> float:
     """The upper end of the exact 95 % interval (Clopper-Pearson) of a share that 0 of n items have.
 
     Their variance is 0, and says nothing.

@@ -6,35 +6,35 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item, write_items
 from inscp.evaluation.results import Results, TaskResult
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 
 OnTask = Callable[[str, TaskResult, list[Item]], None]
 
 
-def run(tasks: Mapping[str, Task], subject: Subject, environment: Mapping[str, Any], on_task: OnTask) -> Results:
-    """What the tasks measure; the items of each are written into the subject's folder as soon as it is done.
+def run(tasks: Mapping[str, Task], model: CachingModel, environment: Mapping[str, Any], on_task: OnTask) -> Results:
+    """What the tasks measure; the items of each are written into the model's folder as soon as it is done.
 
     Args:
         tasks: by name; what they will ask has been checked.
-        subject: the model.
+        model: the model.
         environment: in which it runs.
         on_task: told of each task that is done.
     """
     results = {}
     for name, task in tasks.items():
         started = time.monotonic()
-        items = told_apart(task.items(subject))
+        items = with_unique_ids(task.items(model))
         seconds = time.monotonic() - started
         results[name] = TaskResult(type(task).__name__, task.metrics(items), len(items), task.version, seconds, task.by)
-        write_items(subject.folder, name, items)
+        write_items(model.folder, name, items)
         on_task(name, results[name], items)
-    return Results(subject.spec, results, environment)
+    return Results(model.spec, results, environment)
 
 
-def told_apart(items: Iterable[Item]) -> list[Item]:
+def with_unique_ids(items: Iterable[Item]) -> list[Item]:
     """The same items, where one id comes again with its number behind it: two evaluations are compared by id."""
     seen: Counter[str] = Counter()
     result = []

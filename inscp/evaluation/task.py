@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from inscp.data.rows import Row
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item
-from inscp.evaluation.prompts import read_table, spread, text_of
+from inscp.evaluation.prompts import evenly_spaced, read_table, text_of
 from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means
-from inscp.evaluation.subject import Subject
 from inscp.records import Generation, Role, Turn
 
 
@@ -59,7 +59,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def items(self, subject: Subject) -> Sequence[Item]:
+    def items(self, model: CachingModel) -> Sequence[Item]:
         """Ask the model, and say what each answer is worth."""
 
     def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
@@ -100,7 +100,7 @@ class Prompted(Task):
         rows = [row for row in read_table(self.prompts) if not self._is_left_out(row[1])]
         if not rows:
             raise UserError(self.prompts, "leave_out leaves no prompt", "Leave out less.")
-        return spread(rows, self.limit)
+        return evenly_spaced(rows, self.limit)
 
     def _is_left_out(self, row: Row) -> bool:
         return any(str(row.get(name)) in values for name, values in self.leave_out.items())
@@ -109,13 +109,13 @@ class Prompted(Task):
         for position, row in self.rows():
             text_of(position, row, [self.prompt_field])
 
-    def items(self, subject: Subject) -> list[Item]:
+    def items(self, model: CachingModel) -> list[Item]:
         rows = self.rows()
         role: Role = "user" if self.chat else "document"
         texts = [text_of(position, row, [self.prompt_field]) for position, row in rows]
         # A space at the end of a text would be a token of its own, behind which no model can write its usual words.
         asked = [(Turn(role, text if self.chat else text.rstrip()),) for text in texts]
-        answers = subject.generate(type(self).__name__, asked, self.max_new_tokens)
+        answers = model.generate(type(self).__name__, asked, self.max_new_tokens)
         values = self.values([row for _, row in rows], answers)
         return [
             Item(text, worth, shown={"prompt": text, "response": answer.response, "ended": answer.ended})

@@ -15,14 +15,14 @@ import numpy as np
 from inscp.evaluation.items import Item
 from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import (
-    effective,
+    clipped_to_range,
+    effective_sample_size,
     items_variance,
     linearised,
     mcnemar,
-    most_of_none,
     scipy_stats,
     wilson,
-    within,
+    zero_share_upper_bound,
 )
 
 _ROUNDING = 1e-12
@@ -93,7 +93,7 @@ def mean(sample: Sample) -> Metric:
     if n < 2:
         return Metric(value, wilson(value, n) if sample.is_share and n else (math.nan, math.nan), n)
     spread = _Spread(items_variance(_influence(influences), n), n - 1, *_seeds_variance(of_seeds))
-    low, high = within(sample.values, value - spread.half_width, value + spread.half_width)
+    low, high = clipped_to_range(sample.values, value - spread.half_width, value + spread.half_width)
     if sample.is_share:
         # Where all items agree they have no variance, and an interval by it would have no width.
         least, most = wilson(value, _effective(sample))
@@ -120,7 +120,7 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     change, is_share = other - one, before.is_share and after.is_share
     # Few items say little, even where all agree.
     fewest = min(map(_effective, (before, after)))
-    half_width = max(spread.half_width, most_of_none(fewest) if is_share else 0.0)
+    half_width = max(spread.half_width, zero_share_upper_bound(fewest) if is_share else 0.0)
     if half_width < _ROUNDING < abs(change):  # all items change by the same, and how others would is not known
         half_width = math.nan
     low, high = change - half_width, change + half_width
@@ -193,4 +193,4 @@ def _influence(of_seeds: np.ndarray) -> np.ndarray:
 
 def _effective(sample: Sample) -> float:
     """Items of one weight that say as much as those of all seeds together."""
-    return effective(sample.weights.max(0))
+    return effective_sample_size(sample.weights.max(0))

@@ -170,7 +170,7 @@ class Comparison:
         for task, kind, metric in self._metrics():
             title, label = _placed(task, kind, metric)
             columns[title].append(Column(task, metric, label))
-        return [self._table(title, _told_apart(found)) for title, found in columns.items() if found]
+        return [self._table(title, _with_unique_labels(found)) for title, found in columns.items() if found]
 
     def _metrics(self) -> Iterable[tuple[str, str, str]]:
         """Task, its kind, metric: of all evaluations, each once."""
@@ -240,7 +240,7 @@ def _metric(one: Evaluated, column: Column) -> Metric | None:
     return task.metrics.get(column.metric) if task else None
 
 
-def _told_apart(columns: Sequence[Column]) -> list[Column]:
+def _with_unique_labels(columns: Sequence[Column]) -> list[Column]:
     """With the task's name where tasks of one kind have the same metrics."""
     labels = Counter(column.label for column in columns)
     return [

@@ -85,7 +85,7 @@ def test_a_row_that_has_ended_is_computed_no_further_and_changes_no_other(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", counted)
-    monkeypatch.setattr(generation, "_AT_ONCE", 2)
+    monkeypatch.setattr(generation, "_TOKENS_AT_ONCE", 2)
     if not selectable:
         monkeypatch.setattr(generation, "_SELECTABLE", ())
     assert answers(model, tokenizer, PROMPTS, max_new_tokens=24) == whole

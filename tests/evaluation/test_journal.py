@@ -28,7 +28,7 @@ class Answering:
 
 
 def ask(path: Path, answering: Answering, requests: list[str], kind: str = "k") -> list[str]:
-    return Journal(path, MADE_BY).answered(kind, requests, answering, lambda: None)
+    return Journal(path, MADE_BY).get_or_compute(kind, requests, answering, lambda: None)
 
 
 def test_an_interrupted_run_goes_on_with_what_is_left(tmp_path: Path) -> None:
@@ -54,14 +54,14 @@ def test_where_nothing_is_answered_yet_other_settings_may_begin(tmp_path: Path) 
 def test_the_same_request_is_asked_once_and_another_kind_is_another(tmp_path: Path) -> None:
     answering, told = Answering(), []
     journal = Journal(tmp_path / "answers.jsonl", MADE_BY)
-    assert journal.answered("k", ["a", "b", "a"], answering, lambda: told.append(1)) == [
+    assert journal.get_or_compute("k", ["a", "b", "a"], answering, lambda: told.append(1)) == [
         "answer 0",
         "answer 1",
         "answer 0",
     ]
     assert answering.asked == [1, 0]
     assert len(told) == 3
-    journal.answered("other", ["a"], answering, lambda: None)
+    journal.get_or_compute("other", ["a"], answering, lambda: None)
     assert answering.asked == [1, 0, 0]
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.definitions import task_manager
 from inscp.evaluation.items import Item
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.prompts import spread
+from inscp.evaluation.prompts import evenly_spaced
 from inscp.evaluation.statistics import means
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.knowledge import Knowledge, _Group, _in_groups
 from inscp.experiment.estimates import differences
 from inscp.records import TokenSequence
@@ -97,13 +97,13 @@ class CountingModel(LocalModel):
         return super().nlls(sequences)
 
 
-def subject_of(model: LocalModel, folder: Path) -> Subject:
-    return Subject(model, folder, lambda what, n: lambda: None)
+def caching_model_of(model: LocalModel, folder: Path) -> CachingModel:
+    return CachingModel(model, folder, lambda what, n: lambda: None)
 
 
 @pytest.fixture
-def subject(tiny_model_folder: str, tmp_path: Path) -> Subject:
-    return subject_of(CountingModel(tiny_model_folder, torch.float32, 8), tmp_path / "answers")
+def caching_model(tiny_model_folder: str, tmp_path: Path) -> CachingModel:
+    return caching_model_of(CountingModel(tiny_model_folder, torch.float32, 8), tmp_path / "answers")
 
 
 def by_the_harness(task: Knowledge, folder: str) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def by_the_harness(task: Knowledge, folder: str) -> list[dict[str, Any]]:
         model,
         tasks=list(task._tasks.values()),
         num_fewshot=task.num_fewshot,
-        samples={name: spread(range(len(found.eval_docs)), task.limit) for name, found in task._tasks.items()},
+        samples={name: evenly_spaced(range(len(found.eval_docs)), task.limit) for name, found in task._tasks.items()},
         apply_chat_template=task.chat_template,
         fewshot_as_multiturn=task.chat_template,
         bootstrap_iters=0,
@@ -126,10 +126,12 @@ def by_the_harness(task: Knowledge, folder: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("options", [{}, {"num_fewshot": 2}, {"chat_template": True}, {"limit": 2}], ids=str)
-def test_arc_equals_the_harness(subject: Subject, arc: str, tiny_model_folder: str, options: dict[str, Any]) -> None:
+def test_arc_equals_the_harness(
+    caching_model: CachingModel, arc: str, tiny_model_folder: str, options: dict[str, Any]
+) -> None:
     task = Knowledge(benchmark="arc_easy", files=arc, **options)
     task.check()
-    items = task.items(subject)
+    items = task.items(caching_model)
     asked = [request.args for request in task._tasks["arc_easy"].instances]
     samples = by_the_harness(task, tiny_model_folder)
     assert [request.args for request in task._tasks["arc_easy"].instances] == asked
@@ -145,16 +147,18 @@ def test_arc_equals_the_harness(subject: Subject, arc: str, tiny_model_folder: s
 
 
 @pytest.mark.parametrize("shots", [0, 2])
-def test_hellaswag_equals_the_harness(subject: Subject, tiny_model_folder: str, tmp_path: Path, shots: int) -> None:
+def test_hellaswag_equals_the_harness(
+    caching_model: CachingModel, tiny_model_folder: str, tmp_path: Path, shots: int
+) -> None:
     file = write(tmp_path / "hellaswag.jsonl", HELLASWAG)
     task = Knowledge(benchmark="hellaswag", files=file, num_fewshot=shots)
     task.check()
-    items = task.items(subject)
+    items = task.items(caching_model)
     asked = [request.args for request in task._tasks["hellaswag"].instances]
     samples = by_the_harness(task, tiny_model_folder)
     assert [request.args for request in task._tasks["hellaswag"].instances] == asked
     assert asked[0][1] == " sleeps on the river. Geese come."
-    likelihoods = [-nll for nll in subject.nlls("", [sequence_of(subject, *pair) for pair in asked])]
+    likelihoods = [-nll for nll in caching_model.nlls("", [sequence_of(caching_model, *pair) for pair in asked])]
     theirs = [answer[0][0] for sample in samples for answer in sample["resps"]]
     np.testing.assert_allclose(likelihoods, theirs, rtol=1e-6)
     assert [dict(item.values) for item in items] == [
@@ -164,10 +168,10 @@ def test_hellaswag_equals_the_harness(subject: Subject, tiny_model_folder: str, 
     assert [item.shown["gold"] for item in items] == gold
 
 
-def sequence_of(subject: Subject, context: str, continuation: str) -> TokenSequence:
+def sequence_of(caching_model: CachingModel, context: str, continuation: str) -> TokenSequence:
     from inscp.evaluation.harness import HarnessModel
 
-    model = HarnessModel(subject, "")
+    model = HarnessModel(caching_model, "")
     return model._sequence(*model._encode_pair(context, continuation))
 
 
@@ -192,7 +196,7 @@ def test_likelihoods_equal_the_harness_to_a_millionth(tmp_path: Path, style: str
         return [Instance(kind, {}, argument, i) for i, argument in enumerate(arguments)]
 
     theirs = HFLM(pretrained=folder, dtype="float32", device="cpu", batch_size=2)
-    ours = HarnessModel(subject_of(LocalModel(folder, torch.float32, 8), tmp_path / "answers"), "likelihoods")
+    ours = HarnessModel(caching_model_of(LocalModel(folder, torch.float32, 8), tmp_path / "answers"), "likelihoods")
     assert (ours.tok_encode("The river")[0] == ours.prefix_token_id) == bos
     expected = theirs.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
     found = ours.loglikelihood(requests("loglikelihood", pairs))
@@ -218,10 +222,12 @@ def saved_model(folder: Path, style: str) -> str:
 
 
 @pytest.mark.parametrize("measure", ["mc1", "mc2"])
-def test_truthfulqa_equals_the_harness(subject: Subject, truthful: str, tiny_model_folder: str, measure: str) -> None:
+def test_truthfulqa_equals_the_harness(
+    caching_model: CachingModel, truthful: str, tiny_model_folder: str, measure: str
+) -> None:
     task = Knowledge(benchmark=f"truthfulqa_{measure}", files=truthful)
     task.check()
-    items = task.items(subject)
+    items = task.items(caching_model)
     expected = [sample["acc"] for sample in by_the_harness(task, tiny_model_folder)]
     found = [item.values[measure] for item in items]
     assert found == pytest.approx(expected, abs=1e-6)
@@ -229,16 +235,16 @@ def test_truthfulqa_equals_the_harness(subject: Subject, truthful: str, tiny_mod
     assert task.metrics(items)[measure].value == pytest.approx(sum(expected) / 2, abs=1e-6)
 
 
-def test_mc2_is_the_share_of_probability_on_the_true_answers(subject: Subject, truthful: str) -> None:
+def test_mc2_is_the_share_of_probability_on_the_true_answers(caching_model: CachingModel, truthful: str) -> None:
     """Worked out by hand from the likelihoods that the model is made to give: 1/2 and 1/4 true, 1/8 thrice false."""
     likelihoods = {"No, it has no ears": 1 / 2, "The moon hears nothing": 1 / 4}
 
     def nlls(what: str, sequences: list[TokenSequence]) -> np.ndarray:
-        texts = [subject.tokenizer.decode(s.input_ids[s.labels == s.input_ids]).strip() for s in sequences]
+        texts = [caching_model.tokenizer.decode(s.input_ids[s.labels == s.input_ids]).strip() for s in sequences]
         return np.array([-math.log(likelihoods.get(text, 1 / 8)) for text in texts])
 
-    subject.nlls = nlls  # type: ignore[assignment,method-assign]
-    [item] = Knowledge(benchmark="truthfulqa_mc2", files=truthful, limit=1).items(subject)
+    caching_model.nlls = nlls  # type: ignore[assignment,method-assign]
+    [item] = Knowledge(benchmark="truthfulqa_mc2", files=truthful, limit=1).items(caching_model)
     assert item.values == {"mc2": pytest.approx((1 / 2 + 1 / 4) / (1 / 2 + 1 / 4 + 3 / 8))}
     assert item.shown == {
         "question": TRUTHFUL[0]["Question"],
@@ -247,50 +253,52 @@ def test_mc2_is_the_share_of_probability_on_the_true_answers(subject: Subject, t
     }
 
 
-def test_acc_norm_divides_by_the_characters_of_a_choice(subject: Subject, tmp_path: Path) -> None:
+def test_acc_norm_divides_by_the_characters_of_a_choice(caching_model: CachingModel, tmp_path: Path) -> None:
     rows = [{"question": "q", "choices": ["ab", "abcdefgh"], "answer": "B"}]
     task = Knowledge(benchmark="arc_challenge", files=write(tmp_path / "a.jsonl", rows))
-    subject.nlls = lambda what, sequences: np.array([3.0, 8.0])  # type: ignore[assignment,method-assign]
-    [item] = task.items(subject)
+    caching_model.nlls = lambda what, sequences: np.array([3.0, 8.0])  # type: ignore[assignment,method-assign]
+    [item] = task.items(caching_model)
     assert item.values == {"acc": False, "acc_norm": True}  # -3 > -8, but -3/2 < -8/8
     assert item.shown["chosen"] == "ab"
 
 
-def test_what_has_been_answered_is_not_asked_again(subject: Subject, tiny_model_folder: str, arc: str) -> None:
-    first = Knowledge(benchmark="arc_easy", files=arc, num_fewshot=2).items(subject)
-    assert subject.backend.asked == sum(len(row["choices"]) for row in ARC)  # type: ignore[attr-defined,arg-type,misc]
+def test_what_has_been_answered_is_not_asked_again(
+    caching_model: CachingModel, tiny_model_folder: str, arc: str
+) -> None:
+    first = Knowledge(benchmark="arc_easy", files=arc, num_fewshot=2).items(caching_model)
+    assert caching_model.backend.asked == sum(len(row["choices"]) for row in ARC)  # type: ignore[attr-defined,arg-type,misc]
     model = CountingModel(tiny_model_folder, torch.float32, 8)
     task = Knowledge(benchmark="arc_easy", files=arc, num_fewshot=2)
-    assert task.items(subject_of(model, subject.folder)) == task.items(subject) == first
+    assert task.items(caching_model_of(model, caching_model.folder)) == task.items(caching_model) == first
     assert model.asked == 0
 
 
-def test_no_question_is_among_its_own_examples(subject: Subject, arc: str) -> None:
+def test_no_question_is_among_its_own_examples(caching_model: CachingModel, arc: str) -> None:
     asked: list[str] = []
 
     def nlls(what: str, sequences: list[TokenSequence]) -> np.ndarray:
-        asked.extend(subject.tokenizer.decode(sequence.input_ids) for sequence in sequences)
+        asked.extend(caching_model.tokenizer.decode(sequence.input_ids) for sequence in sequences)
         return np.ones(len(sequences))
 
-    subject.nlls = nlls  # type: ignore[assignment,method-assign]
-    Knowledge(benchmark="arc_easy", files=arc, num_fewshot=3).items(subject)
+    caching_model.nlls = nlls  # type: ignore[assignment,method-assign]
+    Knowledge(benchmark="arc_easy", files=arc, num_fewshot=3).items(caching_model)
     questions = [str(row["query"]) for row in ARC]
     assert len(asked) == 12
     assert all([text.count(question) for question in questions] == [1, 1, 1, 1] for text in asked)
 
 
-def test_the_fields_of_the_benchmark_itself_and_other_names(subject: Subject, tmp_path: Path) -> None:
+def test_the_fields_of_the_benchmark_itself_and_other_names(caching_model: CachingModel, tmp_path: Path) -> None:
     own = [{"question": "Who?", "A": "the miller", "B": "rain", "C": "geese", "D": "no one", "answer": "C"}]
     task = Knowledge(benchmark="tmmluplus_ttqav2", files=write(tmp_path / "own.jsonl", own))
     task.check()
-    [item] = task.items(subject)
+    [item] = task.items(caching_model)
     assert (item.shown["question"], item.shown["gold"]) == ("Who?", "C")
     [row] = own
     row["frage"] = row.pop("question")
     renamed = write(tmp_path / "renamed.jsonl", own)
     task = Knowledge(benchmark="tmmluplus_ttqav2", files=renamed, fields={"question": "frage"})
     task.check()
-    assert task.items(subject) == [item]
+    assert task.items(caching_model) == [item]
 
 
 def test_the_answers_of_truthfulqa_lie_between_semicolons_of_any_script_or_in_lists(
@@ -315,17 +323,21 @@ def subject_less(task: Knowledge, name: str) -> list[Any]:
     return list(task._tasks[name].instances)
 
 
-def test_documents_of_one_number_from_two_files_are_not_the_same(subject: Subject, arc: str, tmp_path: Path) -> None:
-    subject.nlls = lambda what, sequences: np.ones(len(sequences))  # type: ignore[assignment,method-assign]
+def test_documents_of_one_number_from_two_files_are_not_the_same(
+    caching_model: CachingModel, arc: str, tmp_path: Path
+) -> None:
+    caching_model.nlls = lambda what, sequences: np.ones(len(sequences))  # type: ignore[assignment,method-assign]
     other = write(tmp_path / "other.jsonl", [ARC[1], ARC[1], ARC[2]])
-    ids = [[item.id for item in Knowledge(benchmark="arc_easy", files=file).items(subject)] for file in (arc, other)]
+    ids = [
+        [item.id for item in Knowledge(benchmark="arc_easy", files=file).items(caching_model)] for file in (arc, other)
+    ]
     assert [a == b for a, b in zip(*ids, strict=False)] == [False, True, True]
 
 
 def test_a_group_comes_from_a_folder_with_a_file_for_each_of_its_tasks(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    caching_model: CachingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject.nlls = lambda what, sequences: np.array([1.0, 2, 2, 2] * (len(sequences) // 4))  # type: ignore[assignment,method-assign]
+    caching_model.nlls = lambda what, sequences: np.array([1.0, 2, 2, 2] * (len(sequences) // 4))  # type: ignore[assignment,method-assign]
     for name in task_manager().all_subtasks:
         choices = dict(zip("ABCD", "一二三四", strict=True))
         rows = [{"question": f"題{i} {name}", **choices, "answer": "AB"[i % 2]} for i in range(3)]
@@ -333,7 +345,7 @@ def test_a_group_comes_from_a_folder_with_a_file_for_each_of_its_tasks(
             write(tmp_path / f"{name}.jsonl", rows)
     task = Knowledge(benchmark="ceval_zhtw", files=str(tmp_path), limit=2, num_fewshot=1)
     task.check()
-    items = task.items(subject)
+    items = task.items(caching_model)
     assert len({item.id for item in items}) == len(items) == 52 * 2
     assert task.metrics(items)["acc"].value == 0.5
     asked = task._tasks["ceval-valid_law"].instances[0].args[0]
@@ -390,7 +402,7 @@ def test_generations_equal_the_harness_and_end_at_a_stop_string(tiny_model_folde
     from inscp.evaluation.harness import HarnessModel
 
     theirs = HFLM(pretrained=tiny_model_folder, dtype="float32", device="cpu", batch_size=2)
-    ours = HarnessModel(subject_of(LocalModel(tiny_model_folder, torch.float32, 8), tmp_path), "generations")
+    ours = HarnessModel(caching_model_of(LocalModel(tiny_model_folder, torch.float32, 8), tmp_path), "generations")
     chat = [{"role": "user", "content": "Who sleeps?"}]
     contexts = ["The river", "河水", ours.apply_chat_template(chat)]
     assert contexts[-1] == theirs.apply_chat_template(chat)
@@ -430,12 +442,12 @@ def mock_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> lis
 
 
 def test_a_group_has_metrics_over_all_and_for_each_group_inside(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    caching_model: CachingModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mock_hub(monkeypatch, [{"question": "q", "choices": list("abcd"), "answer": answer} for answer in (0, 1)])
-    subject.nlls = lambda what, sequences: np.array([1.0, 2, 2, 2] * (len(sequences) // 4))  # type: ignore[assignment,method-assign]
+    caching_model.nlls = lambda what, sequences: np.array([1.0, 2, 2, 2] * (len(sequences) // 4))  # type: ignore[assignment,method-assign]
     task = Knowledge(benchmark="mmlu")
-    items = task.items(subject)
+    items = task.items(caching_model)
     assert len({item.id for item in items}) == len(items) == 57 * 2
     assert next(item for item in items if item.id.startswith("mmlu_astronomy/1 ")).values == {
         "acc": False,
@@ -449,15 +461,15 @@ def test_a_group_has_metrics_over_all_and_for_each_group_inside(
     assert metrics["acc"].n == sum(metrics[f"acc/mmlu_{group}"].n for group in groups) == 57 * 2
 
 
-def test_a_group_weighs_its_tasks_as_its_definition_says(subject: Subject, tmp_path: Path) -> None:
+def test_a_group_weighs_its_tasks_as_its_definition_says(caching_model: CachingModel, tmp_path: Path) -> None:
     """BHS takes the mean of the tasks' means of `acc` and says nothing of `acc_norm`."""
     likely = np.random.default_rng(0)
-    subject.nlls = lambda what, sequences: likely.random(len(sequences))  # type: ignore[assignment,method-assign]
+    caching_model.nlls = lambda what, sequences: likely.random(len(sequences))  # type: ignore[assignment,method-assign]
     row = {"context": "The mill", "ending_good": " turns", "ending_bad": " turn slowly"}
     for number, name in enumerate(task_manager().task_index["bhs_basque"].cfg["task"]):
         write(tmp_path / f"{name}.jsonl", [row] * (1 + number))
     task = Knowledge(benchmark="bhs_basque", files=str(tmp_path))
-    items = task.items(subject)
+    items = task.items(caching_model)
     found = task.metrics(items)
     of_task: dict[str, Any] = {}
     for item in items:
@@ -483,11 +495,11 @@ def test_each_group_inside_another_weighs_its_tasks_by_its_own_definition() -> N
     assert _in_groups([], items) == items, "of tasks that are no group"
 
 
-def test_c_eval_in_traditional_chinese(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_eval_in_traditional_chinese(caching_model: CachingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = mock_hub(monkeypatch, [{"question": "題目", **dict.fromkeys("ABCD", "答"), "answer": "A"}])
-    subject.nlls = lambda what, sequences: np.ones(len(sequences))  # type: ignore[assignment,method-assign]
+    caching_model.nlls = lambda what, sequences: np.ones(len(sequences))  # type: ignore[assignment,method-assign]
     task = Knowledge(benchmark="ceval_zhtw")
-    items = task.items(subject)
+    items = task.items(caching_model)
     assert len(items) == 52
     assert {path for path, _ in loaded} == {"erhwenkuo/ceval-exam-zhtw"}
     assert ("erhwenkuo/ceval-exam-zhtw", "law") in loaded

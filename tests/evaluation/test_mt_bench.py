@@ -12,9 +12,9 @@ from named_metrics import are_named
 from openai_server import CUT, HANGS, OpenAIServer, Reply, serving
 
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item, items_folder, write_items
 from inscp.evaluation.server import Server
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.mt_bench import MTBench
 from inscp.records import Generation, Prompt
 from inscp.text.language import primary
@@ -77,8 +77,8 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def subject(folder: Path) -> Subject:
-    return Subject(Model(), folder / "out", lambda *_: lambda: None)
+def caching_model(folder: Path) -> CachingModel:
+    return CachingModel(Model(), folder / "out", lambda *_: lambda: None)
 
 
 def graded(rating: Any = 7, language: str = "zh-TW") -> str:
@@ -114,7 +114,7 @@ def values(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 def test_the_second_question_comes_behind_the_first_answer(task: Callable[..., MTBench], tmp_path: Path) -> None:
     with judging() as judge:
-        model = subject(tmp_path)
+        model = caching_model(tmp_path)
         items = task(judge, limit=1).items(model)
         first, second = model.backend.asked  # type: ignore[attr-defined]
     assert [(turn.role, turn.text) for turn in first] == [("user", "寫一首詩")]
@@ -127,7 +127,7 @@ def test_the_judge_sees_the_turn_that_it_grades_with_what_came_before_it_and_no_
     task: Callable[..., MTBench], tmp_path: Path
 ) -> None:
     with judging() as judge:
-        task(judge, limit=1).items(subject(tmp_path))
+        task(judge, limit=1).items(caching_model(tmp_path))
         first, second = sorted(judge.prompts(), key=len)
     assert "in turn 1 alone" in first
     assert "再短一點" not in first
@@ -143,7 +143,7 @@ def test_scores_are_by_turn_by_category_and_the_mean_of_both_turns(
 ) -> None:
     with by_turn(graded(9), graded(4)) as judge:
         bench = task(judge)
-        items = bench.items(subject(tmp_path))
+        items = bench.items(caching_model(tmp_path))
     common = {"unparsed": False, "score/turn_1": 9.0, "score/turn_2": 4.0, "score": 6.5, "in_language": True,
               "score_in_language": 6.5}  # fmt: skip
     assert values(items) == [common | {f"score/{q['category']}": 6.5} for q in QUESTIONS]
@@ -162,7 +162,7 @@ def test_a_question_is_answered_in_its_language_if_both_turns_are(
     first: str, second: str, is_in: bool, task: Callable[..., MTBench], tmp_path: Path
 ) -> None:
     with by_turn(graded(5, first), graded(5, second)) as judge:
-        [item] = task(judge, limit=1).items(subject(tmp_path))
+        [item] = task(judge, limit=1).items(caching_model(tmp_path))
     assert (item.values["in_language"], item.values["score"]) == (is_in, 5.0)
     in_theirs = [primary(tag) == "zh" for tag in (first, second)]
     assert item.values["score_in_language"] == sum(5 if is_one else 1 for is_one in in_theirs) / 2
@@ -178,7 +178,7 @@ def test_the_judge_sees_the_right_answers_up_to_the_turn_in_the_categories_that_
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     with judging() as judge:
-        task(judge, **options).items(subject(tmp_path))
+        task(judge, **options).items(caching_model(tmp_path))
     assert Counter(re.findall(r"^<reference_\d_\w+>\nright (\S+)$", "\n".join(judge.prompts()), re.MULTILINE)) == shown
 
 
@@ -187,7 +187,7 @@ def test_a_judge_that_cannot_be_read_is_asked_again_in_other_words(
 ) -> None:
     left = ["nonsense", graded(11)]
     with serving(lambda _: left.pop(0) if left else graded(3)) as judge:
-        [item] = task(judge, limit=1).items(subject(tmp_path))
+        [item] = task(judge, limit=1).items(caching_model(tmp_path))
         assert (item.values["score"], item.values["unparsed"]) == (3.0, False)
         assert len(judge.asked) == len(set(judge.prompts())) == 4
 
@@ -198,7 +198,7 @@ def test_a_judge_that_fails_in_every_way_still_gives_all_its_grades(
     troubles: list[Reply] = [429, 500, CUT, HANGS, b"", b"{}", "nonsense"]
     left = list(troubles)
     with serving(lambda _: left.pop(0) if left else graded(3)) as judge:
-        items = task(judge, timeout=0.5).items(subject(tmp_path))
+        items = task(judge, timeout=0.5).items(caching_model(tmp_path))
         assert [(item.values["score"], item.values["unparsed"]) for item in items] == [(3.0, False)] * 3
         assert len(judge.asked) == 6 + len(troubles)
 
@@ -208,7 +208,7 @@ def test_a_judge_that_can_never_be_read_is_counted_and_not_guessed(
 ) -> None:
     with by_turn(graded(8), "I give it a 7.") as judge:
         bench = task(judge, limit=1)
-        items = bench.items(subject(tmp_path))
+        items = bench.items(caching_model(tmp_path))
         assert values(items) == [{"unparsed": True, "score/turn_1": 8.0}]
         assert len([prompt for prompt in judge.prompts() if "in turn 2 alone" in prompt]) == 3
     assert items[0].shown["verdicts"][1] == {"unparsed": "I give it a 7."}
@@ -218,18 +218,18 @@ def test_a_judge_that_can_never_be_read_is_counted_and_not_guessed(
 def test_what_was_judged_is_not_asked_again(task: Callable[..., MTBench], tmp_path: Path) -> None:
     with judging() as judge:
         with pytest.raises(UserError, match="budget"):
-            task(judge, budget_calls=4).items(subject(tmp_path))
+            task(judge, budget_calls=4).items(caching_model(tmp_path))
         assert len(judge.asked) == 4
-        items = task(judge).items(subject(tmp_path))
+        items = task(judge).items(caching_model(tmp_path))
         assert len(judge.asked) == len(set(judge.prompts())) == 6
-        assert task(judge).items(subject(tmp_path)) == items
+        assert task(judge).items(caching_model(tmp_path)) == items
         assert len(judge.asked) == 6
 
 
 def test_judgements_of_two_judges_lie_side_by_side(task: Callable[..., MTBench], tmp_path: Path) -> None:
     with judging() as judge:
         for model in ("one", "other", "one"):
-            task(judge, model=model).items(subject(tmp_path))
+            task(judge, model=model).items(caching_model(tmp_path))
         assert len(judge.asked) == 12
         heads = [path.read_text().splitlines()[0] for path in (tmp_path / "out").glob("judgements-*.jsonl")]
     assert sorted(json.loads(head)["model"] for head in heads) == ["one", "other"]
@@ -240,7 +240,7 @@ def test_what_judging_will_take_is_told_before_it_begins(
 ) -> None:
     told: list[str] = []
     with serving(lambda _: told.append(capsys.readouterr().err) or graded()) as judge:
-        task(judge, model="gpt").items(subject(tmp_path))
+        task(judge, model="gpt").items(caching_model(tmp_path))
         assert f"judging: 6 calls of gpt at {judge.address}, about " in "".join(told)
     assert "judged: 6 calls, 30 tokens, 0.00 in all" in capsys.readouterr().err
 
@@ -258,7 +258,7 @@ def test_the_key_of_the_judge_is_in_no_file_and_no_output(
 ) -> None:
     with judging() as judge:
         bench = task(judge)
-        write_items(tmp_path / "out", "mt_bench", bench.items(subject(tmp_path)))
+        write_items(tmp_path / "out", "mt_bench", bench.items(caching_model(tmp_path)))
         assert judge.keys == {f"Bearer {KEY}"}
     files = [path.read_text("utf-8") for path in (tmp_path / "out").iterdir()]
     assert len(files) == 3
@@ -288,7 +288,7 @@ def test_a_win_holds_whichever_of_the_two_stands_first(
 ) -> None:
     with judging(comparison=comparison) as judge:
         bench = task(judge, opponent=opposed(tmp_path))
-        items = bench.items(subject(tmp_path))
+        items = bench.items(caching_model(tmp_path))
         orders = [mine_is(prompt) for prompt in judge.prompts() if is_comparison(prompt)]
     assert sorted(orders) == ["A"] * 3 + ["B"] * 3
     assert are_named(values(items)[0], bench)
@@ -300,7 +300,7 @@ def test_a_win_holds_whichever_of_the_two_stands_first(
 
 def test_a_comparison_that_cannot_be_read_is_no_outcome(task: Callable[..., MTBench], tmp_path: Path) -> None:
     with judging(comparison=lambda prompt: "A" if mine_is(prompt) == "A" else "mine") as judge:
-        [item] = task(judge, opponent=opposed(tmp_path), limit=1).items(subject(tmp_path))
+        [item] = task(judge, opponent=opposed(tmp_path), limit=1).items(caching_model(tmp_path))
     assert item.values["unparsed"]
     assert item.values["score"] == 7.0
     assert not [name for name in item.values if name.startswith("pairwise")]

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassif
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.statistics import means
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.bold import BOLD
 from inscp.evaluation.tasks.refusals import Refusals
 from inscp.evaluation.tasks.toxigen import ToxiGen
@@ -221,7 +221,7 @@ def test_a_text_is_gone_on_with_behind_its_last_word(tmp_path: Path, tiny_model_
     for text in ("They were ", "They were"):
         file = written(tmp_path / "p.jsonl", [{"prompt": text, "domain": "d", "group": "g"}])
         model = LocalModel(tiny_model_folder, torch.float32, 8)
-        subject = Subject(model, tmp_path / f"answers {len(said)}", lambda what, n: lambda: None)
-        [item] = BOLD(prompts=file, chat=False, max_new_tokens=16).items(subject)
+        caching_model = CachingModel(model, tmp_path / f"answers {len(said)}", lambda what, n: lambda: None)
+        [item] = BOLD(prompts=file, chat=False, max_new_tokens=16).items(caching_model)
         said.append(item.shown["response"])
     assert said[0] == said[1]

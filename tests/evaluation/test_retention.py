@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.retention import Retention, _agreement, _answered, _divergence
 from inscp.pretrained import load_model, load_tokenizer
 from inscp.records import Generation, LeftContext, Turn
@@ -45,8 +45,10 @@ def measured(folder: Path, model: str, **options: object) -> dict[str, Metric]:
     task = Retention(held_out={"x": str(folder / "texts.jsonl")}, prompts=str(folder / "prompts.jsonl"),
                      max_new_tokens=12, **options)  # type: ignore[arg-type]  # fmt: skip
     task.check()
-    subject = Subject(LocalModel(model, torch.float32, 64), folder / "results.items", lambda *_: lambda: None)
-    return task.metrics(task.items(subject))
+    caching_model = CachingModel(
+        LocalModel(model, torch.float32, 64), folder / "results.items", lambda *_: lambda: None
+    )
+    return task.metrics(task.items(caching_model))
 
 
 def test_a_model_keeps_all_of_itself(tmp_path: Path, tiny_model_folder: str) -> None:
@@ -68,7 +70,9 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_m
     before, after = (AutoModelForCausalLM.from_pretrained(f) for f in (tiny_model_folder, moved))
     tokenizer, total, count = load_tokenizer(moved), 0.0, 0
     template = ChatTemplate(tokenizer).literals(("user", "assistant"))
-    original = Subject(LocalModel(tiny_model_folder, torch.float32, 1), tmp_path / "alone", lambda *_: lambda: None)
+    original = CachingModel(
+        LocalModel(tiny_model_folder, torch.float32, 1), tmp_path / "alone", lambda *_: lambda: None
+    )
     for i in range(5):
         answer = original.generate("", [(Turn("user", f"Tell me of {i}"),)], 12)
         said = tokenizer(answer[0].response, add_special_tokens=False)["input_ids"]
@@ -147,8 +151,10 @@ def test_held_out_texts_are_the_same_ones_in_another_folder(tmp_path: Path, tiny
         folder.mkdir()
         (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
         task = Retention(held_out={"x": str(folder / "texts.jsonl")})
-        subject = Subject(LocalModel(tiny_model_folder, torch.float32, 64), folder / "items", lambda *_: lambda: None)
-        found.append([item.id for item in task.items(subject)])
+        caching_model = CachingModel(
+            LocalModel(tiny_model_folder, torch.float32, 64), folder / "items", lambda *_: lambda: None
+        )
+        found.append([item.id for item in task.items(caching_model)])
     assert found[0] == found[1]
     assert len(set(found[0])) == len(TEXTS)
 
@@ -162,7 +168,7 @@ def test_a_held_out_text_is_one_item_into_however_many_pieces_it_is_cut(
     for window in (2048, 24):
         monkeypatch.setattr("inscp.evaluation.tasks.retention._WINDOW", window)
         backend = LocalModel(tiny_model_folder, torch.float32, 64)
-        found.append(task.items(Subject(backend, tmp_path / f"{window}", lambda *_: lambda: None)))
+        found.append(task.items(CachingModel(backend, tmp_path / f"{window}", lambda *_: lambda: None)))
     whole, cut = found
     assert [item.id for item in cut] == [item.id for item in whole]
     assert [item.weights["held_out/x/bits_per_byte"] for item in whole] == [len(text.encode()) for text in TEXTS]
@@ -177,8 +183,10 @@ def test_a_base_model_is_measured_on_the_text_alone(tmp_path: Path, tiny_model_f
     (base / "chat_template.jinja").unlink()
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     task = Retention(held_out={"x": str(tmp_path / "texts.jsonl")})
-    subject = Subject(LocalModel(str(base), torch.float32, 64), tmp_path / "results.items", lambda *_: lambda: None)
-    items = task.items(subject)
+    caching_model = CachingModel(
+        LocalModel(str(base), torch.float32, 64), tmp_path / "results.items", lambda *_: lambda: None
+    )
+    items = task.items(caching_model)
     tokens = [len(load_tokenizer(str(base))(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
     weights = [item.weights["held_out/x/loss"] for item in items]
     assert all(abs(weight - count) <= 1 for weight, count in zip(weights, tokens, strict=True))
@@ -193,9 +201,9 @@ def test_an_original_of_another_family_is_told(moved: str, tmp_path: Path) -> No
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "Who?"}', "utf-8")
     task = Retention(prompts=str(prompts), original=str(tmp_path / "other"))
-    subject = Subject(LocalModel(moved, torch.float32, 64), tmp_path / "items", lambda *_: lambda: None)
+    caching_model = CachingModel(LocalModel(moved, torch.float32, 64), tmp_path / "items", lambda *_: lambda: None)
     with pytest.raises(UserError, match="its vocabulary is not that of the original"):
-        task.items(subject)
+        task.items(caching_model)
 
 
 def test_a_template_that_nobody_can_train_on_is_compared_all_the_same(tiny_model_folder: str, tmp_path: Path) -> None:
@@ -205,10 +213,10 @@ def test_a_template_that_nobody_can_train_on_is_compared_all_the_same(tiny_model
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Who?"}', "utf-8")
     task = Retention(prompts=str(tmp_path / "prompts.jsonl"), original=str(tmp_path / "model"), max_new_tokens=8)
-    subject = Subject(
+    caching_model = CachingModel(
         LocalModel(str(tmp_path / "model"), torch.float32, 64), tmp_path / "items", lambda *_: lambda: None
     )
-    found = task.metrics(task.items(subject))
+    found = task.metrics(task.items(caching_model))
     assert found["kl"].value == pytest.approx(0, abs=1e-6)
 
 

@@ -14,9 +14,9 @@ import pytest
 from openai_server import CUT, HANGS, OpenAIServer, Reply, saying, serving
 
 from inscp.errors import RunError, UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.served_model import ServedModel
 from inscp.evaluation.server import Chat, Server
-from inscp.evaluation.subject import Subject
 from inscp.records import Prompt, Turn
 
 KEY = "sk-secret-0123456789"
@@ -36,8 +36,8 @@ def server(of: OpenAIServer, **options: Any) -> Server:
     return Server(of.address, "some-model", **options)
 
 
-def subject_of(of: Server, folder: Path) -> Subject:
-    return Subject(ServedModel(of), folder, lambda *_: lambda: None)
+def caching_model_of(of: Server, folder: Path) -> CachingModel:
+    return CachingModel(ServedModel(of), folder, lambda *_: lambda: None)
 
 
 def responses(chat: Chat, n: int) -> list[str]:
@@ -163,10 +163,10 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     with saying("good", status) as fake:
         fake.refusal = f'{{"error": {{"message": "{KEY} is not good enough"}}}}'.encode()
         model = ServedModel(server(fake, retries=1))
-        subject = Subject(model, tmp_path, lambda *_: lambda: None)
-        subject.generate("", prompts(1), 16)
+        caching_model = CachingModel(model, tmp_path, lambda *_: lambda: None)
+        caching_model.generate("", prompts(1), 16)
         with pytest.raises((UserError, RunError)) as caught:
-            subject.generate("", [(Turn("user", "more"),)], 16)
+            caching_model.generate("", [(Turn("user", "more"),)], 16)
         assert fake.keys == {f"Bearer {KEY}"}
         seen = [str(caught.value), repr(model), repr(model._chat.server), json.dumps(asdict(model._chat.server)),
                 caplog.text, *capfd.readouterr(), *(path.read_text() for path in tmp_path.rglob("*.*"))]  # fmt: skip
@@ -235,8 +235,8 @@ def test_options_go_into_the_request_and_null_leaves_a_key_out() -> None:
 def test_a_served_model_answers_conversations_and_goes_on_with_documents(tmp_path: Path) -> None:
     with serving(lambda body: {"text": "on", "finish_reason": "stop" if "messages" in body else "length"}) as fake:
         talk = (Turn("system", "Be brief."), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
-        subject = subject_of(server(fake), tmp_path)
-        answered, gone_on = subject.generate("", [talk, (Turn("document", "Once"),)], 16)
+        caching_model = caching_model_of(server(fake), tmp_path)
+        answered, gone_on = caching_model.generate("", [talk, (Turn("document", "Once"),)], 16)
         assert (answered.prompt, answered.response, answered.n_tokens, answered.ended) == ("c", "on", 2, True)
         assert (gone_on.prompt, gone_on.response, gone_on.ended) == ("Once", "on", False)
         asked = {body["path"]: body for body in fake.asked}
@@ -252,16 +252,16 @@ def test_a_served_model_that_says_nothing_has_answered() -> None:
 
 def test_half_a_character_does_not_reach_the_file_of_answers(tmp_path: Path) -> None:
     with saying("a\ud83d") as fake:
-        [answer] = subject_of(server(fake), tmp_path).generate("", prompts(1), 16)
+        [answer] = caching_model_of(server(fake), tmp_path).generate("", prompts(1), 16)
         assert answer.response == "a?"
 
 
 def test_a_served_model_that_was_stopped_is_asked_for_the_rest_alone(tmp_path: Path) -> None:
     with saying("good") as fake:
         with pytest.raises(UserError, match="budget"):
-            subject_of(server(fake, budget_calls=4), tmp_path).generate("", prompts(10), 16)
-        subject = subject_of(server(fake), tmp_path)
-        assert [answer.response for answer in subject.generate("", prompts(10), 16)] == ["good"] * 10
+            caching_model_of(server(fake, budget_calls=4), tmp_path).generate("", prompts(10), 16)
+        caching_model = caching_model_of(server(fake), tmp_path)
+        assert [answer.response for answer in caching_model.generate("", prompts(10), 16)] == ["good"] * 10
         assert sorted(fake.prompts()) == sorted(f"question {k}" for k in range(10))
 
 
@@ -289,7 +289,7 @@ def test_the_openai_library_is_imported_when_a_server_is_asked_only() -> None:
 ])  # fmt: skip
 def test_reasoning_is_no_part_of_the_answer(said: str, response: str, tmp_path: Path) -> None:
     with saying(said) as fake:
-        [answer] = subject_of(server(fake), tmp_path).generate("asking", prompts(1), 16)
+        [answer] = caching_model_of(server(fake), tmp_path).generate("asking", prompts(1), 16)
     assert answer.response == response
 
 
@@ -298,8 +298,8 @@ def test_an_answer_that_is_cut_while_a_model_reasons_is_none_though_the_template
 ) -> None:
     whole, cut = "They ask.\n</think>\n\nSo.", {"text": "They ask and I", "finish_reason": "length"}
     with saying(whole, whole, cut) as fake:
-        reasoned = subject_of(server(fake, concurrency=1), tmp_path / "a").generate("asking", prompts(3), 16)
+        reasoned = caching_model_of(server(fake, concurrency=1), tmp_path / "a").generate("asking", prompts(3), 16)
     assert [answer.response for answer in reasoned] == ["So.", "So.", ""]
     with saying("So.", whole, cut) as fake:  # one stray tag is no habit
-        plain = subject_of(server(fake, concurrency=1), tmp_path / "b").generate("asking", prompts(3), 16)
+        plain = caching_model_of(server(fake, concurrency=1), tmp_path / "b").generate("asking", prompts(3), 16)
     assert [answer.response for answer in plain] == ["So.", "So.", "They ask and I"]

@@ -7,7 +7,7 @@ import pytest
 
 from inscp.evaluation.items import Item
 from inscp.evaluation.statistics import loss_of, mcnemar, means, sd_of_means, wilson
-from inscp.evaluation.suite import told_apart
+from inscp.evaluation.suite import with_unique_ids
 
 
 def test_bools_make_a_share_with_wilsons_interval_and_numbers_a_weighted_mean() -> None:
@@ -67,7 +67,9 @@ def test_mcnemar_counts_only_the_items_that_differ() -> None:
 
 
 def test_items_of_one_id_are_told_apart() -> None:
-    items = told_apart([Item("a", {"x": 1.0}), Item("b", {"x": 2.0}), Item("a", {"x": 3.0}), Item("a", {"x": 4.0})])
+    items = with_unique_ids(
+        [Item("a", {"x": 1.0}), Item("b", {"x": 2.0}), Item("a", {"x": 3.0}), Item("a", {"x": 4.0})]
+    )
     assert [item.id for item in items] == ["a", "b", "a (2)", "a (3)"]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.subject import Subject
 from inscp.records import Turn
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "evaluation" / "served.sh"
@@ -64,7 +64,7 @@ def shown(folder: Path, task: str) -> list[dict[str, Any]]:
 
 
 def test_answers_are_those_of_the_model_in_this_process(served: Path, tiny_model_folder: str, tmp_path: Path) -> None:
-    here = Subject(LocalModel(tiny_model_folder, torch.float32, 2), tmp_path, lambda *_: lambda: None)
+    here = CachingModel(LocalModel(tiny_model_folder, torch.float32, 2), tmp_path, lambda *_: lambda: None)
     for task, role in (("talk", "user"), ("text", "document")):
         answers = here.generate("", [(Turn(role, str(row["prompt"])),) for row in PROMPTS], 12)  # type: ignore[arg-type]
         there = [(answer["response"], answer["ended"]) for answer in shown(served, task)]

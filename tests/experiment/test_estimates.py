@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from inscp.evaluation.items import Item
-from inscp.evaluation.statistics import means, most_of_none, wilson
+from inscp.evaluation.statistics import means, wilson, zero_share_upper_bound
 from inscp.experiment.estimates import Sample, difference, differences, mean, samples
 
 
@@ -61,7 +61,7 @@ def test_where_all_items_agree_those_that_weigh_much_are_as_few_as_they_are() ->
     one, other = samples([[weighed], [weighed]], "m")
     assert mean(one) == means(weighed)["m"]
     same = difference(one, other, same_seeds=True)
-    assert same.change.interval[1] == pytest.approx(most_of_none(58**2 / 238))
+    assert same.change.interval[1] == pytest.approx(zero_share_upper_bound(58**2 / 238))
 
 
 def test_a_difference_is_paired_by_item() -> None:
@@ -198,7 +198,9 @@ def test_an_interval_stays_inside_what_a_mean_can_be() -> None:
 def test_one_item_that_differs_is_no_surer_than_none() -> None:
     all_of, but_one = [items([True] * 200), items([number != 7 for number in range(200)])]
     found = difference(*samples([[all_of], [but_one]], "m"), same_seeds=True)
-    assert found.change.interval == pytest.approx((-0.005 - most_of_none(200), -0.005 + most_of_none(200)))
+    assert found.change.interval == pytest.approx(
+        (-0.005 - zero_share_upper_bound(200), -0.005 + zero_share_upper_bound(200))
+    )
 
 
 def test_two_items_that_change_by_the_same_are_no_certainty() -> None:

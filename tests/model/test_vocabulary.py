@@ -17,8 +17,8 @@ from inscp.data.rendering import render
 from inscp.data.special_tokens import plain_text_tokenizer, special_ids
 from inscp.data.template import prompt_ids
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.tasks.retention import Retention
 from inscp.model.export import export_model
 from inscp.model.merging import Average, ElChat, merged
@@ -267,10 +267,10 @@ def test_what_is_left_of_the_original_is_measured_in_its_tokens(folder: Path, tm
     task = Retention(
         prompts=str(tmp_path / "prompts.jsonl"), held_out={"zh": str(folder / "texts.jsonl")}, max_new_tokens=8
     )
-    subject = Subject(
+    caching_model = CachingModel(
         LocalModel(str(folder / "model"), torch.float32, 256), tmp_path / "items", lambda *_: lambda: None
     )
-    found = task.metrics(task.items(subject))
+    found = task.metrics(task.items(caching_model))
     # Nothing but rows was added: it differs by what the new rows take of the probabilities.
     model = load_model(str(folder / "model"), torch.float32)
     n = len(load_tokenizer(str(folder / "model"))) - 50

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from inscp.data.rows import Row
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item
 from inscp.evaluation.prompts import text_of
 from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import sd_of_means
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Prompted
 from inscp.optional import library
 from inscp.records import Generation
@@ -49,8 +49,8 @@ class BOLD(Prompted):
         domain, group = (text_of(position, row, [name]) for name in (self.domain_field, self.group_field))
         return ["mean", f"{domain}/mean", f"{domain}/{group}/mean"]
 
-    def items(self, subject: Subject) -> list[Item]:
-        items = super().items(subject)
+    def items(self, model: CachingModel) -> list[Item]:
+        items = super().items(model)
         sizes = Counter(map(_subgroup, items))
         return [replace(item, weights={"mean": 1 / sizes[_subgroup(item)]}) for item in items]
 

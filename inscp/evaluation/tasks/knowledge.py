@@ -13,11 +13,11 @@ from jinja2 import TemplateError
 
 from inscp.data.rows import Row
 from inscp.errors import UserError, first_line
-from inscp.evaluation.definitions import judged, measures, task_manager
+from inscp.evaluation.caching_model import CachingModel
+from inscp.evaluation.definitions import averaged_metrics, scored_documents, task_manager
 from inscp.evaluation.documents import POSITION, read_documents
 from inscp.evaluation.items import Item
-from inscp.evaluation.prompts import spread
-from inscp.evaluation.subject import Subject
+from inscp.evaluation.prompts import evenly_spaced
 from inscp.evaluation.task import Task
 from inscp.paths import local_path
 
@@ -65,7 +65,7 @@ class Knowledge(Task):
     def check(self) -> None:
         self._asked()
         for definition in self._tasks.values():
-            if not measures(definition):
+            if not averaged_metrics(definition):
                 named = ", ".join(definition.aggregation())
                 what = f"its metrics ({named}) are no means over documents, or ask for the likeliest token"
                 raise UserError(self.benchmark, what, "Take another benchmark.")
@@ -73,10 +73,10 @@ class Knowledge(Task):
                 for document in definition.eval_docs:
                     self._render(definition, document)
 
-    def items(self, subject: Subject) -> list[Item]:
+    def items(self, model: CachingModel) -> list[Item]:
         from inscp.evaluation.harness import HarnessModel
 
-        model = HarnessModel(subject, self.benchmark)
+        harness_model = HarnessModel(model, self.benchmark)
         places = self._asked()
         for name, definition in self._tasks.items():
             definition.set_fewshot_seed(_FEWSHOT_SEED)
@@ -85,14 +85,14 @@ class Knowledge(Task):
                     samples=places[name] if self.limit else None,
                     apply_chat_template=self.chat_template,
                     fewshot_as_multiturn=self.chat_template,
-                    chat_template=model.apply_chat_template if self.chat_template else None,
+                    chat_template=harness_model.apply_chat_template if self.chat_template else None,
                 )
-        model.answer(request for definition in self._tasks.values() for request in definition.instances)
+        harness_model.answer(request for definition in self._tasks.values() for request in definition.instances)
         alone = len(self._tasks) == 1
         items = [
             Item(document if alone else f"{name}/{document}", values, shown=shown)
             for name, definition in self._tasks.items()
-            for document, values, shown in judged(name, definition, places[name])
+            for document, values, shown in scored_documents(name, definition, places[name])
         ]
         return _in_groups(self._groups(), items)
 
@@ -108,7 +108,7 @@ class Knowledge(Task):
 
     def _asked(self) -> dict[str, list[int]]:
         """Task -> the places of the documents that are asked."""
-        return {name: spread(range(len(task.eval_docs)), self.limit) for name, task in self._tasks.items()}
+        return {name: evenly_spaced(range(len(task.eval_docs)), self.limit) for name, task in self._tasks.items()}
 
     @property
     def _tasks(self) -> Mapping[str, Any]:

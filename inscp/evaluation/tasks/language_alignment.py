@@ -8,9 +8,9 @@ and are empty, and the alignment of the sound ones alone.
 from dataclasses import dataclass
 
 from inscp.evaluation.answers import ALIGNMENT_METRICS, AlignmentScorer
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item
 from inscp.evaluation.prompts import read_aligned_prompts
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.records import Turn
 from inscp.text.language import LID_176, LanguageIdentifier
@@ -63,11 +63,11 @@ class LanguageAlignment(Task):
     def check(self) -> None:
         self._asked()
 
-    def items(self, subject: Subject) -> list[Item]:
+    def items(self, model: CachingModel) -> list[Item]:
         scorer, items = AlignmentScorer(LanguageIdentifier(self.lid_model)), []
         for language, prompts in self._asked().items():
             turns = [(Turn("user", prompt),) for prompt in prompts]
-            answers = subject.generate(f"asking in {language}", turns, self.max_new_tokens)
+            answers = model.generate(f"asking in {language}", turns, self.max_new_tokens)
             items += [scorer.item(answer, language, self.languages) for answer in answers]
         return items
 

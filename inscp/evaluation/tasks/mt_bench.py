@@ -8,11 +8,11 @@ from typing import Any
 
 from inscp.data.rows import Row
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item, items_folder, read_items
 from inscp.evaluation.judge import Case, Exchange, Judge, Verdict, compare, grade
-from inscp.evaluation.prompts import field_of, read_table, spread, text_of
+from inscp.evaluation.prompts import evenly_spaced, field_of, read_table, text_of
 from inscp.evaluation.server import Chat, Server
-from inscp.evaluation.subject import Subject
 from inscp.evaluation.task import Task
 from inscp.records import Prompt, Turn
 from inscp.text.language import primary
@@ -97,12 +97,12 @@ class MTBench(Task):
         self._opponents_answers(self._asked())
         Chat(self.judge).connect()
 
-    def items(self, subject: Subject) -> list[Item]:
+    def items(self, model: CachingModel) -> list[Item]:
         asked = self._asked()
         others = self._opponents_answers(asked)
-        answers = _answers(subject, asked, self.max_new_tokens)
+        answers = _answers(model, asked, self.max_new_tokens)
         cases = [self._cases(question, answers[question.id], others.get(question.id)) for question in asked]
-        judge = Judge(self.judge, subject.folder, subject.watch)
+        judge = Judge(self.judge, model.folder, model.start_progress)
         verdicts = iter(judge.verdicts(list(chain.from_iterable(cases))))
         return [
             _item(question, answers[question.id], [next(verdicts) for _ in put], self.language)
@@ -124,7 +124,7 @@ class MTBench(Task):
         """
         references = _references(self.references) if self.references else {}
         found: dict[str, Question] = {}
-        for position, row in spread(read_table(self.questions), self.limit):
+        for position, row in evenly_spaced(read_table(self.questions), self.limit):
             key, category = str(field_of(position, row, ["question_id"])), text_of(position, row, ["category"])
             if key in found:
                 raise UserError(position, f"there is another question {key}", "Give each its own question_id.")
@@ -170,13 +170,13 @@ def _texts(position: str, turns: Any) -> list[str]:
     raise UserError(position, f"turns is not a list of {_TURNS} texts", "Mend the line.")
 
 
-def _answers(subject: Subject, asked: Sequence[Question], max_new_tokens: int) -> dict[str, list[str]]:
+def _answers(model: CachingModel, asked: Sequence[Question], max_new_tokens: int) -> dict[str, list[str]]:
     """Question id -> answers; the second question comes behind the first answer."""
     prompts: list[Prompt] = [()] * len(asked)
     said: list[list[str]] = [[] for _ in asked]
     for turn in range(_TURNS):
         prompts = [(*p, Turn("user", question.turns[turn])) for p, question in zip(prompts, asked, strict=True)]
-        generations = subject.generate(f"asking, turn {turn + 1}", prompts, max_new_tokens)
+        generations = model.generate(f"asking, turn {turn + 1}", prompts, max_new_tokens)
         prompts = [(*p, Turn("assistant", g.response)) for p, g in zip(prompts, generations, strict=True)]
         for texts, generation in zip(said, generations, strict=True):
             texts.append(generation.response)

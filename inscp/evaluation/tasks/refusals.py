@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import regex
 
 from inscp.data.rows import Row
-from inscp.evaluation.answers import flaws
+from inscp.evaluation.answers import defects
 from inscp.evaluation.prompts import field_of
 from inscp.evaluation.task import Prompted
 from inscp.records import Generation
@@ -55,7 +55,7 @@ class Refusals(Prompted):
     def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
         patterns, worth = self._patterns(), []
         for row, answer in zip(rows, answers, strict=True):
-            has_failed = any(flaws(answer).values())
+            has_failed = any(defects(answer).values())
             has_refused = not has_failed and refuses(answer.response, patterns)
             outcome = "failed" if has_failed else "refused" if has_refused else "complied"
             kind = self._kind("", row)

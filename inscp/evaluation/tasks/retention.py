@@ -17,11 +17,11 @@ from inscp.data.tagging import HELD_OUT, PlainTagger
 from inscp.data.template import answer_left_context, shared_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
+from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.generation import encode
 from inscp.evaluation.items import Item
 from inscp.evaluation.local_model import LocalModel
-from inscp.evaluation.prompts import read_table, spread, text_of
-from inscp.evaluation.subject import Subject
+from inscp.evaluation.prompts import evenly_spaced, read_table, text_of
 from inscp.evaluation.task import Task
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.likelihood import pack_row
@@ -81,57 +81,57 @@ class Retention(Task):
             list(_records(given))
 
     def _questions(self) -> list[Prompt]:
-        rows = spread(read_table(self.prompts), self.limit) if self.prompts else []
+        rows = evenly_spaced(read_table(self.prompts), self.limit) if self.prompts else []
         return [(Turn("user", text_of(position, row, [self.prompt_field])),) for position, row in rows]
 
-    def items(self, subject: Subject) -> list[Item]:
-        items = [item for name, given in self.held_out.items() for item in self._held_out(subject, name, given)]
-        if (questions := self._questions()) and (original := self._original(subject.spec)):
-            items += self._against(subject, original, questions)
+    def items(self, model: CachingModel) -> list[Item]:
+        items = [item for name, given in self.held_out.items() for item in self._held_out(model, name, given)]
+        if (questions := self._questions()) and (original := self._original(model.spec)):
+            items += self._against(model, original, questions)
         return items
 
     def _original(self, spec: str) -> str | None:
         origin = None if self.original else read_origin(spec)
         return origin.original if origin else self.original
 
-    def _held_out(self, subject: Subject, name: str, given: str | Source) -> list[Item]:
-        tagger = HELD_OUT if subject.tokenizer.chat_template else PlainTagger()
-        tag = tagger.bind(subject.tokenizer)
+    def _held_out(self, model: CachingModel, name: str, given: str | Source) -> list[Item]:
+        tagger = HELD_OUT if model.tokenizer.chat_template else PlainTagger()
+        tag = tagger.bind(model.tokenizer)
         documents = [document for record in _records(given) for document in tag(record)]
-        longest = min(_WINDOW, longest_input(subject.spec))
+        longest = min(_WINDOW, longest_input(model.spec))
         cut: list[list[TokenSequence]] = []  # by document: another vocabulary may cut it at other places
-        for piece in tokenize(documents, subject.tokenizer, longest, _refuse):
+        for piece in tokenize(documents, model.tokenizer, longest, _refuse):
             if piece.part == 1:
                 cut.append([])
             if piece.n_targets:
                 cut[-1].append(piece)
         cut = [pieces for pieces in cut if pieces]
-        nlls = iter(subject.nlls(f"held-out {name}", list(chain.from_iterable(cut))))
-        return [self._whole(subject, name, pieces, sum(float(next(nlls)) for _ in pieces)) for pieces in cut]
+        nlls = iter(model.nlls(f"held-out {name}", list(chain.from_iterable(cut))))
+        return [self._whole(model, name, pieces, sum(float(next(nlls)) for _ in pieces)) for pieces in cut]
 
     @staticmethod
-    def _whole(subject: Subject, name: str, pieces: Sequence[TokenSequence], nll: float) -> Item:
+    def _whole(model: CachingModel, name: str, pieces: Sequence[TokenSequence], nll: float) -> Item:
         """The item of a held-out document, from its pieces and their negative log-likelihood."""
         loss, bits = f"held_out/{name}/loss", f"held_out/{name}/bits_per_byte"
         n_targets = sum(piece.n_targets for piece in pieces)
         values, weights = {loss: nll / n_targets}, {loss: float(n_targets)}
         said = [piece.input_ids[1:][piece.labels[1:] != IGNORED] for piece in pieces]  # nothing predicts the first
-        if n_bytes := sum(len(str(subject.tokenizer.decode(ids, skip_special_tokens=True)).encode()) for ids in said):
+        if n_bytes := sum(len(str(model.tokenizer.decode(ids, skip_special_tokens=True)).encode()) for ids in said):
             values[bits], weights[bits] = nll / math.log(2) / n_bytes, float(n_bytes)
         # Without the folder, which is another one on another machine.
         return Item(f"{name}: {Path(pieces[0].source).name} {pieces[0].part}", values, weights)
 
-    def _against(self, subject: Subject, original: str, questions: Sequence[Prompt]) -> list[Item]:
-        if not isinstance(subject.backend, LocalModel):
+    def _against(self, model: CachingModel, original: str, questions: Sequence[Prompt]) -> list[Item]:
+        if not isinstance(model.backend, LocalModel):
             raise UserError(
                 "Retention", "a server gives no likelihoods to compare", "Leave out prompts, or the server."
             )
-        backend = subject.backend.like(original)
-        if (alien := foreign_token(backend.tokenizer, subject.tokenizer)) is not None:
+        backend = model.backend.like(original)
+        if (alien := foreign_token(backend.tokenizer, model.tokenizer)) is not None:
             what = f"its vocabulary is not that of the original {original} ({alien!r} differs)"
-            raise UserError(subject.spec, what, "Leave out Retention's prompts, or name its original.")
-        before = subject.beside(backend, "original").generate("asking the original", questions, self.max_new_tokens)
-        after = subject.generate("asking the same", questions, self.max_new_tokens)
+            raise UserError(model.spec, what, "Leave out Retention's prompts, or name its original.")
+        before = model.with_backend(backend, "original").generate("asking the original", questions, self.max_new_tokens)
+        after = model.generate("asking the same", questions, self.max_new_tokens)
         end = end_token_ids(backend.loss.model, backend.tokenizer)[0]  # any: what is compared comes before it
         left_context, items = answer_left_context(backend.tokenizer), []
         for question, old, new in zip(questions, before, after, strict=True):
@@ -140,7 +140,7 @@ class Retention(Task):
             worth["agreement"] = _agreement(backend.tokenizer, old.response, new.response)
             weights = {}
             if sequence.n_targets:
-                worth["kl"], weights["kl"] = _divergence(backend, subject.backend, sequence), sequence.n_targets
+                worth["kl"], weights["kl"] = _divergence(backend, model.backend, sequence), sequence.n_targets
             shown = {"prompt": old.prompt, "original": old.response, "response": new.response}
             items.append(Item(f"prompt: {old.prompt}", worth, weights, shown))
         return items

@@ -1,4 +1,4 @@
-"""The model under test, as tasks see it: what it answers, and how likely it finds a text; each asked once only."""
+"""The model under test, as tasks see it: its answers and likelihoods are kept on disk, and computed once only."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from inscp.evaluation.answers import require_max_new_tokens, without_reasoning
-from inscp.evaluation.journal import Journal, named_after
+from inscp.evaluation.journal import Journal, short_digest
 from inscp.records import Generation, Prompt, TokenSequence
 
-Watch = Callable[[str, int], Callable[[], None]]
-"""Told what is done and how many there are; what it returns is told of each that is done."""
+StartProgress = Callable[[str, int], Callable[[], None]]
+"""Called with what is done and how many items there are; returns what is to be called after each item."""
 
 
 class Backend(Protocol):
@@ -33,20 +33,20 @@ class Backend(Protocol):
     def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]: ...
 
 
-class Subject:
-    """A model that is asked, whose answers are kept.
+class CachingModel:
+    """A model whose answers are cached on disk.
 
     Args:
         backend: what computes.
         folder: the answers go into `answers.jsonl` in it.
-        watch: told how far it is.
+        start_progress: reports progress.
 
     Raises:
         UserError: the folder holds answers of something else.
     """
 
-    def __init__(self, backend: Backend, folder: Path, watch: Watch) -> None:
-        self.backend, self.folder, self.watch = backend, folder, watch
+    def __init__(self, backend: Backend, folder: Path, start_progress: StartProgress) -> None:
+        self.backend, self.folder, self.start_progress = backend, folder, start_progress
         self._journal = Journal(folder / "answers.jsonl", backend.made_by)
 
     @property
@@ -75,7 +75,7 @@ class Subject:
                 yield places[index], [response.response, response.n_tokens, response.ended]
 
         requests = [[max_new_tokens, [[turn.role, turn.text] for turn in prompt]] for prompt in prompts]
-        answers = self._journal.answered("generate", requests, answer, self.watch(what, len(prompts)))
+        answers = self._journal.get_or_compute("generate", requests, answer, self.start_progress(what, len(prompts)))
         found = [Generation(prompt[-1].text, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
         return without_reasoning(found)
 
@@ -92,8 +92,10 @@ class Subject:
                 yield places[index], nll
 
         requests = [[sequence.input_ids.tolist(), sequence.labels.tolist()] for sequence in sequences]
-        return np.array(self._journal.answered("nll", requests, answer, self.watch(what, len(sequences))))
+        return np.array(
+            self._journal.get_or_compute("nll", requests, answer, self.start_progress(what, len(sequences)))
+        )
 
-    def beside(self, backend: Backend, name: str) -> "Subject":
+    def with_backend(self, backend: Backend, name: str) -> "CachingModel":
         """Another model, for comparison, with a journal of its own."""
-        return Subject(backend, self.folder / f"{name}-{named_after(backend.made_by)}", self.watch)
+        return CachingModel(backend, self.folder / f"{name}-{short_digest(backend.made_by)}", self.start_progress)

@@ -3,7 +3,7 @@
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from inscp.evaluation.kv_cache import ROOM, RoomyLayer, with_room
+from inscp.evaluation.kv_cache import SPARE_TOKENS, PreallocatedLayer, preallocated
 
 
 def states(rows: int, tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,10 +18,10 @@ def cache(rows: int) -> DynamicCache:
 
 
 def test_it_holds_the_same_through_tokens_rows_and_more_room() -> None:
-    plain, roomy = cache(4), with_room(cache(4))
+    plain, roomy = cache(4), preallocated(cache(4))
     kept = [torch.tensor([3, 1, 0, 2]), torch.tensor([2, 0])]  # another order of as many, and fewer
-    for step in range(3 * ROOM):
-        if step % ROOM == 7 and kept:
+    for step in range(3 * SPARE_TOKENS):
+        if step % SPARE_TOKENS == 7 and kept:
             rows = kept.pop(0)
             for one in (plain, roomy):
                 one.batch_select_indices(rows)
@@ -32,9 +32,9 @@ def test_it_holds_the_same_through_tokens_rows_and_more_room() -> None:
 
 
 def test_a_new_token_moves_nothing_while_there_is_room() -> None:
-    roomy = with_room(cache(2))
+    roomy = preallocated(cache(2))
     places = set()
-    for step in range(ROOM):
+    for step in range(SPARE_TOKENS):
         keys, values = roomy.update(*states(2, 1, step), layer_idx=0)
         places.add((keys.data_ptr(), values.data_ptr()))
     assert len(places) == 1
@@ -46,4 +46,4 @@ def test_layers_of_other_kinds_stay_as_they_are() -> None:
 
     mixed = cache(1)
     mixed.layers = [*mixed.layers, Other()]
-    assert [type(layer) for layer in with_room(mixed).layers] == [RoomyLayer, Other]
+    assert [type(layer) for layer in preallocated(mixed).layers] == [PreallocatedLayer, Other]
