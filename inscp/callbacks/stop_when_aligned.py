@@ -1,6 +1,5 @@
 """Stopping as soon as the model answers in the language, so that nobody pays for a token too many."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from inscp.callbacks.throughput import clock_paused, tokens_seen
 from inscp.data.datamodule import data_of
 from inscp.errors import UserError
 from inscp.model.module import InsCPModule
-from inscp.paths import write_whole
+from inscp.paths import write_json
 from inscp.tracking.tracker import tracker_of
 
 ALIGNMENT_FILE = "alignment.json"
@@ -129,7 +128,7 @@ class StopWhenAligned(PromptingCallback):
             print(f"the training ends after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
         whole = {"taught": next(iter(self.questions)), "history": self._history, "stopped": reason or None}
         try:
-            write_whole(self.folder / ALIGNMENT_FILE, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+            write_json(self.folder / ALIGNMENT_FILE, whole)
         except OSError as error:  # checkpoints have the history too
             rank_zero_warn(f"{self.folder / ALIGNMENT_FILE} cannot be written ({error.strerror}); the training goes on")
 

@@ -17,7 +17,7 @@ from inscp.evaluation.server import Server
 from inscp.lines import Lines
 from inscp.model.device import best_device
 from inscp.model.precision import InferencePrecision, inference_dtype
-from inscp.paths import write_whole
+from inscp.paths import write_json
 
 _COST = "cost.json"
 
@@ -52,7 +52,7 @@ class CostRecord:
         return self._write(self._running.stop(self._counter.tokens, self._counter.flops))
 
     def _write(self, total: Cost) -> Cost:
-        write_whole(self._file, json.dumps(total.plain(), indent=1) + "\n")
+        write_json(self._file, total.plain())
         return total
 
 

@@ -54,7 +54,7 @@ from inscp.model.checkpoint import TRACKING_KEY, read_metadata
 from inscp.model.module import InsCPModule
 from inscp.model.precision import best_precision
 from inscp.model.strategies import strategy_for
-from inscp.paths import OUTPUTS, write_whole
+from inscp.paths import OUTPUTS, write_atomically
 from inscp.pretrained import with_its_code
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracked_run import Tracking
@@ -137,7 +137,7 @@ class LogConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        write_whole(self._folder / CONFIG, self._text)
+        write_atomically(self._folder / CONFIG, self._text)
         if tracker := tracker_of(trainer):
             tracker.log_text(self._text, CONFIG)
             tracker.note_run(self._folder)

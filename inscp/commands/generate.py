@@ -21,7 +21,7 @@ from inscp.evaluation.items import items_folder
 from inscp.evaluation.server import Server
 from inscp.lines import tell_skipped
 from inscp.model.precision import InferencePrecision
-from inscp.paths import require_new, write_whole
+from inscp.paths import require_new, write_atomically
 from inscp.records import Generation, Prompt, Turn
 
 
@@ -94,7 +94,7 @@ def generate(
     total = cost_record.stop() if cost_record else None
     if not kept:
         raise UserError(model, "no answer is whole", "Give a higher max_new_tokens, or other prompts.")
-    write_whole(file, "".join(_line(turns) for turns in kept))
+    write_atomically(file, "".join(_line(turns) for turns in kept))
     print(f"answers    {file}: {len(kept):,} of {len(prompts):,}" + (f"\ncost       {total}" if total else ""))
     replay = json.dumps({"sources": out, "share": 0.2, "tagger": "ConversationTagger"}, ensure_ascii=False)
     print(f"\nnext:\n  python -m inscp fit --config … --data.replay {quote(replay)}")

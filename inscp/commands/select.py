@@ -10,7 +10,7 @@ from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, require_outside
 from inscp.errors import UserError
 from inscp.lines import tell_skipped, telling
-from inscp.paths import require_new, written_whole
+from inscp.paths import atomic_folder, require_new
 from inscp.pretrained import load_tokenizer
 from inscp.selection import report as reports
 from inscp.selection.budget import Budget
@@ -70,7 +70,7 @@ def select(
     replay = Candidates(replay_sources, None, tokenizer, max_characters, on_bad_record)
     settings = _settings(candidates, replay, steps, spec)
     funnel = Funnel(steps, examples, seed)
-    with written_whole(folder) as partial:
+    with atomic_folder(folder) as partial:
         if budget and replay.sources:
             settings["replay"] = _write_replay(replay, budget, partial)
         try:

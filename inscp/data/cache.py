@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from inscp.data.packing import PackReport, Row, collate
 from inscp.lines import skipped_lines, telling
-from inscp.paths import cache_folder, made_once
+from inscp.paths import build_once, cache_folder
 from inscp.records import IGNORED
 
 FORMAT_VERSION = 4
@@ -110,7 +110,7 @@ def cached_rows(
         finish(report)
         (partial / _REPORT_FILE).write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), "utf-8")
 
-    folder = made_once(cache_folder("rows") / digest, write)
+    folder = build_once(cache_folder("rows") / digest, write)
     report = DataReport(**json.loads((folder / _REPORT_FILE).read_text("utf-8")))
     table = pa.ipc.open_stream(pa.memory_map(str(folder / _ROWS_FILE))).read_all()
     names = ["n_targets", "n_tokens"]

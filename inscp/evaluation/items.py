@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inscp.errors import UserError
-from inscp.paths import write_whole
+from inscp.paths import write_atomically
 
 ITEMS = "results.items"
 """What the folder of the items is called among the artifacts of an MLflow run."""
@@ -45,7 +45,7 @@ def items_file(folder: Path, task: str) -> Path:
 
 def write_items(folder: Path, task: str, items: Sequence[Item]) -> None:
     """Keep the items of a task, one a line."""
-    write_whole(items_file(folder, task), _lines(items))
+    write_atomically(items_file(folder, task), _lines(items))
 
 
 def read_items(folder: Path, task: str) -> list[Item]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from inscp.errors import UserError
 from inscp.evaluation.items import typed
-from inscp.paths import write_whole
+from inscp.paths import write_json
 
 SCHEMA = 2
 
@@ -87,7 +87,7 @@ class Results:
             for name, task in self.tasks.items()
         }
         whole = {"schema": SCHEMA, "model": self.model, "tasks": tasks, "environment": dict(self.environment)}
-        write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, whole)
 
     @classmethod
     def read(cls, path: Path) -> "Results":

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from inscp.errors import UserError
 from inscp.experiment.places import Places
 from inscp.experiment.runs import Run
-from inscp.paths import write_whole
+from inscp.paths import write_atomically
 
 Scheduler = Literal["slurm", "kubernetes", "skypilot"]
 _SUFFIXES: dict[Scheduler, str] = {"slurm": ".sbatch", "kubernetes": ".yaml", "skypilot": ".yaml"}
@@ -63,11 +63,11 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Pla
             command=shlex.join(["python", "-m", "inscp", *arguments]),
             arguments=json.dumps(arguments, ensure_ascii=False),
         )
-        write_whole(file, text)
+        write_atomically(file, text)
         submit.append(f"{_SUBMITS[scheduler]} {shlex.quote(str(file))}" if scheduler != "slurm" else
                       _held_back(runs, number, file))  # fmt: skip
     script = folder / "submit.sh"
-    write_whole(script, "\n".join(submit) + "\n")
+    write_atomically(script, "\n".join(submit) + "\n")
     script.chmod(0o755)
     return script
 

@@ -13,7 +13,7 @@ from jinja2 import Environment
 from inscp.evaluation.results import Metric
 from inscp.experiment.estimates import Difference
 from inscp.experiment.tables import Cell, Table
-from inscp.paths import write_whole
+from inscp.paths import write_atomically
 
 MARKDOWN, HTML = "report.md", "report.html"
 _HELD = {
@@ -67,11 +67,11 @@ class Page:
 
     def write(self, folder: Path) -> None:
         """Both forms, into the folder of the plots."""
-        write_whole(folder / MARKDOWN, self._markdown())
+        write_atomically(folder / MARKDOWN, self._markdown())
         template = files(__package__).joinpath("page.html.jinja").read_text("utf-8")
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment.filters["embedded"] = _embedded
-        write_whole(folder / HTML, environment.from_string(template).render(page=self))
+        write_atomically(folder / HTML, environment.from_string(template).render(page=self))
 
     def _markdown(self) -> str:
         lines = [f"# {self.title}", "", self.question, ""]

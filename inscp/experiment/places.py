@@ -18,7 +18,7 @@ from inscp.experiment.configuration import Contents
 from inscp.experiment.runs import Run
 from inscp.experiment.study import FILE
 from inscp.model.origin import ORIGIN, Origin, origin_in
-from inscp.paths import write_whole
+from inscp.paths import write_atomically
 
 OUT = "outputs/experiments"
 _STUDY = "study.txt"
@@ -134,7 +134,7 @@ class Places:
 
     def claim(self, name: str, folder: Path) -> None:
         """Note that the folder `of_study` belongs to this study."""
-        write_whole(self.out / name / _STUDY, f"{folder.resolve()}\n")
+        write_atomically(self.out / name / _STUDY, f"{folder.resolve()}\n")
 
     @cached_property
     def _contents(self) -> list[Contents]:
@@ -205,12 +205,12 @@ def keep(places: Iterable[Place], measured: Path) -> int:
     for at in places:
         kept = _place(at.run, measured)
         if at.results.is_file():
-            write_whole(kept.contents, json.dumps(at.run.contents, indent=1, sort_keys=True) + "\n")
+            write_atomically(kept.contents, json.dumps(at.run.contents, indent=1, sort_keys=True) + "\n")
         if not kept.is_done and at.results.is_file():
             for origin in (model / ORIGIN for model in at.exported[-1:]):
-                write_whole(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
+                write_atomically(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
             for task in Results.read(at.results).tasks:
                 write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))
-            write_whole(kept.results, at.results.read_text("utf-8"))  # the last, as it says that all is there
+            write_atomically(kept.results, at.results.read_text("utf-8"))  # the last, as it says that all is there
             added += 1
     return added

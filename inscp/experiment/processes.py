@@ -17,7 +17,7 @@ import yaml
 
 from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import Config
-from inscp.paths import write_whole
+from inscp.paths import write_atomically
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -57,7 +57,7 @@ class Commands:
         """
         self.leave_if_told()
         file, last = folder / f"{command}.yaml", ""
-        write_whole(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_atomically(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         line = [sys.executable, "-m", "inscp", command, "--config", str(file), *options]
         # Such a variable would change the training, and the digests by which runs are known have none.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INSCP_FIT__")}

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint.api import CheckpointException
 
 from inscp.errors import RunError, UserError
-from inscp.paths import write_whole
+from inscp.paths import write_atomically
 
 ORIGIN_KEY = "inscp"
 """Under which key of a checkpoint the run's `Origin` is kept."""
@@ -160,7 +160,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def add_to_manifest(path: Path, values: Mapping[str, Any]) -> None:
     """Keep more values in the mark of a whole checkpoint."""
-    write_whole(path / _MANIFEST, json.dumps(read_manifest(path) | dict(values)))
+    write_atomically(path / _MANIFEST, json.dumps(read_manifest(path) | dict(values)))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

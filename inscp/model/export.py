@@ -16,7 +16,7 @@ from inscp.model.adapters import LoRA, with_adapters
 from inscp.model.card import model_card
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.origin import ORIGIN, Origin, warn_of_other_weights
-from inscp.paths import require_new, written_whole
+from inscp.paths import atomic_folder, require_new, write_json
 from inscp.pretrained import load_model
 
 
@@ -61,7 +61,7 @@ def export_model(
         dtype: of the written weights.
     """
     require_new(folder)
-    with written_whole(folder) as partial:
+    with atomic_folder(folder) as partial:
         cast: dict[int, torch.Tensor] = {}  # a tied tensor once, so that it is written once
         state = {}
         for name, tensor in model.state_dict().items():
@@ -74,7 +74,7 @@ def export_model(
         # Not from the model's config: else transformers may derive it anew from there, without our end tokens.
         own = {"_from_model_config": False, "eos_token_id": end_token_ids(model, tokenizer)}
         _update_json(partial / "generation_config.json", **own)
-        (partial / ORIGIN).write_text(json.dumps(asdict(origin), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_json(partial / ORIGIN, asdict(origin))
         (partial / "README.md").write_text(model_card(origin, may_reason(tokenizer)), "utf-8")
         for file in filter(Path.is_file, partial.rglob("*")):
             file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is

@@ -11,7 +11,7 @@ import pytest
 from inscp.commands.parser import call
 from inscp.commands.stopping import stopping_well
 from inscp.errors import Stopped
-from inscp.paths import written_whole
+from inscp.paths import atomic_folder
 
 
 class Asked:
@@ -49,7 +49,7 @@ def test_a_signal_is_nobodys_error() -> None:
 
 def test_a_command_that_is_stopped_leaves_no_half_of_a_folder(tmp_path: Path) -> None:
     def make(out: str) -> None:
-        with written_whole(Path(out)) as partial:
+        with atomic_folder(Path(out)) as partial:
             (partial / "weights").write_bytes(b"half of them")
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
