@@ -11,9 +11,10 @@ from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
 from inscp.errors import UserError, first_line
 from inscp.evaluation.items import ITEMS, items_folder, read_values
+from inscp.evaluation.labels import label
 from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
 from inscp.experiment.estimates import Difference, differences
-from inscp.experiment.tables import Comparison, Evaluated, label
+from inscp.experiment.tables import Comparison, Evaluated
 from inscp.tracking.store import store_uri
 
 _RUN = re.compile(r"[0-9a-f]{32}")

@@ -21,11 +21,11 @@ from inscp.errors import Stopped, UserError
 from inscp.evaluation import suite
 from inscp.evaluation.caching_model import Backend
 from inscp.evaluation.items import Item, items_folder
+from inscp.evaluation.labels import label
 from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.server import Server
 from inscp.evaluation.task import Task
 from inscp.evaluation.tasks import import_all
-from inscp.experiment.tables import label
 from inscp.model.origin import read_origin
 from inscp.model.precision import InferencePrecision
 from inscp.pretrained import load_tokenizer

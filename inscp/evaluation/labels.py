@@ -1,4 +1,7 @@
-"""What people call a measure in tables and plots; results, goals and trackers have its name."""
+"""What people call a metric in tables and plots; results, goals and trackers have its name."""
+
+import re
+from dataclasses import dataclass
 
 LABELS = {
     "in_language": "in the prompt's language",
@@ -25,4 +28,56 @@ LABELS = {
     "agreement": "share of tokens before they differ",
     "same_answer": "the original's answer",
 }
-"""Name -> label; a measure that is not there is called by its name."""
+"""Name -> label; a metric that is not there is called by its name."""
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Which metrics of a kind of task (any, if empty) stand in a table, and under which head; the first that fits."""
+
+    title: str
+    kind: str
+    pattern: str
+    label: str
+
+
+_RULES = (
+    _Rule("Language alignment (Table 1)", "LanguageAlignment", r"(?P<p>[^/]+)/answered_in/(?P<a>(?!other$).+)",
+            "{p} prompt: {a}"),
+    _Rule("What the answers are like", "LanguageAlignment", r"(?P<p>[^/]+)/(?P<m>.+)", "{p}: {m}"),
+    _Rule("Reliability (Table 2)", "Knowledge", r"(?P<m>mc[12])", "{task} {m}"),
+    _Rule("Reliability (Table 2)", "ToxiGen", r"(?P<m>toxic|failed)", "{task}: {m}"),
+    _Rule("Reliability (Table 2)", "BOLD", r"(?P<m>mean|sd)", "{task}: sentiment, {m}"),
+    _Rule("Refusals", "Refusals", r"(?P<p>[^/]+)/(?P<m>.+)", "{p}: {m}"),
+    _Rule("Knowledge (Table 3)", "Knowledge", r"(?P<m>acc|acc_norm|exact_match\S*)", "{task} {m}"),
+    _Rule("MT-Bench (Tables 4 and 5)", "MTBench",
+            r"(?P<m>score|score_in_language|score/turn_[12]|in_language|pairwise/.+|unparsed)", "{task}: {m}"),
+    _Rule("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>perplexity|bits_per_byte)", "{p}: {m}"),
+    _Rule("Retention", "Retention", r"(?P<m>kl|agreement|same_answer)", "{m}"),
+    _Rule("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>loss)", "{p}: {m}"),
+    _Rule("By part", "", r"(?P<m>.+)", "{task}: {m}"),
+)  # fmt: skip
+
+TITLES = tuple(dict.fromkeys(rule.title for rule in _RULES))
+"""Of the tables, in their order: the paper's five, and what it left out."""
+
+
+def heading(task: str, kind: str, metric: str) -> tuple[str, str]:
+    """The title of the table that a metric stands in, and the head of its column.
+
+    Args:
+        task: its name.
+        kind: of the task, the name of its class.
+        metric: its name.
+    """
+    for rule in _RULES:
+        found = re.fullmatch(rule.pattern, metric)
+        if found and rule.kind in ("", kind):
+            parts = {name: LABELS.get(part, part) if name == "m" else part for name, part in found.groupdict().items()}
+            return rule.title, rule.label.format(task=task, **parts)
+    raise AssertionError(metric)  # the last rule takes everything
+
+
+def label(kind: str, metric: str) -> str:
+    """The head of a metric's column without the task's name, where that stands above it."""
+    return heading("", kind, metric)[1].lstrip(": ")

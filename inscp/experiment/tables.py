@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from inscp.evaluation.items import Item, items_folder, read_values
-from inscp.evaluation.labels import LABELS
+from inscp.evaluation.labels import TITLES, heading
 from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
 from inscp.evaluation.statistics import loss_of, means, perplexity
 from inscp.experiment.estimates import Difference, Sample, difference, mean, samples
@@ -96,34 +95,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """A table: which metrics of which kinds of task it takes. The first that takes a metric has it."""
-
-    title: str
-    kind: str
-    pattern: str
-    label: str
-
-
-_LAYOUTS = (
-    _Layout("Language alignment (Table 1)", "LanguageAlignment", r"(?P<p>[^/]+)/answered_in/(?P<a>(?!other$).+)",
-            "{p} prompt: {a}"),
-    _Layout("What the answers are like", "LanguageAlignment", r"(?P<p>[^/]+)/(?P<m>.+)", "{p}: {m}"),
-    _Layout("Reliability (Table 2)", "Knowledge", r"(?P<m>mc[12])", "{task} {m}"),
-    _Layout("Reliability (Table 2)", "ToxiGen", r"(?P<m>toxic|failed)", "{task}: {m}"),
-    _Layout("Reliability (Table 2)", "BOLD", r"(?P<m>mean|sd)", "{task}: sentiment, {m}"),
-    _Layout("Refusals", "Refusals", r"(?P<p>[^/]+)/(?P<m>.+)", "{p}: {m}"),
-    _Layout("Knowledge (Table 3)", "Knowledge", r"(?P<m>acc|acc_norm|exact_match\S*)", "{task} {m}"),
-    _Layout("MT-Bench (Tables 4 and 5)", "MTBench",
-            r"(?P<m>score|score_in_language|score/turn_[12]|in_language|pairwise/.+|unparsed)", "{task}: {m}"),
-    _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>perplexity|bits_per_byte)", "{p}: {m}"),
-    _Layout("Retention", "Retention", r"(?P<m>kl|agreement|same_answer)", "{m}"),
-    _Layout("Retention", "Retention", r"held_out/(?P<p>[^/]+)/(?P<m>loss)", "{p}: {m}"),
-    _Layout("By part", "", r"(?P<m>.+)", "{task}: {m}"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Evaluations of one language (or of no study at all), side by side.
 
@@ -151,7 +122,7 @@ class Comparison:
         """The column of a metric, by TASK/METRIC; of one that was not measured every cell is None."""
         task, _, metric = name.partition("/")
         kinds = [kind for known, kind, of in self._metrics() if (known, of) == (task, metric)]
-        return Column(task, metric, _placed(task, kinds[0], metric)[1] if kinds else f"{name} (not measured)")
+        return Column(task, metric, heading(task, kinds[0], metric)[1] if kinds else f"{name} (not measured)")
 
     def check(self) -> None:
         """
@@ -166,9 +137,9 @@ class Comparison:
     def tables(self) -> list[Table]:
         """Every metric, in the paper's tables where it belongs to one."""
         self.check()
-        columns: dict[str, list[Column]] = {layout.title: [] for layout in _LAYOUTS}
+        columns: dict[str, list[Column]] = {title: [] for title in TITLES}
         for task, kind, metric in self._metrics():
-            title, label = _placed(task, kind, metric)
+            title, label = heading(task, kind, metric)
             columns[title].append(Column(task, metric, label))
         return [self._table(title, _with_unique_labels(found)) for title, found in columns.items() if found]
 
@@ -226,11 +197,6 @@ class Comparison:
         return samples(items, column.metric)
 
 
-def label(kind: str, metric: str) -> str:
-    """What people call a metric of a kind of task, as tables do, where the task's name stands above it."""
-    return _placed("", kind, metric)[1].lstrip(": ")
-
-
 def _digest(id: str) -> int:
     return hashlib.blake2b(id.encode(), digest_size=1).digest()[0]
 
@@ -247,13 +213,3 @@ def _with_unique_labels(columns: Sequence[Column]) -> list[Column]:
         replace(column, label=f"{column.task}, {column.label}") if labels[column.label] > 1 else column
         for column in columns
     ]
-
-
-def _placed(task: str, kind: str, metric: str) -> tuple[str, str]:
-    """In which table a metric stands, and under which head."""
-    for layout in _LAYOUTS:
-        found = re.fullmatch(layout.pattern, metric)
-        if found and layout.kind in ("", kind):
-            parts = {name: LABELS.get(part, part) if name == "m" else part for name, part in found.groupdict().items()}
-            return layout.title, layout.label.format(task=task, **parts)
-    raise AssertionError(metric)  # the last layout takes everything

@@ -9,13 +9,14 @@ import pytest
 
 from inscp.errors import UserError
 from inscp.evaluation.items import Item
+from inscp.evaluation.labels import label
 from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.retention import Retention
 from inscp.experiment.page import grids
 from inscp.experiment.plots import gained_and_kept
 from inscp.experiment.report import comparison_page
-from inscp.experiment.tables import Column, Comparison, Evaluated, label
+from inscp.experiment.tables import Column, Comparison, Evaluated
 
 
 def evaluated(row: str, seed: int | None, ended: list[bool], losses: list[float]) -> Evaluated:
