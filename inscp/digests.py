@@ -9,10 +9,10 @@ from inscp.paths import cache_folder
 
 _TICK = 2_000_000_000
 """Nanoseconds: no file system's clock is coarser."""
-_MOST = 50_000
+_MAX_DIGESTS = 50_000
 """Digests that are remembered, of 4 KB each at most: of files that are gone too, which cannot be told by them."""
 _RARELY = "00"
-"""How the name of one in 256 begins, with which those above `_MOST` are forgotten."""
+"""How the name of one in 256 begins, with which those above `_MAX_DIGESTS` are forgotten."""
 
 
 def file_digest(path: Path) -> str:
@@ -37,11 +37,11 @@ def file_digest(path: Path) -> str:
         with suppress(OSError):  # a file system without links
             kept.symlink_to(digest)
             if kept.name.startswith(_RARELY):
-                _forget_the_oldest(kept.parent)
+                _prune(kept.parent)
     return digest
 
 
-def _forget_the_oldest(folder: Path) -> None:
+def _prune(folder: Path) -> None:
     links = sorted(folder.iterdir(), key=lambda link: link.lstat().st_mtime_ns)
-    for link in links[:-_MOST]:
+    for link in links[:-_MAX_DIGESTS]:
         link.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ class UserError(Exception):
         super().__init__(where, what, mend)
         self.where, self.what, self.mend = where, what, mend
 
-    is_everywhere = False
+    is_on_every_rank = False
     """Whether every process of a training raises this same error, so that one of them tells it for all."""
 
     def __str__(self) -> str:
@@ -43,16 +43,16 @@ def first_line(error: BaseException) -> str:
 class RunError(Exception):
     """The input was right and the run still cannot go on (a diverged loss, say): exit status 1, no traceback."""
 
-    is_everywhere = False
+    is_on_every_rank = False
     """As of a `UserError`."""
 
 
 E = TypeVar("E", UserError, RunError)
 
 
-def everywhere(error: E) -> E:
+def on_every_rank(error: E) -> E:
     """The same error, which every process of a training raises: they end together, and one of a node tells it."""
-    error.is_everywhere = True
+    error.is_on_every_rank = True
     return error
 
 

@@ -178,7 +178,7 @@ def longest_input(spec: str) -> int:
     return int(getattr(_config(spec).get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
 
-def embedded_tokens(spec: str) -> int:
+def embedding_rows(spec: str) -> int:
     """So many tokens have a row in a model's embeddings, by its own configuration; without end where it names none."""
     return int(getattr(_config(spec).get_text_config(), "vocab_size", None) or sys.maxsize)
 

@@ -65,7 +65,7 @@ def test_what_changed_a_moment_ago_is_not_remembered(
 def test_the_oldest_are_forgotten_so_that_their_number_is_bounded(
     tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"_TICK": 0, "_MOST": 3, "_RARELY": ""}.items():
+    for name, value in {"_TICK": 0, "_MAX_DIGESTS": 3, "_RARELY": ""}.items():
         monkeypatch.setattr(f"inscp.digests.{name}", value)
     paths = [tmp_path / f"{number}.jsonl" for number in range(5)]
     for path in paths:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from inscp.callbacks.steps import ends_step
 from inscp.callbacks.throughput import clock_paused
-from inscp.errors import RunError, UserError, everywhere
+from inscp.errors import RunError, UserError, on_every_rank
 from inscp.model.checkpoint import (
     CheckpointWriter,
     add_to_manifest,
@@ -107,7 +107,7 @@ class Checkpoints(Checkpoint):
             apart, differ = f"not all processes see {place}", "the processes find different checkpoints to go on from"
             what = differ if all_see else apart
             mend = "Give a folder that all nodes share (checkpoint.dirpath, trainer.default_root_dir)."
-            raise everywhere(UserError("checkpoint.dirpath", what, mend))
+            raise on_every_rank(UserError("checkpoint.dirpath", what, mend))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path:

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.data.datamodule import data_of
-from inscp.errors import RunError, everywhere
+from inscp.errors import RunError, on_every_rank
 from inscp.model.checkpoint import step_folder
 from inscp.model.export import assemble, export_model, stored_as
 from inscp.model.module import InsCPModule
@@ -46,7 +46,7 @@ class ExportAtEnd(Callback):
             lost = self._checkpoints.save(trainer, wait=True)
             kept = step_folder(self._checkpoints.folder, trainer.global_step)
             mend = f"its weights are kept: python -m inscp export --checkpoint {kept} --out FOLDER"
-            raise everywhere(RunError(f"{problem}; {lost or mend}"))
+            raise on_every_rank(RunError(f"{problem}; {lost or mend}"))
 
     def _export(self, trainer: Trainer, weights: Mapping[str, torch.Tensor]) -> str:
         """What went wrong; empty where nothing did."""

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 from inscp.callbacks.steps import ends_step
 from inscp.data.datamodule import data_of
-from inscp.lines import SECONDS_BETWEEN_LINES, duration
+from inscp.progress import SECONDS_BETWEEN_LINES, duration
 
 
 def progress() -> Callback:

@@ -16,7 +16,7 @@ from inscp.callbacks.cost import training_cost
 from inscp.cost.ledger import Cost
 from inscp.data.datamodule import InsCPDataModule, data_of
 from inscp.data.pipeline import Pipeline
-from inscp.errors import UserError, everywhere
+from inscp.errors import UserError, on_every_rank
 from inscp.model.checkpoint import FOLDER_KEY, ORIGIN_KEY, TRACKING_KEY
 from inscp.model.module import InsCPModule
 from inscp.model.origin import Origin, read_origin, title, warn_of_other_weights
@@ -198,7 +198,7 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
     for where, (then, now) in told.items():
         if then != now:
             what = f"the checkpoint was trained with {then or 'none'}, this configuration has {now or 'none'}"
-            raise everywhere(UserError(where, what, "Resume with what made it, or begin another training."))
+            raise on_every_rank(UserError(where, what, "Resume with what made it, or begin another training."))
 
 
 def _scoring_cost(folder: Path) -> Cost | None:

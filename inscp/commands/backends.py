@@ -14,10 +14,10 @@ from inscp.evaluation.caching_model import Backend, CachingModel
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.served_model import ServedModel
 from inscp.evaluation.server import Server
-from inscp.lines import Lines
 from inscp.model.device import best_device
 from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.paths import write_json
+from inscp.progress import ProgressLines
 
 _COST = "cost.json"
 
@@ -93,7 +93,7 @@ def open_model(
 
 
 def _start_progress(cost_record: CostRecord | None, what: str, total: int) -> Callable[[], None]:
-    lines = Lines(what, total, unit="items")
+    lines = ProgressLines(what, total, unit="items")
 
     def advance() -> None:
         lines.advance(1, 1, 1)

@@ -18,7 +18,7 @@ from inscp.experiment.report import study_page
 from inscp.experiment.runner import Runner
 from inscp.experiment.runs import Run, named
 from inscp.experiment.study import Study
-from inscp.lines import duration
+from inscp.progress import duration
 
 
 def run(command: str, arguments: list[str]) -> None:

@@ -10,12 +10,12 @@ from inscp.commands.parser import call
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, read_records
 from inscp.errors import UserError
-from inscp.lines import tell_skipped
 from inscp.model.export import export_model
 from inscp.model.origin import EXTENDED, Origin, read_origin
 from inscp.model.vocabulary import count_tokens, extended, learn_tokens, resize_embeddings
 from inscp.paths import require_new
 from inscp.pretrained import load_model, load_tokenizer, require_dense, with_its_code
+from inscp.progress import print_skipped
 from inscp.records import require_language_tag
 
 
@@ -70,7 +70,7 @@ def extend(
     origin = Origin(model, EXTENDED, language, settings, before=read_origin(model))
     export_model(result, longer, Path(out), origin, getattr(torch, dtype))
     for source, report in reads:
-        tell_skipped(source.name, report.skipped, report.examples)
+        print_skipped(source.name, report.skipped, report.examples)
     share = f"{after:,} in place of {before:,} ({after / before:.0%})"
     fewer = " (no other two come together twice)" if len(extension.made_of) < tokens else ""
     print(f"tokens     {len(extension.made_of):,} new ones{fewer}; the texts have {share}")

@@ -87,7 +87,7 @@ def run(command: str, arguments: list[str]) -> None:
         _leave_together()
         raise
     except (RunError, UserError) as error:
-        if error.is_everywhere:
+        if error.is_on_every_rank:
             _leave_together()
             if int(os.environ.get("LOCAL_RANK", 0)):  # launchers kill the others where one fails first
                 raise Stopped("", 0) from error
@@ -159,7 +159,7 @@ class InsCPCLI(LightningCLI):
     `before_after` BeforeAfter, `stop_when_aligned` StopWhenAligned, `mlflow` Tracking, `cost` Ledger.
     """
 
-    told_as = ""
+    command_name = ""
     """How messages call the command, where it is none of Lightning's."""
 
     def __init__(self, command: str = "fit", run: bool = True, **kwargs: Any) -> None:
@@ -194,7 +194,7 @@ class InsCPCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
         assert isinstance(parser, TrainingParser)
-        parser.told_as = f"python -m inscp {self.told_as or self._command}"
+        parser.command_name = f"python -m inscp {self.command_name or self._command}"
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -19,9 +19,9 @@ from inscp.evaluation.answers import defects, require_temperature
 from inscp.evaluation.caching_model import Backend
 from inscp.evaluation.items import items_folder
 from inscp.evaluation.server import Server
-from inscp.lines import tell_skipped
 from inscp.model.precision import InferencePrecision
 from inscp.paths import require_new, write_atomically
+from inscp.progress import print_skipped
 from inscp.records import Generation, Prompt, Turn
 
 
@@ -88,7 +88,7 @@ def generate(
     kept = [(*prompt, Turn("assistant", answer.response.strip()))
             for prompt, answer, why in zip(prompts, answers, wrong, strict=True) if why is None]  # fmt: skip
     for source, report in reads:
-        tell_skipped(source.name, report.skipped, report.examples)
+        print_skipped(source.name, report.skipped, report.examples)
     for why, count in Counter(filter(None, wrong)).most_common():
         print(f"left out   {count:,} answers: {why}")
     total = cost_record.stop() if cost_record else None

@@ -41,15 +41,18 @@ class TrainingHelp(DefaultHelpFormatter):
 class HelpInOrder:
     """Mixin of a training command's parser: in its help Lightning's keys come behind our own."""
 
-    told_as: str
+    command_name: str
     env_prefix: str
     _action_groups: list[Any]
 
     def format_help(self) -> str:
-        if not self.told_as:  # that of a class in a key
+        if not self.command_name:  # that of a class in a key
             return super().format_help()  # type: ignore[misc,no-any-return]
-        self.usage = f"{self.told_as} --config FILE [--KEY VALUE ...]"
-        purpose, variable = COMMANDS[self.told_as.rpartition(" ")[2]], f"{self.env_prefix}_DATA__ROW_LENGTH".upper()
+        self.usage = f"{self.command_name} --config FILE [--KEY VALUE ...]"
+        purpose, variable = (
+            COMMANDS[self.command_name.rpartition(" ")[2]],
+            f"{self.env_prefix}_DATA__ROW_LENGTH".upper(),
+        )
         self.description = f"{purpose[0].upper()}{purpose[1:]}. {_KEYS.format(variable=variable)}"
         self._action_groups[:] = [group for group in self._action_groups if group.title != "Linked arguments"]
         for group in self._action_groups:

@@ -13,7 +13,7 @@ from inscp.commands.fit import InsCPCLI
 from inscp.commands.quiet import quiet
 from inscp.data.pipeline import Pipeline
 from inscp.errors import UserError
-from inscp.lines import skipped_lines
+from inscp.progress import skipped_lines
 from inscp.records import IGNORED
 
 
@@ -39,7 +39,7 @@ class DataCLI(InsCPCLI):
 
 
 class InspectCLI(DataCLI):
-    told_as = "inspect"
+    command_name = "inspect"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

@@ -31,7 +31,7 @@ class OneLineErrors:
     usage: str | None
     description: str | None
     epilog: str | None
-    told_as: str = ""
+    command_name: str = ""
     """How messages call the command, where it is not as the parser calls itself."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -42,7 +42,7 @@ class OneLineErrors:
     def _command(self) -> str:
         """As people call it, `python -m inscp fit`; empty where this is the parser of a class in a key."""
         prog = self.prog.replace("[options] ", "")
-        return self.told_as or (prog if prog.startswith(_PROGRAM) else "")
+        return self.command_name or (prog if prog.startswith(_PROGRAM) else "")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise user_error(self, message, self._command, sys.argv[1:]) from ex  # type: ignore[arg-type]

@@ -18,4 +18,4 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 class PrepareCLI(DataCLI):
-    told_as = "prepare"
+    command_name = "prepare"

@@ -41,7 +41,7 @@ _TOKENS = 100_000_000
 class DoctorCLI(InsCPCLI):
     """The configuration of a training, of which everything but the trainer is made; no weights are read."""
 
-    told_as = "doctor"
+    command_name = "doctor"
 
     def instantiate_classes(self) -> None:
         self.parts = self.parser.instantiate_classes(self.config)

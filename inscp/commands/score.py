@@ -29,7 +29,6 @@ from inscp.data.sources import (
     source_fingerprint,
 )
 from inscp.errors import UserError
-from inscp.lines import Lines, tell_skipped
 from inscp.model.allocator import keep_freed_memory
 from inscp.model.device import attention_for, best_device, scoring_batch_tokens, scoring_model, sharded_model
 from inscp.model.loss import NextTokenLoss
@@ -37,6 +36,7 @@ from inscp.model.parallel import shard
 from inscp.model.precision import InferencePrecision, inference_dtype
 from inscp.model.sharded import backend
 from inscp.pretrained import load_tokenizer, longest_input, weights_fingerprint
+from inscp.progress import ProgressLines, print_skipped
 from inscp.records import Record
 from inscp.selection.candidates import bounded, require_names
 from inscp.selection.perplexity import Conditioning, Scorer, Scoring
@@ -114,7 +114,7 @@ def score(
             loss = _loss(model, dtype, shard_model)
             counter.watch(loss.model)
             scorer = Scorer(loss, tokenizer, scoring, scoring_batch_tokens(loss, batch_tokens), shard_model)
-            lines = Lines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
+            lines = ProgressLines("scoring", sum(sizes[place] for place in todo), shows=rank == 0)
             mine = (chunk for chunk in read([ReadReport() for _ in sources]) if chunk.place in todo)
             _score_chunks(scorer, mine, folder, on_bad_record, lines, keep)
     except BaseException:
@@ -222,7 +222,7 @@ def _score_chunks(
     work: Iterable[Chunk],
     folder: ScoreFolder,
     on_bad_record: OnBadRecord,
-    lines: Lines,
+    lines: ProgressLines,
     on_chunk: Callable[[], None],
 ) -> None:
     """Score the chunks of this rank, each kept as soon as it is done, which `on_chunk` is told."""
@@ -250,6 +250,6 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> 
             print(f"{name[-38:]:<40}{row['records']:>9,}{row['tokens']:>12,}{row['perplexity']:>12,.2f}"
                   f"{row['bits_per_byte']:>11.3f}   {spread}")  # fmt: skip
     for source, count, read in zip(folder.sources, counts, reports, strict=True):
-        tell_skipped(source["name"], count, read.examples)
+        print_skipped(source["name"], count, read.examples)
     print(f"\nscores     {folder.folder}" + (f"\ncost       {cost}" if cost else ""))
     print(f"\nnext:\n  python -m inscp select --config … --scores {quote(str(folder.folder))}")

@@ -9,9 +9,9 @@ from inscp.data.cache import fingerprint
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, require_outside
 from inscp.errors import UserError
-from inscp.lines import tell_skipped, telling
 from inscp.paths import atomic_folder, require_new
 from inscp.pretrained import load_tokenizer
+from inscp.progress import print_skipped, with_progress
 from inscp.selection import report as reports
 from inscp.selection.budget import Budget
 from inscp.selection.candidates import Candidates
@@ -74,7 +74,7 @@ def select(
         if budget and replay.sources:
             settings["replay"] = _write_replay(replay, budget, partial)
         try:
-            written = funnel.run(telling(candidates, "reading"), partial / "selected.parquet")
+            written = funnel.run(with_progress(candidates, "reading"), partial / "selected.parquet")
         except UserError as error:
             if error.where == "budget.tokens":  # it is what the filters have left that is too little
                 _tell(reports.as_dict(funnel, settings | _skipped(candidates)))
@@ -122,4 +122,4 @@ def _skipped(*every: Candidates) -> dict[str, Any]:
 def _tell(report: dict[str, Any]) -> None:
     print("\n".join(reports.lines(report)))
     for source, skipped in report["skipped"].items():
-        tell_skipped(source, skipped, report["first_skipped"][source])
+        print_skipped(source, skipped, report["first_skipped"][source])

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from inscp.data.packing import PackReport, Row, collate
-from inscp.lines import skipped_lines, telling
 from inscp.paths import build_once, cache_folder
+from inscp.progress import skipped_lines, with_progress
 from inscp.records import IGNORED
 
 FORMAT_VERSION = 4
@@ -104,7 +104,7 @@ def cached_rows(
     def write(partial: Path) -> None:
         rows, pack_report = make()
         with _gc_frozen():
-            told = telling(rows, "packing", "rows")
+            told = with_progress(rows, "packing", "rows")
             _write_arrow(partial / _ROWS_FILE, told, pack_report.row_length, pad_id)
         report = DataReport(digest, **asdict(pack_report), padding=pack_report.padding)
         finish(report)

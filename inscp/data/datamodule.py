@@ -19,8 +19,8 @@ from inscp.data.sources import OnBadRecord, Source, require_source
 from inscp.data.special_tokens import used_control_tokens
 from inscp.data.tagging import HELD_OUT, InsCPTagger, Tagger
 from inscp.data.workers import ignore_signals
-from inscp.errors import UserError, everywhere
-from inscp.pretrained import embedded_tokens, load_tokenizer, longest_input
+from inscp.errors import UserError, on_every_rank
+from inscp.pretrained import embedding_rows, load_tokenizer, longest_input
 from inscp.records import PackedBatch, require_language_tag
 
 
@@ -122,7 +122,7 @@ class InsCPDataModule(LightningDataModule):
     @cached_property
     def _unembedded(self) -> list[str]:
         """Tokens that documents hold, and the model has no row for: somebody has added them to the tokenizer alone."""
-        rows = embedded_tokens(self.pretrained)
+        rows = embedding_rows(self.pretrained)
         return [name for name, index in used_control_tokens(self.tokenizer).items() if index >= rows]
 
     @property
@@ -301,7 +301,7 @@ class InsCPDataModule(LightningDataModule):
             if state_dict[key] != now and not self.force_resume:
                 what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
                 mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
-                raise everywhere(UserError("--ckpt_path", what, mend))
+                raise on_every_rank(UserError("--ckpt_path", what, mend))
         self._before = {"rows_before": state_dict["rows_seen"], "steps_before": state_dict["step"]}
 
 

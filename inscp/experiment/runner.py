@@ -18,7 +18,7 @@ from inscp.experiment.places import Place, Places
 from inscp.experiment.processes import Commands, Failure, tell
 from inscp.experiment.runs import Run
 from inscp.experiment.study import Study
-from inscp.lines import duration
+from inscp.progress import duration
 
 
 class Runner:

@@ -18,7 +18,7 @@ from inscp.errors import UserError
 from inscp.model.adapters import LoRA, without_adapters
 from inscp.model.loss import NextTokenLoss, Predictions
 from inscp.model.strategies import auxiliary_model
-from inscp.pretrained import embedded_tokens, foreign_token, load_tokenizer, longest_input
+from inscp.pretrained import embedding_rows, foreign_token, load_tokenizer, longest_input
 from inscp.records import PackedBatch
 
 
@@ -123,7 +123,7 @@ def require_teacher(teacher: str, pretrained: str, row_length: int) -> None:
     if row_length > (longest := longest_input(teacher)):
         what = f"{teacher} sees {longest:,} tokens at most, and rows have {row_length:,}"
         raise UserError("model.distillation.teacher", what, f"Set data.row_length to {longest}, or take another.")
-    sizes = [embedded_tokens(spec) for spec in (teacher, pretrained)]
+    sizes = [embedding_rows(spec) for spec in (teacher, pretrained)]
     if len(set(sizes)) > 1:
         what = f"its output layer has {sizes[0]:,} rows and the model's {sizes[1]:,}"
         raise UserError("model.distillation.teacher", what, "Take one with as many.")

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inscp.data.datamodule import data_of
-from inscp.errors import RunError, UserError, everywhere
+from inscp.errors import RunError, UserError, on_every_rank
 from inscp.model.adapters import LoRA
 from inscp.model.allocator import keep_freed_memory, return_freed_memory
 from inscp.model.blocks import ActivationCheckpointing, checkpoint_activations, compile_blocks
@@ -310,7 +310,7 @@ class InsCPModule(ValidationModule):
                 f"not changed. Last good checkpoint: {kept[0] if kept else 'none'}. Lower "
                 "model.optimizer.learning_rate or set trainer.gradient_clip_val."
             )
-            raise everywhere(RunError(what))
+            raise on_every_rank(RunError(what))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

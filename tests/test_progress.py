@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from inscp.lines import Lines
+from inscp.progress import ProgressLines
 
 
 def test_a_line_is_of_the_whole_batch_that_is_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("inscp.lines.SECONDS_BETWEEN_LINES", 0.5)
-    lines = Lines("asking", 100, unit="items")
+    monkeypatch.setattr("inscp.progress.SECONDS_BETWEEN_LINES", 0.5)
+    lines = ProgressLines("asking", 100, unit="items")
     for batch in range(2):
         time.sleep(0.6)
         for _ in range(50):

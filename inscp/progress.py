@@ -16,7 +16,7 @@ _BURST = 0.3
 """Seconds. A batch is told of piece by piece when it is done; a line after the first piece would leave out the rest."""
 
 
-class Lines:
+class ProgressLines:
     """Tells how far the work is, how fast it goes and how long it will take.
 
     Args:
@@ -70,13 +70,13 @@ def skipped_lines(source: str, skipped: Mapping[str, int], first: Mapping[str, s
     return [f"skipped {count:,} of {source}: {why}{where.get(why, '')}" for why, count in skipped.items()]
 
 
-def tell_skipped(source: str, skipped: Mapping[str, int], first: Mapping[str, str]) -> None:
+def print_skipped(source: str, skipped: Mapping[str, int], first: Mapping[str, str]) -> None:
     """Print `skipped_lines`."""
     for line in skipped_lines(source, skipped, first):
         print(line)
 
 
-def telling(stream: Iterable[T], what: str, unit: str = "records") -> Iterator[T]:
+def with_progress(stream: Iterable[T], what: str, unit: str = "records") -> Iterator[T]:
     """The same stream, of unknown length, telling how many have passed and how fast."""
     if sys.stderr.isatty():
         yield from tqdm(stream, desc=what, unit=f" {unit}", delay=_BURST)
