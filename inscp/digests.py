@@ -10,9 +10,9 @@ from inscp.paths import cache_folder
 _TICK = 2_000_000_000
 """Nanoseconds: no file system's clock is coarser."""
 _MAX_DIGESTS = 50_000
-"""Digests that are remembered, of 4 KB each at most: of files that are gone too, which cannot be told by them."""
+"""Most digests that are kept, of 4 KB each at most; those of deleted files cannot be told from others."""
 _RARELY = "00"
-"""How the name of one in 256 begins, with which those above `_MAX_DIGESTS` are forgotten."""
+"""The prefix of one name in 256: keeping such a digest removes the oldest above `_MAX_DIGESTS`."""
 
 
 def file_digest(path: Path) -> str:

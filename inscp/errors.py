@@ -51,7 +51,7 @@ E = TypeVar("E", UserError, RunError)
 
 
 def on_every_rank(error: E) -> E:
-    """The same error, which every process of a training raises: they end together, and one of a node tells it."""
+    """Mark an error that every process of a training raises: all end together, and one a node prints it."""
     error.is_on_every_rank = True
     return error
 

@@ -77,7 +77,7 @@ def print_skipped(source: str, skipped: Mapping[str, int], first: Mapping[str, s
 
 
 def with_progress(stream: Iterable[T], what: str, unit: str = "records") -> Iterator[T]:
-    """The same stream, of unknown length, telling how many have passed and how fast."""
+    """The same stream, of unknown length; prints how many members have passed and how fast."""
     if sys.stderr.isatty():
         yield from tqdm(stream, desc=what, unit=f" {unit}", delay=_BURST)
         return

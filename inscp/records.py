@@ -1,8 +1,8 @@
-"""The words that every room speaks: one frozen dataclass for each arrow of the data path.
+"""The types that all packages share: one frozen dataclass for each stage of the data path.
 
 Record -> TaggedText -> TokenSequence -> PackedBatch        (training)
 Record -> Score, Candidate                                  (selection)
-prompt -> Generation -> Share                               (evaluation)
+Prompt -> Generation                                        (evaluation)
 """
 
 from __future__ import annotations
@@ -209,12 +209,12 @@ class PackedBatch:
 
 
 def _perplexity(nll: float, n_tokens: int) -> float:
-    return math.exp(min(nll / n_tokens, 700.0))  # of which the exponential is still a number
+    return math.exp(min(nll / n_tokens, 700.0))  # the exponential of more overflows
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How surprised a model is by a record.
+    """How likely a record is under a model.
 
     Attributes:
         id: the record's `source`: file and line.

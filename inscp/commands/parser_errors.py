@@ -1,4 +1,4 @@
-"""What jsonargparse complains of, as one line: the key and the file it stands in, what is wrong, what was meant."""
+"""Errors of jsonargparse as one line: the key and the file it stands in, what is wrong, what was meant."""
 
 import argparse
 import re
@@ -32,7 +32,7 @@ _NO_YAML = re.compile(r"Unable to load config '(.*)'$", re.MULTILINE)
 _SWITCHES_OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
 """Keys that switch their section off, and the value that does."""
 NESTED_ERROR = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
-"""Of what members of a union complain, a `UserError`."""
+"""A `UserError` among the errors of a union's members."""
 _ENTRY = re.compile(r"(?:\n *- .*)*\n *Given value type: .*\n *Given value: (\{.*\})(?=\n(?:.*\n)*? *Given value: )")
 """Behind what `NESTED_ERROR` finds, the entry of a list or mapping that the error is about."""
 _UNDER = "Give it under init_args: {class_path: …, init_args: {…}}."
@@ -47,8 +47,8 @@ _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "
 def user_error(parser: ArgumentParser, message: str, command: str, arguments: Sequence[str]) -> UserError:
     """
     Args:
-        parser: that complains.
-        message: what it says.
+        parser: that failed.
+        message: of its error.
         command: as people call it, `python -m inscp fit`; empty where the parser is that of a class in a key.
         arguments: of the command.
     """
@@ -232,7 +232,7 @@ def class_names(types: Sequence[type]) -> list[str]:
 
 
 def _readable(message: str) -> str:
-    """What jsonargparse says, without its inner words; of a union, what each member complains."""
+    """What jsonargparse says, without its inner words; of a union, the error of each member."""
     lines = [line.strip() for line in message.splitlines()]
     complaints = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
     text = "; ".join(complaints) if complaints else " ".join(lines)

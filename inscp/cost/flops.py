@@ -7,8 +7,8 @@
 N: parameters that a token of text is multiplied with, that is all but towers for images and the input embedding, which
 is looked up (where it is tied to the output layer it counts once, as that), and of experts those that are chosen. L:
 layers. W: heads times their width, the mean of queries' and values'. Padding counts, since it is computed. The output
-layer counts at every position, as is usual, though the loss computes it where there is a target alone: at a prompt that
-is no target, so much is counted too dear (a fifth of 135 M parameters, a sixteenth of 8 B). Norms, softmax, the loss
+layer counts at every position, as is usual, though the loss computes it at targets only: for a prompt without targets
+this overestimates (by a fifth at 135 M parameters, a sixteenth at 8 B). Norms, softmax, the loss
 and the optimizer are left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al. (arXiv
 2203.15556, appendix F).
 """

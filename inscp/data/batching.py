@@ -20,12 +20,12 @@ U = TypeVar("U")
 
 
 def batches(stream: Iterable[T]) -> Iterator[list[T]]:
-    """What comes, in groups of at most 1,024 that hold half a million characters (or a single longer one)."""
+    """The stream in groups, each closed at 1,024 members or half a million characters."""
     return grouped(stream, attrgetter("n_characters"))
 
 
 def grouped(stream: Iterable[U], n_characters: Callable[[U], int]) -> Iterator[list[U]]:
-    """As `batches`, of anything that has characters in some way."""
+    """As `batches`, for members whose characters `n_characters` counts."""
     held: list[U] = []
     characters = 0
     for one in stream:

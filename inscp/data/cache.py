@@ -98,7 +98,7 @@ def cached_rows(
         digest: the fingerprint.
         make: gives the rows as a stream, and the report that fills while the stream is read.
         finish: completes the data report when the stream has ended (what was read and skipped).
-        pad_id: the token id that stands in padding, without any effect.
+        pad_id: the token id of padding, which has no effect.
     """
 
     def write(partial: Path) -> None:
@@ -120,8 +120,8 @@ def cached_rows(
 
 @contextmanager
 def _gc_frozen() -> Iterator[None]:
-    """Python's garbage collector would go through every object of torch and transformers after each few batches."""
-    if gc.get_freeze_count():  # the command line leaves them out for good
+    """Keep the garbage collector from scanning every object of torch and transformers again and again."""
+    if gc.get_freeze_count():  # the command line has frozen them already
         yield
         return
     gc.freeze()
@@ -156,7 +156,7 @@ def _write_arrow(path: Path, rows: Iterable[Row], row_length: int, pad_id: int) 
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:
-    """As the array's `to_numpy`, which like `pa.array` imports pandas: that takes longer than ten thousand rows."""
+    """As the array's own `to_numpy`, without its import of pandas, which takes longer than 10,000 rows do."""
     return np.from_dlpack(array)
 
 

@@ -121,7 +121,7 @@ class InsCPDataModule(LightningDataModule):
 
     @cached_property
     def _unembedded(self) -> list[str]:
-        """Tokens that documents hold, and the model has no row for: somebody has added them to the tokenizer alone."""
+        """Tokens of training documents without a row in the embeddings: they were added to the tokenizer alone."""
         rows = embedding_rows(self.pretrained)
         return [name for name, index in used_control_tokens(self.tokenizer).items() if index >= rows]
 
@@ -198,7 +198,7 @@ class InsCPDataModule(LightningDataModule):
 
     @property
     def total_tokens(self) -> int:
-        """About so many tokens those rows have."""
+        """How many tokens those rows have, estimated."""
         return round(self.total_rows * self.mixture.tokens_per_row)
 
     @property
@@ -218,7 +218,7 @@ class InsCPDataModule(LightningDataModule):
         return self.steps.count(self.total_rows)
 
     def span(self, step: int) -> tuple[float, float]:
-        """Shares of the training that lie behind before and after optimizer step `step` (from 0)."""
+        """Shares of the training that are done before and after optimizer step `step` (from 0)."""
         return self.steps.rows_after(step) / self.total_rows, self.steps.rows_after(step + 1) / self.total_rows
 
     @property
@@ -286,7 +286,7 @@ class InsCPDataModule(LightningDataModule):
         """What a resumed training needs to go on at the next unseen row, on any number of ranks."""
         assert self.trainer is not None
         step = self.trainer.global_step
-        # Behind the last row a step is padded, which another budget would see as rows that were trained on.
+        # The last step is padded with empty rows, which must not count as seen if a larger budget goes on from it.
         return self._identity | {"step": step, "rows_seen": min(self.steps.rows_after(step), self.total_rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

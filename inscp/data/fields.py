@@ -113,7 +113,7 @@ def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | Ba
         if role is None:
             return BadRow("a speaker is not known", f"{speaker!r} is none of {', '.join(_ROLES)}")
         turns.append((role, content, "a turn"))
-    own = [turn for turn in turns if turn[0] == "system"]  # which says more than the row's
+    own = [turn for turn in turns if turn[0] == "system"]  # overrides the row's
     return _checked([*([] if own else system), *turns]) if turns else BadRow("the conversation is empty")
 
 

@@ -130,7 +130,7 @@ class Pipeline:
             require_records(source, report)
 
     def _made(self, source: Source, rows: list[PlacedRow]) -> tuple[SequenceBatch, ReadReport]:
-        """What a process makes of some rows, without their texts, and what it has read and left out."""
+        """The token sequences of some rows, and what was read and skipped; runs in a worker process."""
         report = ReadReport()
         records = as_records(rows, source, self.on_bad_record, report)
         return SequenceBatch.of([sequence for _, sequence in self._tokenized(records, report)]), report
@@ -176,8 +176,8 @@ class Pipeline:
         return replace(cached, report=self._named(cached.report))
 
     def _named(self, numbered: DataReport) -> DataReport:
-        """A cached report, which has the numbers of sources and files for their names: the rows may have been made from
-        a copy of them that is called otherwise."""
+        """A cached report with names in place of the numbers of sources and files: rows may be cached from a copy of
+        the data under other names."""
         licences = {source.name: source.licence for source in self.sources if source.licence}
         report = replace(numbered, records={}, skipped={}, first_skipped={}, licences=licences)
         for source, (place, records) in zip(self.sources, numbered.records.items(), strict=True):

@@ -24,8 +24,8 @@ _STRFTIME_NOW = (
     "{% set date.text = date.text.replace(code, value) %}"
     "{% endfor %}{{ date.text }}{% endmacro %}\n"
 )
-"""Stands ahead of the template in place of the function that gives today; the template can be passed no other one,
-because transformers (5.23, `_plain_template_data`) hands it plain data only. Jinja drops the final line break."""
+"""A macro ahead of the template that shadows the function for today's date. Another function cannot be passed, because
+transformers (5.23, `_plain_template_data`) passes plain data only. Jinja drops the final line break."""
 
 
 def render(
@@ -73,7 +73,7 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
 
 
 def may_reason(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether whoever asks can switch off reasoning ahead of the answer, as `render` does."""
+    """Whether the template has a switch for reasoning ahead of the answer, which `render` turns off."""
     return "enable_thinking" in str(tokenizer.chat_template)
 
 
@@ -96,8 +96,8 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", m
 def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str) -> str:
     """The conversation up to where the assistant's answer begins.
 
-    Reasoning that the template opens there is closed; and what it writes ahead of every answer, but leaves to the model
-    where one is asked for (gpt-oss: that what comes is the answer, and not its reasoning), is there already.
+    A reasoning block that the template opens there is closed. What the template writes ahead of every answer but leaves
+    out of a prompt (gpt-oss: the header of the final channel) is added.
 
     Raises:
         UserError: the template refuses the turns.
@@ -105,7 +105,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]
     text = render_turns(tokenizer, turns, mend, add_generation_prompt=True)
     if text.rstrip().endswith("<think>"):
         text = f"{text.rstrip()}\n\n</think>\n\n"
-    with suppress(Exception):  # what a template raises that takes no answer here
+    with suppress(Exception):  # a template may refuse an answer here
         answered = render(tokenizer, [*turns, {"role": "assistant", "content": _ANSWER}])
         opened = answered.partition(_ANSWER)[0].rstrip(" ")  # a space is the beginning of the answer's first token
         if answered.count(_ANSWER) == 1 and opened.startswith(text) and opened[len(text) :].strip():

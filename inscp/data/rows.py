@@ -151,7 +151,7 @@ def _json(path: Path, unit: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 _UNREADABLE = (OverflowError, ValueError)
-"""What a value raises that Python cannot hold: a date after the year 9999, text that is not UTF-8."""
+"""Raised for values that Python cannot represent: a date after the year 9999, text that is not UTF-8."""
 
 
 def _parquet(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
@@ -161,7 +161,7 @@ def _parquet(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
     for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
         try:
             rows: list[Row | BadRow] = batch.to_pylist()
-        except _UNREADABLE:  # then which of them it is
+        except _UNREADABLE:  # row by row, to find the bad ones
             rows = [_plain(batch.slice(place, 1)) for place in range(batch.num_rows)]
         for row in rows:
             number += 1
@@ -207,7 +207,7 @@ def _require_delimiter(path: Path, delimiter: str) -> None:
 
 
 def _has_a_row_a_line(path: Path) -> bool:
-    """Whether every line has as many tabs, one at least: the table of a corpus, in which a quote is just that."""
+    """Whether all lines have equally many tabs, at least one: then a quote is an ordinary character."""
     with open_bytes(path) as file:
         tabs = {line.count(b"\t") for line in file if line.strip(b"\r\n")}
     return len(tabs) == 1 and tabs != {0}

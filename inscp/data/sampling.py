@@ -48,7 +48,7 @@ class Shuffled:
     Args:
         n_rows: rows 0 to n_rows - 1.
         seed: of the permutations; None keeps the rows in their order.
-        part: gives streams of one seed orders of their own.
+        part: tells streams with the same seed apart.
     """
 
     def __init__(self, n_rows: int, seed: int | None, part: int = 0) -> None:
@@ -69,7 +69,8 @@ class Shuffled:
 class Interleaved:
     """A stream into which another one is mixed, as evenly as can be.
 
-    Of the first p positions floor(p x share) belong to the other stream, so each position knows its row by itself.
+    Of the first p positions floor(p x share) belong to the other stream, so the row at a position follows from the
+    position alone.
 
     Args:
         own: the stream that has the remaining positions.

@@ -18,9 +18,9 @@ from inscp.records import Record
 
 OnBadRecord = Literal["error", "skip"]
 _ABOUT = re.compile(r"(readme|licen[sc]e)([._-].*)?|dataset_infos?", re.IGNORECASE)
-"""Names of files in a folder that tell about its data."""
+"""Names of files that describe the data of a folder."""
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-"""How files and folders of a data set that is cut in splits begin, as the Hub knows them."""
+"""Prefixes of the names of a split's files and folders, as on the Hub."""
 _SAVED_TO_DISK = ("state.json", "dataset_dict.json")
 
 
@@ -101,7 +101,7 @@ class ReadReport:
         self.examples.setdefault(why, position)
 
     def add(self, later: "ReadReport") -> None:
-        """Count what was read and left out behind this."""
+        """Add the counts of a later part of the source."""
         self.seen += later.seen
         self.usable += later.usable
         self.skipped += later.skipped
@@ -238,7 +238,7 @@ def _files(source: Source) -> list[Path] | None:
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED_TO_DISK):
             return None
-        # As readers of Parquet folders do: what begins with _ or . tells about the data and is none, as its card does.
+        # As readers of Parquet folders do: names that begin with _ or . are metadata.
         found = (p for p in path.rglob("*") if p.is_file() and is_supported(p) and not _ABOUT.fullmatch(p.stem))
         files = sorted(p for p in found if not any(part[0] in "_." for part in p.relative_to(path).parts))
         if not files:
@@ -292,7 +292,7 @@ def source_rows(source: Source) -> Iterator[PlacedRow]:
 
 
 def _without_media(data):  # type: ignore[no-untyped-def]
-    """A data set without columns of images, recordings, …: each would be decoded, and some cannot go to a process."""
+    """A data set without columns of images, recordings, …: decoding is slow, and some values cannot be pickled."""
     return data.remove_columns([name for name, feature in data.features.items() if _is_media(feature)])
 
 

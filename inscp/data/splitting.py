@@ -9,8 +9,8 @@ _SENTENCE = regex.compile(r"(?:\.(?=[\s\p{Pe}\p{Pf}\"']|$)|[[\p{STerm}…]--[.]]
 """The end of a sentence in any script, its closing marks and the space behind it; no point inside a number or name."""
 _CLAUSE = regex.compile(r"[,;:，、；：،؛]\s*|\s+")
 _SPACE = regex.compile(r"\s*")
-_LOOKED_AHEAD = 64  # characters behind the last token that fits, by which a point is known as an end
-_WORD = 32  # tokens that are made anew where a piece begins inside white space, at most
+_LOOKED_AHEAD = 64  # characters behind the last token that fits: they show whether a full stop ends a sentence
+_WORD = 32  # most tokens that are encoded again where a piece begins inside white space
 
 
 def split(

@@ -39,7 +39,7 @@ class Tagger(ABC):
 def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: TemplateIds, pairs: Pairs) -> Tag:
     """Each of the record's texts between a prefix and `suffix`: turn by turn (section 4.1), or all turns as one.
 
-    A text's prefix is drawn by the text itself, so that it has the same one in every order and process.
+    A hash of the text chooses its prefix, so that the choice is the same in every order and process.
     """
     starts = [(TemplateIds(ids, is_target), left_context) for ids, left_context in prefixes]
 
@@ -84,7 +84,9 @@ class InsCPTagger(Tagger):
 
     def __post_init__(self) -> None:
         if isinstance(self.user, str) and (self.user.endswith(".txt") or _is_file(self.user)):
-            object.__setattr__(self, "user", _lines(self.user))  # what is cached depends on what it says
+            object.__setattr__(
+                self, "user", _lines(self.user)
+            )  # the file's contents, not its name, enter the fingerprint
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
         template = ChatTemplate(tokenizer, self.system)

@@ -2,8 +2,8 @@
 
 No template is re-implemented. The tokenizer renders a conversation whose turns are sentinels; what stands between
 the sentinels is the template's own text. Because only sentinels pass through the template, it can neither strip nor
-rewrite the data, and because the data is tokenised apart, nothing in it becomes a special token. An answer stands where
-the model is asked for it: behind what the template writes to open one.
+rewrite the data, and because the data is tokenised apart, nothing in it becomes a special token. An answer stands
+behind the generation prompt, where the model is asked for one.
 """
 
 import re
@@ -116,7 +116,7 @@ class ChatTemplate:
         """What stands before the assistant's text when the user has said something, or nothing.
 
         Args:
-            said: in which nothing is a special token.
+            said: the user's text, as plain text.
 
         Raises:
             UserError: nothing was said, and the template leaves such a turn out.
@@ -186,7 +186,7 @@ class ChatTemplate:
         return [*result, rest]
 
     def _later_round(self, empty: Sequence[int]) -> str:
-        """What opens a user turn that is not the first one, which is what opens a turn without any system turn."""
+        """What opens a user turn that is not the first one, and so comes without a system turn."""
         first = self._texts(("user", "assistant"), empty)[0]
         _, _, between, *_, after = self._texts(("user", "assistant") * 2, empty=(2,) if empty else ())
         special = match_any(str(self.tokenizer.convert_ids_to_tokens(index)) for index in self._special)
@@ -200,20 +200,20 @@ class ChatTemplate:
         # What closes an answer is a special token and all white space and special tokens that stand at the end too; and
         # what opens the first turn ends as what opens a later one.
         behind = between[inside.end() :]
-        shared = behind[: shared_length(behind, after[last.end() :] if last else "")]
+        shared = behind[: common_prefix_length(behind, after[last.end() :] if last else "")]
         closing = inside.end()
         while found := re.match(r"\s", shared) or special.match(shared):
             closing, shared = closing + found.end(), shared[found.end() :]
         if last is None and inside[0] in first:  # it closes an answer by opening the next turn
             closing = inside.start()
-        known = shared_length(between[::-1], first[::-1])
+        known = common_prefix_length(between[::-1], first[::-1])
         opening, begin = between[max(closing, len(between) - known) :], self.tokenizer.bos_token or ""
         if not special.sub("", first.removesuffix(opening)).strip():  # there is no system turn ahead of it
             return first
         return begin + opening if first.startswith(begin) and not opening.startswith(begin) else opening
 
     def _literal(self, text: str, after_text: bool, before_text: bool) -> TemplateText:
-        """The tokens that a text of the template has in its place, which is told from what stands there."""
+        """The tokens of a text of the template in its place between the texts of the turns."""
         if before_text:
             ids = self._encoded(text + _PROBE, after_text)
             for left_context in self._left_contexts:
@@ -242,8 +242,8 @@ def answer_left_context(tokenizer: PreTrainedTokenizerBase) -> LeftContext:
         return LeftContext()
 
 
-def shared_length(one: Sequence[object], other: Sequence[object]) -> int:
-    """How much two sequences begin with alike."""
+def common_prefix_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """The length of the longest common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 

@@ -66,7 +66,7 @@ def tokenized(
     own = plain_text_tokenizer(tokenizer)
     encode = partial(own.encode_batch, add_special_tokens=False)
     policy = _LengthPolicy(row_length, document_length or row_length, on_too_long, own)
-    with ThreadPoolExecutor(1) as worker:  # the tokenizer works outside the interpreter's lock, a batch ahead
+    with ThreadPoolExecutor(1) as worker:  # the tokenizer releases the GIL and works a batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
             spans = (part for document in batch for part in document.parts if isinstance(part, TextSpan))
@@ -117,7 +117,7 @@ class _Plan:
 def _sequences(
     batch: list[TaggedText], encodings: Future[list[Encoding]], policy: _LengthPolicy
 ) -> Iterator[tuple[TaggedText, TokenSequence]]:
-    """The sequences of a batch, their arrays cut from one of all its tokens: small arrays are what costs here."""
+    """The sequences of a batch. Their arrays are slices of one array: making many small arrays is what is slow."""
     encoded = iter(encodings.result())
     plans = [plan for document in batch for plan in _planned(document, encoded, policy)]
     pieces = [piece for plan in plans for piece in plan.pieces]

@@ -1,4 +1,4 @@
-"""Work on many batches in as many processes as there are cores, its results in the order of the batches."""
+"""A parallel map over batches in as many processes as there are cores, with the results in order."""
 
 import os
 import signal
@@ -24,19 +24,19 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _MAX_PROCESSES = 16
-"""Beside more processes the one that reads and packs is what everybody waits for."""
+"""With more processes the one that reads and packs is the bottleneck."""
 _POLL_SECONDS = 5.0
 
 
 def parallel_map(work: Callable[[T], U], batches: Iterable[T], processes: int | None = None) -> Iterator[U]:
-    """The result of each batch, in order, some of them made ahead; what `batches` or `work` raise is raised here.
+    """The result of each batch, in order, computed some batches ahead; what `batches` or `work` raise is raised here.
 
-    The first batch is worked on here, so that where there is little nothing is started.
+    The first batch is computed in this process, so that no process is started for little data.
 
     Args:
-        work: needs nothing that is not there when the second batch is asked for: the processes are forked then.
+        work: must not need what is made later than the second batch is requested: the processes are forked then.
         batches: taken as they are wanted, two a process ahead.
-        processes: by default one a core; with 0, or where they cannot be started, all is done here.
+        processes: by default one a core; with 0, or where they cannot be started, this process computes everything.
 
     Raises:
         RunError: a process was killed.
@@ -64,9 +64,9 @@ def _map_in_processes(processes: int, work: Callable[[T], U], batches: Iterator[
     first = next(batches)
     with ProcessPoolExecutor(processes, get_context("fork"), _initialise, (work, os.getpid())) as pool:
         try:
-            with _single_threaded_tokenizers():  # which all are forked now
+            with _single_threaded_tokenizers():  # all processes are forked here
                 waiting: deque[Future[U]] = deque([pool.submit(_call_work, first)])
-        except OSError:  # there may be no more processes, and those that are there would wait for ever
+        except OSError:  # the process limit is reached; processes that have started would wait for ever
             for process in set(active_children()) - others:
                 process.kill()
             yield from map(work, chain([first], batches))
@@ -80,13 +80,13 @@ def _map_in_processes(processes: int, work: Callable[[T], U], batches: Iterator[
 
 
 def _process_count() -> int:
-    """How many there may be: 0 where none can be forked safely, and in a daemon."""
+    """How many to start: 0 where forking is not safe, and in a daemon."""
     is_possible = sys.platform == "linux" and not current_process().daemon
     return min(_MAX_PROCESSES, len(os.sched_getaffinity(0))) if is_possible else 0
 
 
 _work: Callable[[Any], Any]
-"""What this process is here for: a global, as no closure can be sent and a tokenizer takes long."""
+"""The work of this process: a global, because closures cannot be pickled, and pickling a tokenizer is slow."""
 
 
 def _initialise(work: Callable[[Any], Any], parent: int) -> None:
@@ -97,7 +97,7 @@ def _initialise(work: Callable[[Any], Any], parent: int) -> None:
 
 
 def _exit_with(parent: int) -> None:
-    """A parent that is killed tells nobody."""
+    """Exit when the parent has gone: one that is killed cannot tell its children."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
@@ -108,14 +108,14 @@ def _call_work(batch: Any) -> Any:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Let a worker go on at a signal to all processes of a training, which decides itself when they end."""
+    """Let a worker ignore signals that go to all processes: the training's own process decides when to end."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def _single_threaded_tokenizers() -> Iterator[None]:
-    """In processes that are forked here: the library's threads do not live through a fork, of which it would warn."""
+    """For processes forked inside: the tokenizer library's threads do not survive a fork, and it would warn."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"
@@ -129,7 +129,7 @@ def _single_threaded_tokenizers() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatch:
-    """Token sequences on their way to another process, as few things: each object and array costs microseconds."""
+    """Token sequences as a few arrays, to be sent to another process: every pickled object costs microseconds."""
 
     headers: list[tuple[str, int, int]]
     lengths: np.ndarray
@@ -150,6 +150,6 @@ class SequenceBatch:
         end = 0
         for (source, part, parts), length in zip(self.headers, self.lengths.tolist(), strict=True):
             start, end = end, end + length
-            # Copies, so that a sequence that waits for its row does not keep the whole parcel.
+            # Copies, so that a sequence that waits for its row does not keep the whole batch alive.
             ids, labels = self.input_ids[start:end].copy(), self.labels[start:end].copy()
             yield TokenSequence(source, ids, labels, part, parts)

@@ -14,7 +14,7 @@ from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.special_tokens import encode_plain, encode_plain_batch
 from inscp.data.tagging import HELD_OUT, PlainTagger
-from inscp.data.template import answer_left_context, shared_length
+from inscp.data.template import answer_left_context, common_prefix_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
 from inscp.evaluation.caching_model import CachingModel
@@ -171,7 +171,7 @@ def _answered(
 
 def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> float:
     old, new = encode_plain_batch(tokenizer, [before, after])
-    return shared_length(old, new) / len(old) if old else float(not new)
+    return common_prefix_length(old, new) / len(old) if old else float(not new)
 
 
 @torch.inference_mode()
