@@ -25,10 +25,10 @@ from inscp.tracking.tracker import tracker_of
 class BeforeAfter(PromptingCallback):
     """Asks the original and the exported model the same prompts in several languages, and prints a table.
 
-    The two models are loaded in the same way, from their folders, so that the table tells about what a user gets: the
-    model in training is not what is exported where weights are rounded or adapters added, whose small changes rounding
-    may undo. Each is laid over the training's devices as the model in training is. Where that is in shards all ranks
-    ask; else the first alone does, so that no other machine needs the exported folder.
+    Both models are loaded from their folders, so that the table describes what a user gets: an export rounds weights
+    and merges adapters, and rounding may undo small changes. Each model is placed on the devices as the model in
+    training is. If that is sharded, all ranks generate; otherwise the first rank alone does, so that no other machine
+    needs the exported folder.
 
     Attributes:
         folder: the exported model's.
@@ -50,7 +50,7 @@ class BeforeAfter(PromptingCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, InsCPModule)
         own = with_its_code(pl_module.pretrained, str(self.folder))
-        folder = trainer.strategy.broadcast(own)  # of which the first rank alone knows
+        folder = trainer.strategy.broadcast(own)  # only the first rank knows it
         after = self._measured(trainer, folder, "after") if self.questions else {}
         if trainer.is_global_zero and (self.questions or pl_module.held_out):
             self._tell(trainer, pl_module, after)
@@ -88,7 +88,7 @@ class BeforeAfter(PromptingCallback):
                 tracker.log_at(metrics, step)
                 tracker.log_table(_columns(answers), f"generations/{when}_{language}.json")
         del root
-        gc.collect()  # shards and what gathers them hold each other
+        gc.collect()  # FSDP's state and its shards refer to each other
         return result
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ _SHARES = ("in_language", "ended", "looped", "copied")
 def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> str:
     """Groups of measures, before and after, as aligned text; shares in per cent, `–` where there is none."""
     lines = [f"{'':<38}{'before':>9}{'after':>9}"]
-    for group in {**before, **after}:  # what was asked for at a resumption only has no `before`
+    for group in {**before, **after}:  # a group that was added on resuming has no `before`
         lines.append(group)
         for name in {**before.get(group, {}), **after.get(group, {})}:
             numbers = (before.get(group, {}).get(name), after.get(group, {}).get(name))

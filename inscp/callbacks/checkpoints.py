@@ -26,14 +26,14 @@ from inscp.model.checkpoint import (
 
 _METRIC = "metric"
 _PATIENCE = 30.0
-"""Seconds until a file that one node has made is seen by the others, as network file systems take some."""
+"""Seconds to wait until all nodes see a file that one has made: network file systems take a while."""
 
 
 class Checkpoints(Checkpoint):
     """Writes a checkpoint every so many steps, and where a held-out set is best.
 
-    One that cannot be written (a full disk, say) is told and the training goes on; old ones are removed only when
-    a newer one is whole.
+    A failed write (a full disk, say) is logged, and the training goes on; old checkpoints are removed only when a newer
+    one is complete.
 
     Args:
         dirpath: where to; by default `checkpoints` in the run's folder. Give one that outlives the machine where the
@@ -84,10 +84,10 @@ class Checkpoints(Checkpoint):
             remove_partial(self.folder)
 
     def _require_one_view(self, trainer: Trainer) -> None:
-        """See that all ranks look at one folder, and go on from one checkpoint.
+        """See that all ranks see the same folder and resume from the same checkpoint.
 
         Raises:
-            UserError: they do not: each would keep its own part of a checkpoint where the others do not find it.
+            UserError: they do not: each would write its part of a checkpoint where the others cannot find it.
         """
         strategy, place = trainer.strategy, self.folder if self.is_given_folder else self.folder.parent
         probe = place / ".seen_by_all_ranks"
@@ -134,12 +134,12 @@ class Checkpoints(Checkpoint):
         self._finish(trainer)
 
     def save(self, trainer: Trainer, wait: bool = False, extra: Mapping[str, Any] | None = None) -> str:
-        """Write a checkpoint of the model as it is behind this step; every rank takes part.
+        """Write a checkpoint of the model as it is after this step; every rank takes part.
 
         Args:
             trainer: between two optimizer steps.
             wait: until it is on disk, also where writing is asynchronous.
-            extra: what to keep with it: the metric that was measured behind this step.
+            extra: what to keep in its manifest: the metric that was measured after this step.
 
         Returns:
             What went wrong; empty where nothing did.
@@ -152,7 +152,7 @@ class Checkpoints(Checkpoint):
                 if trainer.is_global_zero and extra:
                     self._add(path, extra)
                 return ""
-            if is_there:  # a damaged one that was passed over, or what came behind the one that was resumed from
+            if is_there:  # a damaged one, or one later than the checkpoint that was resumed from
                 if trainer.is_global_zero:
                     remove_checkpoint(path)
                 trainer.strategy.barrier()

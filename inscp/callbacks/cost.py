@@ -1,4 +1,4 @@
-"""What the training costs, added up over all its parts where it was stopped and went on."""
+"""What the training costs, summed over all attempts if it was interrupted."""
 
 from typing import Any
 

@@ -44,8 +44,8 @@ class Interruption(Callback):
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # In the place of Lightning's own handlers, at its own time: on SIGTERM those end a training with status 0 and
-        # without a checkpoint, and call collectives inside a handler.
+        # These replace Lightning's own handlers, which on SIGTERM end a training with status 0 and no checkpoint, and
+        # call collectives inside a handler.
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = partial(self._listen, trainer)  # type: ignore[method-assign]
 

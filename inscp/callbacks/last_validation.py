@@ -6,7 +6,7 @@ from inscp.model.module import InsCPModule
 
 
 class LastValidation(Callback):
-    """Measures the held-out sets when the training has ended, where no validation came behind its last step.
+    """Measures the held-out sets when the training has ended, unless a validation followed its last step.
 
     There is none where `val_check_interval` does not divide the training, or where a training goes on from the
     checkpoint of its last step.

@@ -1,4 +1,4 @@
-"""Asking a model the same prompts in several languages."""
+"""Prompting a model in training in several languages."""
 
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from inscp.text.language import LID_176, LanguageIdentifier
 
 
 class PromptingCallback(Callback):
-    """Base of the callbacks that ask.
+    """Base of the callbacks that generate answers to prompts.
 
     Args:
         prompts: a JSONL file with one field a language, the same prompt in each; null asks nothing.
@@ -25,7 +25,7 @@ class PromptingCallback(Callback):
         lid_model: tells the languages, as of the task `LanguageAlignment`.
 
     Attributes:
-        section: of a configuration, that it stands in.
+        section: of the configuration that has its options.
         questions: language -> what is asked in it.
     """
 
@@ -48,7 +48,7 @@ class PromptingCallback(Callback):
     def ask(
         self, language: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[list[Generation], dict[str, float]]:
-        """The greedy answers to the prompts in a language, and what they come to (`AlignmentScorer.shares`)."""
+        """The greedy answers to the prompts in a language, and their metrics (`AlignmentScorer.shares`)."""
         turns = [(Turn("user", prompt),) for prompt in self.questions[language]]
         found = sorted(generate(model, tokenizer, turns, self._max_new_tokens))
         answers = without_reasoning([answer for _, answer in found])

@@ -188,7 +188,7 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
         trains: whether it is trained, and not only measured.
 
     Raises:
-        UserError: it would count what was trained otherwise than the checkpoint's training did.
+        UserError: its adapter or shield differs from the checkpoint's.
     """
     adapter = asdict(module.adapter) if module.adapter else {}
     told: dict[str, list[Any]] = {"model.adapter": [{key: of[key] for key in of if key != "dropout"}
@@ -202,7 +202,7 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
 
 
 def _scoring_cost(folder: Path) -> Cost | None:
-    """What the scores have cost by which this folder's data was selected."""
+    """The cost of the scores by which this folder's data was selected."""
     report = folder / selection.JSON
     found = json.loads(report.read_text("utf-8")).get("scoring_cost") if report.is_file() else None
     return Cost(**found) if found else None

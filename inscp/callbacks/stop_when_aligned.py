@@ -82,7 +82,7 @@ class StopWhenAligned(PromptingCallback):
         if tokens // self._every == self._asked_at // self._every:
             return
         with clock_paused(trainer):
-            measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # which all ranks have asked for
+            measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # all ranks have generated
         self._history.append({"step": trainer.global_step, "tokens": tokens, "measures": measures})
         if tracker := tracker_of(trainer):
             tracker.log_at(_flat(measures), trainer.global_step)
@@ -133,7 +133,7 @@ class StopWhenAligned(PromptingCallback):
             rank_zero_warn(f"{self.folder / ALIGNMENT_FILE} cannot be written ({error.strerror}); the training goes on")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": list(self._history)}  # an asynchronous checkpoint is written when there may be more
+        return {"history": list(self._history)}  # a copy: it may grow while an asynchronous checkpoint is written
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         asked = [one["measures"].keys() for one in state_dict["history"]]

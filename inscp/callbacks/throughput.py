@@ -25,7 +25,7 @@ def tokens_seen(trainer: Trainer) -> int:
 
 @contextmanager
 def clock_paused(trainer: Trainer) -> Iterator[None]:
-    """What is done inside, between two steps, counts as no time of the training."""
+    """Leave the time that is spent inside, between two steps, out of the throughput."""
     clocks = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
     for clock in clocks:
         clock.pause(trainer)
@@ -97,11 +97,11 @@ class Throughput(Callback):
         self.resume(trainer)
 
     def pause(self, trainer: Trainer) -> None:
-        """Stop the clock when the device has done what was asked of it."""
+        """Stop the clock, once the device is idle."""
         self._paused = _device_time(trainer)
 
     def resume(self, trainer: Trainer) -> None:
-        """Start the clock again when the device has done what was asked of it since."""
+        """Start the clock again, once the device is idle."""
         if self._step_began is not None:
             self._step_began += _device_time(trainer) - self._paused
 
@@ -113,7 +113,7 @@ class Throughput(Callback):
 
 
 def peak_rate(device: torch.device, is_bf16: bool) -> tuple[float, str]:
-    """FLOPs a second by which the utilisation of one device is measured, and where they are from, for people.
+    """The peak FLOP/s of one device, which utilisation is a share of, and its origin in words.
 
     Args:
         device: that trains.
@@ -127,7 +127,7 @@ def peak_rate(device: torch.device, is_bf16: bool) -> tuple[float, str]:
 
 
 def _device_time(trainer: Trainer) -> float:
-    """Seconds, when the device has done what was asked of it."""
+    """Seconds of the clock, once the device is idle."""
     synchronize(trainer.strategy.root_device)
     return time.perf_counter()
 

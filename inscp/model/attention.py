@@ -22,7 +22,7 @@ from inscp.model.cpu_attention import document_attention
 from inscp.model.precision import has_fast_bf16
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-"""What transformers calls the keys and values of what was read before: since 5.24 by another name."""
+"""The argument for the KV cache, which transformers 5.24 has renamed."""
 
 _NAME = "documents"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
@@ -51,23 +51,23 @@ class Documents:
         self.longest = max(lengths)
         if device.type == "cuda":
             ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, pin_memory=True)
-            self.ends = ends.to(device, non_blocking=True)  # the CPU is ahead of the GPU, and stays so
+            self.ends = ends.to(device, non_blocking=True)  # does not synchronise
 
 
 def attend_by_document(model: PreTrainedModel) -> bool:
-    """Let a model that uses torch's attention (`sdpa`) look at documents only, where transformers allows for it.
+    """Make a model that uses torch's attention (`sdpa`) attend within documents, where transformers allows it.
 
     Returns:
         whether it does; its body then takes `documents`. Calls without them (generation) are as they were.
     """
     if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return False
-    if torch.cuda.is_available() and not has_fast_bf16():  # nor has FlashAttention, which needs an Ampere
+    if torch.cuda.is_available() and not has_fast_bf16():  # FlashAttention needs an Ampere as well
         return False
     for layer in layer_configs(model):
         if torch.cuda.is_available() and max(head_widths(layer)) > _WIDEST:  # Gemma 4
             return False
-        if getattr(layer, "attention_chunk_size", None):  # Llama 4, whose chunks only a mask tells
+        if getattr(layer, "attention_chunk_size", None):  # Llama 4: its chunks need a mask
             return False
         if any(getattr(layer, name, None) for name in _DROPOUTS):  # GPT-2; torch's attention over rows has it
             return False
@@ -114,7 +114,7 @@ def _attention(
     if dropout:
         what = "its attention has dropout, which packed rows are not given"
         raise UserError("model", what, "Set model.attn_implementation eager.")
-    if torch.is_autocast_enabled(query.device.type):  # which has made fp32 of what the rotation touched
+    if torch.is_autocast_enabled(query.device.type):  # under which rotary embeddings leave query and key in fp32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) for x in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5

@@ -71,7 +71,7 @@ def checkpoint_activations(model: "PreTrainedModel", how: ActivationCheckpointin
 
 
 def _selective_contexts() -> Any:
-    seen = {False: 0, True: 0}  # products in the forward pass and in the second one; they must be told alike
+    seen = {False: 0, True: 0}  # products in the forward pass and its recomputation, which must choose the same ones
 
     def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if operation in _MATRIX_PRODUCTS:

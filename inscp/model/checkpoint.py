@@ -1,8 +1,8 @@
 """Checkpoints: a folder of safetensors shards and plain values that is whole or not there.
 
 torch.distributed.checkpoint writes and re-shards the tensors, so that any number of ranks reads what any other number
-wrote. Its safetensors layout is taken and not its own one, which keeps a pickle: reading a checkpoint never runs code.
-A checkpoint is written beside its place, with the size of every file in a mark, and renamed when all of it is on disk.
+wrote. The files are safetensors, not torch's own format, which has a pickle: reading a checkpoint never runs code.
+A checkpoint is written to a temporary folder, with all file sizes in a manifest, and renamed when it is on disk.
 """
 
 import json
@@ -91,7 +91,9 @@ class CheckpointWriter:
 
         self._pending = pending
         if self._asynchronous:
-            if self._group is None and dist.is_initialized():  # the thread must not meet what the training sends
+            if (
+                self._group is None and dist.is_initialized()
+            ):  # the thread's collectives must not mix with the training's
                 self._group = dist.new_group(backend="gloo")
             saved = dcp.async_save(dict(tensors), storage_writer=storage, process_group=self._group)
             saved.add_done_callback(lambda done: settle(done.result))  # type: ignore[union-attr]
@@ -136,7 +138,7 @@ def _commit(partial: Path, folder: Path, about: Mapping[str, Any], extra: Mappin
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The mark of a whole checkpoint.
+    """The manifest of a complete checkpoint.
 
     Raises:
         UserError: no such checkpoint, or one of which a file is missing or cut.
@@ -159,7 +161,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def add_to_manifest(path: Path, values: Mapping[str, Any]) -> None:
-    """Keep more values in the mark of a whole checkpoint."""
+    """Add values to the manifest of a complete checkpoint."""
     write_atomically(path / _MANIFEST, json.dumps(read_manifest(path) | dict(values)))
 
 
@@ -201,7 +203,7 @@ def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
 
 
 def exported_name(name: str, stored: Mapping[str, Any]) -> str:
-    """Under which name a checkpoint keeps what the training made of weight `model.NAME`: the average where it has one.
+    """The name under which a checkpoint keeps what an export takes for `model.NAME`: its average, if there is one.
 
     Args:
         name: `model.NAME`.
@@ -212,7 +214,7 @@ def exported_name(name: str, stored: Mapping[str, Any]) -> str:
 
 
 def complete_checkpoints(folder: Path) -> tuple[list[Path], list[UserError]]:
-    """The whole checkpoints of a folder, the newest first, and what is wrong with the others."""
+    """The complete checkpoints of a folder, the newest first, and what is wrong with the others."""
     whole, damaged = [], []
     for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
         try:

@@ -1,7 +1,7 @@
 """Attention inside each document of packed rows, on a CPU.
 
 Documents of like length are gathered into batches, padded at their ends, where causal attention does not look, and
-given to torch's kernel. Its backward pass is as slow as several forward passes; here are products in its place.
+given to torch's kernel. That kernel's backward pass is as slow as several forward passes; matrix products replace it.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class _Group:
     Attributes:
         count, width: so many documents, padded to so many tokens.
         tokens: int64 [count x width], which token stands where; any in the padding.
-        filled, padding: the places that are none and those that are.
+        filled, padding: the positions that hold a token, and those that hold none.
     """
 
     count: int
@@ -148,7 +148,7 @@ document_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _seen(width: int, window: int, like: torch.Tensor) -> dict[str, Any]:
-    """What torch's kernel is told about which tokens see which."""
+    """The options of torch's kernel for a causal mask, with or without a sliding window."""
     if not 0 < window < width:
         return {"is_causal": True}
     distance = torch.arange(width)[:, None] - torch.arange(width)
@@ -160,11 +160,12 @@ def _gradients(
     gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: torch.Tensor,
     log_sums: torch.Tensor, scale: float, window: int,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """Of causal attention of n documents of one width, block by block as in FlashAttention-2 (arXiv 2307.08691).
+    """The gradients of causal attention in n documents of one width, by blocks as in FlashAttention-2 (2307.08691).
 
-    Passes over the scores cost more than the products. So what is subtracted from each score (`log_sums`) and from
-    each share's gradient (the mean of its row) is a column of the product itself. The mean's is two columns, the second
-    with what the first one loses in low precision. Scores and shares are fp32 until the shares are known.
+    Elementwise passes over the scores cost more than the matrix products. So what is subtracted from each score
+    (`log_sums`), and from the gradient of each probability (the mean of its row), is an extra column of the products.
+    The mean takes two columns: the second holds what the first one loses in low precision. Scores are fp32 until the
+    probabilities are computed.
 
     Args:
         gradient, q, output: [n, H, W, D].
@@ -187,7 +188,7 @@ def _gradients(
     query_columns = folded(torch.cat([q.float() * scale, -log_sums], -1))
     grad_columns = folded(torch.cat([gradient, -coarse, (coarse - means).to(dtype)], -1))
     key_columns, value_columns = F.pad(k.float(), (0, 1), value=1), F.pad(v, (0, 2), value=1)
-    summed = dtype if width <= _BLOCK else torch.float32  # of one block there is nothing to sum
+    summed = dtype if width <= _BLOCK else torch.float32  # one block needs no accumulation
     q_grad, k_grad, v_grad = (
         torch.empty_like(queries),
         torch.zeros_like(k, dtype=summed),
@@ -202,14 +203,14 @@ def _gradients(
             block, block_grads, scored, lifted = (
                 x[part, :, begin:end].flatten(1, 2) for x in (queries, grads, query_columns, grad_columns)
             )
-            shares = torch.bmm(scored, key_columns[part, seen].mT).exp_().to(dtype)
-            square = shares.view(-1, n_queries, n_keys).tril_(begin - first)
+            probabilities = torch.bmm(scored, key_columns[part, seen].mT).exp_().to(dtype)
+            square = probabilities.view(-1, n_queries, n_keys).tril_(begin - first)
             if window:
                 square.triu_(begin - first - window + 1)
-            scores_grad = torch.bmm(lifted, value_columns[part, seen].mT).mul_(shares)
+            scores_grad = torch.bmm(lifted, value_columns[part, seen].mT).mul_(probabilities)
             q_grad[part, :, begin:end] = torch.bmm(scores_grad, k[part, seen]).unflatten(1, (-1, n_queries))
             _add(scores_grad.mT, block, k_grad[part, seen])
-            _add(shares.mT, block_grads, v_grad[part, seen])
+            _add(probabilities.mT, block_grads, v_grad[part, seen])
     return (
         q_grad.mul_(scale).view(q.shape),
         k_grad.mul_(scale).to(dtype).unflatten(0, (count, heads)),

@@ -21,8 +21,8 @@ def attention_for(dtype: torch.dtype) -> str | None:
 
 
 def scoring_batch_tokens(loss: NextTokenLoss, given: int | None = None) -> int:
-    """Tokens of a forward pass, all in one row: as many as are given, else few where its attention is over the row and
-    not by document. 1, which makes each text a batch, where the model cannot tell them apart."""
+    """Tokens of a forward pass, all in one row: as given, else fewer where attention is over the row and not by
+    document. 1, so that each text is a batch of its own, where the model does not isolate documents."""
     if not isolates_documents(loss, best_device()):
         return 1
     return given or (32768 if best_device().type == "cuda" and loss.by_document else 4096)
@@ -42,7 +42,7 @@ def whole_model(spec: str, dtype: torch.dtype, attention: str | None, device: to
 def sharded_model(
     spec: str, dtype: torch.dtype, attention: str | None, device: torch.device, shard: Callable[[NextTokenLoss], None]
 ) -> NextTokenLoss:
-    """A model of which every rank reads its share and no other.
+    """A sharded model, of which every rank reads its own shards only.
 
     Args:
         spec, dtype, attention: as for `load_model`.
@@ -57,5 +57,5 @@ def sharded_model(
 
 
 def inference_loss(model: PreTrainedModel) -> NextTokenLoss:
-    """A model that is not trained, inside what gives its likelihoods."""
+    """A frozen model in evaluation mode, wrapped in its loss."""
     return NextTokenLoss(model.requires_grad_(False).eval()).eval()

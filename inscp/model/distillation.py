@@ -1,9 +1,9 @@
 """Distillation on replayed text: there the model learns what a teacher, mostly itself before the training, predicts.
 
-Taught token by token, an answer is one sample of what the model would have said, and people's answers are none. The
-divergence KL(teacher || model) over the whole vocabulary says the same without the chance of sampling (Hinton et al.
-2015, arXiv 1503.02531; Li and Hoiem 2016, arXiv 1606.09282): it is 0, with its gradient, as long as the model predicts
-what the teacher does, whoever wrote the text.
+As training targets, a model's answers are single samples of what it would have said, and people's answers are not even
+that. The divergence KL(teacher || model) over the whole vocabulary has no sampling noise (Hinton et al. 2015, arXiv
+1503.02531; Li and Hoiem 2016, arXiv 1606.09282): it and its gradient are 0 as long as the model predicts what the
+teacher does, whoever wrote the text.
 """
 
 from collections.abc import Iterator
@@ -50,12 +50,12 @@ class Distillation:
 
 
 class Teacher:
-    """A model that is not trained, and predicts what the one that is trained learns on replayed rows.
+    """A frozen model, whose predictions the trained model learns on replayed rows.
 
     Args:
         root: the model, on its devices.
         importance: of its predictions.
-        is_adapter_base: the root is the one that is trained, by adapters, without which it is its own teacher.
+        is_adapter_base: the root is the trained model, which without its adapters is its own teacher.
     """
 
     def __init__(self, root: NextTokenLoss, importance: float = 1.0, is_adapter_base: bool = False) -> None:
@@ -63,9 +63,9 @@ class Teacher:
 
     @torch.no_grad()
     def predictions(self, batch: PackedBatch) -> Predictions | None:
-        """At the places of the batch's replayed rows; None where there are none."""
+        """At the target positions of the batch's replayed rows; None where there are none."""
         rows = batch.replayed if batch.replayed_rows else None
-        if isinstance(self.root, FSDPModule):  # every rank must gather what the others do
+        if isinstance(self.root, FSDPModule):  # every rank must take part in each gathering
             rows = rows or _dummy_batch(batch)
         if rows is None:
             return None

@@ -77,7 +77,7 @@ def export_model(
         write_json(partial / ORIGIN, asdict(origin))
         (partial / "README.md").write_text(model_card(origin, may_reason(tokenizer)), "utf-8")
         for file in filter(Path.is_file, partial.rglob("*")):
-            file.chmod(0o644)  # transformers leaves the weights readable by their owner alone, which no server is
+            file.chmod(0o644)  # transformers lets only the owner read the weights, and a server is another user
 
 
 def stored_as(

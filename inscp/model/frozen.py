@@ -20,12 +20,12 @@ class FrozenParts:
         self.weights, self._masks = weights, masks
 
     def move_masks(self) -> None:
-        """Put the masks beside their matrices, which Lightning moves when it sets up."""
+        """Move the masks to the devices of their matrices, which Lightning moves during setup."""
         for name, weight in self.weights.items():
             self._masks[name] = self._masks[name].to(local_tensor(weight).device)
 
     def zero_gradients(self) -> None:
-        """Leave nothing of what is frozen in the gradients, so that Adam moves it by nothing."""
+        """Zero the gradients of the frozen parts, so that Adam does not move them."""
         for name, mask in self._masks.items():
             gradient = self.weights[name].grad
             if gradient is not None:
@@ -33,7 +33,7 @@ class FrozenParts:
 
     @torch.no_grad()
     def apply_weight_decay(self, amount: float) -> None:
-        """Weight decay of what is trained, which the optimizer must leave to this.
+        """Apply weight decay to the trained parts; the optimizer must not decay these matrices.
 
         Args:
             amount: learning rate x weight decay.

@@ -139,7 +139,7 @@ def linear_losses(
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    weight = weight if torch.is_grad_enabled() else weight.detach()  # whose gradient would be made all the same
+    weight = weight if torch.is_grad_enabled() else weight.detach()  # `apply` would compute its gradient all the same
     return Losses(*_LinearLosses.apply(hidden, weight, targets, teacher, dtype))  # type: ignore[no-untyped-call]
 
 
@@ -190,7 +190,7 @@ class _LinearLosses(torch.autograd.Function):
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
                 grown = _cache_sized_chunks(torch.mm(logits.T, chunk, out=product))
-                # torch makes an fp32 copy of what it adds to fp32 sums: here never of all of it
+                # torch makes an fp32 copy of what it adds to fp32 sums: here of a part at a time
                 for sums, part in zip(_cache_sized_chunks(weight_grad), grown, strict=True):
                     sums += part
         ctx.save_for_backward(hidden_grad, weight_grad)
@@ -215,12 +215,12 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
     parts = _cache_sized_chunks(logits)
     nlls = torch.empty(len(logits), 1, dtype=torch.float32, device=logits.device)
     exact = torch.empty(parts[0].shape, dtype=torch.float32, device=logits.device)
-    shares = torch.empty_like(exact)
+    probabilities = torch.empty_like(exact)
     rows = (tensor.split(len(parts[0])) for tensor in (targets[:, None], nlls))
     for part, target, nll in zip(parts, *rows, strict=True):
-        x, p = exact[: len(part)].copy_(part), shares[: len(part)]
+        x, p = exact[: len(part)].copy_(part), probabilities[: len(part)]
         torch.softmax(x, 1, out=p)
-        highest, place = x.max(1, keepdim=True)  # whose share never underflows
+        highest, place = x.max(1, keepdim=True)  # whose probability never underflows
         nll.copy_(highest - p.gather(1, place).log_() - x.gather(1, target))
         if into_gradients:
             part.copy_(p.scatter_add_(1, target, p.new_full(target.shape, -1.0)))

@@ -184,7 +184,7 @@ def _step(
     lengths = (shape.row_length,) * shape.rows
     ids = torch.zeros(shape.rows, shape.row_length, dtype=torch.long)
     places = torch.arange(ids.numel())  # fake targets cannot be told from padding
-    # The second time gradients are there; and DTensor does not try out every operation on the whole any more.
+    # The second pass has gradients, and DTensor no longer runs operations on whole tensors to infer layouts.
     for is_last in [False, True] if shape.micro_batches > 1 or isinstance(layout.strategy, FSDP2) else [True]:
         if shape.micro_batches == 1:
             optimizer.zero_grad()
@@ -265,7 +265,7 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if DTensor in types:
-            return NotImplemented  # it comes again, with this rank's part
+            return NotImplemented  # dispatched again with the local tensor
         output = func(*args, **(kwargs or {}))
         self._time += 1
         for tensor in tree_leaves(output):
@@ -281,7 +281,7 @@ class LiveTensors(TorchDispatchMode):
             self._see(storage)
             return storage
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore  # FSDP2 frees and takes by it, no operation
+        torch.UntypedStorage.resize_ = resize  # type: ignore  # FSDP2 frees and allocates with it, which dispatches nothing
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

@@ -265,7 +265,7 @@ class InsCPModule(ValidationModule):
         """
         strategy = self.trainer.strategy
         loss = strategy.reduce(self._step_loss, reduce_op="mean") * self._ranks
-        if isinstance(strategy, FSDP2):
+        if isinstance(strategy, FSDP2):  # under tensor parallelism some gradients are of this rank's heads only
             strategy.sum_gradients(self.model)
         self._step_loss = torch.zeros_like(self._step_loss)
         self._require_finite("loss", loss)
@@ -315,7 +315,7 @@ class InsCPModule(ValidationModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         for optimizer in self.trainer.optimizers:
-            optimizer.zero_grad()  # Lightning waits until the next forward pass has all its activations
+            optimizer.zero_grad()  # Lightning would keep them until the next forward pass has all its activations
         self.refresh_copies()
         if self.average:
             self.average.update(self.trainer.global_step)

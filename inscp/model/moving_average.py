@@ -7,13 +7,13 @@ from torch import nn
 
 
 class MovingAverage:
-    """Follows weights that are trained; forgets a step by `decay` with every step after it.
+    """An exponential moving average of trained weights.
 
-    At first it forgets faster, by (1 + n) / (10 + n) in the step behind n others: of a training of few steps little
-    more than the original would be left otherwise.
+    The decay of a step after n others is at most (1 + n) / (10 + n): with the full decay from the start, the average of
+    a short training would be little more than the original.
 
     Args:
-        weights: by name; as they are now, they are the first average.
+        weights: by name; their current values are the first average.
         decay: of each step, in (0, 1).
     """
 
@@ -23,7 +23,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, steps_before: int) -> None:
-        """Take in the weights after an optimizer step that stands behind so many others."""
+        """Update the average after an optimizer step that follows so many others."""
         decay = min(self._decay, (1 + steps_before) / (10 + steps_before))
         torch._foreach_lerp_(list(self.tensors.values()), list(self._weights.values()), 1 - decay)
 

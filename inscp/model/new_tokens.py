@@ -19,7 +19,7 @@ from inscp.pretrained import first_free_id, load_tokenizer
 
 
 def first_new_token(pretrained: str) -> int:
-    """The id with which the tokens begin that were added last.
+    """The id of the first of the tokens that were added last.
 
     Raises:
         UserError: none were.
@@ -49,7 +49,7 @@ class FrozenRows(FrozenParts):
 
     Attributes:
         weights: the matrices by name.
-        tensors: what a checkpoint keeps of a `FrozenParts`; here nothing, as the first new token tells it all.
+        tensors: what a checkpoint keeps of a `FrozenParts`; here nothing, because `first` determines it.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], first: int) -> None:

@@ -101,7 +101,7 @@ def title(spec: str) -> str:
 
 
 def warn_of_other_weights(origin: Origin, pretrained: str) -> None:
-    """Tell where what was trained meets another model than it was trained with, which fits as well.
+    """Warn if `pretrained` has changed since the training began.
 
     Args:
         origin: of the checkpoint.

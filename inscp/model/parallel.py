@@ -50,12 +50,12 @@ def shard(
 
 @contextmanager
 def gathered_root(root: nn.Module) -> Iterator[None]:
-    """For calling what lies in `root` without it: where it is sharded, its own weights are whole inside."""
+    """Allow calls of the modules inside a sharded `root` without `root`: its own weights are gathered inside."""
     if not isinstance(root, FSDPModule):
         yield
         return
-    # By itself FSDP2 takes what is called first for a root: each block, with streams of its own, none of which uses the
-    # memory of another one's again.
+    # Otherwise FSDP2 would make each block a root when it is called first, with streams of its own, and memory that one
+    # stream has freed is not used by another.
     root._get_fsdp_state()._lazy_init()
     root.unshard()
     try:
@@ -65,7 +65,7 @@ def gathered_root(root: nn.Module) -> Iterator[None]:
 
 
 def reshard(root: nn.Module) -> None:
-    """Forget what was gathered without a backward pass behind it, for the next pass to gather what the shards hold."""
+    """Free weights that were gathered without a backward pass, so that the next pass gathers the current shards."""
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -105,7 +105,7 @@ def split_tensors(model: PreTrainedModel, mesh: DeviceMesh) -> list[str]:
 
 
 def sum_gradients(parameters: Iterable[torch.Tensor], mesh: DeviceMesh) -> None:
-    """Sum the gradients of weights that every rank of `mesh` has whole, but used for its own heads alone."""
+    """Sum over `mesh` the gradients of weights that every rank has whole but applies to its own heads only."""
     for parameter in parameters:
         if parameter.grad is not None:
             torch.distributed.all_reduce(local_tensor(parameter.grad), group=mesh.get_group())

@@ -1,8 +1,8 @@
 """Mixed precision on one device: fp32 weights are trained, low-precision copies of them compute.
 
-What FSDP2 does by its policy when it gathers. Against autocast it saves the casts of every weight in every forward
-pass and keeps activations in the low precision; the updates are as exact, because optimizer, clipping, average and
-checkpoints see the fp32 weights and fp32 sums of gradients only.
+FSDP2's mixed-precision policy does the same when it gathers. Unlike autocast, this does not cast every weight in every
+forward pass, and it keeps activations in the low precision. The updates are as exact, because optimizer, clipping,
+average and checkpoints see the fp32 weights and fp32 sums of gradients only.
 """
 
 import platform
@@ -54,7 +54,7 @@ and weights in bf16 alone would not learn from small steps."""
 
 
 def compute_dtype(precision: object) -> torch.dtype:
-    """In which a training of Lightning's `precision` multiplies; of one that trains."""
+    """The dtype of matrix products under Lightning's `precision`, which is one of `COMPUTE_DTYPES`."""
     return COMPUTE_DTYPES[str(precision)]
 
 

@@ -18,9 +18,9 @@ def backend(device_type: str) -> str:
 
 @contextmanager
 def barrier_after() -> Iterator[None]:
-    """Work of one rank inside, for which the others wait at the end, however long it takes.
+    """A barrier at the end, without a timeout: one rank may work inside for as long as it takes.
 
-    In any other collective they would give up after torch's half an hour.
+    In any other collective the other ranks would time out after half an hour, torch's default.
     """
     if not dist.is_initialized():
         yield

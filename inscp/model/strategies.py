@@ -176,7 +176,7 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """For the micro-batches but the last of a step: their gradients stay inside a copy."""
+        """For all micro-batches of a step but the last: gradients are not reduced over the copies."""
         root = self.lightning_module.loss  # type: ignore[union-attr]
         root.set_requires_all_reduce(False)  # type: ignore[operator, union-attr]
         try:
@@ -185,7 +185,7 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
             root.set_requires_all_reduce(True)  # type: ignore[operator, union-attr]
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
-        """Complete the gradients before an optimizer step, where the model's tensor parallel plan demands it."""
+        """Sum gradients that are of one rank's heads only, where the model's tensor-parallel plan has such."""
         if self._summed:
             sum_gradients((model.get_parameter(name) for name in self._summed), self.device_mesh["heads"])
 
@@ -194,7 +194,7 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
 
 
 def auxiliary_model(strategy: Strategy, spec: str, dtype: torch.dtype, attention: str | None = None) -> NextTokenLoss:
-    """A model that is not trained, laid over a training's devices as the one that is.
+    """A frozen model, placed on a training's devices as the trained one is.
 
     Args:
         strategy: of the training.

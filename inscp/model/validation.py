@@ -1,4 +1,4 @@
-"""A model in training as it is judged: by held-out text and by its answers, always as it would be exported now."""
+"""Validation of a model in training, by held-out text and by answers, with the weights that an export would take."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +18,7 @@ from inscp.records import PackedBatch
 
 
 class ValidationModule(LightningModule):
-    """Measures held-out sets and answers prompts between two optimizer steps, with the average where one is kept.
+    """Measures held-out losses and generates answers between optimizer steps, with averaged weights if there are any.
 
     Attributes:
         loss: holds the language model.
@@ -28,7 +28,7 @@ class ValidationModule(LightningModule):
         copies: low-precision copies of the weights, which take their place in forward and backward passes; None where
             the weights themselves are multiplied.
         held_out: newest loss of each held-out set by its name, in nats a token.
-        held_out_step: optimizer steps behind which these were measured; None before the first time.
+        held_out_step: optimizer steps after which these were measured; None before the first time.
         held_out_before: the losses of the original model.
     """
 
@@ -60,7 +60,7 @@ class ValidationModule(LightningModule):
     def generation_mode(self) -> Iterator[PreTrainedModel]:
         """The model as it would be exported now, for generation between two steps; every rank must compute the same.
 
-        But for adapters, which an export rounds into the weights.
+        The exception is adapters: an export adds them to the weights and rounds the sum.
         """
         self._swap_average()
         self.loss.eval()
@@ -103,7 +103,7 @@ class ValidationModule(LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def refresh_copies(self) -> None:
-        """Take changed weights over into the copies that compute; to be called after every change."""
+        """Copy changed weights into their low-precision copies; to be called after every change."""
         if self.copies:
             self.copies.refresh()
 

@@ -29,7 +29,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _FIRST_LETTER = 0x10000
 """Of the planes of Unicode in which each of the tokenizer's tokens is one letter."""
 _ROWS = 64
-"""Embeddings are lengthened to a multiple of it, which matrix products like."""
+"""Embeddings are padded to a multiple of it, for fast matrix products."""
 
 
 @dataclass
