@@ -49,12 +49,13 @@ def require_max_new_tokens(max_new_tokens: int, key: str = "max_new_tokens") -> 
 
 
 def without_reasoning(answers: Sequence[Generation]) -> list[Generation]:
-    """What a user is told by a model that reasons in think tags first; nothing where it was cut while it reasoned.
+    """Answers without the reasoning in think tags ahead of them; empty where an answer was cut while it reasoned.
 
-    Some chat templates open the tag themselves, so that no response does: that of most which ended closes it.
+    Some chat templates open the tag themselves, so that responses only close it. This is taken to be so where most of
+    the responses that ended do.
 
     Args:
-        answers: of one model, to be looked at together.
+        answers: of one model.
     """
     closes = [_CLOSED in answer.response and not _begins_to_reason(answer) for answer in answers if answer.ended]
     is_opened = 2 * sum(closes) > len(closes)
@@ -73,7 +74,7 @@ def _begins_to_reason(answer: Generation) -> bool:
 
 
 def defects(answer: Generation) -> dict[str, bool]:
-    """Why an answer is none, whatever its language."""
+    """What makes an answer useless, whatever its language."""
     return {
         "looped": loops(answer.response),
         "copied": copies(answer.prompt, answer.response),
@@ -83,7 +84,7 @@ def defects(answer: Generation) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class AlignmentScorer:
-    """Tells what answers are worth by their language.
+    """Scores answers by their language.
 
     Args:
         identifier: tells it.
@@ -108,7 +109,7 @@ class AlignmentScorer:
         )
 
     def shares(self, answers: Sequence[Generation], language: str) -> dict[str, float]:
-        """What the answers to prompts in a language come to: `in_language`, `ended`, `sound`, … -> share."""
+        """The mean metrics of answers to prompts in a language: `in_language`, `ended`, `sound`, … -> share."""
 
         def worth(answer: Generation) -> dict[str, bool | float]:
             response = answer.response
@@ -145,7 +146,7 @@ def _fits(response: str, found: str, tag: str) -> bool:
 
 
 def _answer_metrics(answer: Generation, is_in_language: bool) -> dict[str, bool | float]:
-    """What every answer is judged by."""
+    """The metrics that every answer has."""
     found = defects(answer)
     worth: dict[str, bool | float] = {"in_language": is_in_language, "ended": answer.ended, **found}
     worth["sound"] = not any(found.values())

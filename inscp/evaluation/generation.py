@@ -28,7 +28,7 @@ from inscp.records import Generation, Prompt
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The ids after which the model begins.
+    """The token ids of a prompt, behind which the model generates.
 
     A `document` is text to go on with, else it is a conversation to answer, or where the assistant has the last word an
     answer to go on with.
@@ -44,9 +44,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 
 _TOKENS_AT_ONCE = 32
-"""Tokens between two looks at which rows have ended."""
+"""Tokens that are generated before finished rows leave the batch."""
 _PADDING, _PROBE = 16, 4
-"""Tokens of padding, and of a prompt behind it, that tell whether a model heeds what is padding."""
+"""Tokens of padding, and of a prompt behind it, that show whether a model respects the padding mask."""
 _TOLERANCE = 0.05
 """Of the norm of the next token's logits, in bf16 0.01 apart where sums are taken in another order."""
 _SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
@@ -61,7 +61,7 @@ def sampling(temperature: float) -> dict[str, Any]:
 
 @contextmanager
 def default_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own settings of generation, which transformers takes wherever a call names no other."""
+    """Replace the model's generation config, whose values apply to every option that a call does not set."""
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -70,7 +70,7 @@ def default_generation_config(model: PreTrainedModel) -> Iterator[None]:
 
 
 class FollowFirstRank(LogitsProcessor):
-    """Has every rank of a sharded model go on with the token that the first one holds for the likeliest.
+    """Makes every rank of a sharded model take the first rank's most likely token.
 
     Their logits may differ in the last digit. A rank that ended its answers before another one would leave that one
     waiting for its shards.
@@ -93,8 +93,8 @@ def generate(
 ) -> Iterator[tuple[int, Generation]]:
     """The model's response to each prompt with the prompt's place, batch by batch, the shortest first.
 
-    Greedy is the likeliest token each time, and a sample is one of all tokens: neither a penalty on repetition nor a
-    limit on what is sampled that comes with a model counts.
+    Greedy decoding takes the most likely token, and sampling draws from the whole vocabulary: repetition penalties,
+    top-k and top-p of the model's generation config do not apply.
 
     Args:
         model: in evaluation mode; one that is sharded over ranks is asked the same by all of them, greedily.
@@ -139,7 +139,7 @@ def _batches(lengths: Sequence[int], batch_size: int, may_pad: bool) -> Iterator
 
 
 def _respects_padding_mask(model: PreTrainedModel, prompt: Sequence[int], pad: int, is_sharded: bool) -> bool:
-    """Whether a prompt's next token is as likely behind padding as without, asked of the model itself.
+    """Whether masked padding leaves the next token's logits as they are, tested on the model itself.
 
     Models that carry a state along (RWKV, MiniMax's linear attention) may read the padding too.
     """
@@ -202,8 +202,8 @@ def _answers(
 
 
 def _select_rows(cache: Cache | None, rows: torch.Tensor, n_rows: int) -> Cache | None:
-    """The cache of some of `n_rows` rows; None, for the model to compute it anew, where its kind has none to select, or
-    does not know how much was read, as a state alone (Mamba): transformers would have it read all again."""
+    """The cache of some of `n_rows` rows; None, so that the model computes it again, where rows cannot be selected from
+    its layers, or where it has no length (Mamba's state), without which transformers would feed all tokens again."""
     if type(cache) is not DynamicCache or not any(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return None
     if len(rows) < n_rows:

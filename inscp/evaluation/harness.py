@@ -32,7 +32,7 @@ class HarnessModel(TemplateLM):
 
     Args:
         model: what is asked.
-        what: is asked, for people.
+        what: is asked, for messages.
     """
 
     def __init__(self, model: CachingModel, what: str) -> None:
@@ -43,7 +43,7 @@ class HarnessModel(TemplateLM):
         self._conversations: dict[str, Prompt] = {}
 
     def answer(self, requests: Iterable[Instance]) -> None:
-        """Put into each request what the model says to it, each kind of request in one go."""
+        """Append the model's answer to each request, each kind of request in one batch."""
         kinds: dict[str, list[Instance]] = {}
         for request in requests:
             kinds.setdefault(request.request_type, []).append(request)

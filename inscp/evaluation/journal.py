@@ -12,7 +12,7 @@ Answers = Iterable[tuple[int, Any]]
 
 
 def short_digest(made_by: Mapping[str, Any]) -> str:
-    """A short digest of what decides the answers, by which their files are told apart."""
+    """A short digest of what determines the answers, for the names of their files."""
     return hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
@@ -21,7 +21,7 @@ class Journal:
 
     Args:
         path: of the file, new or begun before.
-        made_by: what decides the answers (weights, precision); it stands in the first line.
+        made_by: what determines the answers (weights, precision); it is the first line.
 
     Raises:
         UserError: the file was made by something else, or cannot be written.
@@ -55,13 +55,13 @@ class Journal:
     def get_or_compute(
         self, kind: str, requests: Sequence[Any], answer: Callable[[list[int]], Answers], on_answer: Callable[[], None]
     ) -> list[Any]:
-        """The answer to every request, in order.
+        """The answer to every request, in order; only those that are not in the file are computed.
 
         Args:
             kind: of the requests: the same request of another kind is another one.
             requests: plain values.
             answer: (place among the requests, answer) for each of the places it is given, in any order; a plain value.
-            on_answer: told of every answer, those included that were there.
+            on_answer: called for every answer, those from the file included.
         """
         keys = [hashlib.blake2b(json.dumps([kind, r]).encode(), digest_size=16).hexdigest() for r in requests]
         todo: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""A model that judges the answers of another one: what it is asked, and which of its replies count."""
+"""An LLM judge: the prompts for it, and the verdicts in its replies."""
 
 import hashlib
 import json
@@ -132,7 +132,7 @@ def parse(reply: str, case: Case) -> Verdict | None:
 
 
 class Judge:
-    """Judges, and keeps every judgement in a file, of which there is one for every judge.
+    """An LLM judge, whose verdicts are kept in a file; each judge has its own.
 
     Args:
         server: who judges.
@@ -179,5 +179,5 @@ class Judge:
 
 
 def _prompt(case: Case, time: int) -> Prompt:
-    """A greedy model says the same again to the same prompt, so that it is another one."""
+    """A retry has another prompt, because greedy decoding would give the same reply."""
     return (Turn("user", case.prompt + (_AGAIN.format(time=time) if time > 1 else "")),)

@@ -54,7 +54,7 @@ class LocalModel:
 
     @cached_property
     def loss(self) -> NextTokenLoss:
-        """The model inside what gives its likelihoods."""
+        """The model, wrapped in its loss."""
         loss = scoring_model(self.spec, self._dtype)
         self._counter.watch(loss.model)
         return loss
@@ -75,7 +75,7 @@ class LocalModel:
         return {"model": self.spec, "weights": weights_fingerprint(self.spec), "precision": precision, **sampling}
 
     def too_long(self, prompt: Prompt, max_new_tokens: int) -> str | None:
-        """How many tokens a prompt has and may have, where it has too many for the model to see with its answer.
+        """In words, by how much a prompt and its answer exceed what the model can see; None where they fit.
 
         Raises:
             UserError: it is a conversation, and the model has no chat template.

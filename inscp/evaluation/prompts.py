@@ -34,16 +34,16 @@ def read_table(spec: str) -> list[tuple[str, Row]]:
 
 
 def evenly_spaced(rows: Sequence[T], limit: int | None) -> list[T]:
-    """So many of the rows, spread evenly over them, so that every group in them stays; all without a limit."""
+    """`limit` rows at even distances, so that every group of rows is represented; all without a limit."""
     if limit is not None and limit < 1:
         raise UserError("limit", f"{limit} prompts are none", "Give a number from 1.")
     return [rows[k * len(rows) // limit] for k in range(limit)] if limit and limit < len(rows) else list(rows)
 
 
 def find_field(row: Row, names: Sequence[str]) -> Any:
-    """The value of the first of some fields that the row has something in; None where it has none of them.
+    """The value of the first of these fields that is not empty; None where all are.
 
-    Case does not matter, nor whether it is _ or -.
+    Upper and lower case are the same in names, as are _ and -.
     """
     keys = {key.replace("_", "-").lower(): key for key in row}
     found = (row.get(keys.get(name.replace("_", "-").lower(), name)) for name in names)

@@ -67,7 +67,7 @@ class Server:
         return os.environ.get(self.key_env, "").strip()
 
     def check(self) -> None:
-        """See that the configuration can be meant.
+        """Check the configuration.
 
         Raises:
             UserError: it cannot.
@@ -109,7 +109,7 @@ class Server:
 
 
 class _Unanswered(Exception):  # noqa: N818  # nobody sees it
-    """Why a call has no answer, which another one may get, and for how many seconds the server asks before it."""
+    """A call failed, and another try may succeed; `pause` is how many seconds the server asks to wait."""
 
     def __init__(self, why: str, pause: float = 0.0) -> None:
         super().__init__(why)
@@ -133,7 +133,7 @@ class Chat:
     def ask(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
         """The answer to each prompt with the prompt's place, as they arrive, at temperature 0.
 
-        Where one fails for good, those on their way are waited for: they are paid.
+        If one fails for good, calls under way are awaited: they are paid for.
 
         Raises:
             UserError: no server, no access, a request that it does not take, or the budget is spent.
@@ -227,7 +227,7 @@ class Chat:
         return self._client.chat.completions.create(model=self.server.model, messages=messages, extra_body=extra_body)
 
     def _refused(self, error: "APIStatusError") -> Exception:
-        """What a status that is no success comes to."""
+        """The exception for an error status."""
         if error.status_code in (401, 403):
             return self._no_access()
         reason, where = self._reason(error), self.server.address

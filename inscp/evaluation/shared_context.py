@@ -1,4 +1,4 @@
-"""The likelihood of several continuations of one context, which is computed once: choices of a question, mostly.
+"""Likelihoods of several continuations of one context, mostly the choices of a question; it is computed once.
 
 A row holds the context and behind it every continuation, each of which sees the context and itself only, at the
 positions that it would have alone.

@@ -1,4 +1,4 @@
-"""What is asked of a server that wants money: counted, and stopped before it is too much."""
+"""What calls of a paid server cost: counted, and stopped before it exceeds the budget."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,12 @@ class Usage:
 
 
 def max_tokens(prompt: Prompt) -> int:
-    """How many a prompt can have in a chat template: no tokenizer makes more tokens of a text than it has bytes."""
+    """The most tokens that a prompt can have in a chat template: a text has no more tokens than bytes."""
     return _n_bytes(prompt) + _TURN_TOKENS * (1 + len(prompt))
 
 
 def estimate_tokens(prompts: Sequence[Prompt]) -> int:
-    """How many some prompts have, guessed from their bytes."""
+    """About how many tokens prompts have, from their bytes."""
     return round(sum(map(_n_bytes, prompts)) / _BYTES_A_TOKEN)
 
 
@@ -53,12 +53,12 @@ class Spending:
 
     @contextmanager
     def call(self, most: Usage) -> Iterator[list[Usage]]:
-        """A call that may use `most`; it begins when even that fits, and whoever calls puts into the list what it used.
+        """Reserve `most` for a call, as soon as it fits into the budget; the caller appends what was used to the list.
 
-        Nothing in the list counts as `most`: a reply that got lost may have been paid.
+        An empty list counts as `most`: a reply that got lost may have been paid.
 
         Raises:
-            UserError: it does not fit, and nothing is under way that may turn out cheaper than feared.
+            UserError: it does not fit, and no call is under way that may free a part of its reservation.
         """
         reserved, used = self._price(most), list[Usage]()
         with self._changed:

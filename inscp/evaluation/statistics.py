@@ -62,7 +62,7 @@ def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
 
 
 def clipped_to_range(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The interval of a mean inside what it can be: where no value is below 0, or all are between 0 and 1."""
+    """The interval of a mean, clipped to 0 and above or to [0, 1] where all values are in that range."""
     if (values < 0).any():
         return low, high
     return max(0.0, low), high if (values > 1).any() else min(1.0, high)
@@ -121,7 +121,7 @@ def scipy_stats() -> Any:
 
 
 def effective_sample_size(weights: np.ndarray) -> float:
-    """So many items of one weight say as much as those of these weights (Kish 1965)."""
+    """The effective sample size of weighted items (Kish 1965)."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 

@@ -1,4 +1,4 @@
-"""Runs tasks on a model, one behind the other."""
+"""Runs tasks on a model, one after the other."""
 
 import time
 from collections import Counter
@@ -21,7 +21,7 @@ def run(tasks: Mapping[str, Task], model: CachingModel, environment: Mapping[str
         tasks: by name; what they will ask has been checked.
         model: the model.
         environment: in which it runs.
-        on_task: told of each task that is done.
+        on_task: called after each task.
     """
     results = {}
     for name, task in tasks.items():
@@ -35,7 +35,7 @@ def run(tasks: Mapping[str, Task], model: CachingModel, environment: Mapping[str
 
 
 def with_unique_ids(items: Iterable[Item]) -> list[Item]:
-    """The same items, where one id comes again with its number behind it: two evaluations are compared by id."""
+    """The items with unique ids, by which evaluations are compared: an id that comes again gets a number."""
     seen: Counter[str] = Counter()
     result = []
     for item in items:

@@ -19,10 +19,10 @@ class Task(ABC):
     """One thing that is measured. A subclass is a dataclass whose fields are the keys of a configuration.
 
     Attributes:
-        version: counted up when the same answers are worth something else.
+        version: raised when the same answers get other scores.
         source: where the measure is defined.
         licence: of the prompts that it takes by default.
-        needs_likelihoods: answers alone, which are all that a server gives, are not enough for it.
+        needs_likelihoods: it cannot be measured by answers alone, which are all that a server gives.
     """
 
     version: ClassVar[int] = 1
@@ -60,7 +60,7 @@ class Task(ABC):
 
     @abstractmethod
     def items(self, model: CachingModel) -> Sequence[Item]:
-        """Ask the model, and say what each answer is worth."""
+        """Ask the model, and score each answer."""
 
     def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
         """What the items come to."""

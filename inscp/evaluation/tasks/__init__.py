@@ -15,7 +15,7 @@ def import_all() -> None:
 
 
 def task_version(class_path: str) -> int | None:
-    """Of a task as a configuration names it; None of one that there is not, which whoever reads the whole tells.
+    """The version of the task that a configuration names; None if there is no such class, which the parser reports.
 
     Args:
         class_path: of the class; its name alone suffices for one in this folder.

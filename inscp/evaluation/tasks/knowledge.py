@@ -178,7 +178,7 @@ class Knowledge(Task):
         return self.files
 
     def _set_examples(self, name: str, definition: Any) -> None:
-        """As the harness does, but a number that it would pass over is an error."""
+        """As the harness does, but a number that it would ignore is an error."""
         own = definition.get_config("num_fewshot")
         wanted = self.num_fewshot if self.num_fewshot is not None else own or 0
         if own == 0 and wanted:
@@ -221,7 +221,7 @@ class _Group:
 
 
 def _in_groups(groups: Sequence[_Group], items: Sequence[Item]) -> list[Item]:
-    """The items of tasks, with the metrics of the groups that each is in."""
+    """The items of tasks, with the metrics of every group that they belong to."""
     sizes = Counter((_task_of(item), metric) for item in items for metric in item.values)
 
     def placed(item: Item) -> Item:

@@ -132,7 +132,9 @@ class Retention(Task):
             raise UserError(model.spec, what, "Leave out Retention's prompts, or name its original.")
         before = model.with_backend(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = model.generate("asking the same", questions, self.max_new_tokens)
-        end = end_token_ids(backend.loss.model, backend.tokenizer)[0]  # any: what is compared comes before it
+        end = end_token_ids(backend.loss.model, backend.tokenizer)[
+            0
+        ]  # any of them: only what comes before it is compared
         left_context, items = answer_left_context(backend.tokenizer), []
         for question, old, new in zip(questions, before, after, strict=True):
             sequence = _answered(backend.tokenizer, question, old, left_context, end)
@@ -178,7 +180,7 @@ def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> f
 def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence) -> float:
     """Mean KL(original || model) over the sequence's targets, in nats; the softmax is fp32."""
     log_p, log_q = (_log_probabilities(backend, sequence) for backend in (original, model))
-    # What a model with more tokens gives to the new ones, it does not give to the original's.
+    # An extended vocabulary takes probability from the original's tokens, which counts as divergence.
     log_q = log_q[:, : log_p.shape[1]]
     return float(torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
 

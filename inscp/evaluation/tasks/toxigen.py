@@ -75,7 +75,7 @@ class ToxiGen(Prompted):
             batch = tokenizer([texts[place] for place in places], truncation=True, max_length=longest, padding=True,
                               return_tensors="pt").to(best_device())  # fmt: skip
             logits = model(**batch).logits
-            # Of labels that do not exclude each other each is true or not by itself.
+            # Labels that do not exclude each other are independent binary decisions.
             is_alone = model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
             toxic = logits[:, label] > 0 if is_alone else logits.argmax(-1) == label
             for place, is_toxic in zip(places, toxic.tolist(), strict=True):
@@ -101,7 +101,7 @@ class ToxiGen(Prompted):
         options = {"revision": revision, "trust_remote_code": False}
         make = partial(AutoModelForSequenceClassification.from_pretrained, path, output_loading_info=True, **options)
         model, found = self._loaded(make)
-        if found["missing_keys"]:  # transformers would make them up
+        if found["missing_keys"]:  # transformers would initialise them at random
             what = f"it has no {min(found['missing_keys'])}, so it is no classifier"
             raise UserError(self.classifier, what, "Name a sequence classifier.")
         return model.eval().to(best_device()), self._tokenizer()
