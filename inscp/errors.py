@@ -19,7 +19,7 @@ class UserError(Exception):
         self.where, self.what, self.mend = where, what, mend
 
     is_on_every_rank = False
-    """Whether every process of a training raises this same error, so that one of them tells it for all."""
+    """Whether every process of a training raises this same error, so that one of them prints it for all."""
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what.rstrip('.!?')}. {self.mend}"
@@ -28,7 +28,7 @@ class UserError(Exception):
 
 @contextmanager
 def within(where: str) -> Iterator[None]:
-    """What is wrong inside is told with what it lies in: the file behind a key, say."""
+    """Errors raised inside also name what they were found in: the key that named a file, say."""
     try:
         yield
     except UserError as error:

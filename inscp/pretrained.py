@@ -41,7 +41,7 @@ def model_name(spec: str) -> str:
 
 
 def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """How people are told of a tokenizer."""
+    """The name of a tokenizer in messages."""
     return tokenizer.name_or_path or "tokenizer"
 
 
@@ -158,7 +158,7 @@ def foreign_token(tokenizer: "PreTrainedTokenizerBase", known: "PreTrainedTokeni
 
 
 def weights_fingerprint(spec: str) -> str:
-    """What tells a model from another one of its name: a digest of its folder's files, or on the Hub the commit."""
+    """What identifies a model's weights: a digest of its folder's files, or on the Hub the commit."""
     from huggingface_hub import hf_hub_download
 
     path, revision = resolve(spec)

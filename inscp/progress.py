@@ -13,7 +13,7 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 _BURST = 0.3
-"""Seconds. A batch is told of piece by piece when it is done; a line after the first piece would leave out the rest."""
+"""Seconds. The members of a batch are counted one by one when it is done; a line after the first misses the rest."""
 
 
 class ProgressLines:

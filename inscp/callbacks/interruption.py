@@ -1,4 +1,4 @@
-"""Signals: a training that is told to stop stops behind its step, with a checkpoint."""
+"""Signals: a training that is to stop finishes its step and writes a checkpoint."""
 
 import os
 import re

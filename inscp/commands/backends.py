@@ -1,4 +1,4 @@
-"""The model that a command asks: here or behind a server, with its answers kept, and what they cost."""
+"""The model that a command prompts, here or behind a server, with its answers cached, and what they cost."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _COST = "cost.json"
 
 
 class CostRecord:
-    """The cost so far, with that of earlier attempts, whose answers are kept and not asked for again.
+    """The cost so far, kept in a file with that of earlier attempts, whose answers are cached.
 
     Args:
         ledger: prices.
@@ -38,7 +38,7 @@ class CostRecord:
         self._counter, self._kept = counter, time.monotonic()
 
     def save(self, every: float = 0.0) -> None:
-        """Write it down, for an attempt that goes on where this one is stopped.
+        """Save it, for an attempt that goes on where this one stops.
 
         Args:
             every: seconds that must have passed since the last time.
@@ -66,7 +66,7 @@ def open_model(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> tuple[CachingModel, CostRecord | None]:
-    """What is asked, and its cost; nothing is counted where a server answers.
+    """The model with its cache, and its cost; None where a server answers, of which nothing is counted.
 
     Args:
         model: a folder, Hub id, GGUF file or PyPI wheel; behind a server what it serves, which it may call otherwise.

@@ -1,4 +1,4 @@
-"""A study's configurations, read by the commands that will run them: what is wrong is told before the first hour."""
+"""A study's configurations, read by the commands that will run them, so that errors show before the first hour."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy

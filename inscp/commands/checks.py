@@ -1,5 +1,5 @@
-"""What a training may ask for: of the trainer nothing that is decided elsewhere or would train badly, and of the model
-only what it can answer."""
+"""Checks of a training's configuration: trainer options that are decided elsewhere or would train badly, texts,
+languages, and whether the model can be prompted."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _MINIMUM: dict[str, tuple[float, ...]] = {
     "gradient_clip_val": (0,),
     "val_check_interval": (1e-6,),
 }
-"""The least number with which there is something to train, and another one that means something to Lightning."""
+"""The smallest number that makes sense, and other values with a meaning to Lightning."""
 _LENGTH_LIMITS: dict[str, tuple[Any, ...]] = {
     "max_epochs": (1,),
     "limit_train_batches": (None, 1.0),
@@ -37,11 +37,11 @@ _LENGTH_LIMITS: dict[str, tuple[Any, ...]] = {
     "fast_dev_run": (False,),
     "max_time": (None,),
 }
-"""What would end a training otherwise than its steps and data do, and the values that do not."""
+"""Options that would end a training other than by its steps and data, and the values with which they do not."""
 
 
 _SAMPLED_RECORDS, _MIN_CHARACTERS, _MISMATCH_SHARE = 50, 8, 0.8
-"""Records of a source whose language is looked at, characters that tell one, and the share that makes it another."""
+"""Records of a source whose language is identified, least characters of a text, and the share that is a mismatch."""
 
 
 def require_supported(
@@ -50,7 +50,7 @@ def require_supported(
     data: InsCPDataModule,
     checkpoints: Checkpoints,
 ) -> None:
-    """See that a training can be as it is asked for, before anything is made or read.
+    """See that a training's configuration is supported, before anything is made or read.
 
     Args:
         trainer: the section, with every key.
@@ -101,13 +101,13 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def warn_of_precision(precision: str | None) -> None:
-    """A warning where a training is to compute in bf16 on hardware that takes two to a hundred times as long for it."""
+    """Warn if a training computes in bf16 on hardware where that takes two to a hundred times as long as in fp32."""
     if COMPUTE_DTYPES.get(str(precision)) == torch.bfloat16 and not has_fast_bf16():
         rank_zero_warn("this hardware multiplies more slowly in bf16 than in fp32: set trainer.precision to 32-true")
 
 
 def warn_of_languages(data: InsCPDataModule) -> None:
-    """A warning where the text, or the requests ahead of it, look like another language than `data.language`."""
+    """Warn if the text, or the requests ahead of it, look like another language than `data.language`."""
     identifier = LanguageIdentifier()
     with suppress(UserError):  # it is not installed, or does not know the language, and can tell nothing
         identifier.require_known(data.language)
@@ -129,11 +129,11 @@ def warn_of_languages(data: InsCPDataModule) -> None:
 
 
 def require_promptable(data: InsCPDataModule, prompted: Mapping[str, Sequence[str]]) -> None:
-    """See that the model can be asked; a warning where nobody asks it in the language that it is taught.
+    """See that the model can be prompted; warn where no prompts are in the language that it is taught.
 
     Args:
         data: of the training.
-        prompted: section -> the languages in which it asks.
+        prompted: section -> the languages of its prompts.
 
     Raises:
         UserError: it has no chat template.

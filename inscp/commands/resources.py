@@ -202,7 +202,7 @@ def _is_gpu(accelerator: str) -> bool:
 
 
 def _devices(given: Any, on_gpu: bool) -> int:
-    """How many devices a node gives; where GPUs are asked for and there are none, as many as are asked for."""
+    """How many devices a node gives; as many as are requested, if those are GPUs and there are none here."""
     if isinstance(given, list):
         return len(given)
     if str(given) in ("auto", "-1"):

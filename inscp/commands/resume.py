@@ -88,7 +88,7 @@ def _ended(folder: Path) -> Stopped:
 
 
 def _newest(folders: Sequence[Path]) -> Path | None:
-    """The newest whole checkpoint of the first folder that has one, told on standard error.
+    """The newest complete checkpoint of the first folder that has one, printed on standard error.
 
     Args:
         folders: where checkpoints may lie, the newest first.

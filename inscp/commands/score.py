@@ -158,7 +158,7 @@ def chunks(
 
 
 def _join_ranks() -> tuple[int, int]:
-    """This process's rank and how many there are; torchrun tells in the environment."""
+    """This process's rank and the number of ranks, from torchrun's environment variables."""
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1:
         if torch.cuda.is_available():
@@ -225,7 +225,7 @@ def _score_chunks(
     lines: ProgressLines,
     on_chunk: Callable[[], None],
 ) -> None:
-    """Score the chunks of this rank, each kept as soon as it is done, which `on_chunk` is told."""
+    """Score the chunks of this rank; each is kept as soon as it is done, and `on_chunk` is called."""
     for chunk in work:
         unscored = ReadReport()
         unusable = partial(bad_record, on_bad_record=on_bad_record, report=unscored)

@@ -73,5 +73,5 @@ def _mapping(where: str, given: Any) -> dict[str, Any]:
 
 
 def said_in(folder: str | Path) -> AbstractContextManager[None]:
-    """What is wrong with a study is told with its file."""
+    """Errors in a study also name its file."""
     return within(str(Path(folder) / FILE))

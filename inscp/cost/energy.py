@@ -64,7 +64,7 @@ class EnergyCounter:
         return sum(float(parts[source]) for source in self._sources)
 
     def out(self, total: Any, delta: Any) -> None:
-        """What codecarbon tells its totals to."""
+        """Receives codecarbon's totals."""
         self._totals = total
 
     live_out = out
@@ -94,5 +94,5 @@ def co2_intensity(country: str, region: str | None) -> float:
 
 
 def _silence() -> None:
-    """codecarbon tells about its setup as it is imported and made."""
+    """Silence what codecarbon logs on its import and setup."""
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)

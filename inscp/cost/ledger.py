@@ -133,7 +133,7 @@ class Ledger:
 
 
 class CostMeter:
-    """A stage that is running, as `Ledger.start` began it: what it has cost so far, earlier attempts included."""
+    """Measures what a running stage costs, earlier attempts included; begun by `Ledger.start`."""
 
     def __init__(self, ledger: Ledger, devices: Sequence[torch.device], nodes: int, earlier: Cost | None) -> None:
         self._ledger, self._nodes, self._earlier = ledger, nodes, earlier

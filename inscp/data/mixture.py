@@ -1,4 +1,4 @@
-"""What a training's rows are made of: its own data and, where that is asked for, replayed text.
+"""What a training's rows are made of: its own data and, if configured, replayed text.
 
 Replay (rehearsal) mixes text of the kind that the model knows already, English conversations for example, into the
 training, so that it is not forgotten; Ibrahim et al. 2024 (arXiv 2403.08763) show it for continual pre-training.

@@ -47,7 +47,7 @@ class Task(ABC):
 
     @property
     def item_metrics(self) -> Sequence[str]:
-        """What may be a mean over its items, as far as its configuration tells; * stands for any text."""
+        """The metrics that may be means over its items, as far as its configuration shows; * stands for any text."""
         return ["*"]
 
     @abstractmethod

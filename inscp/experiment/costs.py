@@ -128,7 +128,7 @@ class Forecast:
         return self._evaluation is not None or not self._evaluates
 
     def seconds(self, at: Place) -> float | None:
-        """Of what is left of a run: its training, and its evaluation if another is done; None where nothing tells."""
+        """Of what is left of a run: its training, and its evaluation if another is done; None if nothing is known."""
         run, training = at.run, 0.0
         if run.evaluate and self._evaluation is None and (at.model or not run.trains):
             return None

@@ -41,7 +41,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What a person calls it, by which it is told from the others."""
+        """Its name for people, unique among the runs."""
         parts = [self.arm, self.language]
         parts += [self.amount] if self.amount else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
@@ -128,7 +128,7 @@ class Run:
         return f"{_shortened(slug(self.title))}-{self.fingerprint[:8]}"
 
     def axes(self) -> Mapping[str, str]:
-        """What tells it from the other runs of the study, as tags."""
+        """What distinguishes it from the other runs of the study, as tags."""
         every = {"arm": self.arm, "language": self.language, "budget": self.budget, "seed": self.seed}
         return {name: str(value) for name, value in every.items() if value is not None}
 

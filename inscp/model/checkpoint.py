@@ -59,7 +59,7 @@ class CheckpointWriter:
         about: Mapping[str, Any],
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a checkpoint, or begin to; `wait` tells how it went. The one before must have been waited for.
+        """Write a checkpoint, or begin to; `wait` raises if it failed. The last one must have been waited for.
 
         Args:
             folder: becomes the checkpoint; must not be there yet.

@@ -45,7 +45,7 @@ class Distillation:
         return self.teacher or pretrained
 
     def is_adapter_base(self, pretrained: str, adapter: LoRA | None) -> bool:
-        """Whether the teacher is what lies beneath the adapters, of which no second copy is needed."""
+        """Whether the teacher is the model beneath the adapters, so that no second copy is needed."""
         return adapter is not None and self.teacher_of(pretrained) == pretrained
 
 

@@ -1,4 +1,4 @@
-"""Where a model that was made here comes from, told by its folder."""
+"""Where a model that was made here comes from, as its folder records it."""
 
 import json
 import warnings

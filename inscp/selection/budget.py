@@ -44,7 +44,7 @@ class Budget(Selector):
     seed: int = 0
     reads_twice = True
     _key: str = field(default="budget.tokens", init=False, repr=False)
-    """Where in the configuration the tokens are asked for."""
+    """The configuration key of the number of tokens."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1:

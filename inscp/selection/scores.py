@@ -132,7 +132,7 @@ class ScoreFolder:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """What the scores have cost, as `write_report` was told last; empty before."""
+        """What the scores have cost, from the last report; empty before."""
         report = self.folder / _REPORT
         return json.loads(report.read_text("utf-8")).get("cost", {}) if report.exists() else {}
 

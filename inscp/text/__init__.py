@@ -1,1 +1,1 @@
-"""What can be told of a text without a model: its language and script, its words, loops and copies, refusals."""
+"""What a text shows without a language model: its language and script, its words, loops and copies, refusals."""

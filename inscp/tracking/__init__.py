@@ -1,1 +1,1 @@
-"""What MLflow is told of trainings and evaluations, and how it gets there."""
+"""What is logged to MLflow of trainings and evaluations, and how it gets there."""

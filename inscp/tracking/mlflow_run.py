@@ -93,7 +93,7 @@ class MLflowRun:
             return False
 
     def send(self, batch: Sequence[Piece]) -> None:
-        """Perform pieces that go into one call. What the store refuses for good is told and left out.
+        """Perform pieces that go into one call. What the store refuses for good is reported and skipped.
 
         Raises:
             RunError: the run itself is refused.

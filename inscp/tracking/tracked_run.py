@@ -1,4 +1,4 @@
-"""A run that can be leaned on: MLflow is told everything, and never waited for."""
+"""A run that loses nothing: everything is logged to MLflow, and nothing waits for it."""
 
 import warnings
 from argparse import Namespace

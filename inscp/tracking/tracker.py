@@ -15,7 +15,7 @@ def tracker_of(trainer: Trainer) -> "MLflowTracker | None":
 
 
 class MLflowTracker(TrackedRun, Logger):
-    """The run of a training, which the first process tells and opens; on the others nothing happens."""
+    """The run of a training, which the first process opens and logs to; the others do nothing."""
 
     begin = rank_zero_only(TrackedRun.begin)
     log_at = rank_zero_only(TrackedRun.log_at)
