@@ -106,6 +106,13 @@ def test_what_is_given_for_a_configuration_is_looked_at_where_it_is_a_file(
         assert config_files(["--config", other]) == {}
     Path("latin.yaml").write_bytes(b"n: \xe4")
     Path("control.yaml").write_bytes(b"n: \x01")
-    for wrong, complaint in {"none.yaml": "no such file", "latin.yaml": "UTF-8", "control.yaml": "UTF-8"}.items():
+    Path("twice.yaml").write_text("a: 1\nb: {c: 1,\n  c: 2}")
+    told = {
+        "none.yaml": "no such file",
+        "latin.yaml": "UTF-8",
+        "control.yaml": "UTF-8",
+        "twice.yaml:3": "key c is there twice",
+    }
+    for wrong, complaint in told.items():
         with pytest.raises(UserError, match=rf"^{wrong}: .*{complaint}"):
-            config_files(["--config", wrong])
+            config_files(["--config", wrong.partition(":")[0]])
