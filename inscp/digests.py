@@ -9,10 +9,6 @@ from inscp.paths import cache_folder
 
 _TICK = 2_000_000_000
 """Nanoseconds: no file system's clock is coarser."""
-_MOST = 50_000
-"""Digests that are remembered, of 4 KB each at most: of files that are gone too, which cannot be told by them."""
-_RARELY = "00"
-"""How the name of one in 256 begins, with which those above `_MOST` are forgotten."""
 
 
 def file_digest(path: Path) -> str:
@@ -36,12 +32,4 @@ def file_digest(path: Path) -> str:
     if kept and begin - max(times) > _TICK:
         with suppress(OSError):  # a file system without links
             kept.symlink_to(digest)
-            if kept.name.startswith(_RARELY):
-                _forget_the_oldest(kept.parent)
     return digest
-
-
-def _forget_the_oldest(folder: Path) -> None:
-    links = sorted(folder.iterdir(), key=lambda link: link.lstat().st_mtime_ns)
-    for link in links[:-_MOST]:
-        link.unlink(missing_ok=True)

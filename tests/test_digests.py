@@ -62,22 +62,6 @@ def test_what_changed_a_moment_ago_is_not_remembered(
     assert len(reads) == 4
 
 
-def test_the_oldest_are_forgotten_so_that_their_number_is_bounded(
-    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"_TICK": 0, "_MOST": 3, "_RARELY": ""}.items():
-        monkeypatch.setattr(f"inscp.digests.{name}", value)
-    paths = [tmp_path / f"{number}.jsonl" for number in range(5)]
-    for path in paths:
-        path.write_text(path.name, "utf-8")
-        file_digest(path)
-        time.sleep(0.02)  # a tick of the clock
-    assert len(list(cache_folder("digests").iterdir())) == 3
-    for path in reversed(paths):
-        file_digest(path)
-    assert reads == [*map(str, paths), str(paths[1]), str(paths[0])]
-
-
 def test_where_nothing_can_be_kept_a_file_is_read_each_time(
     tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from inscp.cost.devices import find_device, project
+from inscp.cost.devices import find_device
 from inscp.cost.flops import ModelSize, Work, WorkCounter, forward_flops, recomputed_share, training_flops
 from inscp.evaluation.generation import generate
 from inscp.pretrained import load_tokenizer
@@ -146,7 +146,4 @@ def test_a_projection_is_the_formula() -> None:
     assert find_device("NVIDIA H100 PCIe").watts == 350  # type: ignore[union-attr]
     assert find_device("NVIDIA A100 80GB PCIe").watts == 300  # type: ignore[union-attr]
     assert find_device("NVIDIA T4") is None
-    flops, hours = project(8e9, 1e8, device, utilisation=0.4)
-    assert flops == 6 * 8e9 * 1e8
-    assert hours == pytest.approx(4.8e18 / (989e12 * 0.4) / 3600)
-    assert project(8e9, 1e8, device, 0.4, passes=1) == pytest.approx((flops / 3, hours / 3))
+    assert device.hours(4.8e18) == pytest.approx(4.8e18 / (989e12 * 0.4) / 3600)
