@@ -12,6 +12,7 @@ import torch
 import yaml
 from corpus import data_module, module, trainer, write_corpus
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor, Gemma3Config, Gemma3ForConditionalGeneration
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
@@ -261,3 +262,17 @@ def test_runs_of_one_method_are_told_apart_by_name(tmp_path: Path, tiny_model_fo
     assert run_name(module(tiny_model_folder), mixed) == "InsCP, replay tiny-llama fi"
     taught = module(tiny_model_folder, distillation=Distillation())
     assert run_name(taught, mixed) == "InsCP, distilled tiny-llama fi"
+
+
+def test_what_prepares_images_comes_along(tmp_path: Path, tiny_model_folder: str) -> None:
+    tokenizer, source = load_tokenizer(tiny_model_folder), tmp_path / "source"
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 8}
+    tower = {**size, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    (source / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}', "utf-8")
+    exported = tmp_path / "model"
+    export_model(load_model(str(source), torch.float32), tokenizer, exported, Origin(str(source), "InsCP", "fi"))
+    assert type(AutoImageProcessor.from_pretrained(exported)).__name__.startswith("Gemma3ImageProcessor")
