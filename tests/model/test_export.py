@@ -20,6 +20,7 @@ from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
 from inscp.data.mixture import Replay
 from inscp.data.tagging import ConversationTagger
+from inscp.data.template import ChatTemplate
 from inscp.errors import RunError, UserError
 from inscp.model.adapters import LoRA
 from inscp.model.card import model_card
@@ -251,6 +252,20 @@ def test_a_template_that_cannot_be_tagged_with_can_be_exported(tiny_model_folder
     before = end_token_ids(model, tokenizer)
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     assert set(end_token_ids(model, tokenizer)) <= set(before)
+
+
+def test_whatever_closes_an_answer_ends_one(tiny_model_folder: str) -> None:
+    """As Phi-4-mini's template has it: behind every turn `<|end|>`, and behind the last one two tokens."""
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt else '<|endoftext|>' }}"
+    )
+    template = ChatTemplate(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(template.end_of_turn_id) == "<|endoftext|>"
+    ends = tokenizer.convert_ids_to_tokens(end_token_ids(model, tokenizer))
+    assert {"<|im_end|>", "<|endoftext|>"} <= set(ends)
 
 
 def test_runs_of_one_method_are_told_apart_by_name(tmp_path: Path, tiny_model_folder: str) -> None:
