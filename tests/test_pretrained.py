@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, fit
 from transformers import Gemma2Config, Gemma2ForCausalLM, dynamic_module_utils
 
 from inscp import pretrained
@@ -80,14 +80,12 @@ def test_asked_for_by_name_it_does(folder: Path, tmp_path: Path) -> None:
     assert model_name(f"remote-code:{folder}") == "own-model"
 
 
-def test_asked_for_by_name_it_does_before_and_after_a_training(folder: Path, tmp_path: Path) -> None:
+def test_asked_for_by_name_it_does_before_and_after_a_training(folder: Path, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"fi": "Mikä on 2?"}', "utf-8")
     asking = BeforeAfter(prompts=str(tmp_path / "prompts.jsonl"), languages=["fi"], max_new_tokens=2)
     asking.folder, provenance = tmp_path / "model", Provenance(tmp_path)
     exporting = ExportAtEnd(asking.folder, provenance, Checkpoints())
-    data = data_module(write_corpus(tmp_path), f"remote-code:{folder}", max_steps=1)
-    training = trainer(tmp_path, callbacks=[provenance, exporting, asking])
-    training.fit(module(f"remote-code:{folder}"), datamodule=data)
+    fit(tmp_path, data_module(corpus, f"remote-code:{folder}", max_steps=1), provenance, exporting, asking)
     assert json.loads((tmp_path / "before_after.json").read_text("utf-8"))["after"]["answers to fi prompts (n = 1)"]
 
 

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, fit, module, trainer
 from torch import nn
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from inscp.errors import UserError
 from inscp.pretrained import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +50,7 @@ def test_quantized_weights(tmp_path: Path, corpus: Path, tiny_model_folder: str)
     quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
     with pytest.raises(UserError, match=r"its weights are quantized \(fp8\)"):
-        trainer(tmp_path).fit(module(str(folder)), datamodule=data_module(corpus, str(folder)))
+        fit(tmp_path, data_module(corpus, str(folder)))
 
 
 def test_a_tokenizer_with_a_token_that_the_model_has_no_row_for(
@@ -67,4 +62,4 @@ def test_a_tokenizer_with_a_token_that_the_model_has_no_row_for(
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match=r"padded: its tokenizer's \[PAD\] has no row in its embeddings"):
-        trainer(tmp_path).fit(module(str(folder)), datamodule=data_module(corpus, str(folder)))
+        fit(tmp_path, data_module(corpus, str(folder)))
