@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from changed_models import quantized
 from corpus import data_module, fit
 from transformers import Gemma2Config, Gemma2ForCausalLM, dynamic_module_utils
 
@@ -180,14 +181,10 @@ def test_for_a_licence_nothing_is_imported_again(spec: str, tmp_path: Path, monk
 
 def test_quantized_weights_are_not_taken_for_dense_ones(tmp_path: Path, tiny_model_folder: str) -> None:
     require_dense(tiny_model_folder)
-    folder = tmp_path / "quantized"
-    shutil.copytree(tiny_model_folder, folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
+    folder = quantized(tiny_model_folder, tmp_path / "quantized")
     for read in (require_dense, weights_folder):
         with pytest.raises(UserError, match=r"quantized: its weights are quantized \(fp8\).*bf16 version"):
-            read(str(folder))
+            read(folder)
 
 
 def test_a_gguf_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,12 @@
 """A training that was killed goes on as if nothing had happened."""
 
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launch import DDP, FSDP2, fit, project, rows, start, steps
 from mlflow.tracking import MlflowClient
-from processes import Command
 
 from inscp.commands.export import export
 from inscp.model.checkpoint import whole_checkpoints
@@ -24,14 +22,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> 
     fit(folder, "one", "--trainer.default_root_dir", "one_runs")
     fit(folder, "two", *TWO, "--trainer.default_root_dir", "two_runs")
     return folder
-
-
-def wait_for(condition: Any, process: Command, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr[-3000:]
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def saving(root: Path) -> bool:
@@ -57,9 +47,9 @@ def test_killed_at_any_moment_every_later_step_is_the_uninterrupted_ones_bit_by_
     draw = random.Random(log)
     step = {"step 1": 1, "save": draw.randint(4, 16)}.get(moment, draw.randint(3, 18))
     process = start(folder, log, *spread, *root, *LAST)
-    wait_for(lambda: len(steps(folder, log)) >= step, process)
+    process.until(lambda: len(steps(folder, log)) >= step)
     if moment == "save":
-        wait_for(lambda: saving(folder / f"{log}_runs"), process)
+        process.until(lambda: saving(folder / f"{log}_runs"))
     process.kill()
     before = steps(folder, log)
     assert len(before) < len(expected)
@@ -82,7 +72,7 @@ def test_killed_as_soon_as_a_checkpoint_is_whole_the_mlflow_run_has_every_step_o
     options = [*spread, "--trainer.default_root_dir", f"{log}_runs", "--mlflow.enabled", "true",
                "--mlflow.tracking_uri", store, *LAST]  # fmt: skip
     process = start(folder, log, *options)
-    wait_for(lambda: list((folder / f"{log}_runs").glob("*/*/checkpoints/step-00000008")), process)
+    process.until(lambda: list((folder / f"{log}_runs").glob("*/*/checkpoints/step-00000008")))
     process.kill()
     fit(folder, log, *options)
     client = MlflowClient(store)

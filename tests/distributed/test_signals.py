@@ -30,11 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> 
 def begun(folder: Path, log: str, *arguments: Any) -> Command:
     """A training that has trained at least three steps and has hundreds before it."""
     process = start(folder, log, *LONG, *LAST, "--trainer.default_root_dir", f"{log}_runs", *arguments)
-    end = time.monotonic() + 120
-    while len(steps(folder, log)) < 3:
-        assert process.poll() is None, process.stderr[-3000:]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    process.until(lambda: len(steps(folder, log)) >= 3)
     return process
 
 
@@ -102,13 +98,9 @@ class LongStep(Callback):
 def test_a_second_ctrl_c_ends_at_once(folder: Path, spread: list[Any]) -> None:
     log = f"twice_{len(spread)}"
     process = begun(folder, log, *spread, "--trainer.callbacks+", "test_signals.LongStep")
-    while len(list((folder / f"{log}_runs").glob("long_*"))) < (2 if spread else 1):
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
+    process.until(lambda: len(list((folder / f"{log}_runs").glob("long_*"))) == (2 if spread else 1))
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    while "Ctrl-C again ends at once" not in process.stderr:
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
+    process.until(lambda: "Ctrl-C again ends at once" in process.stderr)
     os.killpg(process.pid, signal.SIGINT)
     start_of_end = time.monotonic()
     assert process.wait(timeout=60) == 130
@@ -133,9 +125,7 @@ class LongExport(Callback):
 def test_a_signal_does_not_break_off_the_export(folder: Path) -> None:
     process = start(folder, "exported", "--trainer.default_root_dir", "exported_runs",
                     "--trainer.callbacks+", "test_signals.LongExport")  # fmt: skip
-    while not (folder / "exported_runs" / "exporting").exists():
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
+    process.until((folder / "exported_runs" / "exporting").exists)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 0, process.stderr[-3000:]
     assert next((folder / "exported_runs").glob("*/*/model/model.safetensors")).is_file()
@@ -182,9 +172,7 @@ def exported(folder: Path, log: str, *spread: Any) -> tuple[Command, Path]:
     given = ["--trainer.callbacks+", "test_signals.LongTable", "--trainer.default_root_dir", runs.name, *LAST, *spread]
     tracked = ["--mlflow.enabled", "true", "--mlflow.tracking_uri", f"sqlite:///{log}.db"]
     process = start(folder, log, *given, *tracked)
-    while len(list(runs.glob("behind_export_*"))) < (2 if spread else 1):
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
+    process.until(lambda: len(list(runs.glob("behind_export_*"))) == (2 if spread else 1))
     return process, runs
 
 
