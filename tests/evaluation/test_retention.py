@@ -27,7 +27,7 @@ TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text abou
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
-    return changed_models.moved(tiny_model_folder, tmp_path_factory.mktemp("moved") / "model", by=0.02)
+    return changed_models.moved(tiny_model_folder, tmp_path_factory.mktemp("moved") / "model")
 
 
 def measured(folder: Path, model: str, **options: object) -> dict[str, Metric]:
