@@ -45,6 +45,14 @@ EVERY = Work(24, 2 * 12 * 12)
 """Eager attention computes every pair, and torch counts every pair."""
 
 
+def by_torch(model: PreTrainedModel) -> int:
+    """The FLOPs of a forward pass that torch counts."""
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counted:
+        model(IDS)
+    return counted.get_total_flops()
+
+
 def llama(tied: bool = False) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=tied, attn_implementation="eager"))
 
@@ -83,10 +91,7 @@ def test_of_experts_those_count_that_are_chosen() -> None:
 
 def test_no_text_passes_through_a_tower_for_images() -> None:
     model = Gemma3ForConditionalGeneration(SEEING)
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counted:
-        model(IDS)
-    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(counted.get_total_flops(), rel=0.02)
+    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(by_torch(model), rel=0.02)
 
 
 def test_layers_with_heads_of_their_own_width_are_counted_one_by_one() -> None:
@@ -100,10 +105,7 @@ def test_narrow_values_are_counted_as_torch_counts_them() -> None:
     attention = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
     config = DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, **attention, first_k_dense_replace=3)
     model = DeepseekV3ForCausalLM(config)
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counted:
-        model(IDS)
-    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(counted.get_total_flops(), rel=0.01)
+    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(by_torch(model), rel=0.01)
 
 
 def test_what_is_asked_is_counted_token_by_token(tiny_model_folder: str) -> None:
