@@ -9,10 +9,6 @@ from inscp.paths import cache_folder
 
 _TICK = 2_000_000_000
 """Nanoseconds: no file system's clock is coarser."""
-_MAX_DIGESTS = 50_000
-"""Most digests that are kept, of 4 KB each at most; those of deleted files cannot be told from others."""
-_RARELY = "00"
-"""The prefix of one name in 256: keeping such a digest removes the oldest above `_MAX_DIGESTS`."""
 
 
 def file_digest(path: Path) -> str:
@@ -36,12 +32,4 @@ def file_digest(path: Path) -> str:
     if kept and begin - max(times) > _TICK:
         with suppress(OSError):  # a file system without links
             kept.symlink_to(digest)
-            if kept.name.startswith(_RARELY):
-                _prune(kept.parent)
     return digest
-
-
-def _prune(folder: Path) -> None:
-    links = sorted(folder.iterdir(), key=lambda link: link.lstat().st_mtime_ns)
-    for link in links[:-_MAX_DIGESTS]:
-        link.unlink(missing_ok=True)

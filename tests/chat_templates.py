@@ -264,3 +264,8 @@ def _sentencepiece(spaces: str) -> str:
     join = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
     tokenizer.decoder = decoders.Sequence(join)
     return str(tokenizer.to_str())
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of text in which nothing is a special token."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -69,3 +69,13 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some texts; beside them, in english.jsonl, conversations to be replayed. Their folder is not to be written to."""
+    from corpus import write_conversations, write_corpus  # with all that trains, which few tests need
+
+    folder = tmp_path_factory.mktemp("corpus")
+    write_conversations(folder)
+    return write_corpus(folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from inscp.callbacks.provenance import Provenance
 from inscp.commands.fit import TRAINER_DEFAULTS
@@ -42,19 +43,6 @@ def module(model: str, **options: Any) -> InsCPModule:
     return InsCPModule(model, Optimizer(learning_rate=1e-2, warmup=0.0, schedule="linear"), **options)
 
 
-def trainer(folder: Path, **options: Any) -> Trainer:
-    """The trainer of the command line, silent, in fp32 on one CPU process."""
-    silent = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    fixed = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "strategy": OneDevice(),
-        "precision": "32-true",
-        "default_root_dir": folder,
-    }
-    return Trainer(**(TRAINER_DEFAULTS | silent | fixed | {"callbacks": [Provenance(folder)]} | options))
-
-
 class Losses(Callback):
     """Keeps each optimizer step's loss, learning rate and gradient norm, by the step's number from 1."""
 
@@ -67,3 +55,32 @@ class Losses(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             names = ("train/loss", "train/lr", "train/grad_norm")
             self.steps[trainer.global_step] = tuple(float(trainer.callback_metrics[name]) for name in names)
+
+
+def trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    """The trainer of the command line, silent, in fp32 on one CPU process."""
+    if not any(isinstance(callback, Provenance) for callback in callbacks):
+        callbacks = (Provenance(folder), *callbacks)
+    fixed = {
+        "callbacks": [*callbacks],
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "logger": False,
+        "enable_progress_bar": False,
+        "accelerator": "cpu",
+        "devices": 1,
+        "strategy": OneDevice(),
+        "precision": "32-true",
+        "default_root_dir": folder,
+    }
+    return Trainer(**(TRAINER_DEFAULTS | fixed | options))
+
+
+def fit(
+    folder: Path, data: InsCPDataModule, *callbacks: Callback, learner: InsCPModule | None = None,
+    resume: Path | None = None, **options: Any,
+) -> Losses:  # fmt: skip
+    """Train to the end, from a checkpoint where there is one; the options are the trainer's."""
+    losses = Losses()
+    run = trainer(folder, losses, *callbacks, **options)
+    run.fit(learner or module(data.pretrained), datamodule=data, ckpt_path=resume)
+    return losses

@@ -7,11 +7,20 @@ from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from inscp.records import Prompt, Turn
+
 Reply = str | bytes | int | dict[str, Any]
 """The text of a good answer; or the bytes of a body; or a status; or the keys that a good answer has otherwise."""
 
 CUT, HANGS = b"cut", b"hangs"
 """Half an answer, and none for a long time."""
+
+KEY = "sk-secret-0123456789"
+
+
+def questions(n: int) -> list[Prompt]:
+    """What to ask."""
+    return [(Turn("user", f"question {k}"),) for k in range(n)]
 
 
 class OpenAIServer:

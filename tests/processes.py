@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ class Command:
                 raise TimeoutError(self.stderr[-4000:])
             time.sleep(0.005)
         return status
+
+    def until(self, happens: Callable[[], object], timeout: float = 240) -> None:
+        """Wait until something is so, before which the command may not end."""
+        end = time.monotonic() + timeout
+        while not happens():
+            assert self.poll() is None, self.stderr[-4000:]
+            assert time.monotonic() < end, self.stderr[-4000:]
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """kill -9 of its whole process group."""

@@ -13,7 +13,8 @@ from inscp.paths import cache_folder
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The files that were read."""
+    """The files that were read; what changed a moment ago is remembered as well."""
+    monkeypatch.setattr("inscp.digests._TICK", 0)
     monkeypatch.setenv("INSCP_CACHE", str(tmp_path / "cache"))
     found: list[str] = []
     read = hashlib.file_digest
@@ -21,10 +22,7 @@ def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return found
 
 
-def test_what_has_not_changed_is_not_read_again(
-    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("inscp.digests._TICK", 0)
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:
     paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
     for path in paths:
         path.write_text(path.name, "utf-8")
@@ -34,10 +32,7 @@ def test_what_has_not_changed_is_not_read_again(
     assert reads == [str(path) for path in paths]
 
 
-def test_a_change_is_seen_though_size_and_time_are_as_before(
-    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("inscp.digests._TICK", 0)
+def test_a_change_is_seen_though_size_and_time_are_as_before(tmp_path: Path, reads: list[str]) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("one", "utf-8")
     before, times = file_digest(path), path.stat()
@@ -62,26 +57,9 @@ def test_what_changed_a_moment_ago_is_not_remembered(
     assert len(reads) == 4
 
 
-def test_the_oldest_are_forgotten_so_that_their_number_is_bounded(
-    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"_TICK": 0, "_MAX_DIGESTS": 3, "_RARELY": ""}.items():
-        monkeypatch.setattr(f"inscp.digests.{name}", value)
-    paths = [tmp_path / f"{number}.jsonl" for number in range(5)]
-    for path in paths:
-        path.write_text(path.name, "utf-8")
-        file_digest(path)
-        time.sleep(0.02)  # a tick of the clock
-    assert len(list(cache_folder("digests").iterdir())) == 3
-    for path in reversed(paths):
-        file_digest(path)
-    assert reads == [*map(str, paths), str(paths[1]), str(paths[0])]
-
-
 def test_where_nothing_can_be_kept_a_file_is_read_each_time(
     tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inscp.digests._TICK", 0)
     path = tmp_path / "a.jsonl"
     path.write_text("one", "utf-8")
     monkeypatch.setenv("INSCP_CACHE", str(path))

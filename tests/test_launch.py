@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "experiments" / "launch"
-SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+SCRIPTS = sorted(path for path in ROOT.glob("experiments/**/*") if path.suffix in (".sh", ".sbatch"))
 MANIFESTS = sorted(LAUNCH.glob("kubernetes*.yaml"))
 SKYPILOT = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text("utf-8"))
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_NTASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "4", "SLURM_NNODES": "1"}
@@ -70,7 +70,7 @@ def container_of(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_configurations_that_recipes_name_are_there() -> None:
-    recipes = [*SCRIPTS, *LAUNCH.glob("*.yaml")]
+    recipes = [path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch", ".yaml")]
     named = {name for recipe in recipes for name in re.findall(r"configs/[\w/]+\.yaml", recipe.read_text("utf-8"))}
     trainers = {"configs/trainer/fsdp_8gpu.yaml", "configs/trainer/multi_node.yaml"}
     assert named == {"configs/llama3_8b_zh_tw.yaml", *trainers}
@@ -79,7 +79,7 @@ def test_the_configurations_that_recipes_name_are_there() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_is_bash(script: Path) -> None:
+def test_every_script_of_the_experiments_is_bash(script: Path) -> None:
     assert subprocess.run(["bash", "-n", script], capture_output=True).stderr == b""
 
 

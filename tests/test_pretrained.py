@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpus import data_module, module, trainer, write_corpus
+from changed_models import quantized
+from corpus import data_module, fit
 from transformers import Gemma2Config, Gemma2ForCausalLM, dynamic_module_utils
 
 from inscp import pretrained
@@ -80,14 +81,12 @@ def test_asked_for_by_name_it_does(folder: Path, tmp_path: Path) -> None:
     assert model_name(f"remote-code:{folder}") == "own-model"
 
 
-def test_asked_for_by_name_it_does_before_and_after_a_training(folder: Path, tmp_path: Path) -> None:
+def test_asked_for_by_name_it_does_before_and_after_a_training(folder: Path, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"fi": "Mikä on 2?"}', "utf-8")
     asking = BeforeAfter(prompts=str(tmp_path / "prompts.jsonl"), languages=["fi"], max_new_tokens=2)
     asking.folder, provenance = tmp_path / "model", Provenance(tmp_path)
     exporting = ExportAtEnd(asking.folder, provenance, Checkpoints())
-    data = data_module(write_corpus(tmp_path), f"remote-code:{folder}", max_steps=1)
-    training = trainer(tmp_path, callbacks=[provenance, exporting, asking])
-    training.fit(module(f"remote-code:{folder}"), datamodule=data)
+    fit(tmp_path, data_module(corpus, f"remote-code:{folder}", max_steps=1), provenance, exporting, asking)
     assert json.loads((tmp_path / "before_after.json").read_text("utf-8"))["after"]["answers to fi prompts (n = 1)"]
 
 
@@ -182,14 +181,10 @@ def test_for_a_licence_nothing_is_imported_again(spec: str, tmp_path: Path, monk
 
 def test_quantized_weights_are_not_taken_for_dense_ones(tmp_path: Path, tiny_model_folder: str) -> None:
     require_dense(tiny_model_folder)
-    folder = tmp_path / "quantized"
-    shutil.copytree(tiny_model_folder, folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
+    folder = quantized(tiny_model_folder, tmp_path / "quantized")
     for read in (require_dense, weights_folder):
         with pytest.raises(UserError, match=r"quantized: its weights are quantized \(fp8\).*bf16 version"):
-            read(str(folder))
+            read(folder)
 
 
 def test_a_gguf_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

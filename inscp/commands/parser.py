@@ -10,7 +10,7 @@ from inspect import isabstract
 from pydoc import locate
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace, auto_cli
+from jsonargparse import ArgumentParser, Namespace, _typehints, auto_cli
 from jsonargparse._actions import _ActionConfigLoad  # no public name tells a section from a value
 
 from inscp.commands.parser_errors import NESTED_ERROR, class_names, known_keys, user_error, whole_key
@@ -22,6 +22,19 @@ _PROGRAM = "python -m inscp"
 
 Components = Callable[..., Any] | dict[str, Callable[..., Any]]
 """A function, or one for each subcommand."""
+
+
+def _another_class_begins_anew(_: Any, before: Any, now: Any) -> None:
+    """Where a key's class changes, none of the old one's arguments stay.
+
+    jsonargparse keeps those whose names the new one has too, defaults among them: `ConversationTagger` would take its
+    loss on `all` tokens, as `InsCPTagger` does.
+    """
+    if before and "init_args" in before and before["class_path"] != now["class_path"]:
+        before["init_args"] = Namespace()
+
+
+_typehints.discard_init_args_on_class_path_change = _another_class_begins_anew
 
 
 class OneLineErrors:

@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from jsonargparse import ArgumentParser
 
-from inscp.errors import UserError, first_line
+from inscp.errors import UserError
+from inscp.yaml_file import read_yaml
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments?: *(?:--)?(?P<a>[\w.+]+)|key ['\"]?(?P<b>[\w.]+)['\"]? is not expected"
@@ -90,7 +90,7 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Configuration files that are given and what they hold, the last one first.
 
     Raises:
-        UserError: there is no such file, one is no YAML, or holds no keys.
+        UserError: there is no such file, or one is no YAML file of keys.
     """
     found: dict[str, Mapping[str, Any]] = {}
     for flag, value in pairwise([*arguments, ""]):
@@ -102,15 +102,7 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
             if not file.exists() and ":" not in path:  # which an address has; a pipe is there, and can be read once
                 raise UserError(path, "no such file", "Check the path (it is relative to the current folder).")
             continue
-        try:
-            held = yaml.safe_load(file.read_text("utf-8"))
-        except yaml.MarkedYAMLError as error:
-            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise UserError(f"{path}{line}", f"no YAML ({error.problem})", "Mend the file.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(path, f"no YAML in UTF-8 ({first_line(error)})", "Mend the file.") from error
-        if not isinstance(held, Mapping):
-            raise UserError(path, "it holds no keys", "Write KEY: VALUE lines, as configs/quickstart.yaml has them.")
+        held = read_yaml(path, "Write KEY: VALUE lines, as configs/quickstart.yaml has them.")
         found = {path: held, **found}
     return found
 

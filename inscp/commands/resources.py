@@ -180,8 +180,7 @@ def _cost_estimate(training: Training, model: PreTrainedModel) -> str:
     flops *= tokens / data.row_length
     device = (training.is_here and find_device(torch.cuda.get_device_name())) or find_device(PROJECTED_ON)
     assert device
-    hours = flops / (device.flops * UTILISATION) / 3600
-    of = f"{hours:.3g} {device.name} hours at {UTILISATION:.0%} of its rate"
+    of = f"{device.hours(flops):.3g} {device.name} hours at {UTILISATION:.0%} of its rate"
     return f"{tokens:,} tokens: {flops:.2g} FLOPs, {of}, by formula"
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import LAYOUT, without
 from inscp.model.checkpoint import FOLDER_KEY, complete_checkpoints, read_metadata
+from inscp.yaml_file import read_yaml
 
 CONFIG, CHECKPOINTS, ENDED = "config.yaml", "checkpoints", "ended"
 """What a run's folder calls its whole configuration (a checkpoint too), its checkpoints' folder, and the mark that its
@@ -176,10 +177,9 @@ def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
 def _read(file: Path) -> dict[str, Any]:
     """A kept configuration; nothing where it is damaged or not there."""
     try:
-        config = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = {}
-    return config if isinstance(config, dict) else {}
+        return read_yaml(file, "")
+    except UserError:
+        return {}
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:

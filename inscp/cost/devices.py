@@ -1,4 +1,4 @@
-"""Devices: what they can compute and what power they take, and what a training would cost on them, by formula."""
+"""Devices: what they can compute, what power they take, and for how long."""
 
 import time
 from dataclasses import dataclass
@@ -25,6 +25,10 @@ class Device:
     flops: float
     watts: float
     source: str
+
+    def hours(self, flops: float) -> float:
+        """Of all devices together, at `UTILISATION` of their rate."""
+        return flops / (self.flops * UTILISATION) / 3600
 
 
 DEVICES = (
@@ -92,24 +96,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def project(
-    parameters: float, tokens: float, device: Device, utilisation: float, passes: float = 3.0
-) -> tuple[float, float]:
-    """What it takes to pass tokens through a model, by formula: FLOPs, and hours of all devices together.
-
-        flops = passes x 2 x parameters x tokens
-        hours = flops / (device.flops x utilisation) / 3600
-
-    What attention costs beside the parameters is below 3 % for an 8 B model and rows of 2,048 tokens.
-
-    Args:
-        parameters: N of `inscp.cost.flops`: all but the input embedding.
-        tokens: how many.
-        device: of `DEVICES`.
-        utilisation: share of the device's rate that is reached (model FLOPs utilisation), in (0, 1].
-        passes: what a token costs, in forward passes: 1 scoring; 3 training, 4 with every activation computed again.
-    """
-    flops = passes * 2 * parameters * tokens
-    return flops, flops / (device.flops * utilisation) / 3600

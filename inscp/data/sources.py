@@ -139,9 +139,8 @@ def read_records(
     Raises:
         UserError: the source is not there, is empty, or (with `error`) a record does not fit.
     """
-    before = report.usable
     yield from as_records(source_rows(source), source, on_bad_record, report, requests)
-    require_records(source, report, before)
+    require_records(source, report)
 
 
 def as_records(
@@ -160,17 +159,16 @@ def as_records(
             yield Record(position, turns)
 
 
-def require_records(source: Source, report: ReadReport, before: int = 0) -> None:
+def require_records(source: Source, report: ReadReport) -> None:
     """
     Args:
         source: has been read to its end.
-        report: of the reading.
-        before: how many records were in the report before it.
+        report: of the reading, and of nothing else.
 
     Raises:
         UserError: none of its rows is a record.
     """
-    if report.usable == before:
+    if not report.usable:
         [(why, _)] = report.skipped.most_common(1) or [("it is empty", 0)]
         what = f"no usable record in it ({why})"
         raise UserError(source.path, what, "Check the path, the format and the fields.")

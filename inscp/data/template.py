@@ -68,6 +68,11 @@ class ChatTemplate:
         """What the model ends its last answer with."""
         return self.after_assistant[-1]
 
+    @property
+    def closing_ids(self) -> set[int]:
+        """The special tokens that close an answer: Phi-4-mini's last one has two, and others the first alone."""
+        return {self.end_of_turn_id} | (self._special & {*self.after_assistant})
+
     def _closing(self) -> tuple[int, ...]:
         """What stands behind the assistant's last text, up to the token that ends the turn."""
         after = self._literals(("user", "assistant"))[-1].ids

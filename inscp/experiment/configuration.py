@@ -8,13 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from inscp.data.fields import texts
 from inscp.digests import file_digest
-from inscp.errors import UserError
 from inscp.paths import local_path
 from inscp.pretrained import REMOTE_CODE
+from inscp.yaml_file import read_yaml
 
 Config = dict[str, Any]
 Contents = Mapping[str, str]
@@ -36,32 +34,8 @@ def read_configs(paths: Sequence[str], mend: str = "Name a configuration of fit 
     """
     whole: Config = {}
     for path in paths:
-        try:
-            with Path(path).open(encoding="utf-8") as file:
-                config = yaml.load(file, _Loader)
-        except FileNotFoundError as error:
-            raise UserError(path, "no such file", "Check the path (it is relative to the current folder).") from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(path, f"no configuration in it ({error})", "Name a YAML file.") from error
-        if not isinstance(config, dict):
-            raise UserError(path, "it holds no keys", mend)
-        whole = changed(whole, config)
+        whole = changed(whole, read_yaml(path, mend))
     return whole
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would drop the first in silence."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Looks before anchors (`<<`) are merged into the section, which may have the same keys."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if (key.tag, str(key.value)) in seen:
-                where = f"{key.start_mark.name}:{key.start_mark.line + 1}"
-                raise UserError(where, f"the key {key.value} is there twice", "Leave one of them out.")
-            seen.add((key.tag, str(key.value)))
-        return node
 
 
 def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:

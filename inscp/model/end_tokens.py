@@ -10,9 +10,9 @@ from inscp.pretrained import end_ids
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token at which generation must stop: the model's own, the tokenizer's, the template's end of turn."""
+    """Every token at which generation must stop: the model's own, the tokenizer's, the template's."""
     ids = end_ids(tokenizer, model.generation_config)
     if tokenizer.chat_template:
         with suppress(UserError):  # a template that tagging cannot take, which a plain training does not need either
-            ids.add(ChatTemplate(tokenizer).end_of_turn_id)
+            ids |= ChatTemplate(tokenizer).closing_ids
     return sorted(ids)

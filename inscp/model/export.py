@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from inscp.model.card import model_card
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.origin import ORIGIN, Origin, warn_of_other_weights
 from inscp.paths import atomic_folder, require_new, write_json
-from inscp.pretrained import load_model
+from inscp.pretrained import load_model, processor_files
 
 
 def assemble(
@@ -74,6 +75,9 @@ def export_model(
         # Not from the model's config: else transformers may derive it anew from there, without our end tokens.
         own = {"_from_model_config": False, "eos_token_id": end_token_ids(model, tokenizer)}
         _update_json(partial / "generation_config.json", **own)
+        if model.config.get_text_config() is not model.config:  # a server of the whole model asks for them
+            for file in processor_files(origin.pretrained):
+                shutil.copy(file, partial / file.name)
         write_json(partial / ORIGIN, asdict(origin))
         (partial / "README.md").write_text(model_card(origin, may_reason(tokenizer)), "utf-8")
         for file in filter(Path.is_file, partial.rglob("*")):

@@ -129,9 +129,10 @@ def _kept_of_groups(path: Path, ranks: np.ndarray, similarity: float) -> np.ndar
         int64 [N].
     """
     n = len(ranks)
-    parent = np.arange(n)
+    groups = np.arange(n)
     if n < 2:
-        return parent
+        return groups
+    sparse = library("scipy.sparse", "select")
     signatures = np.memmap(path, dtype=np.uint32, mode="r", shape=(n, _SIZE))
     width = _band_width(similarity)
     for begin in range(0, _SIZE, width):
@@ -140,15 +141,16 @@ def _kept_of_groups(path: Path, ranks: np.ndarray, similarity: float) -> np.ndar
         is_first = np.r_[True, keys[order][1:] != keys[order][:-1]]
         firsts = order[np.maximum.accumulate(np.where(is_first, np.arange(n), 0))]
         others, firsts = order[~is_first], firsts[~is_first]
-        is_apart = parent[others] != parent[firsts]
-        for a, b in _alike(signatures, firsts[is_apart], others[is_apart], similarity):
-            _join(parent, a, b)
-    roots = np.array([_root(parent, i) for i in range(n)])
-    best = np.lexsort((np.arange(n), ranks, roots))
-    _, starts = np.unique(roots[best], return_index=True)
-    kept = np.empty(n, dtype=np.int64)
-    kept[roots[best][starts]] = best[starts]
-    return kept[roots]
+        is_apart = groups[others] != groups[firsts]
+        firsts, others = firsts[is_apart], others[is_apart]
+        alike = _are_alike(signatures, firsts, others, similarity)
+        edges = groups[firsts[alike]], groups[others[alike]]
+        graph = sparse.coo_array((np.ones(len(edges[0]), dtype=bool), edges), shape=(n, n))
+        groups = sparse.csgraph.connected_components(graph, directed=False)[1][groups]
+    _, groups = np.unique(groups, return_inverse=True)
+    best = np.lexsort((np.arange(n), ranks, groups))
+    _, starts = np.unique(groups[best], return_index=True)
+    return best[starts][groups]
 
 
 def _band_width(similarity: float) -> int:
@@ -170,24 +172,10 @@ def _mixed(columns: np.ndarray) -> np.ndarray:
     return key
 
 
-def _alike(
-    signatures: np.ndarray, firsts: np.ndarray, others: np.ndarray, similarity: float
-) -> Iterator[tuple[int, int]]:
-    """Those of the pairs (firsts[i], others[i]) whose signatures are at least so similar."""
+def _are_alike(signatures: np.ndarray, firsts: np.ndarray, others: np.ndarray, similarity: float) -> np.ndarray:
+    """Which of the pairs (firsts[i], others[i]) have signatures at least so similar: bool [N]."""
+    alike = np.empty(len(firsts), dtype=bool)
     for begin in range(0, len(firsts), _PAIRS):
-        pair = firsts[begin : begin + _PAIRS], others[begin : begin + _PAIRS]
-        share = (signatures[pair[0]] == signatures[pair[1]]).mean(axis=1)
-        chosen = share >= similarity
-        yield from zip(pair[0][chosen].tolist(), pair[1][chosen].tolist(), strict=True)
-
-
-def _root(parent: np.ndarray, place: int) -> int:
-    while parent[place] != place:
-        parent[place] = parent[parent[place]]
-        place = int(parent[place])
-    return place
-
-
-def _join(parent: np.ndarray, a: int, b: int) -> None:
-    low, high = sorted((_root(parent, a), _root(parent, b)))
-    parent[high] = low
+        some = slice(begin, begin + _PAIRS)
+        alike[some] = (signatures[firsts[some]] == signatures[others[some]]).mean(axis=1) >= similarity
+    return alike

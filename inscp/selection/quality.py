@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import regex
-import yaml
 
 from inscp.data.fields import texts
 from inscp.data.rows import BadRow, is_supported
 from inscp.data.sources import Source, source_fingerprint, source_rows
-from inscp.errors import UserError, first_line
+from inscp.errors import UserError
 from inscp.optional import library
 from inscp.paths import local_path
 from inscp.records import Candidate, Turn
 from inscp.selection.filters import Drop, Filter, Verdict
 from inscp.text.refusal import SAYS_IT_IS_A_MODEL, compiled
 from inscp.text.words import UNIT, is_unspaced, loops, words
+from inscp.yaml_file import read_yaml
 
 _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\d+);|\[\[|\]\]|\{\{|\}\}|\{\|")
 
@@ -216,6 +216,7 @@ class Contamination(Filter):
         return candidate
 
 
+_EVALUATION = "Give a file as those in configs/evaluate."
 _NO_PROMPTS = ("class_path", "languages", "opponent", "original", "classifier")
 """Keys of tasks whose texts are no prompts, and name models or results where they name a file."""
 
@@ -227,10 +228,9 @@ def _files_of_tasks(evaluation: str) -> Iterator[str]:
         UserError: it is none, or one of its tasks names no file.
     """
     try:
-        tasks = dict(yaml.safe_load(local_path(evaluation).read_text("utf-8"))["tasks"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        what = f"no configuration of evaluate ({first_line(error)})"
-        raise UserError(evaluation, what, "Give a file as those in configs/evaluate.") from error
+        tasks = dict(read_yaml(local_path(evaluation), _EVALUATION)["tasks"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(evaluation, "it has no tasks", _EVALUATION) from error
     for name, task in tasks.items():
         named = texts(task, but=_NO_PROMPTS)
         files = [text for text in named if is_supported(Path(text)) or os.path.isdir(text)]  # noqa: PTH112  # whatever it is

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from corpus import Losses, data_module, module, trainer, write_corpus
+from corpus import Losses, data_module, fit, module
+from lightning import Callback
 from safetensors.torch import load_file, save_file
 
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
 from inscp.model.card import model_card
@@ -26,22 +26,10 @@ from inscp.model.checkpoint import ORIGIN_KEY, complete_checkpoints, read_manife
 from inscp.model.origin import Origin, warn_of_other_weights
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def fit(
-    folder: Path, corpus: Path, model: str, saving: Checkpoints, *more: Any, resume: Path | None = None, **options: Any
-) -> Losses:
-    losses = Losses()
+def fitted(folder: Path, corpus: Path, model: str, *callbacks: Callback, resume: Path | None = None) -> Losses:
+    """A training that is measured behind every fourth step."""
     data = data_module(corpus, model, batch_size=2, validation={"held": str(corpus)})
-    run = trainer(
-        folder, callbacks=[Provenance(folder), losses, saving, *more], enable_checkpointing=True,
-        val_check_interval=4, **options
-    )  # fmt: skip
-    run.fit(module(model), datamodule=data, ckpt_path=str(resume) if resume else None)
-    return losses
+    return fit(folder, data, *callbacks, resume=resume, val_check_interval=4)
 
 
 def steps(folder: Path) -> list[int]:
@@ -54,7 +42,7 @@ def steps(folder: Path) -> list[int]:
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_last_ones_are_kept(tmp_path: Path, corpus: Path, tiny_model_folder: str, asynchronous: bool) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=3, asynchronous=asynchronous)
-    losses = fit(tmp_path, corpus, tiny_model_folder, saving)
+    losses = fitted(tmp_path, corpus, tiny_model_folder, saving)
     assert steps(tmp_path / "kept") == [step for step in sorted(losses.steps, reverse=True) if step % 3 == 0][:3]
 
 
@@ -82,7 +70,7 @@ def test_the_best_is_kept_with_its_value(
     tmp_path: Path, corpus: Path, tiny_model_folder: str, every_n_steps: int | None
 ) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=every_n_steps, keep_last=1, monitor="val/held/loss")
-    losses = fit(tmp_path, corpus, tiny_model_folder, saving, Worsen())
+    losses = fitted(tmp_path, corpus, tiny_model_folder, saving, Worsen())
     assert steps(tmp_path / "kept") == [max(losses.steps) // 4 * 4, 8]
     values = {
         path.name: read_manifest(path)["metric"]["val/held/loss"] for path in complete_checkpoints(tmp_path / "kept")[0]
@@ -95,9 +83,9 @@ def test_every_kind_of_checkpoint_resumes_bit_by_bit(
     tmp_path: Path, corpus: Path, tiny_model_folder: str, options: dict[str, Any]
 ) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=4, keep_last=99, **options)
-    whole = fit(tmp_path, corpus, tiny_model_folder, saving)
+    whole = fitted(tmp_path, corpus, tiny_model_folder, saving)
     saving = Checkpoints(str(tmp_path / "again"), every_n_steps=4, keep_last=99, **options)
-    resumed = fit(tmp_path, corpus, tiny_model_folder, saving, resume=tmp_path / "kept" / "step-00000008")
+    resumed = fitted(tmp_path, corpus, tiny_model_folder, saving, resume=tmp_path / "kept" / "step-00000008")
     assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 8}
     assert len(resumed.steps) > 4
     # What the resumed training keeps is what the other one kept, tensor by tensor.
@@ -138,7 +126,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing_that_was_
 ) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=1, asynchronous=asynchronous)
     with file_size_limit_restored(), pytest.warns(UserWarning, match="could not be written") as told:
-        losses = fit(tmp_path, corpus, tiny_model_folder, saving, SmallFilesOnly(9, 99))
+        losses = fitted(tmp_path, corpus, tiny_model_folder, saving, SmallFilesOnly(9, 99))
     messages = [str(warning.message) for warning in told if "could not be written" in str(warning.message)]
     assert len(messages) == len([step for step in losses.steps if step >= 9 and step % 3 == 0]) > 1
     assert "step-00000009 could not be written: [Errno 27] File too large" in messages[0]
@@ -147,7 +135,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing_that_was_
 
 
 def test_a_cut_file_is_found_before_anything_is_read(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
+    fitted(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
     newest, before = complete_checkpoints(tmp_path / "kept")[0]
     shard = max(newest.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-10])
@@ -155,7 +143,7 @@ def test_a_cut_file_is_found_before_anything_is_read(tmp_path: Path, corpus: Pat
     assert whole == [before]
     assert damage.where == str(shard)
     with pytest.raises(UserError, match="the checkpoint is damaged"):
-        fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "x")), resume=newest)
+        fitted(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "x")), resume=newest)
 
 
 def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
@@ -165,7 +153,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
         def __reduce__(self) -> Any:
             return Path.touch, (tmp_path / "harm",)
 
-    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
+    fitted(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=3))
     [path, _] = complete_checkpoints(tmp_path / "kept")[0]
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".pt", ".json"}
     about = read_metadata(path)
@@ -174,7 +162,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(
     mark["files"]["about.pt"] = (path / "about.pt").stat().st_size
     (path / "whole.json").write_text(json.dumps(mark))
     with pytest.raises(UserError, match="not a checkpoint of this program"):
-        fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "x")), resume=path)
+        fitted(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "x")), resume=path)
     assert not (tmp_path / "harm").exists()
 
 
@@ -182,12 +170,14 @@ def test_a_damaged_checkpoint_is_written_again_when_the_training_comes_to_it(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
     folder = tmp_path / "kept"
-    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9))
+    fitted(tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9))
     whole = complete_checkpoints(folder)[0]
     shard = max(whole[-2].glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-10])
     assert len(complete_checkpoints(folder)[1]) == 1
-    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9), resume=whole[-1])
+    fitted(
+        tmp_path, corpus, tiny_model_folder, Checkpoints(str(folder), every_n_steps=3, keep_last=9), resume=whole[-1]
+    )
     assert complete_checkpoints(folder) == (whole, [])
 
 
@@ -203,20 +193,19 @@ def test_validation_leaves_no_tensors_that_a_training_could_not_use(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
     looking = NoInference()
-    fit(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=None), looking)
+    fitted(tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=None), looking)
     assert looking.seen
 
 
 def test_another_rank_of_the_adapter_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     def run(rank: int, resume: Path | None = None) -> None:
-        saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3)
-        one = trainer(tmp_path, callbacks=[Provenance(tmp_path), saving], enable_checkpointing=True)
         learner = module(tiny_model_folder, adapter=LoRA(rank=rank))
-        one.fit(learner, datamodule=data_module(corpus, tiny_model_folder), ckpt_path=str(resume) if resume else None)
+        saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3)
+        fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=3), saving, learner=learner, resume=resume)
 
     run(2)
     with pytest.raises(UserError, match="of this shape"):
-        run(4, complete_checkpoints(tmp_path / "kept")[0][0])
+        run(4, tmp_path / "kept" / "step-00000003")
 
 
 def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
@@ -228,7 +217,7 @@ def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
     monkeypatch.setattr("inscp.callbacks.checkpoints.add_to_manifest", full)
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=4, monitor="val/held/loss")
     with pytest.warns(UserWarning, match="cannot be told what was measured .No space left"):
-        losses = fit(tmp_path, corpus, tiny_model_folder, saving)
+        losses = fitted(tmp_path, corpus, tiny_model_folder, saving)
     assert steps(tmp_path / "kept")
     assert max(losses.steps) > 4
 
@@ -236,9 +225,8 @@ def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
 def test_the_card_of_a_checkpoint_tells_what_was_measured_behind_its_step(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
-    losses = fit(
-        tmp_path, corpus, tiny_model_folder, Checkpoints(str(tmp_path / "kept"), every_n_steps=2, keep_last=99)
-    )
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=2, keep_last=99)
+    losses = fitted(tmp_path, corpus, tiny_model_folder, saving)
     cards = {int(path.name.removeprefix("step-")): Origin(**read_metadata(path)[ORIGIN_KEY])
              for path in complete_checkpoints(tmp_path / "kept")[0]}  # fmt: skip
     assert {step: origin.training["steps"] for step, origin in cards.items()} == {step: step for step in cards}
@@ -250,10 +238,10 @@ def test_the_card_of_a_checkpoint_tells_what_was_measured_behind_its_step(
 def test_adapters_on_weights_that_have_changed_are_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model_folder, base)
-    options = {"callbacks": [Provenance(tmp_path), Checkpoints(str(tmp_path / "kept"), every_n_steps=3)]}
-    one = trainer(tmp_path, enable_checkpointing=True, **options)
-    one.fit(module(str(base), adapter=LoRA(rank=2)), datamodule=data_module(corpus, str(base)))
-    origin = Origin(**read_metadata(complete_checkpoints(tmp_path / "kept")[0][0])[ORIGIN_KEY])
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
+    learner = module(str(base), adapter=LoRA(rank=2))
+    fit(tmp_path, data_module(corpus, str(base), max_steps=1), saving, learner=learner)
+    origin = Origin(**read_metadata(tmp_path / "kept" / "step-00000001")[ORIGIN_KEY])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_other_weights(origin, str(base))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from corpus import Losses, data_module, module, trainer, write_corpus
+from corpus import Losses, data_module, fit, module
 from safetensors.torch import load_file
 
 from inscp.callbacks.checkpoints import Checkpoints
@@ -22,11 +22,10 @@ from inscp.records import Generation
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    prompts = [{"en": f"What is {i}?", "fi": f"Mikä on {i}?"} for i in range(2)]
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), "utf-8")
-    return write_corpus(folder)
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"en": f"What is {i}?", "fi": f"Mikä on {i}?"}) for i in range(2)), "utf-8")
+    return str(path)
 
 
 @pytest.fixture(autouse=True)
@@ -34,32 +33,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inscp.callbacks.throughput.matrix_rate", lambda *_: 1.0)
 
 
-def asking(corpus: Path, **options: Any) -> StopWhenAligned:
-    prompts = str(corpus.parent / "prompts.jsonl")
+def asking(prompts: str, **options: Any) -> StopWhenAligned:
     fixed = {"prompts": prompts, "languages": ["fi", "en"], "every_n_tokens": 200, "max_new_tokens": 4}
     return StopWhenAligned(**(fixed | options))
 
 
-def fit(
-    folder: Path,
-    corpus: Path,
-    model: str,
-    callback: StopWhenAligned | None,
-    *more: Any,
-    resume: Any = None,
-    **learner: Any,
-) -> Losses:
+def fitted(
+    folder: Path, corpus: Path, model: str, *callbacks: StopWhenAligned | Checkpoints, resume: Path | None = None,
+    precision: str = "32-true", **options: Any,
+) -> Losses:  # fmt: skip
+    """A training that exports its model."""
     folder.mkdir(exist_ok=True)
-    losses, provenance = Losses(), Provenance(folder)
-    if callback:
-        callback.folder = folder
-    callbacks = [Throughput(), provenance, losses, *([callback] if callback else []), *more]
-    callbacks.append(ExportAtEnd(folder / "model", provenance, Checkpoints(str(folder / "kept"))))
-    options = learner.pop("trainer", {})
-    run = trainer(folder, callbacks=callbacks, enable_checkpointing=bool(more), **options)
+    for callback in callbacks:
+        if isinstance(callback, StopWhenAligned):
+            callback.folder = folder
+    provenance = Provenance(folder)
+    exporting = ExportAtEnd(folder / "model", provenance, Checkpoints(str(folder / "kept")))
     data = data_module(corpus, model, validation={"held": str(corpus)})
-    run.fit(module(model, **learner), datamodule=data, ckpt_path=resume, weights_only=True)
-    return losses
+    learner = module(model, **options)
+    return fit(folder, data, Throughput(), provenance, *callbacks, exporting,
+               learner=learner, resume=resume, precision=precision)  # fmt: skip
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, bool]) -> None:
@@ -74,11 +67,11 @@ def answers(monkeypatch: pytest.MonkeyPatch, *measured: dict[str, bool]) -> None
 
 
 def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(
-    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     answers(monkeypatch, {"ended": False}, {"in_language_if_sound": False}, {}, {}, {}, {}, {})
-    losses = fit(tmp_path, corpus, tiny_model_folder, asking(corpus, patience=2))
+    losses = fitted(tmp_path, corpus, tiny_model_folder, asking(prompts, patience=2))
     found = json.loads((tmp_path / "alignment.json").read_text("utf-8"))
     tokens = [one["tokens"] for one in found["history"]]
     # Alignment was best at the first, ended turns at the second; the third and fourth gain nothing.
@@ -94,9 +87,9 @@ def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(
 
 
 def test_it_ends_when_another_language_is_forgotten_and_keeps_the_model(
-    tmp_path: Path, corpus: Path, tiny_model_folder: str
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str
 ) -> None:
-    losses = fit(tmp_path, corpus, tiny_model_folder, asking(corpus))  # a random model answers in no language
+    losses = fitted(tmp_path, corpus, tiny_model_folder, asking(prompts))  # a random model answers in no language
     found = json.loads((tmp_path / "alignment.json").read_text("utf-8"))
     assert found["stopped"] == "en prompts are answered in en at 0%, below the floor of 90%"
     assert max(losses.steps) == found["history"][-1]["step"]
@@ -105,15 +98,15 @@ def test_it_ends_when_another_language_is_forgotten_and_keeps_the_model(
 
 @pytest.mark.parametrize(
     "options",
-    [{"trainer": {"precision": "bf16-mixed"}}, {"ema_decay": 0.9, "activation_checkpointing": "block"}],
+    [{"precision": "bf16-mixed"}, {"ema_decay": 0.9, "activation_checkpointing": "block"}],
     ids=["bf16_copies", "average"],
 )
 def test_asking_changes_nothing_in_the_training(
-    tmp_path: Path, corpus: Path, tiny_model_folder: str, options: dict[str, Any]
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str, options: dict[str, Any]
 ) -> None:
     model, options = dropping_out(tiny_model_folder, tmp_path), options | {"attn_implementation": "eager"}
-    plain = fit(tmp_path / "plain", corpus, model, None, **options)
-    asked = fit(tmp_path / "asked", corpus, model, asking(corpus, every_n_tokens=700, retention=0.0), **options)
+    plain = fitted(tmp_path / "plain", corpus, model, **options)
+    asked = fitted(tmp_path / "asked", corpus, model, asking(prompts, every_n_tokens=700, retention=0.0), **options)
     history = json.loads((tmp_path / "asked" / "alignment.json").read_text("utf-8"))["history"]
     assert len(history) == 3
     assert asked.steps == plain.steps
@@ -131,17 +124,17 @@ def dropping_out(model: str, folder: Path) -> str:
 
 
 def test_a_resumed_training_knows_what_was_measured(
-    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers(monkeypatch, *[{}] * 20)
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1, keep_last=99)
-    whole = fit(tmp_path / "whole", corpus, tiny_model_folder, asking(corpus), saving)
+    whole = fitted(tmp_path / "whole", corpus, tiny_model_folder, asking(prompts), saving)
     expected = (tmp_path / "whole" / "alignment.json").read_text("utf-8")
     middle = json.loads(expected)["history"][1]["step"]
     answers(monkeypatch, *[{}] * 20)
     again = Checkpoints(str(tmp_path / "again"))
-    resumed = fit(tmp_path / "resumed", corpus, tiny_model_folder, asking(corpus), again,
-                  resume=str(tmp_path / "kept" / f"step-{middle:08}"))  # fmt: skip
+    resumed = fitted(tmp_path / "resumed", corpus, tiny_model_folder, asking(prompts), again,
+                     resume=tmp_path / "kept" / f"step-{middle:08}")  # fmt: skip
     assert min(resumed.steps) == middle + 1
     assert max(resumed.steps) == max(whole.steps)
     assert (tmp_path / "resumed" / "alignment.json").read_text("utf-8") == expected
@@ -157,9 +150,9 @@ def test_flat_is_no_gain_beyond_the_tolerance() -> None:
 @pytest.mark.parametrize(("options", "where"), [({"languages": None}, "stop_when_aligned: languages"),
                                                 ({"patience": 0}, "stop_when_aligned.patience"),
                                                 ({"every_n_tokens": 0}, "stop_when_aligned.every_n")])  # fmt: skip
-def test_what_cannot_be_is_told(corpus: Path, options: dict[str, Any], where: str) -> None:
+def test_what_cannot_be_is_told(prompts: str, options: dict[str, Any], where: str) -> None:
     with pytest.raises(UserError, match=where):
-        asking(corpus, **options)
+        asking(prompts, **options)
 
 
 class Answering(Losses):
@@ -184,9 +177,7 @@ def test_the_average_is_asked_where_it_is_what_is_exported(
 ) -> None:
     looking = Answering()
     data = data_module(corpus, tiny_model_folder, max_steps=3)
-    trainer(tmp_path, callbacks=[Provenance(tmp_path), looking]).fit(
-        module(tiny_model_folder, ema_decay=0.9), datamodule=data
-    )
+    fit(tmp_path, data, looking, learner=module(tiny_model_folder, ema_decay=0.9))
     assert looking.looked
 
 
@@ -198,29 +189,32 @@ def test_what_a_checkpoint_keeps_does_not_grow_while_it_is_written() -> None:
 
 
 def test_what_had_ended_ends_at_once_when_it_is_resumed(
-    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers(monkeypatch, *[{}] * 20)
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
-    whole = fit(tmp_path / "whole", corpus, tiny_model_folder, asking(corpus), saving)
-    resumed = fit(tmp_path / "resumed", corpus, tiny_model_folder, asking(corpus), Checkpoints(str(tmp_path / "again")),
-                  resume=str(tmp_path / "kept" / f"step-{max(whole.steps):08}"))  # fmt: skip
+    whole = fitted(tmp_path / "whole", corpus, tiny_model_folder, asking(prompts), saving)
+    again = Checkpoints(str(tmp_path / "again"))
+    resumed = fitted(tmp_path / "resumed", corpus, tiny_model_folder, asking(prompts), again,
+                     resume=tmp_path / "kept" / f"step-{max(whole.steps):08}")  # fmt: skip
     assert not resumed.steps
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "resumed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_log_that_cannot_be_written_costs_no_training(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+def test_a_log_that_cannot_be_written_costs_no_training(
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str
+) -> None:
     (tmp_path / "alignment.json").mkdir(parents=True)  # where a file should be
     with pytest.warns(UserWarning, match="alignment.json cannot be written"):
-        losses = fit(tmp_path, corpus, tiny_model_folder, asking(corpus, retention=0.0))
+        losses = fitted(tmp_path, corpus, tiny_model_folder, asking(prompts, retention=0.0))
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert max(losses.steps) > 1
 
 
-def test_what_was_measured_in_other_languages_says_nothing(corpus: Path) -> None:
+def test_what_was_measured_in_other_languages_says_nothing(prompts: str) -> None:
     measures = {"zh-TW": {"in_language": 1.0}, "en": {"in_language": 1.0}}
-    asked = asking(corpus)
+    asked = asking(prompts)
     asked.load_state_dict({"history": [{"step": 1, "tokens": 200, "measures": measures}]})
     assert asked.state_dict() == {"history": []}
     silent = StopWhenAligned()

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from corpus import Losses, data_module, module, trainer, write_corpus
+from corpus import Losses, data_module, fit
 
 from inscp.callbacks import throughput
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.throughput import Throughput, clock_paused, peak_rate
 from inscp.data.pipeline import PackedRows
 from inscp.model.checkpoint import CheckpointWriter
@@ -55,13 +54,13 @@ class Seconds(Losses):
 
 
 def test_a_step_takes_its_rows_and_its_computing_and_nothing_else(
-    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(throughput, "matrix_rate", lambda *_: 1.0)
     monkeypatch.setattr(CheckpointWriter, "write", clock.passing(10_000, CheckpointWriter.write))
-    data = data_module(write_corpus(tmp_path), tiny_model_folder, validation={"held": str(tmp_path / "corpus.jsonl")})
+    data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)})
     data.setup("fit")
     training_rows = data.mixture.rows
     get = PackedRows.__getitem__
@@ -73,9 +72,7 @@ def test_a_step_takes_its_rows_and_its_computing_and_nothing_else(
     monkeypatch.setattr(PackedRows, "__getitem__", reading)
     steps = Seconds(clock)
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=2)
-    run = trainer(tmp_path, callbacks=[Throughput(), Provenance(tmp_path), steps, saving], enable_checkpointing=True,
-                  accumulate_grad_batches=2, val_check_interval=6)  # fmt: skip
-    run.fit(module(tiny_model_folder), datamodule=data)
+    fit(tmp_path, data, Throughput(), steps, saving, accumulate_grad_batches=2, val_check_interval=6)
     first, *others = steps.seconds
     assert first == pytest.approx(12)  # its first rows were there
     assert others == pytest.approx([22] * len(others))

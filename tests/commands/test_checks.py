@@ -1,5 +1,6 @@
 """What a training is told before it begins."""
 
+import json
 import sys
 import warnings
 from inspect import signature
@@ -70,6 +71,18 @@ def test_languages_are_told_apart_only_where_there_is_something_to_tell_them_by(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_languages(data)
+
+
+def test_a_language_that_the_identifier_knows_badly_is_told(tmp_path: Path) -> None:
+    sentences = [
+        "Ninapenda kusoma vitabu vya historia.",
+        "Simba ni mnyama mkubwa.",
+        "Maji huchemka kwa nyuzi mia moja.",
+    ]
+    records = [json.dumps({"text": sentence}) for sentence in sentences * 4]
+    (tmp_path / "a.jsonl").write_text("\n".join(records), "utf-8")
+    with pytest.warns(UserWarning, match=r"only \d of 12 texts of data.train are recognised as sw, .*glotlid"):
+        warn_of_languages(InsCPDataModule(str(tmp_path / "a.jsonl"), language="sw"))
 
 
 def test_a_device_that_is_full_is_told_in_a_line(

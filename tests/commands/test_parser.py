@@ -46,6 +46,18 @@ def test_what_a_source_cannot_be_is_told_in_the_source_s_own_words() -> None:
         call("read", read, ["--data", "{path: x.jsonl, limit: 0}"])
 
 
+@pytest.mark.parametrize("before", ["InsCPTagger", "{class_path: InsCPTagger, init_args: {loss: all, system: none}}"])
+def test_another_class_has_none_of_the_old_one_s_arguments(before: str) -> None:
+    """`InsCPTagger` learns all tokens and `ConversationTagger` the response, by an argument of the same name."""
+    parser = TrainingParser()
+    parser.add_lightning_class_args(InsCPDataModule, "data")
+    given = ["--data.pretrained=x", f"--data.tagger={before}", "--data.tagger=ConversationTagger"]
+    for arguments in (given, [given[0], given[2]]):
+        tagger = parser.parse_args(arguments).data.tagger
+        assert (tagger.init_args.loss, tagger.init_args.system) == ("response", "template")
+    assert parser.parse_args([*given, "--data.tagger.loss=all"]).data.tagger.init_args.loss == "all"
+
+
 def test_a_key_without_a_value_is_told() -> None:
     with pytest.raises(UserError, match=r"data: it has no value\. Give one, as --data …\. See python -m inscp read"):
         call("read", read, ["--data"])
@@ -106,6 +118,13 @@ def test_what_is_given_for_a_configuration_is_looked_at_where_it_is_a_file(
         assert config_files(["--config", other]) == {}
     Path("latin.yaml").write_bytes(b"n: \xe4")
     Path("control.yaml").write_bytes(b"n: \x01")
-    for wrong, complaint in {"none.yaml": "no such file", "latin.yaml": "UTF-8", "control.yaml": "UTF-8"}.items():
+    Path("twice.yaml").write_text("a: 1\nb: {c: 1,\n  c: 2}")
+    told = {
+        "none.yaml": "no such file",
+        "latin.yaml": "UTF-8",
+        "control.yaml": "UTF-8",
+        "twice.yaml:3": "key c is there twice",
+    }
+    for wrong, complaint in told.items():
         with pytest.raises(UserError, match=rf"^{wrong}: .*{complaint}"):
-            config_files(["--config", wrong])
+            config_files(["--config", wrong.partition(":")[0]])

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from inscp.cost.devices import find_device, project
+from inscp.cost.devices import find_device
 from inscp.cost.flops import ModelSize, Work, WorkCounter, forward_flops, recomputed_share, training_flops
 from inscp.evaluation.generation import generate
 from inscp.pretrained import load_tokenizer
@@ -43,6 +43,14 @@ SEEING = Gemma3Config(
 IDS = torch.arange(24).reshape(2, 12)
 EVERY = Work(24, 2 * 12 * 12)
 """Eager attention computes every pair, and torch counts every pair."""
+
+
+def by_torch(model: PreTrainedModel) -> int:
+    """The FLOPs of a forward pass that torch counts."""
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counted:
+        model(IDS)
+    return counted.get_total_flops()
 
 
 def llama(tied: bool = False) -> PreTrainedModel:
@@ -83,10 +91,7 @@ def test_of_experts_those_count_that_are_chosen() -> None:
 
 def test_no_text_passes_through_a_tower_for_images() -> None:
     model = Gemma3ForConditionalGeneration(SEEING)
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counted:
-        model(IDS)
-    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(counted.get_total_flops(), rel=0.02)
+    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(by_torch(model), rel=0.02)
 
 
 def test_layers_with_heads_of_their_own_width_are_counted_one_by_one() -> None:
@@ -100,10 +105,7 @@ def test_narrow_values_are_counted_as_torch_counts_them() -> None:
     attention = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
     config = DeepseekV3Config(**SIZES | {"num_key_value_heads": 4}, **attention, first_k_dense_replace=3)
     model = DeepseekV3ForCausalLM(config)
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counted:
-        model(IDS)
-    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(counted.get_total_flops(), rel=0.01)
+    assert forward_flops(ModelSize.of(model), EVERY) == pytest.approx(by_torch(model), rel=0.01)
 
 
 def test_what_is_asked_is_counted_token_by_token(tiny_model_folder: str) -> None:
@@ -146,7 +148,4 @@ def test_a_projection_is_the_formula() -> None:
     assert find_device("NVIDIA H100 PCIe").watts == 350  # type: ignore[union-attr]
     assert find_device("NVIDIA A100 80GB PCIe").watts == 300  # type: ignore[union-attr]
     assert find_device("NVIDIA T4") is None
-    flops, hours = project(8e9, 1e8, device, utilisation=0.4)
-    assert flops == 6 * 8e9 * 1e8
-    assert hours == pytest.approx(4.8e18 / (989e12 * 0.4) / 3600)
-    assert project(8e9, 1e8, device, 0.4, passes=1) == pytest.approx((flops / 3, hours / 3))
+    assert device.hours(4.8e18) == pytest.approx(4.8e18 / (989e12 * 0.4) / 3600)

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from corpus import data_module, module, trainer, write_conversations, write_corpus
+from corpus import data_module, fit, module
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
@@ -19,25 +18,10 @@ from inscp.errors import UserError
 from inscp.model.card import model_card
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_conversations(folder)
-    return write_corpus(folder)
-
-
 def with_replay(corpus: Path, model: str, share: float = 0.25, **options: Any) -> InsCPDataModule:
     english = Source(str(corpus.parent / "english.jsonl"), licence="CC0-1.0")
     replay = Replay([english], share, ConversationTagger())
     return data_module(corpus, model, replay=replay, **options)
-
-
-def fitted(data: InsCPDataModule, folder: Path, model: str, **options: Any) -> tuple[Provenance, Any]:
-    provenance = Provenance(folder)
-    saving = Checkpoints(str(folder / "kept"), every_n_steps=3, keep_last=99)
-    training = trainer(folder, callbacks=[provenance, saving], enable_checkpointing=True)
-    training.fit(module(model), datamodule=data, **options)
-    return provenance, training
 
 
 def test_the_training_takes_the_share_and_every_own_row_once(corpus: Path, tiny_model_folder: str) -> None:
@@ -57,9 +41,9 @@ def test_a_token_budget_counts_replayed_tokens(corpus: Path, tiny_model_folder: 
 
 
 def test_training_texts_are_as_long_as_they_may_be_and_held_out_ones_as_a_row(
-    corpus: Path, tiny_model_folder: str
+    tmp_path: Path, tiny_model_folder: str
 ) -> None:
-    passage = corpus.parent / "passage.txt"
+    passage = tmp_path / "passage.txt"
     passage.write_text("The old mill runs past the river. " * 20, "utf-8")
     data = data_module(
         passage, tiny_model_folder, validation={"held": str(passage)}, row_length=512, document_length=64
@@ -72,12 +56,12 @@ def test_training_texts_are_as_long_as_they_may_be_and_held_out_ones_as_a_row(
 
 
 def test_report_card_and_settings_tell_of_both(corpus: Path, tiny_model_folder: str, tmp_path: Path) -> None:
-    data = with_replay(corpus, tiny_model_folder)
-    provenance, training = fitted(data, tmp_path, tiny_model_folder)
+    data, learner = with_replay(corpus, tiny_model_folder, max_steps=1), module(tiny_model_folder)
+    fit(tmp_path, data, learner=learner)
     assert data.report.records == {str(corpus): 40, f"{corpus.parent / 'english.jsonl'} (replay)": 30}
     assert data.report.tokens == data.mixture.rows.n_tokens.sum()
     assert 0 < data.report.padding < 1
-    origin = provenance.origin(training)
+    origin = Provenance(tmp_path).origin(learner.trainer)
     assert origin.training["replay"] == "25% of the rows, ConversationTagger(loss='response', system='template')"
     card = model_card(origin)
     assert "english.jsonl (replay): 30 records, licence CC0-1.0" in card
@@ -127,12 +111,11 @@ def test_inspect_shows_and_leaves_out_what_a_training_does(
 def test_a_training_with_replay_resumes_at_the_next_unseen_row(
     corpus: Path, tiny_model_folder: str, tmp_path: Path
 ) -> None:
-    results = []
-    for options in ({}, {"ckpt_path": str(tmp_path / "kept" / "step-00000003")}):
-        _, training = fitted(with_replay(corpus, tiny_model_folder), tmp_path, tiny_model_folder, **options)
-        assert training.global_step > 6
-        results.append(training.model.weights)
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
+    whole = fit(tmp_path, with_replay(corpus, tiny_model_folder), saving)
+    resumed = fit(tmp_path, with_replay(corpus, tiny_model_folder), resume=tmp_path / "kept" / "step-00000003")
+    assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 3}
+    assert len(resumed.steps) > 3
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])

@@ -106,13 +106,6 @@ def test_a_source_with_no_usable_record_is_an_error(tmp_path, lines):
     assert "no usable record" in refused(Source(jsonl(tmp_path / "none.jsonl", *lines)), "skip")
 
 
-def test_an_empty_source_beside_a_good_one_is_an_error(tmp_path, broken):
-    report = ReadReport()
-    texts(Source(broken), report, "skip")
-    with pytest.raises(UserError, match="no usable record"):
-        texts(Source(jsonl(tmp_path / "none.jsonl")), report)
-
-
 @pytest.mark.parametrize("path", ["none.jsonl", "./none", "/none/of/it", "data/none.csv"])
 def test_a_missing_file_is_an_error(path):
     assert refused(Source(path)).startswith(f"{path}: no such file or folder")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import STYLES, Style, tokenizer_for
+from chat_templates import STYLES, Style, text_ids, tokenizer_for
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
@@ -66,10 +66,6 @@ def targets_of(tagger: Tagger, tokenizer: PreTrainedTokenizerBase, record: Recor
     is_target = sequence.labels != IGNORED
     assert (sequence.labels[is_target] == sequence.input_ids[is_target]).all()
     return is_target.tolist()
-
-
-def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def around_text(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chat_templates import STYLES, tokenizer_for
+from chat_templates import STYLES, text_ids, tokenizer_for
 from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerBase
 
@@ -59,10 +59,6 @@ def around(tokenizer: PreTrainedTokenizerBase, tagger: Tagger | None = None) -> 
     """The ids that stand before and after any text."""
     prefix, _, suffix = (tagger or InsCPTagger()).bind(tokenizer)(record(""))[0].parts
     return list(prefix.ids), list(suffix.ids)
-
-
-def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def texts_in(parts: list[TokenSequence], before: list[int], after: list[int]) -> list[list[int]]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from corpus import write_corpus
 from lightning import Callback, LightningModule, Trainer
@@ -21,12 +22,14 @@ PATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "distrib
 FSDP2 = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2"]
 DDP = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 HALF = ["--data.batch_size", "1"]
-_OPTIONS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
+TWO = [*FSDP2, *HALF]
+SHARDS = ["--trainer.devices", "2", "--trainer.strategy", "inscp.model.strategies.FSDP2"]
+"""FSDP2, to be given options."""
 SPREADS: dict[str, list[Any]] = {
-    "fsdp2": [*FSDP2, *HALF],
+    "fsdp2": TWO,
     "ddp": [*DDP, *HALF],
-    "hsdp_offload": [*_OPTIONS, "--trainer.strategy.replicate", 2, "--trainer.strategy.cpu_offload", "true", *HALF],
-    "tensor_parallel": [*_OPTIONS, "--trainer.strategy.tensor_parallel", 2],
+    "hsdp_offload": [*SHARDS, "--trainer.strategy.replicate", 2, "--trainer.strategy.cpu_offload", "true", *HALF],
+    "tensor_parallel": [*SHARDS, "--trainer.strategy.tensor_parallel", 2],
 }
 
 
@@ -107,9 +110,10 @@ mlflow: {{enabled: false}}
 
 
 def start(folder: Path, log: str, *arguments: Any, **environment: str) -> Command:
-    """Start a training, and leave it to Lightning to start other ranks, as a user's shell does."""
+    """Start a training, in the folder {log}_runs, and leave it to Lightning to start other ranks, as a shell does."""
     callback = json.dumps([{"class_path": "launch.StepLog", "init_args": {"path": str(folder / log)}}])
-    given = ("--config", "small.yaml", "--trainer.callbacks", callback, *arguments)
+    here = ("--trainer.default_root_dir", f"{log}_runs")
+    given = ("--config", "small.yaml", "--trainer.callbacks", callback, *here, *arguments)
     return Command("fit", *given, cwd=folder, **{"PYTHONPATH": PATH, "GLOO_SOCKET_IFNAME": "lo"} | environment)
 
 
@@ -141,6 +145,11 @@ def together(begin: Callable[..., Command], ranks: int, status: int = 0) -> Comm
 def steps(folder: Path, log: str, rank: int = 0) -> dict[int, list[float]]:
     """Step -> loss, learning rate and gradient norm; of a step that was trained twice, the later."""
     return {step: values for step, values, _ in _lines(folder, log, rank)}
+
+
+def require_equal(found: dict[int, list[float]], expected: dict[int, list[float]], rel: float = 1e-5) -> None:
+    """The same steps, and each as it should be."""
+    assert found == {step: pytest.approx(values, rel=rel) for step, values in expected.items()}
 
 
 def rows(folder: Path, log: str, ranks: Iterable[int] = (0,)) -> dict[int, list[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import FSDP2, fit, project, steps
+from launch import TWO, fit, project, require_equal, steps
 from safetensors.torch import load_file
 
 from inscp.commands.export import export
@@ -16,7 +16,6 @@ from inscp.model.new_tokens import first_new_token
 
 PARTS = {"average": "ema", "shield": "shield"}
 """What else a checkpoint keeps, and which variants make it."""
-TWO = [*FSDP2, "--data.batch_size", "1"]
 VARIANTS: dict[str, list[Any]] = {
     "lora_dropout": ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.1"],
     "lora_ema": ["--model.adapter", '{"rank": 2, "targets": ["q_proj", "down_proj"]}', "--model.ema_decay", "0.8"],
@@ -44,13 +43,13 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
     folder: Path, tiny_model_folder: str, tmp_path: Path, name: str
 ) -> None:
     base = folder / "longer" if name == "new_tokens" else Path(tiny_model_folder)
-    options = ["--model.pretrained", base, "--data.epochs", "1.0", "--checkpoint.every_n_steps", "1"]
+    options = ["--model.pretrained", base, "--trainer.max_steps", "9", "--checkpoint.every_n_steps", "3"]
     variant = [*VARIANTS[name], *options]
-    fit(folder, f"{name}_two", *variant, *TWO, "--trainer.default_root_dir", f"{name}_two_runs")
+    fit(folder, f"{name}_two", *variant, *TWO)
     two, sharded = run_of(folder, f"{name}_two"), steps(folder, f"{name}_two")
 
     middle = two / "checkpoints" / "step-00000006"
-    fit(folder, f"{name}_resumed", *variant, *TWO, "--ckpt_path", middle, "--trainer.default_root_dir", "resumed_runs")
+    fit(folder, f"{name}_resumed", *variant, *TWO, "--ckpt_path", middle)
     assert steps(folder, f"{name}_resumed") == {step: values for step, values in sharded.items() if step > 6}
 
     [newest, *_], _ = complete_checkpoints(two / "checkpoints")
@@ -73,8 +72,8 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
 
     if "dropout" in name:  # whose random numbers each rank draws for its own rows
         return
-    fit(folder, f"{name}_one", *variant, "--trainer.default_root_dir", f"{name}_one_runs")
-    assert sharded == {step: pytest.approx(values, rel=1e-4) for step, values in steps(folder, f"{name}_one").items()}
+    fit(folder, f"{name}_one", *variant)
+    require_equal(sharded, steps(folder, f"{name}_one"), rel=1e-4)
     alone = load_file(run_of(folder, f"{name}_one") / "model" / file)
     assert all((alone[key].float() - together[key].float()).abs().max() < 1e-2 for key in alone)
 

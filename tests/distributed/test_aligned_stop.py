@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import FSDP2, SPREADS, fit, project, steps
+from launch import SPREADS, TWO, fit, project, require_equal, steps
 from lightning import Callback, LightningModule, Trainer
 from transformers import LlamaForCausalLM
 
@@ -22,12 +22,11 @@ def test_shards_are_asked_by_all_ranks_and_the_training_goes_on_and_ends_as_on_o
 ) -> None:
     folder = project(tmp_path, tiny_model_folder)
     write_prompts(folder)
-    fit(folder, "one", *ASKING, "--trainer.default_root_dir", "one_runs")
-    fit(folder, "two", *ASKING, *FSDP2, "--data.batch_size", "1", "--trainer.default_root_dir", "two_runs")
+    fit(folder, "one", *ASKING)
+    fit(folder, "two", *ASKING, *TWO)
     one, two = steps(folder, "one"), steps(folder, "two")
-    assert one.keys() == two.keys() == steps(folder, "two", rank=1).keys()
-    for step, values in one.items():
-        assert two[step] == pytest.approx(values, rel=1e-5), step
+    require_equal(two, one)
+    assert two.keys() == steps(folder, "two", rank=1).keys()
     files = [next((folder / f"{runs}_runs").glob("*/*/alignment.json")) for runs in ("one", "two")]
     found, shared = (json.loads(file.read_text("utf-8")) for file in files)
     assert found["stopped"] == shared["stopped"] is not None
@@ -76,7 +75,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Pa
 def tell(folder: Path, name: str, *arguments: Any) -> None:
     asked = {"prompts": "prompts.jsonl", "languages": "[fi, en]", "max_new_tokens": "48"}
     options = [part for key, value in asked.items() for part in (f"--before_after.{key}", value)]
-    options += ["--trainer.max_steps", "8", "--trainer.default_root_dir", f"{name}_runs"]
+    options += ["--trainer.max_steps", "8"]
     fit(folder, name, *options, *arguments, "--trainer.callbacks+", "test_aligned_stop.Alone")
 
 

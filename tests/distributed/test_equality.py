@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import EXPERTS, HALF, SIZES, SPREADS, fit, project, random_model, rows, start, steps
+from launch import EXPERTS, HALF, SIZES, SPREADS, fit, project, random_model, require_equal, rows, start, steps
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from transformers import (
@@ -25,18 +25,16 @@ LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
     folder = project(tmp_path_factory.mktemp("equality"), tiny_model_folder)
-    fit(folder, "one", "--trainer.default_root_dir", "one_runs")
+    fit(folder, "one")
     return folder
 
 
 @pytest.mark.parametrize("name", SPREADS)
 def test_two_ranks_train_as_one_process_does(folder: Path, name: str) -> None:
-    fit(folder, name, *SPREADS[name], "--trainer.default_root_dir", f"{name}_runs")
-    one, two = steps(folder, "one"), steps(folder, name)
-    assert one.keys() == two.keys()
+    fit(folder, name, *SPREADS[name])
+    one = steps(folder, "one")
     assert len(one) >= 20
-    for step, values in one.items():
-        assert two[step] == pytest.approx(values, rel=1e-5), step
+    require_equal(steps(folder, name), one)
     ranks = (0,) if name == "tensor_parallel" else (0, 1)
     assert rows(folder, name, ranks) == rows(folder, "one")
     assert one[20][0] < one[1][0] - 0.5
@@ -47,13 +45,12 @@ def test_two_ranks_train_as_one_process_does(folder: Path, name: str) -> None:
 
 def test_in_bf16_two_ranks_train_as_one_process_does_but_for_rounding(folder: Path) -> None:
     given = ["--trainer.precision", "bf16-mixed", "--trainer.max_steps", "4"]
-    fit(folder, "one_bf16", *given, "--trainer.default_root_dir", "one_bf16_runs")
-    fit(folder, "two_bf16", *given, *SPREADS["fsdp2"], "--trainer.default_root_dir", "two_bf16_runs")
+    fit(folder, "one_bf16", *given)
+    fit(folder, "two_bf16", *given, *SPREADS["fsdp2"])
     exact, one, two = (steps(folder, run) for run in ("one", "one_bf16", "two_bf16"))
-    assert one.keys() == two.keys() == set(range(1, 5))
+    assert one.keys() == set(range(1, 5))
     assert exact[1][::2] != one[1][::2] == pytest.approx(exact[1][::2], rel=1e-2)  # loss and norm, of other digits
-    for step, values in one.items():
-        assert two[step] == pytest.approx(values, rel=1e-3), step
+    require_equal(two, one, rel=1e-3)
 
 
 def test_nodes_whose_processes_lightning_starts_have_one_run_and_one_folder(folder: Path) -> None:
@@ -78,34 +75,27 @@ def test_nodes_whose_processes_lightning_starts_have_one_run_and_one_folder(fold
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
     folder = project(tmp_path_factory.mktemp("taught"), tiny_model_folder)
-    fit(folder, "one", *TAUGHT, "--trainer.default_root_dir", "one_runs")
+    fit(folder, "one", *TAUGHT)
     return folder
 
 
 @pytest.fixture(scope="module")
 def taught_by_adapters(taught: Path) -> Path:
-    fit(taught, "one_lora", *TAUGHT, *LORA, "--trainer.default_root_dir", "one_lora_runs")
+    fit(taught, "one_lora", *TAUGHT, *LORA)
     return taught
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "ddp", "tensor_parallel"])
 def test_a_teacher_teaches_two_ranks_as_one_process(taught: Path, name: str) -> None:
     """Also where a rank has no replayed row, and the other one has."""
-    fit(taught, name, *TAUGHT, *SPREADS[name], "--trainer.default_root_dir", f"{name}_runs")
-    require_equal(steps(taught, "one"), steps(taught, name))
+    fit(taught, name, *TAUGHT, *SPREADS[name])
+    require_equal(steps(taught, name), steps(taught, "one"))
 
 
 @pytest.mark.parametrize("name", ["fsdp2", "ddp"])
 def test_what_lies_beneath_adapters_teaches_two_ranks(taught_by_adapters: Path, name: str) -> None:
-    here = ["--trainer.default_root_dir", f"{name}_lora_runs"]
-    fit(taught_by_adapters, f"{name}_lora", *TAUGHT, *LORA, *SPREADS[name], *here)
-    require_equal(steps(taught_by_adapters, "one_lora"), steps(taught_by_adapters, f"{name}_lora"))
-
-
-def require_equal(one: dict[int, Any], two: dict[int, Any]) -> None:
-    assert one.keys() == two.keys()
-    for step, values in one.items():
-        assert two[step] == pytest.approx(values, rel=1e-5), step
+    fit(taught_by_adapters, f"{name}_lora", *TAUGHT, *LORA, *SPREADS[name])
+    require_equal(steps(taught_by_adapters, f"{name}_lora"), steps(taught_by_adapters, "one_lora"))
 
 
 ARCHITECTURES: dict[str, tuple[PretrainedConfig, list[Any]]] = {
@@ -121,12 +111,10 @@ def test_weights_that_are_not_laid_out_plainly_train_as_well(tmp_path: Path, tin
     config, spread = ARCHITECTURES[name]
     folder = project(tmp_path / "project", random_model(tmp_path / "model", config, tiny_model_folder))
     few = ["--trainer.max_steps", "8"]
-    fit(folder, "one", *few, "--trainer.default_root_dir", "one_runs")
-    fit(folder, "two", *few, *spread, "--trainer.default_root_dir", "two_runs")
-    one, two = steps(folder, "one"), steps(folder, "two")
-    assert one.keys() == two.keys() == set(range(1, 9))
-    for step, values in one.items():
-        assert two[step] == pytest.approx(values, rel=1e-4), step
+    fit(folder, "one", *few)
+    fit(folder, "two", *few, *spread)
+    assert steps(folder, "one").keys() == set(range(1, 9))
+    require_equal(steps(folder, "two"), steps(folder, "one"), rel=1e-4)
     kept = [read_all(folder / runs) for runs in ("one_runs", "two_runs")]
     assert kept[0].keys() == kept[1].keys()
     for key in kept[0]:

@@ -1,19 +1,16 @@
 """A training that was killed goes on as if nothing had happened."""
 
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import DDP, FSDP2, fit, project, rows, start, steps
+from launch import DDP, FSDP2, HALF, SHARDS, TWO, fit, project, require_equal, rows, start, steps
 from mlflow.tracking import MlflowClient
-from processes import Command
 
 from inscp.commands.export import export
 from inscp.model.checkpoint import complete_checkpoints
 
-TWO = [*FSDP2, "--data.batch_size", "1"]
 LAST = ["--ckpt_path", "last"]
 
 
@@ -21,17 +18,9 @@ LAST = ["--ckpt_path", "last"]
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> Path:
     """A project with uninterrupted trainings on one process and on two."""
     folder = project(tmp_path_factory.mktemp("resume"), tiny_model_folder)
-    fit(folder, "one", "--trainer.default_root_dir", "one_runs")
-    fit(folder, "two", *TWO, "--trainer.default_root_dir", "two_runs")
+    fit(folder, "one")
+    fit(folder, "two", *TWO)
     return folder
-
-
-def wait_for(condition: Any, process: Command, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr[-3000:]
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def saving(root: Path) -> bool:
@@ -52,18 +41,17 @@ def test_killed_at_any_moment_every_later_step_is_the_uninterrupted_ones_bit_by_
     folder: Path, whole: str, spread: list[Any], moment: str
 ) -> None:
     log = f"{whole} killed {moment}".replace(" ", "_")
-    root = ["--trainer.default_root_dir", f"{log}_runs"]
     expected = steps(folder, whole)
     draw = random.Random(log)
     step = {"step 1": 1, "save": draw.randint(4, 16)}.get(moment, draw.randint(3, 18))
-    process = start(folder, log, *spread, *root, *LAST)
-    wait_for(lambda: len(steps(folder, log)) >= step, process)
+    process = start(folder, log, *spread, *LAST)
+    process.until(lambda: len(steps(folder, log)) >= step)
     if moment == "save":
-        wait_for(lambda: saving(folder / f"{log}_runs"), process)
+        process.until(lambda: saving(folder / f"{log}_runs"))
     process.kill()
     before = steps(folder, log)
     assert len(before) < len(expected)
-    done = fit(folder, log, *spread, *root, *LAST)
+    done = fit(folder, log, *spread, *LAST)
     assert "going on from" in done.stderr or len(before) < 4
     assert steps(folder, log) == expected
     ranks = (0, 1) if spread else (0,)
@@ -79,10 +67,9 @@ def test_killed_as_soon_as_a_checkpoint_is_whole_the_mlflow_run_has_every_step_o
 ) -> None:
     log = f"tracked_{len(spread)}"
     store = f"sqlite:///{folder}/{log}.db"
-    options = [*spread, "--trainer.default_root_dir", f"{log}_runs", "--mlflow.enabled", "true",
-               "--mlflow.tracking_uri", store, *LAST]  # fmt: skip
+    options = [*spread, "--mlflow.enabled", "true", "--mlflow.tracking_uri", store, *LAST]
     process = start(folder, log, *options)
-    wait_for(lambda: list((folder / f"{log}_runs").glob("*/*/checkpoints/step-00000008")), process)
+    process.until(lambda: list((folder / f"{log}_runs").glob("*/*/checkpoints/step-00000008")))
     process.kill()
     fit(folder, log, *options)
     client = MlflowClient(store)
@@ -99,16 +86,13 @@ def checkpoint(folder: Path, runs: str, step: int) -> Path:
     return next((folder / runs).glob(f"*/*/checkpoints/step-{step:08}"))
 
 
-@pytest.mark.parametrize(("whole", "spread"), [("one", TWO), ("one", [*DDP, *TWO[-2:]]), ("two", [])])
+@pytest.mark.parametrize(("whole", "spread"), [("one", TWO), ("one", [*DDP, *HALF]), ("two", [])])
 def test_on_another_number_of_ranks_it_goes_on_at_the_next_unseen_row(
     folder: Path, whole: str, spread: list[Any]
 ) -> None:
     log = f"{whole}_elsewhere_{len(spread)}_{spread[3:4]}"
     fit(folder, log, *spread, "--ckpt_path", checkpoint(folder, f"{whole}_runs", 10))
-    found, expected = steps(folder, log), steps(folder, whole)
-    assert list(found) == [step for step in expected if step > 10]
-    for step, values in found.items():
-        assert values == pytest.approx(expected[step], rel=1e-5)
+    require_equal(steps(folder, log), {step: values for step, values in steps(folder, whole).items() if step > 10})
     seen, known = rows(folder, log, (0, 1) if spread else (0,)), rows(folder, whole, (0, 1) if whole == "two" else (0,))
     assert seen == {step: known[step] for step in seen}
 
@@ -147,12 +131,10 @@ def test_an_ended_training_is_not_trained_again(folder: Path) -> None:
 
 def test_weights_that_stay_gathered_are_those_of_the_checkpoint(folder: Path) -> None:
     """Also of what was gathered ahead of reading it, to see whether the model keeps documents apart."""
-    kept = [*TWO[:3], "inscp.model.strategies.FSDP2", "--trainer.strategy.reshard_after_forward", "false", *TWO[4:]]
-    few = ["--trainer.max_steps", "6"]
-    fit(folder, "gathered", *kept, *few, "--trainer.default_root_dir", "gathered_runs")
+    kept = [*SHARDS, *HALF, "--trainer.strategy.reshard_after_forward", "false", "--trainer.max_steps", "6"]
+    fit(folder, "gathered", *kept)
     [checkpoint] = (folder / "gathered_runs").glob("*/*/checkpoints/step-00000004")
-    again = ["--ckpt_path", checkpoint, "--trainer.default_root_dir", "gathered_again_runs"]
-    fit(folder, "gathered_again", *kept, *few, *again)
+    fit(folder, "gathered_again", *kept, "--ckpt_path", checkpoint)
     whole, resumed = steps(folder, "gathered"), steps(folder, "gathered_again")
     assert resumed == {step: values for step, values in whole.items() if step > 4}
     assert len(resumed) == 2

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from launch import FSDP2, fit, project, start, steps, together
+from launch import TWO, fit, project, start, steps, together
 from lightning import Callback, LightningModule, Trainer
 from mlflow.tracking import MlflowClient
 from processes import Command
@@ -17,7 +17,6 @@ from processes import Command
 from inscp.callbacks import checkpoints, export
 from inscp.model.checkpoint import complete_checkpoints
 
-TWO = [*FSDP2, "--data.batch_size", "1"]
 LONG = ["--data.epochs", "40.0", "--checkpoint.every_n_steps", "1000"]
 LAST = ["--ckpt_path", "last"]
 
@@ -29,12 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> 
 
 def begun(folder: Path, log: str, *arguments: Any) -> Command:
     """A training that has trained at least three steps and has hundreds before it."""
-    process = start(folder, log, *LONG, *LAST, "--trainer.default_root_dir", f"{log}_runs", *arguments)
-    end = time.monotonic() + 120
-    while len(steps(folder, log)) < 3:
-        assert process.poll() is None, process.stderr[-3000:]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    process = start(folder, log, *LONG, *LAST, *arguments)
+    process.until(lambda: len(steps(folder, log)) >= 3)
     return process
 
 
@@ -70,8 +65,7 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
     assert not (run / "model").exists()
     if not to_child:
         return
-    done = fit(folder, log, *LONG, *LAST, "--trainer.default_root_dir", f"{log}_runs", *spread,
-               "--trainer.max_steps", str(last + 2))  # fmt: skip
+    done = fit(folder, log, *LONG, *LAST, *spread, "--trainer.max_steps", str(last + 2))
     assert f"going on from {checkpoint.relative_to(folder)}" in done.stderr
     assert list(steps(folder, log)) == list(range(1, last + 3))
     assert (run / "model").is_dir()
@@ -102,13 +96,9 @@ class LongStep(Callback):
 def test_a_second_ctrl_c_ends_at_once(folder: Path, spread: list[Any]) -> None:
     log = f"twice_{len(spread)}"
     process = begun(folder, log, *spread, "--trainer.callbacks+", "test_signals.LongStep")
-    while len(list((folder / f"{log}_runs").glob("long_*"))) < (2 if spread else 1):
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
+    process.until(lambda: len(list((folder / f"{log}_runs").glob("long_*"))) == (2 if spread else 1))
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    while "Ctrl-C again ends at once" not in process.stderr:
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
+    process.until(lambda: "Ctrl-C again ends at once" in process.stderr)
     os.killpg(process.pid, signal.SIGINT)
     start_of_end = time.monotonic()
     assert process.wait(timeout=60) == 130
@@ -131,11 +121,8 @@ class LongExport(Callback):
 
 
 def test_a_signal_does_not_break_off_the_export(folder: Path) -> None:
-    process = start(folder, "exported", "--trainer.default_root_dir", "exported_runs",
-                    "--trainer.callbacks+", "test_signals.LongExport")  # fmt: skip
-    while not (folder / "exported_runs" / "exporting").exists():
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
+    process = start(folder, "exported", "--trainer.callbacks+", "test_signals.LongExport")
+    process.until((folder / "exported_runs" / "exporting").exists)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 0, process.stderr[-3000:]
     assert next((folder / "exported_runs").glob("*/*/model/model.safetensors")).is_file()
@@ -159,9 +146,8 @@ def test_what_is_measured_in_the_step_of_a_signal_is_kept(folder: Path) -> None:
         "max_new_tokens": 2,
     }
     options = [part for name, value in asked.items() for part in (f"--stop_when_aligned.{name}", str(value))]
-    arguments = [*options, "--trainer.default_root_dir", "asked_runs", *LAST]
-    fit(folder, "asked", *arguments, "--trainer.callbacks+", "test_signals.ToldToStop", status=75)
-    fit(folder, "asked", *arguments, "--trainer.max_steps", "5")
+    fit(folder, "asked", *options, *LAST, "--trainer.callbacks+", "test_signals.ToldToStop", status=75)
+    fit(folder, "asked", *options, *LAST, "--trainer.max_steps", "5")
     [file] = (folder / "asked_runs").glob("*/*/alignment.json")
     assert [one["step"] for one in json.loads(file.read_text("utf-8"))["history"]] == [1, 2, 3, 4, 5]
 
@@ -176,20 +162,18 @@ class LongTable(Callback):
             time.sleep(0.01)
 
 
-def exported(folder: Path, log: str, *spread: Any) -> tuple[Command, Path]:
-    """A training that has exported its model and not made its table yet, and the folder of its runs."""
+def exported(folder: Path, log: str, *spread: Any) -> tuple[Command, list[str], Path]:
+    """A training that has exported its model and not made its table yet, its arguments, and the folder of its runs."""
     runs = folder / f"{log}_runs"
-    given = ["--trainer.callbacks+", "test_signals.LongTable", "--trainer.default_root_dir", runs.name, *LAST, *spread]
     tracked = ["--mlflow.enabled", "true", "--mlflow.tracking_uri", f"sqlite:///{log}.db"]
-    process = start(folder, log, *given, *tracked)
-    while len(list(runs.glob("behind_export_*"))) < (2 if spread else 1):
-        assert process.poll() is None, process.stderr[-3000:]
-        time.sleep(0.01)
-    return process, runs
+    given = ["--trainer.callbacks+", "test_signals.LongTable", *LAST, *spread, *tracked]
+    process = start(folder, log, *given)
+    process.until(lambda: len(list(runs.glob("behind_export_*"))) == (2 if spread else 1))
+    return process, given, runs
 
 
 def test_a_signal_to_any_rank_does_not_cost_the_table_behind_the_export(folder: Path) -> None:
-    process, runs = exported(folder, "table", *TWO)
+    process, _, runs = exported(folder, "table", *TWO)
     os.kill(children(process)[0], signal.SIGTERM)
     time.sleep(6)  # Lightning looks at the others every five seconds
     (runs / "go_on").touch()
@@ -198,14 +182,12 @@ def test_a_signal_to_any_rank_does_not_cost_the_table_behind_the_export(folder: 
 
 
 def test_a_training_that_is_killed_behind_its_export_goes_on_to_its_end(folder: Path) -> None:
-    process, runs = exported(folder, "late")
+    process, given, runs = exported(folder, "late")
     process.kill()
     [model] = runs.glob("*/*/model")
     before = (model / "model.safetensors").read_bytes()
     (runs / "go_on").touch()
-    tracked = ["--mlflow.enabled", "true", "--mlflow.tracking_uri", "sqlite:///late.db"]
-    given = ["--trainer.callbacks+", "test_signals.LongTable", "--trainer.default_root_dir", runs.name, *LAST]
-    done = fit(folder, "late", *given, *tracked)
+    done = fit(folder, "late", *given)
     assert "going on from" in done.stderr
     assert (model / "model.safetensors").read_bytes() == before
     assert list(runs.glob("*/*/before_after.json")) == [model.parent / "before_after.json"]
@@ -213,7 +195,7 @@ def test_a_training_that_is_killed_behind_its_export_goes_on_to_its_end(folder: 
     [run] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == len(steps(folder, "late"))
-    assert "this training has ended" in fit(folder, "late", *given, *tracked).stderr
+    assert "this training has ended" in fit(folder, "late", *given).stderr
 
 
 def test_outputs_that_were_moved_go_on_where_they_are(folder: Path) -> None:
@@ -231,8 +213,7 @@ def test_outputs_that_were_moved_go_on_where_they_are(folder: Path) -> None:
 
 def test_an_error_that_all_ranks_have_is_told_once_and_costs_nothing_that_was_tracked(folder: Path) -> None:
     given = ["--model.optimizer.learning_rate", "1e30", "--mlflow.enabled", "true", "--mlflow.patience", "8"]
-    process = start(folder, "diverged", *TWO, *given, "--trainer.default_root_dir", "diverged_runs",
-                    "--mlflow.tracking_uri", "http://127.0.0.1:9")  # fmt: skip
+    process = start(folder, "diverged", *TWO, *given, "--mlflow.tracking_uri", "http://127.0.0.1:9")
     assert process.wait(timeout=120) == 1, process.stderr[-3000:]
     assert process.stderr.count("error: ") == 1
     assert list((folder / "diverged_runs").glob("*/*/mlflow_unsent.jsonl"))
@@ -241,11 +222,10 @@ def test_an_error_that_all_ranks_have_is_told_once_and_costs_nothing_that_was_tr
 def test_ranks_that_do_not_see_one_folder_are_told_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     def node(**place: str) -> Command:
         root = project(tmp_path / f"node{place['RANK']}", yaml_model(folder))
-        return start(root, "apart", *TWO, "--trainer.default_root_dir", "runs", "--mlflow.enabled", "false",
-                     "--trainer.callbacks+", "test_signals.Impatient", **place)  # fmt: skip
+        return start(root, "apart", *TWO, "--trainer.callbacks+", "test_signals.Impatient", **place)
 
     first = together(node, 2, status=2)
-    assert "not all processes see runs" in first.stderr
+    assert "not all processes see apart_runs" in first.stderr
     assert not list(tmp_path.glob("*/apart.*"))
 
 
@@ -263,7 +243,7 @@ class Impatient(Callback):
 @pytest.mark.parametrize(("devices", "started"), [("1", 2), ("2", 1)])
 def test_processes_and_devices_that_do_not_agree_are_told(folder: Path, devices: str, started: int) -> None:
     place = {"WORLD_SIZE": str(started), "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    process = start(folder, "disagree", "--trainer.devices", devices, "--trainer.default_root_dir", "disagree", **place)
+    process = start(folder, "disagree", "--trainer.devices", devices, **place)
     assert process.wait(timeout=60) == 2
     assert f"trainer.devices: {started} processes were started for {devices}" in process.stderr
 
@@ -278,8 +258,7 @@ class DiesInStepThree(Callback):
 
 def test_a_process_that_dies_is_told_in_one_line_by_the_others(folder: Path) -> None:
     def rank(**place: str) -> Command:
-        return start(folder, "orphan", *TWO, "--trainer.default_root_dir", "orphan_runs", *LAST,
-                     "--trainer.callbacks+", "test_signals.DiesInStepThree", **place)  # fmt: skip
+        return start(folder, "orphan", *TWO, *LAST, "--trainer.callbacks+", "test_signals.DiesInStepThree", **place)
 
     first = together(rank, 2, status=1)
     assert "error: another process of this training has ended" in first.stderr

@@ -2,20 +2,11 @@
 
 import json
 import re
-from typing import Any
 
 import pytest
+from judge_replies import compared, graded
 
 from inscp.evaluation.judge import Exchange, compare, grade, parse
-
-
-def graded(rating: Any = 7, language: str = "zh-TW") -> str:
-    return json.dumps({"reason": "It is so.", "language": language, "rating": rating})
-
-
-def compared(better: str) -> str:
-    return json.dumps({"reason": "It is so.", "better": better})
-
 
 GRADE, COMPARISON = grade([Exchange("q", ["a"])], "fi"), compare([Exchange("q", ["a", "b"])], "fi")
 

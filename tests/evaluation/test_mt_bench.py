@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_replies import compared, graded
 from named_metrics import are_named
-from openai_server import CUT, HANGS, OpenAIServer, Reply, serving
+from openai_server import CUT, HANGS, KEY, OpenAIServer, Reply, serving
 
 from inscp.errors import UserError
 from inscp.evaluation.caching_model import CachingModel
@@ -19,7 +20,6 @@ from inscp.evaluation.tasks.mt_bench import MTBench
 from inscp.records import Generation, Prompt
 from inscp.text.language import primary
 
-KEY = "sk-secret-0123456789"
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["寫一首詩", "再短一點"]},
     {"question_id": 82, "category": "math", "turns": ["一加一？", "再加一？"]},
@@ -52,12 +52,6 @@ class Model:
         raise NotImplementedError
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inscp.evaluation.server._FIRST_PAUSE", 0.01)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-
 @pytest.fixture
 def task(tmp_path: Path) -> Callable[..., MTBench]:
     """The task on `QUESTIONS`, judged at an address."""
@@ -79,14 +73,6 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
 
 def caching_model(folder: Path) -> CachingModel:
     return CachingModel(Model(), folder / "out", lambda *_: lambda: None)
-
-
-def graded(rating: Any = 7, language: str = "zh-TW") -> str:
-    return json.dumps({"reason": "It is so.", "language": language, "rating": rating})
-
-
-def compared(better: str) -> str:
-    return json.dumps({"reason": "It is so.", "better": better})
 
 
 def is_comparison(prompt: str) -> bool:

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import changed_models
 import pytest
 import torch
 from chat_templates import STYLES, tokenizer_for
@@ -18,7 +19,7 @@ from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
 from inscp.evaluation.tasks.retention import Retention, _agreement, _answered, _divergence
-from inscp.pretrained import load_model, load_tokenizer
+from inscp.pretrained import load_tokenizer
 from inscp.records import Generation, LeftContext, Turn
 
 TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text about nothing much, that goes on for a while."]
@@ -26,17 +27,7 @@ TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text abou
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
-    """The tiny model with its weights moved a little, as a training leaves it."""
-    folder = tmp_path_factory.mktemp("moved") / "model"
-    model = load_model(tiny_model_folder, torch.float32)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        for weight in model.parameters():
-            weight += 0.02 * torch.randn_like(weight)
-    model.save_pretrained(folder)
-    load_tokenizer(tiny_model_folder).save_pretrained(folder)
-    (folder / "inscp.json").write_text(json.dumps({"pretrained": tiny_model_folder, "arm": "InsCP", "language": "fi"}))
-    return str(folder)
+    return changed_models.moved(tiny_model_folder, tmp_path_factory.mktemp("moved") / "model")
 
 
 def measured(folder: Path, model: str, **options: object) -> dict[str, Metric]:

@@ -11,25 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import CUT, HANGS, OpenAIServer, Reply, saying, serving
+from openai_server import CUT, HANGS, KEY, OpenAIServer, Reply, questions, saying, serving
 
 from inscp.errors import RunError, UserError
 from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.served_model import ServedModel
 from inscp.evaluation.server import Chat, Server
-from inscp.records import Prompt, Turn
-
-KEY = "sk-secret-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inscp.evaluation.server._FIRST_PAUSE", 0.01)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-
-
-def prompts(n: int) -> list[Prompt]:
-    return [(Turn("user", f"question {k}"),) for k in range(n)]
+from inscp.records import Turn
 
 
 def server(of: OpenAIServer, **options: Any) -> Server:
@@ -41,7 +29,7 @@ def caching_model_of(of: Server, folder: Path) -> CachingModel:
 
 
 def responses(chat: Chat, n: int) -> list[str]:
-    answers = dict(chat.ask(prompts(n), 16))
+    answers = dict(chat.ask(questions(n), 16))
     return [answers[place].response for place in range(n)]
 
 
@@ -164,7 +152,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
         fake.refusal = f'{{"error": {{"message": "{KEY} is not good enough"}}}}'.encode()
         model = ServedModel(server(fake, retries=1))
         caching_model = CachingModel(model, tmp_path, lambda *_: lambda: None)
-        caching_model.generate("", prompts(1), 16)
+        caching_model.generate("", questions(1), 16)
         with pytest.raises((UserError, RunError)) as caught:
             caching_model.generate("", [(Turn("user", "more"),)], 16)
         assert fake.keys == {f"Bearer {KEY}"}
@@ -196,7 +184,7 @@ def test_answers_come_as_they_arrive() -> None:
 
     with serving(answer) as fake:
         places = []
-        for place, _ in Chat(server(fake, concurrency=2)).ask(prompts(3), 16):
+        for place, _ in Chat(server(fake, concurrency=2)).ask(questions(3), 16):
             places.append(place)
             if len(places) == 2:
                 seen.set()
@@ -216,7 +204,7 @@ def test_what_is_on_its_way_when_another_call_fails_still_arrives() -> None:
     with serving(answer) as fake:
         found: list[int] = []
         with pytest.raises(UserError, match="does not take the request"):
-            found.extend(place for place, _ in Chat(server(fake, concurrency=3)).ask(prompts(50), 16))
+            found.extend(place for place, _ in Chat(server(fake, concurrency=3)).ask(questions(50), 16))
         assert sorted(found) == [1, 2]
         assert len(fake.asked) == 3
 
@@ -224,11 +212,11 @@ def test_what_is_on_its_way_when_another_call_fails_still_arrives() -> None:
 def test_options_go_into_the_request_and_null_leaves_a_key_out() -> None:
     with saying("good") as fake:
         options = {"temperature": None, "max_tokens": None, "max_completion_tokens": 99, "seed": 7}
-        list(Chat(server(fake, options=options)).ask(prompts(1), 16))
+        list(Chat(server(fake, options=options)).ask(questions(1), 16))
         [body] = fake.asked
         assert {key: body.get(key) for key in (*options, "model")} == {**options, "model": "some-model"}
         assert not {"temperature", "max_tokens"} & body.keys()
-        list(Chat(server(fake)).ask(prompts(1), 16))
+        list(Chat(server(fake)).ask(questions(1), 16))
         assert (fake.asked[1]["temperature"], fake.asked[1]["max_tokens"]) == (0, 16)
 
 
@@ -252,16 +240,16 @@ def test_a_served_model_that_says_nothing_has_answered() -> None:
 
 def test_half_a_character_does_not_reach_the_file_of_answers(tmp_path: Path) -> None:
     with saying("a\ud83d") as fake:
-        [answer] = caching_model_of(server(fake), tmp_path).generate("", prompts(1), 16)
+        [answer] = caching_model_of(server(fake), tmp_path).generate("", questions(1), 16)
         assert answer.response == "a?"
 
 
 def test_a_served_model_that_was_stopped_is_asked_for_the_rest_alone(tmp_path: Path) -> None:
     with saying("good") as fake:
         with pytest.raises(UserError, match="budget"):
-            caching_model_of(server(fake, budget_calls=4), tmp_path).generate("", prompts(10), 16)
+            caching_model_of(server(fake, budget_calls=4), tmp_path).generate("", questions(10), 16)
         caching_model = caching_model_of(server(fake), tmp_path)
-        assert [answer.response for answer in caching_model.generate("", prompts(10), 16)] == ["good"] * 10
+        assert [answer.response for answer in caching_model.generate("", questions(10), 16)] == ["good"] * 10
         assert sorted(fake.prompts()) == sorted(f"question {k}" for k in range(10))
 
 
@@ -289,7 +277,7 @@ def test_the_openai_library_is_imported_when_a_server_is_asked_only() -> None:
 ])  # fmt: skip
 def test_reasoning_is_no_part_of_the_answer(said: str, response: str, tmp_path: Path) -> None:
     with saying(said) as fake:
-        [answer] = caching_model_of(server(fake), tmp_path).generate("asking", prompts(1), 16)
+        [answer] = caching_model_of(server(fake), tmp_path).generate("asking", questions(1), 16)
     assert answer.response == response
 
 
@@ -298,8 +286,8 @@ def test_an_answer_that_is_cut_while_a_model_reasons_is_none_though_the_template
 ) -> None:
     whole, cut = "They ask.\n</think>\n\nSo.", {"text": "They ask and I", "finish_reason": "length"}
     with saying(whole, whole, cut) as fake:
-        reasoned = caching_model_of(server(fake, concurrency=1), tmp_path / "a").generate("asking", prompts(3), 16)
+        reasoned = caching_model_of(server(fake, concurrency=1), tmp_path / "a").generate("asking", questions(3), 16)
     assert [answer.response for answer in reasoned] == ["So.", "So.", ""]
     with saying("So.", whole, cut) as fake:  # one stray tag is no habit
-        plain = caching_model_of(server(fake, concurrency=1), tmp_path / "b").generate("asking", prompts(3), 16)
+        plain = caching_model_of(server(fake, concurrency=1), tmp_path / "b").generate("asking", questions(3), 16)
     assert [answer.response for answer in plain] == ["So.", "So.", "They ask and I"]

@@ -5,20 +5,11 @@ import time
 from typing import Any
 
 import pytest
-from openai_server import CUT, OpenAIServer, Reply, saying, serving
+from openai_server import CUT, OpenAIServer, Reply, questions, saying, serving
 
 from inscp.errors import UserError
 from inscp.evaluation.server import Chat, Server
-from inscp.records import Generation, Prompt, Turn
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inscp.evaluation.server._FIRST_PAUSE", 0.01)
-
-
-def prompts(n: int) -> list[Prompt]:
-    return [(Turn("user", f"question {k}"),) for k in range(n)]
+from inscp.records import Generation, Turn
 
 
 def chat_with(of: OpenAIServer, **options: Any) -> Chat:
@@ -29,7 +20,7 @@ def until_the_budget(chat: Chat, n: int) -> tuple[list[Generation], str]:
     """What comes before the budget is spent, and what is said then."""
     found: list[Generation] = []
     with pytest.raises(UserError) as caught:
-        found.extend(answer for _, answer in chat.ask(prompts(n), 16))
+        found.extend(answer for _, answer in chat.ask(questions(n), 16))
     return found, str(caught.value)
 
 
@@ -45,7 +36,7 @@ def test_retries_are_calls_and_the_one_that_the_budget_does_not_have_is_not_made
 def test_a_budget_that_is_enough_does_not_stop_anything() -> None:
     with saying("good") as fake:
         assert (
-            len(list(chat_with(fake, budget_calls=20, budget_money=1.0, prompt_price=1.0).ask(prompts(20), 16))) == 20
+            len(list(chat_with(fake, budget_calls=20, budget_money=1.0, prompt_price=1.0).ask(questions(20), 16))) == 20
         )
 
 
@@ -67,14 +58,14 @@ def test_a_reply_that_got_lost_counts_as_the_most_it_may_have_cost_and_a_refusal
 ) -> None:
     with saying(lost, "good") as fake:
         chat = chat_with(fake, completion_price=1e6)
-        list(chat.ask(prompts(1), 64))
+        list(chat.ask(questions(1), 64))
         assert chat.spending.money == tokens + 2
 
 
 def test_a_reply_that_does_not_tell_its_tokens_counts_as_the_most() -> None:
     with saying({"text": "good", "usage": None}) as fake:
         chat = chat_with(fake, completion_price=1e6)
-        list(chat.ask(prompts(1), 64))
+        list(chat.ask(questions(1), 64))
         assert chat.spending.money == 64
 
 

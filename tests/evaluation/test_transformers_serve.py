@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -78,11 +77,6 @@ def test_answers_are_those_of_the_model_in_this_process(served: Path, tiny_model
 def test_mt_bench_counts_a_judge_that_talks_nonsense(served: Path) -> None:
     task = json.loads((served / "served.json").read_text("utf-8"))["tasks"]["bench"]
     assert (task["metrics"], task["counts"], task["n"]) == ({"unparsed": 1.0}, {"unparsed": 2}, 2)
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="ShellCheck is not installed")
-def test_the_recipe_is_sound_bash() -> None:
-    subprocess.run(["shellcheck", RECIPE], check=True)
 
 
 def test_a_server_that_does_not_start_ends_the_recipe_with_what_it_said(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -331,8 +330,7 @@ def test_what_a_signal_breaks_off_leaves_no_part_of_rows_in_the_cache(config: Pa
     (tmp_path / "many.jsonl").write_text('{"text": "今天天氣很好。"}\n' * 400_000, "utf-8")
     options = ["--config", config.name, "--data.train", str(tmp_path / "many.jsonl")]
     process = Command("prepare", *options, cwd=config.parent, INSCP_CACHE=str(tmp_path / "cache"))
-    while process.poll() is None and not list(tmp_path.glob("cache/rows/.*.partial/rows.arrow")):
-        time.sleep(0.01)
+    process.until(lambda: list(tmp_path.glob("cache/rows/.*.partial/rows.arrow")))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
     assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; give the same command again")

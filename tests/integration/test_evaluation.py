@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -312,11 +311,10 @@ def test_stopped_by_a_signal_it_goes_on_in_the_same_mlflow_run(project: Path, ti
     command = ("evaluate", "--config", "many.yaml", "--model", tiny_model_folder, "--out", "many.json",
                "--batch_size", "4", "--mlflow.experiment", "stopped")  # fmt: skip
     process, answers = processes.Command(*command, cwd=project), project / "many.items" / "answers.jsonl"
-    while process.poll() is None and (not answers.exists() or answers.read_bytes().count(b"\n") < 20):
-        time.sleep(0.01)
+    process.until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 20)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert "the same command goes on" in process.stderr.splitlines()[-1]
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; give the same command again")
     spent = json.loads((project / "many.items" / "cost.json").read_text("utf-8"))
     assert spent["tokens"] > 0
     n_answered = answers.read_bytes().count(b"\n")

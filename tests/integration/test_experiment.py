@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -276,7 +275,7 @@ def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, ti
     (tmp_path / "arms" / "experiment.yaml").write_text(text.replace("budgets: [1000]", ""))
     line = ("experiment", "run", "arms", "--only", "InsCP*", "--out", "out")
     process = Command(*line, cwd=tmp_path)
-    wait_for(tmp_path, "out/runs/*/*/*/checkpoints/step-*/whole.json")
+    process.until(lambda: list(tmp_path.glob("out/runs/*/*/*/checkpoints/step-*/whole.json")))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
     assert "--ckpt_path" not in process.stderr, "which is no option of a study"
@@ -285,10 +284,3 @@ def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, ti
     assert len(list(tmp_path.glob("out/runs/*/*/*/model"))) == 1
     [log] = tmp_path.glob("out/runs/*/fit.log")
     assert log.read_text().count("no checkpoint yet") == log.read_text().count("going on from ") == 1
-
-
-def wait_for(folder: Path, pattern: str) -> None:
-    deadline = time.monotonic() + 240
-    while not list(folder.glob(pattern)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -121,8 +120,7 @@ def test_stopped_by_a_signal_it_goes_on_with_what_is_not_answered(tmp_path: Path
     command = ("generate", "--model", tiny_model_folder, "--data", data, "--out", "own.jsonl",
                "--max_new_tokens", "32", "--batch_size", "4")  # fmt: skip
     process, answers = Command(*command, cwd=tmp_path), Path("own.jsonl.items/answers.jsonl")
-    while process.poll() is None and (not answers.exists() or answers.read_bytes().count(b"\n") < 20):
-        time.sleep(0.01)
+    process.until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 20)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
     assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; give the same command again")

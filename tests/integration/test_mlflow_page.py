@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, fit, module
 
-from inscp.callbacks.provenance import Provenance, run_name
+from inscp.callbacks.provenance import run_name
 from inscp.data.tagging import InsCPTagger, PlainTagger
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.tracked_run import Tracking
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome 
 
 
 @pytest.fixture
-def address(tmp_path: Path, tiny_model_folder: str) -> Iterator[str]:
+def address(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> Iterator[str]:
     """A running MLflow server with one run of each arm; the address of the page that compares runs."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for tagger in (InsCPTagger(), PlainTagger()):
-        data = data_module(write_corpus(tmp_path), tiny_model_folder, tagger=tagger, language="fi", batch_size=4)
+        data = data_module(corpus, tiny_model_folder, tagger=tagger, language="fi", batch_size=4)
         learner = module(tiny_model_folder)
         tracker = MLflowTracker(Tracking(uri), run_name(learner, data), provenance_tags())
-        trainer(tmp_path, logger=tracker, callbacks=[Provenance(tmp_path)]).fit(learner, datamodule=data)
+        fit(tmp_path, data, learner=learner, logger=tracker)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from corpus import data_module, module, trainer, write_conversations, write_corpus
+from corpus import data_module, fit, module, trainer
+from lightning import Callback
 from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from inscp.callbacks.checkpoints import Checkpoints
@@ -117,23 +118,16 @@ def test_what_the_model_predicts_as_its_teacher_costs_nothing() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_conversations(folder)
-    return write_corpus(folder)
-
-
 def data_of(corpus: Path, model: str, **options: Any) -> InsCPDataModule:
     replay = Replay(str(corpus.parent / "english.jsonl"), 0.3, ConversationTagger())
     return data_module(corpus, model, replay=replay, batch_size=4, **options)
 
 
-def fitted(folder: Path, corpus: Path, model: str, callbacks: Any = (), **options: Any) -> InsCPModule:
-    how = {"distillation": options.pop("distillation", Distillation()), "adapter": options.pop("adapter", None)}
-    learner = module(model, **how)
-    training = trainer(folder, callbacks=[Provenance(folder), *callbacks], enable_checkpointing=bool(callbacks))
-    training.fit(learner, datamodule=data_of(corpus, model, epochs=3.0), **options)
+def fitted(
+    folder: Path, corpus: Path, model: str, *callbacks: Callback, resume: Path | None = None, **options: Any
+) -> InsCPModule:
+    learner = module(model, **({"distillation": Distillation()} | options))
+    fit(folder, data_of(corpus, model, epochs=3.0), *callbacks, learner=learner, resume=resume)
     return learner
 
 
@@ -186,10 +180,10 @@ def test_a_resumed_training_equals_the_uninterrupted_one_bit_by_bit(
 ) -> None:
     """Whose teacher is the original and not what the checkpoint holds."""
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
-    whole = fitted(tmp_path, corpus, tiny_model_folder, [saving])
+    whole = fitted(tmp_path, corpus, tiny_model_folder, saving)
     assert whole.teacher is not None
     assert whole.teacher.root.by_document
-    resumed = fitted(tmp_path, corpus, tiny_model_folder, ckpt_path=str(tmp_path / "kept" / "step-00000003"))
+    resumed = fitted(tmp_path, corpus, tiny_model_folder, resume=tmp_path / "kept" / "step-00000003")
     assert all(torch.equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
 
 
@@ -225,7 +219,7 @@ def test_the_cost_and_the_card_tell_of_the_teacher(tmp_path: Path, corpus: Path,
     for how in (None, Distillation()):
         throughput = Throughput()
         counting = TrainingCost(Ledger(), throughput)
-        learner = fitted(tmp_path, corpus, tiny_model_folder, [throughput, counting], distillation=how)
+        learner = fitted(tmp_path, corpus, tiny_model_folder, throughput, counting, distillation=how)
         assert counting.cost is not None
         flops.append(counting.cost.flops)
     assert 1.05 < flops[1] / flops[0] < 1.15  # 0.3 of the rows pass forward once more: a third of a step's work

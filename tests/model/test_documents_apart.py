@@ -2,7 +2,6 @@
 
 import copy
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,14 +95,7 @@ def test_attention_with_dropout_is_computed_over_rows_and_keeps_documents_apart(
     assert isolates_documents(loss, CPU)
 
 
-def test_blocks_are_compiled_for_other_rows_than_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+def test_blocks_are_compiled_for_other_rows_than_the_question(graphs: list[torch.fx.GraphModule]) -> None:
     llama = model("llama", "sdpa", {})
     compile_blocks(llama, selective=False)
     loss = NextTokenLoss(llama)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, fit, module
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor, Gemma3Config, Gemma3ForConditionalGeneration
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
@@ -19,6 +20,7 @@ from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
 from inscp.data.mixture import Replay
 from inscp.data.tagging import ConversationTagger
+from inscp.data.template import ChatTemplate
 from inscp.errors import RunError, UserError
 from inscp.model.adapters import LoRA
 from inscp.model.card import model_card
@@ -40,14 +42,20 @@ print(model.dtype, model.generation_config.eos_token_id, model.generate(**inputs
 """
 
 
+def exporting(folder: Path, every_n_steps: int | None = 1) -> tuple[Provenance, ExportAtEnd, Checkpoints]:
+    """What exports a model and keeps checkpoints, both in the folder."""
+    provenance = Provenance(folder)
+    saving = Checkpoints(str(folder / "checkpoints"), every_n_steps=every_n_steps)
+    return provenance, ExportAtEnd(folder / "model", provenance, saving), saving
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> tuple[Path, torch.nn.Module]:
-    folder = tmp_path_factory.mktemp("trained")
-    provenance, learner = Provenance(folder), module(tiny_model_folder)
-    saving = Checkpoints(str(folder / "checkpoints"), every_n_steps=1)
-    callbacks = [provenance, ExportAtEnd(folder / "model", provenance, saving), saving]
-    data = data_module(write_corpus(folder), tiny_model_folder, validation={"held": str(folder / "corpus.jsonl")})
-    trainer(folder, callbacks=callbacks, enable_checkpointing=True).fit(learner, datamodule=data)
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_model_folder: str
+) -> tuple[Path, torch.nn.Module]:
+    folder, learner = tmp_path_factory.mktemp("trained"), module(tiny_model_folder)
+    data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)})
+    fit(folder, data, *exporting(folder), learner=learner)
     return folder, learner.model
 
 
@@ -60,7 +68,7 @@ def test_the_folder_loads_with_plain_transformers_in_another_process(trained: tu
 
 @pytest.mark.parametrize("is_gathered", [True, False])
 def test_gathered_weights_wait_for_their_export_in_the_precision_of_its_file_and_others_are_not_copied(
-    tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch, is_gathered: bool
+    tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch, is_gathered: bool
 ) -> None:
     waiting: dict[str, torch.Tensor] = {}
 
@@ -71,11 +79,8 @@ def test_gathered_weights_wait_for_their_export_in_the_precision_of_its_file_and
     monkeypatch.setattr("inscp.callbacks.export.assemble", assembled)
     if is_gathered:  # as of shards
         monkeypatch.setattr("inscp.callbacks.export.full_tensor", torch.clone)
-    provenance = Provenance(tmp_path)
-    exporting = ExportAtEnd(tmp_path / "model", provenance, Checkpoints(str(tmp_path / "checkpoints")))
-    data = data_module(write_corpus(tmp_path), tiny_model_folder, max_steps=1)
     trained = module(tiny_model_folder)
-    trainer(tmp_path, callbacks=[provenance, exporting]).fit(trained, datamodule=data)
+    fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=1), *exporting(tmp_path), learner=trained)
     if is_gathered:
         written = load_file(tmp_path / "model" / "model.safetensors").values()
         assert {tensor.dtype for tensor in waiting.values()} == {tensor.dtype for tensor in written}
@@ -140,15 +145,13 @@ def test_a_second_stage_knows_the_first_original_and_its_card_tells_both(
     trained: tuple[Path, torch.nn.Module], tiny_model_folder: str, tmp_path: Path
 ) -> None:
     """Continual pre-training, then fine-tuning on pairs."""
-    first, provenance = str(trained[0] / "model"), Provenance(tmp_path)
+    first = str(trained[0] / "model")
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("\n".join(f'{{"question": "{i}?", "answer": "{i}!"}}' for i in range(9)), "utf-8")
-    saving = Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=1)
-    callbacks = [provenance, ExportAtEnd(tmp_path / "model", provenance, saving), saving]
     data = data_module(pairs, first, tagger=ConversationTagger(), language="fi")
     learner = module(first)
     assert run_name(learner, data) == "InsCP + SFT tiny-llama fi"
-    trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True).fit(learner, datamodule=data)
+    fit(tmp_path, data, *exporting(tmp_path), learner=learner)
     export(str(complete_checkpoints(tmp_path / "checkpoints")[0][0]), str(tmp_path / "again"))
     for folder in ("model", "again"):
         origin = read_origin(str(tmp_path / folder))
@@ -233,13 +236,10 @@ def test_a_folder_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_exported_is_kept_as_a_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
+def test_what_cannot_be_exported_is_kept_as_a_checkpoint(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     (tmp_path / "model").touch()  # as a full disk would, it stands in the way
-    provenance, saving = Provenance(tmp_path), Checkpoints(str(tmp_path / "checkpoints"), every_n_steps=None)
-    callbacks = [provenance, ExportAtEnd(tmp_path / "model", provenance, saving), saving]
-    run = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)
     with pytest.raises(RunError, match="python -m inscp export --checkpoint") as told:
-        run.fit(module(tiny_model_folder), datamodule=data_module(write_corpus(tmp_path), tiny_model_folder))
+        fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=1), *exporting(tmp_path, every_n_steps=None))
     kept = str(told.value).partition("--checkpoint ")[2].split()[0]
     export(kept, str(tmp_path / "exported"))
     assert (tmp_path / "exported" / "model.safetensors").is_file()
@@ -252,8 +252,21 @@ def test_a_template_that_cannot_be_tagged_with_can_be_exported(tiny_model_folder
     assert set(end_token_ids(model, tokenizer)) <= set(before)
 
 
-def test_runs_of_one_method_are_told_apart_by_name(tmp_path: Path, tiny_model_folder: str) -> None:
-    corpus = write_corpus(tmp_path)
+def test_whatever_closes_an_answer_ends_one(tiny_model_folder: str) -> None:
+    """As Phi-4-mini's template has it: behind every turn `<|end|>`, and behind the last one two tokens."""
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt else '<|endoftext|>' }}"
+    )
+    template = ChatTemplate(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(template.end_of_turn_id) == "<|endoftext|>"
+    ends = tokenizer.convert_ids_to_tokens(end_token_ids(model, tokenizer))
+    assert {"<|im_end|>", "<|endoftext|>"} <= set(ends)
+
+
+def test_runs_of_one_method_are_told_apart_by_name(corpus: Path, tiny_model_folder: str) -> None:
     plain = data_module(corpus, tiny_model_folder, language="fi")
     mixed = data_module(corpus, tiny_model_folder, language="fi", replay=Replay(str(corpus), 0.2))
     one = run_name(module(tiny_model_folder, adapter=LoRA(), ema_decay=0.9), plain)
@@ -261,3 +274,17 @@ def test_runs_of_one_method_are_told_apart_by_name(tmp_path: Path, tiny_model_fo
     assert run_name(module(tiny_model_folder), mixed) == "InsCP, replay tiny-llama fi"
     taught = module(tiny_model_folder, distillation=Distillation())
     assert run_name(taught, mixed) == "InsCP, distilled tiny-llama fi"
+
+
+def test_what_prepares_images_comes_along(tmp_path: Path, tiny_model_folder: str) -> None:
+    tokenizer, source = load_tokenizer(tiny_model_folder), tmp_path / "source"
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 8}
+    tower = {**size, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4)
+    Gemma3ForConditionalGeneration(config).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    (source / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}', "utf-8")
+    exported = tmp_path / "model"
+    export_model(load_model(str(source), torch.float32), tokenizer, exported, Origin(str(source), "InsCP", "fi"))
+    assert type(AutoImageProcessor.from_pretrained(exported)).__name__.startswith("Gemma3ImageProcessor")

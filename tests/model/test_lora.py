@@ -1,10 +1,11 @@
 """Adapters are added where text passes, and what is exported computes as what was trained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, fit, module
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -18,7 +19,6 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA, with_adapters
-from inscp.model.checkpoint import complete_checkpoints
 from inscp.model.precision import freeze_non_text_parts
 
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2,
@@ -47,11 +47,11 @@ def test_adapters_of_experts_are_merged_into_what_computes_the_same() -> None:
     assert (found - mixtral()(ids).logits).abs().max() > 1e-3
 
 
-def test_a_training_s_seed_draws_the_first_adapters(tmp_path: Path, tiny_model_folder: str) -> None:
-    corpus, drawn = write_corpus(tmp_path), []
+def test_a_training_s_seed_draws_the_first_adapters(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    drawn = []
     for seed in (0, 0, 1):
         learner = module(tiny_model_folder, adapter=LoRA(rank=2))
-        trainer(tmp_path, max_steps=1).fit(learner, datamodule=data_module(corpus, tiny_model_folder, seed=seed))
+        fit(tmp_path, data_module(corpus, tiny_model_folder, seed=seed, max_steps=1), learner=learner)
         first = next(weight for name, weight in learner.weights.items() if ".lora_A." in name)
         drawn.append(first.detach().clone())  # after a step of a rate at which signs and sizes stay
     assert torch.equal(drawn[0], drawn[1])
@@ -71,28 +71,18 @@ def test_no_adapter_stands_where_no_text_passes() -> None:
     assert all("language_model" in name and "vision" not in name for name in trained)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("adapted")
-    saving = Checkpoints(str(folder / "kept"), every_n_steps=3)
-    corpus = write_corpus(folder)
-    training = trainer(folder, callbacks=[Provenance(folder), saving], enable_checkpointing=True)
-    training.fit(module(tiny_model_folder, adapter=LoRA(rank=2)), datamodule=data_module(corpus, tiny_model_folder))
-    return complete_checkpoints(folder / "kept")[0][0], corpus
-
-
 def test_a_checkpoint_s_adapters_count_as_they_did_when_they_were_trained(
-    checkpoint: tuple[Path, Path], tmp_path: Path, tiny_model_folder: str
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
-    newest, corpus = checkpoint
-    for adapter, refused in ((LoRA(rank=2, alpha=256), True), (LoRA(rank=2, dropout=0.1), False)):
-        training = trainer(tmp_path)
-        data = data_module(corpus, tiny_model_folder, epochs=2.0)
-        if refused:
-            with pytest.raises(UserError, match=r"model\.adapter: the checkpoint was trained with"):
-                training.fit(module(tiny_model_folder, adapter=adapter), datamodule=data, ckpt_path=str(newest))
-        else:
-            training.fit(module(tiny_model_folder, adapter=adapter), datamodule=data, ckpt_path=str(newest))
-            told = Provenance(tmp_path).origin(training).training
-            assert "rank=2" in told["adapter"]
-            assert told["passes"] == "2 passes over its own rows"
+    def fitted(adapter: LoRA, *callbacks: Checkpoints, resume: Path | None = None, **length: Any) -> dict[str, Any]:
+        learner = module(tiny_model_folder, adapter=adapter)
+        fit(tmp_path, data_module(corpus, tiny_model_folder, **length), *callbacks, learner=learner, resume=resume)
+        return Provenance(tmp_path).origin(learner.trainer).training
+
+    fitted(LoRA(rank=2), Checkpoints(str(tmp_path / "kept"), every_n_steps=3), max_steps=3)
+    checkpoint = tmp_path / "kept" / "step-00000003"
+    with pytest.raises(UserError, match=r"model\.adapter: the checkpoint was trained with"):
+        fitted(LoRA(rank=2, alpha=256), resume=checkpoint)
+    told = fitted(LoRA(rank=2, dropout=0.1), resume=checkpoint, epochs=2.0)
+    assert "rank=2" in told["adapter"]
+    assert told["passes"] == "2 passes over its own rows"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from changed_models import moved, quantized
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -13,29 +14,14 @@ from inscp.__main__ import main
 from inscp.data.special_tokens import special_ids
 from inscp.errors import UserError
 from inscp.model import weights
-from inscp.model.export import export_model
 from inscp.model.merging import Average, ChatVector, ElChat, merged
-from inscp.model.origin import Origin, read_origin
+from inscp.model.origin import read_origin
 from inscp.pretrained import load_model, load_tokenizer
-
-
-def moved(original: str, folder: Path, seed: int, tied: bool = False) -> str:
-    """The model with its weights moved a little, exported as a training leaves it."""
-    model = load_model(original, torch.float32)
-    if tied:
-        model.config.tie_word_embeddings = True
-        model.tie_weights()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)
-    export_model(model, load_tokenizer(original), folder, Origin(original, "InsCP", "fi"), torch.float32)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> str:
-    return moved(tiny_model_folder, tmp_path_factory.mktemp("adapted") / "model", seed=1)
+    return moved(tiny_model_folder, tmp_path_factory.mktemp("adapted") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +119,7 @@ def test_the_command_writes_a_model_that_says_what_was_merged(
 
 
 def test_tied_embeddings_stay_tied(tiny_model_folder: str, tmp_path: Path) -> None:
-    first = moved(tiny_model_folder, tmp_path / "first", seed=1, tied=True)
+    first = moved(tiny_model_folder, tmp_path / "first", tied=True)
     second = moved(tiny_model_folder, tmp_path / "second", seed=2, tied=True)
     result = merged(second, ElChat(source=first), torch.float32)
     assert result.lm_head.weight is result.model.embed_tokens.weight
@@ -169,13 +155,8 @@ def test_nothing_is_written_over(adapted: str, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_quantized_models_are_not_merged(place: int, adapted: str, tiny_model_folder: str, tmp_path: Path) -> None:
-    quantized = tmp_path / "quantized"
-    shutil.copytree((adapted, tiny_model_folder)[place], quantized)
-    config = json.loads((quantized / "config.json").read_text("utf-8"))
-    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
-    (quantized / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
     models = [adapted, tiny_model_folder]
-    models[place] = str(quantized)
+    models[place] = quantized(models[place], tmp_path / "quantized")
     with pytest.raises(UserError, match=r"quantized: its weights are quantized \(fp8\)"):
         merged(models[0], Average(original=models[1]), torch.float32)
 

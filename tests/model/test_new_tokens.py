@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, fit, module
 
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.extend import extend
@@ -17,17 +17,16 @@ from inscp.pretrained import load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")
-def longer(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> tuple[str, Path]:
-    """A model with thirty tokens more, and its texts."""
-    folder = tmp_path_factory.mktemp("longer")
-    corpus = write_corpus(folder)
-    extend(tiny_model_folder, str(corpus), str(folder / "model"), tokens=30)
-    return str(folder / "model"), corpus
+def longer(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tiny_model_folder: str) -> str:
+    """A model with thirty tokens more."""
+    folder = str(tmp_path_factory.mktemp("longer") / "model")
+    extend(tiny_model_folder, str(corpus), folder, tokens=30)
+    return folder
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_new_rows_are_trained_and_nothing_else(longer: tuple[str, Path], tmp_path: Path, tied: bool) -> None:
-    spec, corpus = longer
+def test_new_rows_are_trained_and_nothing_else(longer: str, corpus: Path, tmp_path: Path, tied: bool) -> None:
+    spec = longer
     if tied:
         model = load_model(spec, torch.float32)
         model.config.tie_word_embeddings = True
@@ -37,9 +36,8 @@ def test_new_rows_are_trained_and_nothing_else(longer: tuple[str, Path], tmp_pat
             (tmp_path / "tied" / file).write_bytes((Path(spec) / file).read_bytes())
         spec = str(tmp_path / "tied")
     learner = InsCPModule(spec, Optimizer(learning_rate=0.01, weight_decay=0.1), new_tokens_only=True)
-    training = trainer(tmp_path, callbacks=[Provenance(tmp_path)])
     data = data_module(corpus, spec)
-    training.fit(learner, datamodule=data)
+    fit(tmp_path, data, learner=learner)
     before, first = load_model(spec, torch.float32).state_dict(), first_new_token(spec)
     assert first == len(load_tokenizer(spec)) - 30
     assert set(learner.weights) == {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
@@ -50,15 +48,13 @@ def test_new_rows_are_trained_and_nothing_else(longer: tuple[str, Path], tmp_pat
         else:
             assert torch.equal(weight, before[name])
     assert run_name(learner, data).startswith("Extended + InsCP, new tokens alone")
-    assert Provenance(tmp_path).origin(training).training["trained"] == "the new tokens alone"
+    assert Provenance(tmp_path).origin(learner.trainer).training["trained"] == "the new tokens alone"
 
 
 def test_nobody_trains_new_tokens_where_there_are_none_or_beside_something_else(
-    tiny_model_folder: str, longer: tuple[str, Path], tmp_path: Path
+    tiny_model_folder: str, longer: str, corpus: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"model\.new_tokens_only: no tokens were added to .* extend"):
-        trainer(tmp_path).fit(
-            module(tiny_model_folder, new_tokens_only=True), datamodule=data_module(longer[1], tiny_model_folder)
-        )
+        fit(tmp_path, data_module(corpus, tiny_model_folder), learner=module(tiny_model_folder, new_tokens_only=True))
     with pytest.raises(UserError, match=r"model\.new_tokens_only: nothing else is trained"):
-        InsCPModule(longer[0], new_tokens_only=True, adapter=LoRA())
+        InsCPModule(longer, new_tokens_only=True, adapter=LoRA())

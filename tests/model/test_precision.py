@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpus import Losses, data_module, module, trainer, write_corpus
+from corpus import data_module, fit
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.callbacks.provenance import Provenance
 from inscp.model.checkpoint import read_tensors, stored_tensors
 from inscp.model.precision import ComputeCopies, best_precision, trained_weights
-from inscp.model.strategies import OneDevice
 
 
 def linear() -> tuple[nn.Linear, dict[str, nn.Parameter], ComputeCopies]:
@@ -70,16 +68,14 @@ def test_frozen_weights_have_no_fp32_left() -> None:
     assert model[0].weight.grad is None
 
 
-def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(tmp_path: Path, tiny_model_folder: str) -> None:
-    corpus, found = write_corpus(tmp_path), {}
-    for precision in ("32-true", "bf16-mixed"):
-        losses, folder = Losses(), tmp_path / precision
-        callbacks = [Provenance(folder), losses, Checkpoints(str(folder / "kept"), every_n_steps=4)]
-        options = {"callbacks": callbacks, "precision": precision, "enable_checkpointing": True}
-        training = trainer(folder, strategy=OneDevice(), **options)
-        training.fit(module(tiny_model_folder), datamodule=data_module(corpus, tiny_model_folder, epochs=2.0))
-        found[precision] = losses.steps
-    plain, mixed = found["32-true"], found["bf16-mixed"]
+def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    def fitted(precision: str) -> dict[int, tuple[float, ...]]:
+        saving = Checkpoints(str(tmp_path / precision / "kept"), every_n_steps=4)
+        return fit(tmp_path, data_module(corpus, tiny_model_folder), saving, precision=precision).steps
+
+    plain, mixed = fitted("32-true"), fitted("bf16-mixed")
     for step in range(1, 8):  # later Adam's steps of 0.01 make much of every small difference
         loss, rate, norm = plain[step]
         assert mixed[step] == (pytest.approx(loss, rel=5e-3), rate, pytest.approx(norm, rel=0.05))
@@ -91,19 +87,12 @@ def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(tmp_path: P
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
 
 
-def test_going_on_in_another_precision_is_told(tmp_path: Path, tiny_model_folder: str) -> None:
-    corpus = write_corpus(tmp_path)
-
-    def fitted(precision: str, steps: int, **how: str) -> None:
-        kept = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
-        options = {"precision": precision, "max_steps": steps, "enable_checkpointing": True}
-        training = trainer(tmp_path, strategy=OneDevice(), callbacks=[Provenance(tmp_path), kept], **options)
-        training.fit(module(tiny_model_folder), datamodule=data_module(corpus, tiny_model_folder), **how)
-
-    fitted("32-true", 1)
-    [checkpoint] = (tmp_path / "kept").glob("step-*")
+def test_going_on_in_another_precision_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
+    fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=1), saving)
     with pytest.warns(UserWarning, match="began in 32-true and goes on in bf16-mixed"):
-        fitted("bf16-mixed", 2, ckpt_path=str(checkpoint))
+        fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=2), precision="bf16-mixed",
+            resume=tmp_path / "kept" / "step-00000001")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from corpus import data_module, module, trainer, write_corpus
+from changed_models import quantized
+from corpus import data_module, fit, module, trainer
 from torch import nn
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from inscp.errors import UserError
 from inscp.pretrained import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +45,8 @@ def test_layers_that_carry_a_state_from_document_to_document(
 
 
 def test_quantized_weights(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    folder = tmp_path / "quantized"
-    shutil.copytree(tiny_model_folder, folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}), "utf-8")
     with pytest.raises(UserError, match=r"its weights are quantized \(fp8\)"):
-        trainer(tmp_path).fit(module(str(folder)), datamodule=data_module(corpus, str(folder)))
+        fit(tmp_path, data_module(corpus, quantized(tiny_model_folder, tmp_path / "quantized")))
 
 
 def test_a_tokenizer_with_a_token_that_the_model_has_no_row_for(
@@ -67,4 +58,4 @@ def test_a_tokenizer_with_a_token_that_the_model_has_no_row_for(
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match=r"padded: its tokenizer's \[PAD\] has no row in its embeddings"):
-        trainer(tmp_path).fit(module(str(folder)), datamodule=data_module(corpus, str(folder)))
+        fit(tmp_path, data_module(corpus, str(folder)))

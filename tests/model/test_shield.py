@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from corpus import data_module, trainer, write_corpus
+from corpus import data_module, fit, trainer
 from lightning.pytorch.plugins import Precision
 from safetensors.torch import load_file
 from torch import nn
@@ -49,25 +49,24 @@ def original_folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder:
     return str(folder)
 
 
-def fitted(folder: Path, model: str, source: str, trained: Any = None, **options: Any) -> InsCPModule:
+def fitted(folder: Path, corpus: Path, model: str, source: str, **options: Any) -> InsCPModule:
     """A training with weight decay, an average and a shield, which leaves checkpoints and a model."""
     optimizer = Optimizer(learning_rate=1e-2, warmup=0.0, weight_decay=0.1)
     learner = InsCPModule(model, optimizer, shield=Shield(source, records=10), ema_decay=0.5)
     provenance = Provenance(folder)
     saving = Checkpoints(str(folder / "kept"), every_n_steps=3, keep_last=99)
-    callbacks = (
-        [provenance, saving] if options else [provenance, ExportAtEnd(folder / "model", provenance, saving), saving]
-    )
-    trainer(folder, callbacks=callbacks, enable_checkpointing=True, **(trained or {})).fit(
-        learner, datamodule=data_module(write_corpus(folder), model, row_length=192, epochs=4.0), **options
-    )
+    exporting = ExportAtEnd(folder / "model", provenance, saving)
+    data = data_module(corpus, model, row_length=192, epochs=4.0)
+    fit(folder, data, provenance, exporting, saving, learner=learner, **options)
     return learner
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, original_folder: str, source: str) -> tuple[Path, InsCPModule]:
+def run(
+    tmp_path_factory: pytest.TempPathFactory, corpus: Path, original_folder: str, source: str
+) -> tuple[Path, InsCPModule]:
     folder = tmp_path_factory.mktemp("run")
-    return folder, fitted(folder, original_folder, source)
+    return folder, fitted(folder, corpus, original_folder, source)
 
 
 def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPModule], original_folder: str) -> None:
@@ -96,7 +95,7 @@ def test_the_frozen_columns_are_those_of_the_definition(run: tuple[Path, InsCPMo
 
 
 def test_the_columns_are_chosen_in_the_precision_that_trains(
-    tmp_path: Path, original_folder: str, source: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, corpus: Path, original_folder: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under DDP autocast makes it; on a GPU attention by document has no fp32 kernel."""
     computes, choose = [], FrozenColumns.choose
@@ -106,7 +105,7 @@ def test_the_columns_are_chosen_in_the_precision_that_trains(
         "choose",
         lambda *given: computes.append(torch.is_autocast_enabled("cpu")) or choose(*given),
     )
-    fitted(tmp_path, original_folder, source, trained={"max_steps": 1})
+    fitted(tmp_path, corpus, original_folder, source, max_steps=1)
     assert computes == [True]
 
 
@@ -142,12 +141,12 @@ def test_weight_decay_reaches_the_trained_columns(tmp_path: Path, original_folde
 
 
 def test_a_resumed_training_takes_the_columns_from_the_checkpoint(
-    run: tuple[Path, InsCPModule], tmp_path: Path, original_folder: str
+    run: tuple[Path, InsCPModule], tmp_path: Path, corpus: Path, original_folder: str
 ) -> None:
     """The source text is not even read again."""
     folder, whole = run
-    middle = str(folder / "kept" / "step-00000006")
-    resumed = fitted(tmp_path, original_folder, "nowhere.jsonl", ckpt_path=middle, weights_only=True)
+    middle = folder / "kept" / "step-00000006"
+    resumed = fitted(tmp_path, corpus, original_folder, "nowhere.jsonl", resume=middle)
     assert resumed.frozen is not None
     assert whole.frozen is not None
     for name, columns in whole.frozen.tensors.items():
@@ -191,11 +190,9 @@ def test_the_columns_follow_their_matrices_to_another_device(original_folder: st
 
 
 def test_a_checkpoint_of_another_shield_is_refused(
-    run: tuple[Path, InsCPModule], tmp_path: Path, original_folder: str, source: str
+    run: tuple[Path, InsCPModule], tmp_path: Path, corpus: Path, original_folder: str, source: str
 ) -> None:
     learner = InsCPModule(original_folder, Optimizer(), shield=Shield(source, share=0.9), ema_decay=0.5)
-    going_on = trainer(tmp_path, callbacks=[Provenance(tmp_path)])
-    data = data_module(write_corpus(tmp_path), original_folder, row_length=192, epochs=4.0)
-    middle = str(run[0] / "kept" / "step-00000006")
+    data = data_module(corpus, original_folder, row_length=192, epochs=4.0)
     with pytest.raises(UserError, match=r"model\.shield: the checkpoint was trained with 50% of the columns"):
-        going_on.fit(learner, datamodule=data, ckpt_path=middle, weights_only=True)
+        fit(tmp_path, data, learner=learner, resume=run[0] / "kept" / "step-00000006")

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from corpus import Losses, data_module, module, trainer, write_corpus
+from corpus import Losses, data_module, fit, module, trainer, write_corpus
 from transformers import PreTrainedModel
 
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.callbacks.provenance import Provenance
 from inscp.errors import RunError, UserError
 from inscp.model.module import InsCPModule
 from inscp.model.optim import Optimizer
@@ -17,27 +16,15 @@ from inscp.pretrained import load_model
 from inscp.records import IGNORED
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-def fit(folder: Path, corpus: Path, model: str, *, data: Any = (), trainer_options: Any = (), **kwargs: Any) -> Losses:
-    losses = Losses()
-    options = dict(trainer_options)
-    callbacks = [Provenance(folder), losses, *options.pop("callbacks", [])]
-    trainer(folder, callbacks=callbacks, **options).fit(
-        module(model), datamodule=data_module(corpus, model, **dict(data)), **kwargs
-    )
-    return losses
+def saving(folder: Path) -> Checkpoints:
+    return Checkpoints(str(folder / "kept"), every_n_steps=3, keep_last=99)
 
 
 def test_the_trajectory_is_the_same_for_1_x_8_and_8_x_1_accumulation(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
-    data = {"epochs": 3.0}
-    wide = fit(tmp_path, corpus, tiny_model_folder, data=data | {"batch_size": 8})
-    long = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options={"accumulate_grad_batches": 8})
+    wide = fit(tmp_path, data_module(corpus, tiny_model_folder, epochs=3.0, batch_size=8))
+    long = fit(tmp_path, data_module(corpus, tiny_model_folder, epochs=3.0), accumulate_grad_batches=8)
     assert len(wide.steps) >= 4
     assert wide.steps.keys() == long.steps.keys()
     for step, values in wide.steps.items():
@@ -55,7 +42,7 @@ def test_micro_batches_hold_unequal_numbers_of_targets(corpus: Path, tiny_model_
 def test_the_loss_falls_and_the_first_one_is_the_models_own(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
-    losses = fit(tmp_path, corpus, tiny_model_folder, data={"epochs": 4.0, "batch_size": 4})
+    losses = fit(tmp_path, data_module(corpus, tiny_model_folder, epochs=4.0, batch_size=4))
     values = [loss for loss, _, _ in losses.steps.values()]
     vocabulary = load_model(tiny_model_folder, torch.float32).config.vocab_size
     uniform = torch.tensor(float(vocabulary)).log().item()
@@ -63,19 +50,18 @@ def test_the_loss_falls_and_the_first_one_is_the_models_own(
     assert values[-1] < values[0] - 1
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(
-    tmp_path: Path, corpus: Path, tiny_model_folder: str, accumulate: int
+def test_a_resumed_run_of_accumulated_steps_and_two_passes_equals_the_uninterrupted_one_bit_by_bit(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
-    data = {"epochs": 2.5}
-    options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
-    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
-    whole = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options=options | {"callbacks": [saving]})
-    resumed = fit(tmp_path, corpus, tiny_model_folder, data=data, trainer_options=options,
-                  ckpt_path=str(tmp_path / "kept" / "step-00000003"), weights_only=True)  # fmt: skip
-    assert min(resumed.steps) == 4
-    assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 3}
-    assert len(resumed.steps) > 3
+    def fitted(*callbacks: Checkpoints, resume: Path | None = None) -> dict[int, tuple[float, ...]]:
+        data = data_module(corpus, tiny_model_folder, epochs=1.5)
+        return fit(tmp_path, data, *callbacks, resume=resume, accumulate_grad_batches=2).steps
+
+    whole = fitted(saving(tmp_path))
+    resumed = fitted(resume=tmp_path / "kept" / "step-00000003")
+    assert min(resumed) == 4
+    assert resumed == {step: values for step, values in whole.items() if step > 3}
+    assert len(resumed) > 3
 
 
 def test_weights_that_no_gradient_has_reached_do_not_keep_a_run_from_going_on(
@@ -88,51 +74,32 @@ def test_weights_that_no_gradient_has_reached_do_not_keep_a_run_from_going_on(
 
     bare_model = InsCPModule.bare_model
     monkeypatch.setattr(InsCPModule, "bare_model", with_an_idle_matrix)
-    saving = {
-        "callbacks": [Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)],
-        "enable_checkpointing": True,
-    }
-    whole = fit(tmp_path, corpus, tiny_model_folder, trainer_options=saving)
-    resumed = fit(tmp_path, corpus, tiny_model_folder, ckpt_path=str(tmp_path / "kept" / "step-00000003"),
-                  weights_only=True)  # fmt: skip
+    whole = fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=8), saving(tmp_path))
+    checkpoint = tmp_path / "kept" / "step-00000003"
+    resumed = fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=8), resume=checkpoint)
     assert resumed.steps == {step: values for step, values in whole.steps.items() if step > 3}
 
 
 def test_a_new_learning_rate_counts_from_the_first_step_that_is_trained_with_it(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
-    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
-    options = {"enable_checkpointing": True, "callbacks": [saving]}
-    whole = fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
-    losses, tenth = Losses(), Optimizer(learning_rate=1e-3, warmup=0.0, schedule="linear")
-    trainer(tmp_path, callbacks=[Provenance(tmp_path), losses]).fit(
-        InsCPModule(tiny_model_folder, tenth),
-        datamodule=data_module(corpus, tiny_model_folder),
-        ckpt_path=str(tmp_path / "kept" / "step-00000003"),
-    )
+    whole = fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=8), saving(tmp_path))
+    tenth = InsCPModule(tiny_model_folder, Optimizer(learning_rate=1e-3, warmup=0.0, schedule="linear"))
+    resumed = fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=8), learner=tenth,
+                  resume=tmp_path / "kept" / "step-00000003")  # fmt: skip
     expected = {step: pytest.approx(rate / 10) for step, (_, rate, _) in whole.steps.items() if step > 3}
-    assert {step: rate for step, (_, rate, _) in losses.steps.items()} == expected
+    assert {step: rate for step, (_, rate, _) in resumed.steps.items()} == expected
     assert len(expected) > 3
 
 
-def test_resuming_with_other_data_is_refused(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
-    options = {"enable_checkpointing": True, "callbacks": [saving]}
-    fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
+def test_resuming_with_other_data_is_refused_and_can_be_forced(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
+    fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=3), saving(tmp_path))
+    other, checkpoint = write_corpus(tmp_path, records=30), tmp_path / "kept" / "step-00000003"
     with pytest.raises(UserError, match="data fingerprint"):
-        fit(tmp_path, write_corpus(tmp_path, records=30), tiny_model_folder, weights_only=True,
-            ckpt_path=str(tmp_path / "kept" / "step-00000003"))  # fmt: skip
-
-
-def test_resuming_with_other_data_can_be_forced(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    options = {
-        "enable_checkpointing": True,
-        "callbacks": [Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)],
-    }
-    fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
-    other = write_corpus(tmp_path, records=30)
-    resumed = fit(tmp_path, other, tiny_model_folder, data={"force_resume": True},
-                  ckpt_path=str(tmp_path / "kept" / "step-00000003"))  # fmt: skip
+        fit(tmp_path, data_module(other, tiny_model_folder), resume=checkpoint)
+    resumed = fit(tmp_path, data_module(other, tiny_model_folder, force_resume=True), resume=checkpoint)
     assert min(resumed.steps) == 4
 
 
@@ -142,12 +109,10 @@ def test_resuming_with_steps_of_another_size_goes_on_at_the_next_unseen_row(
 ) -> None:
     """Batch size x accumulation; the rows that all steps together have seen are those of one pass, each once."""
     seen: list[list[bytes]] = []
-    for (batch_size, accumulate), path in ((before, None), (after, str(tmp_path / "kept" / "step-00000003"))):
+    for (batch_size, accumulate), path in ((before, None), (after, tmp_path / "kept" / "step-00000003")):
         rows = Rows()
-        saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=99)
-        options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True, "callbacks": [rows, saving]}
-        data_options = {"batch_size": batch_size, "max_steps": 3 if path is None else -1}
-        fit(tmp_path, corpus, tiny_model_folder, data=data_options, trainer_options=options, ckpt_path=path)
+        data = data_module(corpus, tiny_model_folder, batch_size=batch_size, max_steps=-1 if path else 3)
+        fit(tmp_path, data, rows, saving(tmp_path), resume=path, accumulate_grad_batches=accumulate)
         seen.append(rows.seen)
     data = data_module(corpus, tiny_model_folder)
     data.setup("fit")
@@ -169,9 +134,9 @@ class Rows(Losses):
 
 
 def test_max_steps_ends_the_training_with_a_validation(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
-    losses, learner = Losses(), module(tiny_model_folder)
+    learner = module(tiny_model_folder)
     data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)}, max_steps=3)
-    trainer(tmp_path, callbacks=[Provenance(tmp_path), losses]).fit(learner, datamodule=data)
+    losses = fit(tmp_path, data, learner=learner)
     assert list(losses.steps) == [1, 2, 3]
     assert losses.steps[3][1] < losses.steps[1][1]  # the schedule knows the end
     assert learner.held_out.keys() == {"held"}
@@ -184,7 +149,7 @@ def test_a_token_budget_decides_the_length_and_repeats_the_data(
     data.setup("fit")
     tokens = data.report.tokens
     assert tokens < 5000
-    losses = fit(tmp_path, corpus, tiny_model_folder, data={"token_budget": 5000, "batch_size": 2})
+    losses = fit(tmp_path, data)
     rows = -(-5000 // (tokens / data.report.rows))
     assert len(losses.steps) == -(-rows // 2)
 
@@ -203,11 +168,9 @@ class BreakWeights(Losses):
 def test_an_infinite_loss_stops_the_run_names_the_last_checkpoint_and_changes_no_weight(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
-    breaking = BreakWeights()
-    saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
-    options = {"enable_checkpointing": True, "callbacks": [breaking, saving]}
+    breaking, saving = BreakWeights(), Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
     with pytest.raises(RunError, match=r"loss became nan at step 2.*step-00000002"):
-        fit(tmp_path, corpus, tiny_model_folder, trainer_options=options)
+        fit(tmp_path, data_module(corpus, tiny_model_folder), breaking, saving)
     for before, after in zip(breaking.before, breaking.module.parameters(), strict=True):
         assert torch.equal(before, after)
 
@@ -250,12 +213,9 @@ def test_activation_checkpointing_changes_no_number(
 ) -> None:
     results, saved = [], []
     for activation_checkpointing in ("none", how):
-        losses = Losses()
         learner = module(tiny_model_folder, activation_checkpointing=activation_checkpointing)
         data = data_module(corpus, tiny_model_folder, batch_size=4)
-        trainer(tmp_path, callbacks=[Provenance(tmp_path), losses]).fit(learner, datamodule=data)
-        batch = next(iter(data.train_dataloader()))
-        saved.append(saved_numbers(learner.loss, batch))
-        results.append(losses.steps)
+        results.append(fit(tmp_path, data, learner=learner).steps)
+        saved.append(saved_numbers(learner.loss, next(iter(data.train_dataloader()))))
     assert results[0] == results[1]
     assert saved[1] < 0.9 * saved[0]

@@ -249,7 +249,7 @@ def test_what_an_evaluation_asks_is_a_benchmark(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the task arc names no file"):
         Contamination(evaluations=[str(path)])
     path.write_text("filters: []", "utf-8")
-    with pytest.raises(UserError, match="no configuration of evaluate"):
+    with pytest.raises(UserError, match="it has no tasks"):
         Contamination(evaluations=[str(path)])
     with pytest.raises(UserError, match="knows no benchmark"):
         Contamination()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus import data_module, module, trainer, write_corpus
+from corpus import data_module, fit
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.entities import Run
@@ -21,7 +21,6 @@ from requests import HTTPError, Response
 
 from inscp.__main__ import main
 from inscp.callbacks.checkpoints import Checkpoints
-from inscp.callbacks.provenance import Provenance
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
 from inscp.tracking.environment import provenance_tags
@@ -51,14 +50,15 @@ def tracker_for(uri: str, **options: Any) -> MLflowTracker:
     return MLflowTracker(Tracking(uri, **options), "InsCP tiny und", provenance_tags())
 
 
-def fit(folder: Path, model: str, tracker: MLflowTracker, *callbacks: Callback, ckpt_path: Path | None = None) -> int:
+@pytest.fixture
+def fitted(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> Callable[..., int]:
     """A training of some ten steps; returns how many."""
-    corpus = write_corpus(folder)
-    data = data_module(corpus, model, validation={"held": str(corpus)}, batch_size=4)
-    options = {"callbacks": [Provenance(folder), Throughput(), *callbacks], "enable_checkpointing": True}
-    run = trainer(folder, logger=tracker, **options)
-    run.fit(module(model), datamodule=data, ckpt_path=ckpt_path)
-    return run.global_step
+
+    def train(tracker: MLflowTracker, *callbacks: Callback, **options: Any) -> int:
+        data = data_module(corpus, tiny_model_folder, validation={"held": str(corpus)}, batch_size=4)
+        return max(fit(tmp_path, data, Throughput(), *callbacks, logger=tracker, **options).steps)
+
+    return train
 
 
 class After(Callback):
@@ -91,9 +91,9 @@ def told(recwarn: pytest.WarningsRecorder) -> Callable[[], list[str]]:
 
 
 def test_a_run_has_the_named_metrics_params_tags_and_artifacts(
-    tmp_path: Path, store: str, tiny_model_folder: str
+    tmp_path: Path, store: str, fitted: Callable[..., int]
 ) -> None:
-    steps = fit(tmp_path, tiny_model_folder, tracker_for(store))
+    steps = fitted(tracker_for(store))
     run = run_in(store)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "InsCP tiny und"
@@ -122,14 +122,14 @@ def test_a_run_has_the_named_metrics_params_tags_and_artifacts(
 
 
 def test_a_server_that_was_killed_in_mid_training_gets_everything_once(
-    server: Server, tmp_path: Path, tiny_model_folder: str, told: Callable[[], list[str]]
+    server: Server, fitted: Callable[..., int], told: Callable[[], list[str]]
 ) -> None:
     def kill() -> None:
         wait_until(lambda: tracker.run_id and steps_of("train/loss", run_in(server.uri), server.uri))
         server.kill()
 
     tracker = tracker_for(server.uri)
-    steps = fit(tmp_path, tiny_model_folder, tracker, After({3: kill, 6: server.start}))
+    steps = fitted(tracker, After({3: kill, 6: server.start}))
     down, back = told()
     assert "does not take" in down
     assert "is back" in back
@@ -164,7 +164,7 @@ def test_what_got_through_without_an_answer_is_kept_once(
 def test_a_silent_server_costs_a_training_nothing_and_track_sends_the_rest(
     tmp_path: Path,
     store: str,
-    tiny_model_folder: str,
+    fitted: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     told: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -182,7 +182,7 @@ def test_a_silent_server_costs_a_training_nothing_and_track_sends_the_rest(
         assert statistics.median(seconds) < 0.005
         assert max(seconds) < 0.5
         start = time.monotonic()
-        steps = fit(tmp_path, tiny_model_folder, tracker)
+        steps = fitted(tracker)
         assert time.monotonic() - start < 50  # one request alone would take 100 seconds
     assert not tracker.is_sent
     file = tmp_path / "run" / "mlflow_unsent.jsonl"
@@ -202,17 +202,17 @@ def test_a_silent_server_costs_a_training_nothing_and_track_sends_the_rest(
 
 
 def test_a_server_that_cannot_be_reached_is_told_once(
-    tmp_path: Path, tiny_model_folder: str, told: Callable[[], list[str]]
+    tmp_path: Path, fitted: Callable[..., int], told: Callable[[], list[str]]
 ) -> None:
     tracker = tracker_for(NOWHERE, patience=3)
     tracker.unsent_folder = tmp_path
-    assert fit(tmp_path, tiny_model_folder, tracker) > 2
+    assert fitted(tracker) > 2
     down, _ = told()
     assert "does not take what is tracked ([Errno 111] Connection refused); the training goes on" in down
 
 
 def test_a_continued_run_has_every_step_once_and_its_old_parameters(
-    tmp_path: Path, store: str, tiny_model_folder: str, told: Callable[[], list[str]]
+    tmp_path: Path, store: str, fitted: Callable[..., int], told: Callable[[], list[str]]
 ) -> None:
     def die() -> None:
         raise RuntimeError("as if killed")
@@ -221,7 +221,7 @@ def test_a_continued_run_has_every_step_once_and_its_old_parameters(
         return Checkpoints(str(tmp_path / "kept"), every_n_steps=4)
 
     with pytest.raises(RuntimeError, match="as if killed"):
-        fit(tmp_path, tiny_model_folder, tracker_for(store), saving(), After({7: die}))
+        fitted(tracker_for(store), saving(), After({7: die}))
     killed = run_in(store)
     assert killed.info.status == "FAILED"
     assert steps_of("train/loss", killed, store) == [1, 2, 3, 4, 5, 6]
@@ -229,7 +229,7 @@ def test_a_continued_run_has_every_step_once_and_its_old_parameters(
     again.log_hyperparams({"arm": "another"})
     running = After({6: lambda: wait_until(lambda: run_in(store).info.status == "RUNNING")})
     checkpoint = tmp_path / "kept" / "step-00000004"
-    steps = fit(tmp_path, tiny_model_folder, again, saving(), running, ckpt_path=checkpoint)
+    steps = fitted(again, saving(), running, resume=checkpoint)
     run = run_in(store)
     assert run.info.status == "FINISHED"
     assert run.data.params == killed.data.params
