@@ -111,3 +111,15 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]
         if answered.count(_ANSWER) == 1 and opened.startswith(text) and opened[len(text) :].strip():
             return opened
     return text
+
+
+def unrendered_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands ahead of every answer here, and behind no prompt that the template renders for others.
+
+    The end of the reasoning that R1's template opens, for example; empty for most templates, and where there is none.
+    """
+    turns = [{"role": "user", "content": "…"}]
+    with suppress(Exception):  # a template may refuse them
+        prompt = render(tokenizer, turns, add_generation_prompt=True)
+        return render_prompt(tokenizer, turns, "").removeprefix(prompt)
+    return ""

@@ -27,13 +27,18 @@ _METHODS = {
 _WITHOUT_REASONING = """It was trained to answer without reasoning first: servers are told so by each request, vLLM by
 `"chat_template_kwargs": {"enable_thinking": false}`."""
 
+_BEHIND_AN_OPENING = """It was trained to answer behind `{opening}`, which its chat template leaves to the model.
+Write that behind the prompt, or at the end of the template's `add_generation_prompt`: what the model says elsewhere was
+not trained."""
 
-def model_card(origin: Origin, may_reason: bool = False) -> str:
+
+def model_card(origin: Origin, may_reason: bool = False, opening: str = "") -> str:
     """The model card, in the Hub's format: YAML front matter, then Markdown.
 
     Args:
         origin: of the model.
         may_reason: its template reasons ahead of an answer unless it is told not to, as it was in the training.
+        opening: stands ahead of every answer of the training, and behind no prompt that the template renders.
     """
     base = f"base_model: {name}\n" if (name := _hub_id(origin.original)) else ""
     licence = licence_of(origin.original)
@@ -44,6 +49,7 @@ def model_card(origin: Origin, may_reason: bool = False) -> str:
     code = ", trust_remote_code=True" if origin.original.startswith(REMOTE_CODE) else ""
     option = ', tokenizer_encode_kwargs={"enable_thinking": False}' if may_reason else ""
     note = f"\n{_WITHOUT_REASONING}\n" if may_reason else ""
+    note += "\n" + _BEHIND_AN_OPENING.format(opening=json.dumps(opening)[1:-1]) + "\n" if opening else ""
     return f"""---
 language: "{re.split("[-_]", origin.language)[0]}"
 library_name: transformers

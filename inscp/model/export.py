@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inscp.data.rendering import may_reason
+from inscp.data.rendering import may_reason, unrendered_opening
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA, with_adapters
 from inscp.model.card import model_card
@@ -79,7 +79,8 @@ def export_model(
             for file in processor_files(origin.pretrained):
                 shutil.copy(file, partial / file.name)
         write_json(partial / ORIGIN, asdict(origin))
-        (partial / "README.md").write_text(model_card(origin, may_reason(tokenizer)), "utf-8")
+        card = model_card(origin, may_reason(tokenizer), unrendered_opening(tokenizer))
+        (partial / "README.md").write_text(card, "utf-8")
         for file in filter(Path.is_file, partial.rglob("*")):
             file.chmod(0o644)  # transformers lets only the owner read the weights, and a server is another user
 

@@ -19,6 +19,7 @@ from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
 from inscp.data.mixture import Replay
+from inscp.data.rendering import unrendered_opening
 from inscp.data.tagging import ConversationTagger
 from inscp.data.template import ChatTemplate
 from inscp.errors import RunError, UserError
@@ -207,6 +208,16 @@ def test_what_has_to_stay_fp32_does_and_every_template_can_be_read(tiny_model_fo
 def test_the_card_is_one_that_the_hub_takes(spec: str, base_model: str | None) -> None:
     front = yaml.safe_load(model_card(Origin(spec, "InsCP", "no")).split("---")[1])
     assert (front.get("base_model"), front["language"]) == (base_model, "no")
+
+
+def test_the_card_tells_what_a_server_leaves_out_ahead_of_an_answer(tiny_model_folder: str, tmp_path: Path) -> None:
+    """As of R1, whose template opens the reasoning that is closed here."""
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
+    assert not unrendered_opening(tokenizer)
+    tokenizer.chat_template += "{{ '<think>\n' if add_generation_prompt }}"
+    export_model(model, tokenizer, tmp_path / "model", Origin(tiny_model_folder, "InsCP", "fi"))
+    card = (tmp_path / "model" / "README.md").read_text("utf-8")
+    assert r"trained to answer behind `\n</think>\n\n`, which its chat template leaves to the model" in card
 
 
 @pytest.mark.parametrize("may_reason", [False, True])
