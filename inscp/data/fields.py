@@ -117,21 +117,23 @@ def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | Ba
     return _checked([*([] if own else system), *turns]) if turns else BadRow("the conversation is empty")
 
 
-def texts(value: Any, but: Container[str] = ()) -> Iterator[str]:
+def texts(value: Any, but: Container[str] = (), but_whole: Container[str] = ()) -> Iterator[str]:
     """Every text inside a row, or any plain values, however deep.
 
     Args:
         value: plain.
         but: names of fields whose text, or list of texts, is left out.
+        but_whole: names of fields that are left out with all that is in them.
     """
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from () if name in but and not isinstance(inner, Mapping) else texts(inner, but)
+            is_left_out = name in but_whole or (name in but and not isinstance(inner, Mapping))
+            yield from () if is_left_out else texts(inner, but, but_whole)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from texts(inner, but)
+            yield from texts(inner, but, but_whole)
 
 
 def _checked(turns: Iterable[_Spoken]) -> tuple[Turn, ...] | BadRow:

@@ -88,19 +88,22 @@ def digest(*parts: Any, known: Contents = MappingProxyType({})) -> str:
     """
     contents = {**known, **contents_of(*parts)}
     found = [json.dumps(parts, sort_keys=True, default=str)]
-    found += [contents.get(text, "") for text in sorted(set(texts(parts, _NO_PATHS)))]
+    found += [contents.get(text, "") for text in sorted(set(texts(parts, _NO_LINES)))]
     return hashlib.blake2b("\n".join(found).encode(), digest_size=16).hexdigest()
 
 
 def contents_of(*parts: Any) -> dict[str, str]:
     """A digest of what each file and folder holds that a text in plain values names, by that text."""
     here = Path.cwd()
-    found = {text: _contents(text, here) for text in texts(parts, _NO_PATHS)}
+    found = {text: _contents(text, here) for text in texts(parts, _NO_PATHS, but_whole=["fields"])}
     return {text: contents for text, contents in found.items() if contents}
 
 
-_NO_PATHS = ("class_path", "language", "languages")
-"""Keys of texts that name no file, whatever lies in the current folder."""
+_NO_LINES = ("class_path", "language", "languages")
+"""Keys whose texts have no line in a digest; every other text has one, empty where it names no file."""
+_NO_PATHS = (*_NO_LINES, "benchmark", "loss", "method", "on_bad_record", "pairs", "prompt_field", "schedule", "system",
+             "tagger")  # fmt: skip
+"""Keys of texts that name no file, whatever lies in the current folder, as those of `fields` are names of fields."""
 
 
 @cache
