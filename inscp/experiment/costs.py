@@ -54,7 +54,8 @@ def cost_grids(rows: Mapping[str, Sequence[Place]], stages: Mapping[str, Stage])
         for name in ("currency", "device", "energy_from")
     )
     heads = [f"money, {currencies}" if name == "money" else name.replace("_", " ") for name in known]
-    note = f"All trainings behind the model; on {devices}" + (f", energy {energies}." if energies else ".")
+    what = "All trainings behind the model, held-out sets in between included; on"
+    note = f"{what} {devices}" + (f", energy {energies}." if energies else ".")
     measured = [[row, *map(_number, of.values()), _evaluation_hours(rows[row])] for row, of in means.items()]
     return [
         Grid("What the training cost", note, ["", *heads, "and evaluation, device hours"], measured),
@@ -94,11 +95,10 @@ def _projected(trainings: Mapping[str, _Trainings]) -> Grid:
             cells += [_number(flops), _number(device.hours(flops))]
         rows.append(cells)
     head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {PROJECTED_ON} hours"))]
-    others = sorted({passes for of in trainings.values() for _, passes in of} - {3.0})
-    listed = ", ".join(f"{passes:g}" for passes in others)
-    beside = f" ({listed} where a teacher predicts or a stage was not run)" if others else ""
+    here = ", ".join(f"{passes:g}" for passes in sorted({passes for of in trainings.values() for _, passes in of}))
     note = (
-        f"By formula, not measured: FLOPs = passes x 2 x parameters x tokens, 3 passes for training{beside}; "
+        "By formula, not measured: FLOPs = passes x 2 x parameters x tokens; 3 passes for a training, 2 of adapters or "
+        f"new tokens alone, more where a teacher predicts or a stage that was not run says so (here {here}); "
         f"hours = FLOPs / ({device.flops:.3g} FLOP/s x {UTILISATION:.0%}) / 3600."
     )
     return Grid("The same tokens at other sizes", note, head, rows)

@@ -64,19 +64,25 @@ class Run:
 
     @property
     def passes(self) -> float:
-        """Forward passes that a token costs, a mean over its trainings: three, and a teacher's where one teaches."""
+        """Forward passes that a token costs, a mean over its trainings.
+
+        One forward, one for the gradients of the activations, one for those of the weights where they are trained
+        (adapters and new tokens alone have next to none), and a teacher's where one teaches.
+        """
         trained = [one for one in self.lineage if one.trains]
         if not trained:  # here, as where a model that was made elsewhere is merged
             return 3.0
         budgets = [one.budget for one in trained if one.budget]
         known = budgets if len(budgets) == len(trained) else None  # else each counts as much
-        return 3.0 + fmean((one._taught for one in trained), weights=known)
+        return fmean((one._own_passes for one in trained), weights=known)
 
     @property
-    def _taught(self) -> float:
-        """The share of the tokens for which a teacher predicts."""
-        has_teacher = self.config["model"].get("distillation") is not None
-        return float(self.config["data"]["replay"]["share"]) if has_teacher else 0.0
+    def _own_passes(self) -> float:
+        """Forward passes that a token of this training costs; a teacher predicts for the replayed share of them."""
+        model = self.config["model"]
+        trains_weights = model.get("adapter") is None and not model.get("new_tokens_only")
+        taught = 0.0 if model.get("distillation") is None else float(self.config["data"]["replay"]["share"])
+        return 2.0 + trains_weights + taught
 
     @property
     def amount(self) -> str:

@@ -92,6 +92,14 @@ def test_a_teacher_costs_a_pass_of_what_is_replayed(study: Study) -> None:
     assert next(run for run in study.runs() if run.arm == "instruct").passes == 3  # nothing is trained here
 
 
+@pytest.mark.parametrize("change", [{"model.adapter": {"rank": 4}}, {"model.new_tokens_only": True}])
+def test_weights_that_are_not_trained_cost_no_pass_for_their_gradients(study: Study, change: dict[str, Any]) -> None:
+    taught = {"data.replay": {"sources": "x", "share": 0.25}, "model.distillation": {"weight": 5}}
+    arms = {"few": Arm(fit=change), "all of it": Arm(fit={}, after="few"), "taught": Arm(fit=change | taught)}
+    passes = {run.arm: run.passes for run in replace(study, arms=arms).runs()}
+    assert passes == {"few": 2, "all of it": 2.5, "taught": 2.25}
+
+
 def test_a_stage_of_its_own_budget_behind_several_has_titles_that_differ(study: Study) -> None:
     arms = {"orgCP": Arm(fit={}), "SFT": Arm(fit={"data.token_budget": 50}, after="orgCP")}
     runs = replace(study, arms=arms, budgets=[100, 200]).runs()
