@@ -49,22 +49,35 @@ class Place:
         return sorted(self.folder.glob("*/*/model" if self.run.trains else "model"))
 
     @property
+    def told_of(self) -> Path | None:
+        """The folder of the model that was measured, else of the newest; None where it is not there.
+
+        The same run may have been made twice, in another precision, say. Its results name the model that they are of.
+        """
+        if not self.results.is_file():
+            return next(reversed(self.exported), None)
+        measured = Path(Results.read(self.results).model).parts
+        folders = {model.relative_to(self.folder).parts: model for model in self.exported}
+        return next((model for parts, model in folders.items() if parts == measured[-len(parts) :]), None)
+
+    @property
     def origin(self) -> Origin | None:
-        """How its model was made; None where it is the original, or not made yet.
+        """How the model was made that was measured, else the newest; None where it is the original, or not there.
 
         Raises:
             UserError: the file that says so is damaged.
         """
-        if not self.exported:
+        model = self.told_of
+        if model is None:
             return None
         try:
-            found = origin_in(self.exported[-1])
+            found = origin_in(model)
             for stage in found.stages if found else []:
                 for section in (stage.training, stage.cost):
                     typed(section, dict)
         except (OSError, TypeError, ValueError) as error:
             what = f"its {ORIGIN} does not say how the model was made ({error})"
-            raise UserError(str(self.exported[-1]), what, "Keep the run or make the model again.") from error
+            raise UserError(str(model), what, "Keep the run or make the model again.") from error
         return found
 
     @property
@@ -207,7 +220,8 @@ def keep(places: Iterable[Place], measured: Path) -> int:
         if at.results.is_file():
             write_atomically(kept.contents, json.dumps(at.run.contents, indent=1, sort_keys=True) + "\n")
         if not kept.is_done and at.results.is_file():
-            for origin in (model / ORIGIN for model in at.exported[-1:]):
+            if at.told_of:
+                origin = at.told_of / ORIGIN
                 write_atomically(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
             for task in Results.read(at.results).tasks:
                 write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))

@@ -1,10 +1,13 @@
 """What was measured is found by what decided it, and kept runs where their files are not any more."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from inscp.commands.experiment import keep_study
+from inscp.cost.ledger import Cost
 from inscp.errors import UserError
 from inscp.evaluation.items import Item, items_folder, write_items
 from inscp.evaluation.results import Results, TaskResult
@@ -15,6 +18,7 @@ from inscp.experiment.places import Places, keep
 from inscp.experiment.report import study_page
 from inscp.experiment.runs import Run
 from inscp.experiment.study import Arm, Language, Study
+from inscp.model.origin import Origin
 
 
 @pytest.fixture
@@ -34,15 +38,25 @@ def hold(**files: str | None) -> None:
     configuration._contents.cache_clear()
 
 
-def measure(study: Study, where: Places, *arms: str) -> None:
+def measure(study: Study, where: Places, *arms: str, model: str = "m") -> None:
     items = [Item("a", {"fi/ended": True})]
-    result = Results("m", {"t": TaskResult("LanguageAlignment", means(items), 1, 1, 0.0)}, {})
+    tasks = {"t": TaskResult("LanguageAlignment", means(items), 1, 1, 0.0)}
     for run in study.runs():
         if arms and run.arm not in arms:
             continue
         at = where.made(run)
-        result.write(at.results)
+        Results(str(at.folder / model), tasks, {}).write(at.results)
         write_items(items_folder(at.results), "t", items)
+
+
+def make(study: Study, where: Places, arm: str, precision: str, made: str) -> None:
+    """As a training at that time leaves the arm's model."""
+    run = next(run for run in study.runs() if run.arm == arm)
+    cost = Cost(tokens=1000, flops=3e9, wall_seconds=2.0, device="1 x CPU").plain()
+    origin = Origin("org/model", arm, "fi", {"precision": precision, "seed": 0}, cost=cost)
+    file = where.made(run).folder / "name" / made / "model" / "inscp.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(asdict(origin)))
 
 
 def left(study: Study, measured: Path) -> list[Run]:
@@ -127,3 +141,18 @@ def test_a_damaged_origin_is_told(study: Study, text: str) -> None:
     origin.write_text(text)
     with pytest.raises(UserError, match=f"{origin.parent}: its inscp.json does not say how the model was made"):
         training_cost(Places(Path("out")).made(run))
+
+
+def test_a_report_tells_of_the_model_that_was_measured_and_of_no_other_that_was_made(study: Study) -> None:
+    where, kept = Places(Path("out")), Places(Path("nothing"), Path("kept"))
+    run = next(run for run in study.runs() if run.arm == "orgCP")
+    make(study, where, "orgCP", "32-true", "20260101-000000")
+    make(study, where, "orgCP", "bf16-mixed", "20260102-000000")
+    assert where.made(run).told_of == where.made(run).exported[-1]
+    measure(study, where, "orgCP", model="name/20260101-000000/model")
+    keep([where.made(run)], Path("kept"))
+    for at in (where.made(run), kept.measured_or_made(run)):
+        assert at.origin is not None
+        assert at.origin.training["precision"] == "32-true"
+    measure(study, where, "orgCP", model="name/20260103-000000/model")
+    assert where.made(run).origin is None, "it is not there any more"
