@@ -3,9 +3,9 @@
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from inscp.commands.parser import Parser
 from inscp.commands.quiet import quiet
@@ -13,9 +13,13 @@ from inscp.errors import UserError, first_line
 from inscp.evaluation.items import ITEMS, items_folder, read_values
 from inscp.evaluation.labels import label
 from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
+from inscp.experiment.conditions import other_settings
 from inscp.experiment.estimates import Difference, differences
 from inscp.experiment.tables import Comparison, Evaluated
 from inscp.tracking.store import store_uri
+
+if TYPE_CHECKING:
+    from inscp.model.origin import Origin
 
 _RUN = re.compile(r"[0-9a-f]{32}")
 _WHAT = "Print how each metric differs from the first evaluation's on the items that both have."
@@ -89,7 +93,7 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
         one, other = (result.tasks[name] for result in results)
         for metric, difference in {**found, **_no_means(one, other, found)}.items():
             print(_line(label(one.kind, metric), difference))
-        for setting in _other_settings(*(result.environment.get("settings", {}).get(name, {}) for result in results)):
+        for setting in other_settings(results[0], results[1], name):
             print(f"  asked otherwise: {setting}")
     print()
 
@@ -115,14 +119,6 @@ def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequen
     return shared
 
 
-def _other_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """What of a task's configuration differs: its numbers may differ for that reason alone."""
-    for name in {**before, **after}:
-        values = before.get(name), after.get(name)
-        if values[0] != values[1]:
-            yield f"{name} {values[0]!r:.60}, after {values[1]!r:.60}"
-
-
 def _line(name: str, found: Difference) -> str:
     low, high = found.change.interval
     interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "–"
@@ -131,13 +127,10 @@ def _line(name: str, found: Difference) -> str:
     return f"  {name:<42}{numbers}{p}{found.n:>7,}"
 
 
-def _label(model: str) -> str:
+def _label(model: str, origin: "Origin | None") -> str:
     """A short name: of a model that was made here its arm and the folder of its training."""
-    from inscp.model.origin import read_origin
     from inscp.pretrained import model_name
 
-    is_folder = Path(model).is_dir()
-    origin = read_origin(model) if is_folder else None
     return f"{origin.arm} {Path(model).resolve().parent.name}" if origin else model_name(model)
 
 
@@ -145,11 +138,16 @@ def _report(files: Sequence[Path], folder: Path) -> None:
     quiet()
     from inscp.experiment.page import HTML
     from inscp.experiment.report import comparison_page
+    from inscp.model.origin import origin_in
 
-    names = [_label(Results.read(file).model) for file in files]
+    models = [Results.read(file).model for file in files]
+    origins = [origin_in(Path(model)) for model in models]
+    names = list(map(_label, models, origins))
     are_told_apart = len(set(names)) == len(names)
     rows = names if are_told_apart else [f"{name} ({file})" for name, file in zip(names, files, strict=True)]
-    evaluated = [Evaluated.read(file, row) for file, row in zip(files, rows, strict=True)]
+    evaluated = [
+        Evaluated.read(file, row, None, origin) for file, row, origin in zip(files, rows, origins, strict=True)
+    ]
     question = f"How do {len(rows) - 1} evaluations differ from that of {rows[0]}?"
     comparison_page(Comparison(evaluated, rows[0]), "Comparison", question, folder).write(folder)
     print(f"report     {folder / HTML}")

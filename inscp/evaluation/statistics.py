@@ -25,8 +25,13 @@ def means(items: Iterable[Item]) -> dict[str, Metric]:
             values.setdefault(name, []).append(value)
             weights.setdefault(name, []).append(item.weights.get(name, 1.0))
     found = {name: _mean(of, weights[name]) for name, of in values.items()}
-    losses = [name for name in found if name.startswith(_HELD_OUT) and name.endswith(_LOSS)]
+    losses = [name for name in found if is_loss(name)]
     return found | {name.removesuffix(_LOSS) + _PERPLEXITY: perplexity(found[name]) for name in losses}
+
+
+def is_loss(metric: str) -> bool:
+    """Whether it is the loss of a held-out set, which is a mean over tokens."""
+    return metric.startswith(_HELD_OUT) and metric.endswith(_LOSS)
 
 
 def loss_of(metric: str) -> str | None:

@@ -56,12 +56,14 @@ class Page:
     Attributes:
         title: of the page.
         question: what it answers.
+        about: what stands above them, by title: name -> value; of the first no title.
         sections: in order.
-        facts: what was measured where and when: name -> value.
+        facts: what stands below: name -> value.
     """
 
     title: str
     question: str
+    about: Mapping[str, Mapping[str, str]]
     sections: Sequence[Section]
     facts: Mapping[str, str]
 
@@ -75,6 +77,9 @@ class Page:
 
     def _markdown(self) -> str:
         lines = [f"# {self.title}", "", self.question, ""]
+        for title, facts in self.about.items():
+            lines += [f"## {title}", ""] if title else []
+            lines += [*map(_line, facts.items()), ""]
         for section in self.sections:
             lines += [f"## {section.title}", ""] if section.title else []
             for grid in section.grids:
@@ -83,7 +88,7 @@ class Page:
                 lines += [grid.note, ""] if grid.note else []
             for caption, file in section.plots.items():
                 lines += [f"![{caption}]({file.name})", "", caption, ""]
-        lines += [f"- {name}: {value}" for name, value in self.facts.items()]
+        lines += map(_line, self.facts.items())
         return "\n".join(lines) + "\n"
 
 
@@ -93,7 +98,7 @@ def grids(table: Table, reference: str) -> list[Grid]:
     over = f"Means over {seeds} seeds where no other number is given; " if seeds > 1 else ""
     alone = "over items alone: how much another seed differs is not in them"
     what = f"over seeds and items, of one seed {alone}" if seeds > 1 else alone
-    held = _HELD.get(seeds, "")
+    held = _HELD.get(seeds, "") + "".join(f" {remark}" for remark in table.remarks)
     note = f"{over}95 % intervals in brackets, {what}; n items.{held}"
     labels = [column.label for column in table.columns]
     values = {row: [(shown(cell), cell.seeds if cell else 0) for cell in cells] for row, cells in table.rows.items()}
@@ -173,6 +178,10 @@ def _number(metric: Metric, is_share: bool, signed: bool) -> str:
     between = " to " if signed else "–"
     interval = f" ({low:{number}}{between}{high:{number}})" if math.isfinite(low) else ""
     return f"{value:{number}}{unit}{interval}"
+
+
+def _line(fact: tuple[str, str]) -> str:
+    return f"- {': '.join(fact)}"
 
 
 def _row(cells: Sequence[str]) -> str:

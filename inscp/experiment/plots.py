@@ -1,6 +1,7 @@
 """Plots of a comparison, on a white ground, also on a dark page."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from inscp.evaluation.labels import LABELS
+from inscp.evaluation.statistics import is_loss
 from inscp.experiment.tables import Cell, Column, Comparison
 from inscp.plotting import names_as_written, plain_logarithm
 
@@ -22,6 +24,21 @@ _NAME, _LINE = 34, 0.13  # letters a line of a row's name beside a plot, and the
 
 Plot = Callable[[], Figure | None]
 """Makes a figure; None where there is nothing to show."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a row was trained on.
+
+    Attributes:
+        arm: of the row.
+        tokens: 0 of the original, where every arm begins, and None of one that has no place.
+        after: of several trainings, the row behind the last but one; empty of a single one.
+    """
+
+    arm: str
+    tokens: int | None
+    after: str = ""
 
 
 def draw(plot: Plot, file: Path) -> bool:
@@ -85,33 +102,38 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str) -> Figure | 
     return figure
 
 
-def against_tokens(
-    comparison: Comparison, budgets: Mapping[str, tuple[str, int | None]], language: str
-) -> Figure | None:
+def against_tokens(comparison: Comparison, amounts: Mapping[str, Amount], language: str) -> Figure | None:
     """What the answers are like against the tokens that were trained on; None where no arm has two budgets.
+
+    A line joins the budgets of an arm, from the original; of several trainings, each budget with the row that the last
+    one began with.
 
     Args:
         comparison: of the rows.
-        budgets: row -> arm and tokens; 0 of the original, where every arm begins, and None of one that has no place.
+        amounts: row -> what it was trained on.
         language: whose prompts.
     """
     columns = language_columns(comparison, language, ["sound_in_language", "ended"])
-    known = {(arm, tokens) for arm, tokens in budgets.values() if tokens}
+    known = {(of.arm, of.tokens) for of in amounts.values() if of.tokens}
     if not columns or len(known) == len({arm for arm, _ in known}):
         return None
-    start = [(0, row) for row, (_, tokens) in budgets.items() if tokens == 0 and row in comparison.by_row]
-    arms = dict.fromkeys(arm for arm, _ in budgets.values())
+    start = [row for row, of in amounts.items() if of.tokens == 0 and row in comparison.by_row]
+    arms = dict.fromkeys(of.arm for of in amounts.values())
     figure = _figure(7.5, 3)
     for axis, column in zip(figure.subplots(1, 2, sharey=True), columns, strict=True):
+        cells = {row: cell for row in comparison.by_row if (cell := comparison.cell(row, column))}
+        points = {row: (of.tokens, cells[row].metric.value) for row, of in amounts.items()
+                  if of.tokens is not None and row in cells}  # fmt: skip
         for place, arm in enumerate(arms):
-            if not any(tokens for name, tokens in budgets.values() if name == arm):
+            own = sorted((row for row in points if amounts[row].arm == arm), key=lambda row: points[row])
+            if not own:
                 continue
-            points = start + sorted((tokens, row) for row, (name, tokens) in budgets.items() if name == arm and tokens)
-            found = [(tokens, cell) for tokens, row in points if (cell := comparison.cell(row, column))]
-            axis.errorbar([tokens for tokens, _ in found], [cell.metric.value for _, cell in found],
-                          yerr=[[_error(cell)[end][0] for _, cell in found] for end in (0, 1)], label=arm,
-                          marker=_marker(place), markersize=4, color=_colour(place), elinewidth=1,
-                          capsize=2)  # fmt: skip
+            lines = [[amounts[row].after, row] for row in own if amounts[row].after] or [[*start, *own]]
+            for line in lines:
+                axis.plot(*zip(*(points[row] for row in line if row in points), strict=True), color=_colour(place))
+            axis.errorbar(*zip(*(points[row] for row in own), strict=True), label=arm, linestyle="none",
+                          yerr=[[_error(cells[row])[end][0] for row in own] for end in (0, 1)], marker=_marker(place),
+                          markersize=4, color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
         axis.set_title(column.label, fontsize=8, color=_INK)
         _of_tokens(axis)
         axis.set_ylim(-0.02, 1.02)
@@ -127,38 +149,32 @@ def perplexity_bands(comparison: Comparison) -> Figure | None:
     text counts once; of several seeds all are shown together.
     """
     sets = sorted({name for one in comparison.evaluated for of in one.items.values() for item in of
-                   for name in item.values if name.startswith("held_out/") and name.endswith("/loss")})  # fmt: skip
+                   for name in item.values if is_loss(name)})  # fmt: skip
     if not sets:
         return None
     rows = list(comparison.by_row)
     figure = _figure(3.8 * len(sets), 1.2 + _height(rows))
     for axis, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
-        is_cut_alike = _is_cut_alike(comparison, name)
+        is_cut_alike = comparison.is_cut_alike(rows, name)
         measure = name if is_cut_alike else name.removesuffix("loss") + "bits_per_byte"
+        unit = "perplexity" if is_cut_alike else "bits a byte"
         for place, row in enumerate(rows):
             found = [item.values[measure] for one in comparison.by_row[row] for of in one.items.values() for item in of
                      if measure in item.values]  # fmt: skip
-            if found:
+            if not found:
+                axis.text(0.02, place, f"no {unit}", transform=axis.get_yaxis_transform(), va="center", fontsize=7,
+                          color=_INK, backgroundcolor=_PAPER)  # fmt: skip
+            else:
                 marks = np.quantile(found, [0.05, 0.25, 0.5, 0.75, 0.95])
                 low, lower, middle, upper, high = np.exp(marks) if is_cut_alike else marks
                 axis.barh(place, high - low, left=low, color=_colour(place), height=0.25, alpha=0.5)
                 axis.barh(place, upper - lower, left=lower, color=_colour(place), height=0.7)
                 axis.plot([middle, middle], [place - 0.35, place + 0.35], color="white", linewidth=1.5)
         plain_logarithm(axis)
-        unit = "perplexity" if is_cut_alike else "bits a byte"
         axis.set_title(f"{name.split('/')[1]}: {unit} of held-out texts", fontsize=8, color=_INK)
         _plain(axis)
     _name_rows(figure, rows)
     return figure
-
-
-def _is_cut_alike(comparison: Comparison, loss: str) -> bool:
-    """Whether every row's tokenizer makes as many tokens of each held-out text, over which its loss is a mean."""
-    counts: dict[str, set[float]] = {}
-    for one in comparison.evaluated:
-        for item in (item for of in one.items.values() for item in of if loss in item.weights):
-            counts.setdefault(item.id, set()).add(item.weights[loss])
-    return all(len(found) == 1 for found in counts.values())
 
 
 def curves(histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], order: Sequence[str]) -> Figure | None:

@@ -1,12 +1,13 @@
 """The report of a study: one section a language, the arms side by side, and what they cost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from inscp.errors import UserError
 from inscp.experiment import plots
+from inscp.experiment.about import arms, asked_otherwise, setting, words
 from inscp.experiment.costs import cost_grids
 from inscp.experiment.goals import goal_grids
 from inscp.experiment.histories import History, side_by_side
@@ -42,72 +43,54 @@ def study_page(study: Study, runs: Sequence[Run], given: str, where: Places, fol
     for at in places:
         languages.setdefault(at.run.language, {}).setdefault(_row(at.run, has_budgets), []).append(at)
     compared = {language: _compared(study, rows) for language, rows in languages.items()}
-    sections = [_study_section(study, language, rows, compared[language], folder) for language, rows in
-                languages.items()]  # fmt: skip
-    evaluated = [one for of in compared.values() for one in of.evaluated]
-    environments = [one.results.environment for one in evaluated]
-    versions = [", ".join(f"{key} {value}" for key, value in one.get("versions", {}).items()) for one in environments]
+    sections = [_study_section(study, language, rows, compared[language], has_budgets, folder)
+                for language, rows in languages.items()]  # fmt: skip
+    about = {
+        "": setting(list(compared.values())),
+        "Arms": arms(study, {at.run.arm for at in places}),
+        **words(sections),
+    }
     measured = {at.run.name for at in places}
     missing = [run for run in runs if run.evaluate and run.name not in measured]
     lacking = ", ".join(language for language, rows in languages.items() if compared[language].reference not in rows)
-    seeds = [(row, at) for rows in languages.values() for row, of in rows.items() for at in of]
     facts = {
         "command": where.command("run", given),
         "runs": f"{len(places)} of {len(places) + len(missing)} measured",
         "not measured": named(missing),
         "no changes": f"{study.baseline} is not measured in {lacking}" if lacking else "",
-        "hardware": _distinct(str(one.get("hardware", "")) for one in environments),
-        "precision of training": _of_rows((_precision_of_training(at), row) for row, at in seeds),
-        "precision of answers": _of_rows((str(one.results.environment.get("precision", "")), one.row) for one in
-                                         evaluated),
-        "date": _distinct(str(one.get("date", ""))[:10] for one in environments),
-        "versions": _distinct(versions),
-    }  # fmt: skip
-    return Page(study.name, study.question, sections, {name: fact for name, fact in facts.items() if fact})
+    }
+    return Page(study.name, study.question, about, sections, {name: fact for name, fact in facts.items() if fact})
 
 
 def _compared(study: Study, rows: _Rows) -> Comparison:
-    evaluated = [Evaluated.read(at.results, row, at.run.seed) for row, of in rows.items() for at in of]
+    evaluated = [Evaluated.read(at.results, row, at.run.seed, at.origin) for row, of in rows.items() for at in of]
     return Comparison(evaluated, _row_of(study.baseline, rows))
 
 
-def _study_section(study: Study, language: str, rows: _Rows, comparison: Comparison, folder: Path) -> Section:
+def _study_section(
+    study: Study, language: str, rows: _Rows, comparison: Comparison, has_budgets: bool, folder: Path
+) -> Section:
     """What is said of one language of a study."""
     runs = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
-    budgets = {row: (run.arm, run.tokens if run.command else 0) for row, run in runs.items()}
+    amounts = {row: _amount(run, has_budgets) for row, run in runs.items()}
     trained = {row: run.tokens for row, run in runs.items() if run.command}
-    section = _section(comparison, language, study.kept, budgets, _histories(rows), folder)
+    section = _section(comparison, language, study.kept, amounts, _histories(rows), folder)
     chosen = goal_grids(comparison, study.goals, language, trained)
     return replace(section, grids=[*chosen, *section.grids, *cost_grids(rows, study.projected)])
 
 
-def _precision_of_training(at: Place) -> str:
-    return str(at.origin.training.get("precision", "")) if at.origin else ""
-
-
-def _of_rows(values: Iterable[tuple[str, str]]) -> str:
-    """Each value with the rows that have it, or alone where all have the same: of two precisions figures differ."""
-    rows: dict[str, dict[str, None]] = {}
-    for value, row in values:
-        if value:
-            rows.setdefault(value, {})[row] = None
-    return "; ".join(f"{value}: {' | '.join(of)}" for value, of in rows.items()) if len(rows) > 1 else "".join(rows)
-
-
-def _distinct(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(values))
-
-
 def comparison_page(comparison: Comparison, title: str, question: str, folder: Path) -> Page:
     """Any evaluations side by side."""
-    return Page(title, question, [_section(comparison, "", "en", {}, {}, folder)], {})
+    section = _section(comparison, "", "en", {}, {}, folder)
+    about = {"": setting([comparison]) | asked_otherwise(comparison), **words([section])}
+    return Page(title, question, about, [section], {})
 
 
 def _section(
     comparison: Comparison,
     language: str,
     kept: str,
-    budgets: Mapping[str, tuple[str, int | None]],
+    amounts: Mapping[str, plots.Amount],
     histories: Mapping[str, History],
     folder: Path,
 ) -> Section:
@@ -117,7 +100,7 @@ def _section(
     wanted: dict[str, tuple[str, plots.Plot]] = {
         "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
         "kept": (f"{kept} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, kept)),
-        "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, budgets, target)),
+        "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, amounts, target)),
         "perplexities": ("Held-out perplexity, text by text", partial(plots.perplexity_bands, comparison)),
         "training": (f"Training{apart}", partial(plots.curves, curves, list(comparison.by_row))),
     }
@@ -143,7 +126,7 @@ def _histories(rows: _Rows) -> dict[str, History]:
     """Row -> its training, of the first seed of which there are curves."""
     found: dict[str, History] = {}
     for row, places in rows.items():
-        trained = (History.of(at.exported[-1]) for at in places if at.run.trains and at.exported)
+        trained = (History.of(at.told_of) for at in places if at.run.trains and at.told_of)
         if of := next((one for one in trained if one.curves), None):
             found[row] = of
     return found
@@ -151,6 +134,12 @@ def _histories(rows: _Rows) -> dict[str, History]:
 
 def _row(run: Run, has_budgets: bool) -> str:
     return f"{run.arm}, {run.amount}" if has_budgets and run.amount else run.arm
+
+
+def _amount(run: Run, has_budgets: bool) -> plots.Amount:
+    before = run.before
+    after = _row(before, has_budgets) if before and before.tokens not in (None, run.tokens) else ""
+    return plots.Amount(run.arm, run.tokens if run.command else 0, after)
 
 
 def _row_of(arm: str, rows: _Rows) -> str:

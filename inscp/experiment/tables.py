@@ -8,12 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from inscp.evaluation.items import Item, items_folder, read_values
 from inscp.evaluation.labels import TITLES, heading
 from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
-from inscp.evaluation.statistics import loss_of, means, perplexity
+from inscp.evaluation.statistics import is_loss, loss_of, means, perplexity
+from inscp.experiment.conditions import conditions, differing
 from inscp.experiment.estimates import Difference, Sample, difference, mean, samples
+
+if TYPE_CHECKING:  # it imports torch, which `compare` does without
+    from inscp.model.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,27 @@ class Evaluated:
         seed: None where there is one only.
         results: what was measured.
         items: task -> its items.
+        origin: how the model was made; None of one that was not made here.
     """
 
     row: str
     seed: int | None
     results: Results
     items: Mapping[str, Sequence[Item]]
+    origin: "Origin | None" = None
 
     @classmethod
-    def read(cls, file: Path, row: str, seed: int | None = None) -> "Evaluated":
-        """A results file and the items beside it."""
+    def read(cls, file: Path, row: str, seed: int | None = None, origin: "Origin | None" = None) -> "Evaluated":
+        """A results file and the items beside it, of which the means are taken anew: the file may be an older one."""
         results = Results.read(file)
-        return cls(row, seed, results, {name: read_values(items_folder(file), name) for name in results.tasks})
+        items = {name: read_values(items_folder(file), name) for name in results.tasks}
+        tasks = {name: replace(task, metrics=_anew(task.metrics, items[name])) for name, task in results.tasks.items()}
+        return cls(row, seed, replace(results, tasks=tasks), items, origin)
+
+    @property
+    def conditions(self) -> Mapping[str, str]:
+        """What may decide the figures, and no seed does."""
+        return conditions(self.results, self.origin)
 
     def half(self, number: int) -> "Evaluated":
         """The evaluation by half of the items, the same ones for every model: the metrics that are means over items.
@@ -86,12 +100,14 @@ class Table:
         columns: in order.
         rows: arm -> a cell for each column, None where it was not measured.
         changes: arm -> how each column differs from the reference; empty where there is nothing to compare.
+        remarks: on rows whose figures are not of one kind.
     """
 
     title: str
     columns: Sequence[Column]
     rows: Mapping[str, Sequence[Cell | None]]
     changes: Mapping[str, Sequence[Difference | None]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -155,7 +171,27 @@ class Comparison:
     def _table(self, title: str, columns: Sequence[Column]) -> Table:
         rows = {row: [self.cell(row, column) for column in columns] for row in self.by_row}
         others = [row for row in self.by_row if row != self.reference and self.reference in self.by_row]
-        return Table(title, columns, rows, {row: [self.change(row, column) for column in columns] for row in others})
+        changes = {row: [self.change(row, column) for column in columns] for row in others}
+        return Table(title, columns, rows, changes, [*self._mixed_seeds(), *self._cut_otherwise(others, columns)])
+
+    def _mixed_seeds(self) -> Iterable[str]:
+        for row, seeds in self.by_row.items():
+            if what := differing([one.conditions for one in seeds]):
+                yield f"{row}: seeds differ in {what}."
+
+    def _cut_otherwise(self, others: Sequence[str], columns: Sequence[Column]) -> Iterable[str]:
+        for column in (column for column in columns if is_loss(column.metric)):
+            if rows := [row for row in others if not self.is_cut_alike((self.reference, row), column.metric)]:
+                what = f"and perplexity of {' | '.join(rows)} are over other tokens than those of {self.reference}"
+                yield f"{column.label} {what}; compare bits a byte."
+
+    def is_cut_alike(self, rows: Iterable[str], loss: str) -> bool:
+        """Whether the tokenizers of rows make as many tokens of each held-out text, over which its loss is a mean."""
+        counts: dict[str, set[float]] = {}
+        for one in (one for row in rows for one in self.by_row[row]):
+            for item in (item for of in one.items.values() for item in of if loss in item.weights):
+                counts.setdefault(item.id, set()).add(item.weights[loss])
+        return all(len(found) == 1 for found in counts.values())
 
     def cell(self, row: str, column: Column) -> Cell | None:
         """What the seeds of a row come to; None where it was not measured."""
@@ -166,7 +202,7 @@ class Comparison:
         seeds = len({one.seed for one in having} - {None})
         of_items = self._samples([having], column)
         is_share = bool(of_items) and of_items[0].is_share
-        if len(found) == 1:
+        if len(found) == 1:  # over items alone, as `evaluate` tells it
             return Cell(found[0], seeds, is_share)
         if of_items:
             return Cell(mean(of_items[0]), seeds, is_share)
@@ -176,7 +212,12 @@ class Comparison:
         return Cell(Metric(fmean(metric.value for metric in found), (math.nan, math.nan), found[0].n), seeds, False)
 
     def change(self, row: str, column: Column) -> Difference | None:
-        """How a row differs from the reference; None where the metric is no mean over items that both have."""
+        """How a row differs from the reference; None where the metric is no mean over items that both have.
+
+        Nor do losses compare that are over other tokens.
+        """
+        if is_loss(column.metric) and not self.is_cut_alike((self.reference, row), column.metric):
+            return None
         before, after = (self._having(of, column) for of in (self.reference, row))
         common = {one.seed for one in before} & {one.seed for one in after}
         if common:  # a seed that one of them lacks says nothing of how they differ
@@ -195,6 +236,12 @@ class Comparison:
         if not is_asked or not all(any(column.metric in item.values for of in row for item in of) for row in items):
             return []
         return samples(items, column.metric)
+
+
+def _anew(metrics: Mapping[str, Metric], items: Sequence[Item]) -> dict[str, Metric]:
+    """The metrics by the items, but for those that are no means over items."""
+    found = means(items)
+    return {name: found.get(name, metric) for name, metric in metrics.items()}
 
 
 def _digest(id: str) -> int:

@@ -1,7 +1,7 @@
 """What was measured is found by what decided it, and kept runs where their files are not any more."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from inscp.errors import UserError
 from inscp.evaluation.items import Item, items_folder, write_items
 from inscp.evaluation.results import Results, TaskResult
 from inscp.evaluation.statistics import means
-from inscp.experiment import configuration
+from inscp.experiment import configuration, plots
 from inscp.experiment.costs import training_cost
 from inscp.experiment.places import Places, keep
 from inscp.experiment.report import study_page
@@ -156,3 +156,38 @@ def test_a_report_tells_of_the_model_that_was_measured_and_of_no_other_that_was_
         assert at.origin.training["precision"] == "32-true"
     measure(study, where, "orgCP", model="name/20260103-000000/model")
     assert where.made(run).origin is None, "it is not there any more"
+
+
+def test_a_report_says_above_its_tables_what_it_is_about(study: Study) -> None:
+    where = Places(Path("out"))
+    make(study, where, "orgCP", "32-true", "20260101-000000")
+    measure(study, where, "instruct")
+    measure(study, where, "orgCP", model="name/20260101-000000/model")
+    page = study_page(study, study.runs(), "study", where, Path("page"))
+    assert page.about[""]["precision of training"] == "32-true"
+    assert page.about["Arms"] == {"instruct": "the model as it is", "orgCP": "as base.yaml"}
+    assert page.about["Words"].keys() == {"orgCP"}
+    measure(study, where, "CP then SFT")
+    page = study_page(study, study.runs(), "study", where, Path("page"))
+    assert page.about["Arms"]["CP then SFT"] == "after: orgCP, fit: {data.epochs: 2}"
+    notes = {grid.title: grid.note for grid in page.sections[0].grids}
+    assert "held-out sets in between included" in notes["What the training cost"]
+    page.write(Path("page"))
+    for form, line in (("report.md", "- orgCP: as base.yaml"), ("report.html", "<dt>orgCP</dt><dd>as base.yaml</dd>")):
+        text = (Path("page") / form).read_text("utf-8")
+        assert text.index(line) < text.index("What the answers are like")
+
+
+def test_a_second_training_begins_at_the_row_of_the_first(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge = Arm(merge={"method": "Average"}, after="orgCP")
+    several = replace(study, budgets=[10, 20], arms={**study.arms, "averaged": merge})
+    found: dict[str, plots.Amount] = {}
+    monkeypatch.setattr(plots, "against_tokens", lambda _, amounts, __: found.update(amounts))
+    measure(several, Places(Path("out")))
+    study_page(several, several.runs(), "study", Places(Path("out")), Path("page"))
+    assert found == {
+        "instruct": plots.Amount("instruct", 0),
+        **{f"orgCP, {n} tokens": plots.Amount("orgCP", n) for n in (10, 20)},
+        **{f"CP then SFT, {2 * n} tokens": plots.Amount("CP then SFT", 2 * n, f"orgCP, {n} tokens") for n in (10, 20)},
+        **{f"averaged, {n} tokens": plots.Amount("averaged", n) for n in (10, 20)},
+    }

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from inscp.errors import UserError
-from inscp.evaluation.items import Item
+from inscp.evaluation.items import Item, items_folder, write_items
 from inscp.evaluation.labels import label
-from inscp.evaluation.results import Results, TaskResult
+from inscp.evaluation.results import Metric, Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.retention import Retention
 from inscp.experiment.page import grids
 from inscp.experiment.plots import gained_and_kept
 from inscp.experiment.report import comparison_page
 from inscp.experiment.tables import Column, Comparison, Evaluated
+from inscp.model.origin import Origin
 
 
 def evaluated(row: str, seed: int | None, ended: list[bool], losses: list[float]) -> Evaluated:
@@ -200,6 +201,85 @@ def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison)
     assert "over seeds and items, of one seed over items alone" in values.note
     alone = next(of for of in Comparison([original, one], "instruct").tables() if "answers are" in of.title)
     assert all("87" not in grid.note for grid in grids(alone, "instruct"))
+
+
+def test_seeds_that_were_made_otherwise_are_told_below_their_means(comparison: Comparison) -> None:
+    def made(one: Evaluated, seed: int, **training: object) -> Evaluated:
+        before = Origin("m", "orgCP", "fi", {"precision": "bf16-mixed", "seed": seed})
+        training |= {"seed": seed, "steps": 50 + seed, "passes": f"{seed}", "models": f"m{seed}"}
+        return replace(one, origin=Origin("m", "InsCP", "fi", training, before=before))
+
+    def notes(*seeds: Evaluated) -> list[str]:
+        tables = Comparison([comparison.evaluated[0], *seeds], "instruct").tables()
+        return [grid.note for table in tables for grid in grids(table, "instruct")]
+
+    _, one, two = comparison.evaluated
+    asked = {"tagger": "InsCPTagger(user='x')", "precision": "bf16-mixed"}
+    assert not any("differ in" in note for note in notes(made(one, 0, **asked), made(two, 1, **asked, added_later=1)))
+    found = notes(made(one, 0, **asked), made(two, 1, **{**asked, "precision": "32-true"}))
+    told = "InsCP | ours: seeds differ in precision (bf16-mixed, bf16-mixed then 32-true)."
+    assert all(note.endswith(told) for note in found)
+
+
+@pytest.mark.parametrize("tokens", [1.0, 0.5])
+def test_losses_over_other_tokens_are_not_compared(comparison: Comparison, tokens: float) -> None:
+    def measured(row: str, times: float) -> Evaluated:
+        values = {"held_out/x/loss": 2.0 / times, "held_out/x/bits_per_byte": 1.0 / times}
+        texts = [Item(str(n), values, {"held_out/x/loss": times * (1 + n), "held_out/x/bits_per_byte": 5.0 + n})
+                 for n in range(4)]  # fmt: skip
+        task = TaskResult("Retention", means(texts), len(texts), 1, 0.0)
+        return Evaluated(row, None, Results(row, {"retention": task}, {}), {"retention": texts})
+
+    [table] = Comparison([measured("instruct", 1.0), measured("more tokens", tokens)], "instruct").tables()
+    changes = {
+        column.metric: change for column, change in zip(table.columns, table.changes["more tokens"], strict=True)
+    }
+    assert (changes["held_out/x/loss"] is None) == (tokens != 1.0)
+    assert changes["held_out/x/bits_per_byte"] is not None
+    told = "x: loss and perplexity of more tokens are over other tokens than those of instruct; compare bits a byte."
+    assert [grid.note.endswith(told) for grid in grids(table, "instruct")] == [tokens != 1.0] * 2
+
+
+def test_intervals_are_those_of_the_items_whatever_an_older_file_holds(comparison: Comparison, tmp_path: Path) -> None:
+    one, file = comparison.evaluated[0], tmp_path / "results.json"
+    stale = {name: replace(task, metrics={metric: replace(of, interval=(0.5, 1.5)) for metric, of in
+                                          {**task.metrics, "no mean": Metric(1.0, (0.0, 2.0), 4)}.items()})
+             for name, task in one.results.tasks.items()}  # fmt: skip
+    replace(one.results, tasks=stale).write(file)
+    for name, items in one.items.items():
+        write_items(items_folder(file), name, items)
+    read = Evaluated.read(file, "instruct").results.tasks
+    for name, task in one.results.tasks.items():
+        assert read[name].metrics == {**task.metrics, "no mean": stale[name].metrics["no mean"]}
+
+
+def test_a_page_says_what_its_rows_share_and_in_what_they_differ(comparison: Comparison, tmp_path: Path) -> None:
+    settings = {"prompts": "a.jsonl", "limit": None, "source": "arXiv"}
+    first, *others = comparison.evaluated
+    now = {"precision": "float32", "date": "2026-11-30T01:00", "versions": {"inscp": "0.1.0"}, "hardware": "a chip"}
+    asked = [{**now, "settings": {"language": settings | {"max_new_tokens": 4}}},
+             {**now, "settings": {"language": settings | {"max_new_tokens": 8}}, "precision": "bfloat16"}]  # fmt: skip
+    origin = Origin("org/model", "InsCP", "en", {"learning_rate": 2e-5, "precision": "32-true"})
+    rows = [replace(first, results=replace(first.results, environment=asked[0])),
+            replace(others[0], results=replace(others[0].results, environment=asked[1]), origin=origin)]  # fmt: skip
+    page = comparison_page(Comparison(rows, "instruct"), "?", "?", tmp_path)
+    assert page.about[""] == {
+        "model": "instruct; model: InsCP | ours",
+        "reference": "instruct, which the others are compared with",
+        "learning rate": "2e-05",
+        "precision of training": "32-true",
+        "precision of answers": "float32; bfloat16: InsCP | ours",
+        "language": "LanguageAlignment, 4 items, prompts: a.jsonl, max_new_tokens: 4",
+        "retention": "Retention, 2 items",
+        "hardware": "a chip",
+        "date": "2026-11-30",
+        "versions": "inscp 0.1.0",
+        "asked otherwise: InsCP | ours": "language: max_new_tokens 4, after 8",
+    }
+    assert page.about["Words"].keys() == {"sound"}
+    page.write(tmp_path)
+    for form in ("report.md", "report.html"):
+        assert "max_new_tokens 4, after 8" in (tmp_path / form).read_text("utf-8")
 
 
 def test_two_tasks_of_one_kind_have_heads_of_their_own(comparison: Comparison) -> None:
