@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import regex
 from chat_templates import STYLES, text_ids, tokenizer_for
 from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerBase
@@ -132,6 +133,45 @@ def test_without_a_sentence_end_a_part_ends_with_a_clause_or_word(tokenizer: Pre
         assert len(said) > 2
         assert all(one.split()[0] in words or one.startswith("古老的磨坊，") for one in said)
         assert all(one.split()[-1] in words or one.endswith("磨坊，") for one in said)
+
+
+def said_of(text: str, room: int) -> list[str]:
+    """The pieces of a text, each byte of which is a token."""
+    places = [(place, place + 1) for place, character in enumerate(text) for _ in character.encode()]
+    pieces = split(text, list(text.encode()), places, room, lambda word: list(word.encode()))
+    return [bytes(piece).decode() for piece in pieces]
+
+
+@pytest.mark.parametrize("room", [40, 64, 100])
+def test_words_of_khmer_stay_whole_where_spaces_without_width_are_between_them(room: int) -> None:
+    words = ["ប្រាសាទ", "អង្គរ", "ជា", "ដ៏", "ធំ", "បំផុត", "មួយ", "ក្នុង"] * 9
+    pieces = said_of("\u200b".join(words), room)
+    assert len(pieces) > 5
+    assert [word for piece in pieces for word in piece.split("\u200b")] == words
+
+
+@pytest.mark.parametrize("clause", ["ประเทศไทย", "ទន្លេ", "မြန်မာ", "河水流過"])
+def test_where_no_spaces_are_between_words_a_clause_is_looked_for_in_all_of_the_room(clause: str) -> None:
+    clauses = [clause, *[clause * 3] * 6]
+    for end in (" ", "\u200b", "，", "។ "):
+        room = len(end.join(clauses[:2]).encode()) - 1
+        assert [piece.rstrip(end) for piece in said_of(end.join(clauses), room)] == clauses
+
+
+@pytest.mark.parametrize(
+    "word", ["ខ្ញុំ", "ស្ត្រី", "น้ำ", "ကြောင့်", "နိုင်ငံ", "क्षत्रिय", "e\u0301", "👩\u200d👩\u200d👧", "🇫🇮", "မြန်မာ"]
+)
+def test_no_part_ends_between_a_character_and_its_marks(word: str) -> None:
+    characters = regex.findall(r"\X\p{M}*", word)
+    longest = max(len(character.encode()) for character in characters)
+    for room in range(2 * longest, 3 * longest):
+        pieces = said_of(word * 20, room)
+        assert [one for piece in pieces for one in regex.findall(r"\X\p{M}*", piece)] == characters * 20
+
+
+def test_a_word_in_text_without_spaces_stays_whole() -> None:
+    for room in range(40, 60):
+        assert sum(piece.count("Python") for piece in said_of("河水流過古老的Python磨坊" * 5, room)) == 5
 
 
 def test_parts_are_at_least_half_full_but_the_last_which_has_a_quarter() -> None:
