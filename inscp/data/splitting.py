@@ -21,7 +21,7 @@ _CHARACTER = regex.compile(r"\X\p{M}*")
 _WORD = regex.compile(rf"[^\s\u200b{UNSPACED}]+|{_CHARACTER.pattern}")
 """What no space divides; a character where the script has no spaces."""
 _SPACE = regex.compile(rf"{_BLANK}*")
-_LOOKED_AHEAD = 64  # characters behind the last token that fits, they show whether a full stop ends a sentence
+_LOOKED_AHEAD = 64  # characters behind the last token that fits: they show whether a full stop ends a sentence
 _ENCODED_AGAIN = 32  # most tokens that are encoded again where a piece begins inside white space
 
 

@@ -1,6 +1,7 @@
 """Long documents become several tagged parts, and nothing of them is lost."""
 
 import random
+import re
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -202,14 +203,23 @@ def test_a_text_is_as_long_as_a_document_may_be_a_conversation_as_a_row(tokenize
         *chain(*map(InsCPTagger().bind(tokenizer), (short, text))),
     ]
     before, after = around(tokenizer)
-    limit = len(before) + 20 + len(after)
+    template = len(before) + len(after)
+    limit = template + max(20, template)
     whole, one, *parts = tokenize(documents, tokenizer, 4096, refuse, document_length=limit)
     assert len(whole.input_ids) > limit >= len(one.input_ids), "a conversation that is longer, a text that is not"
     assert len(parts) > 3
     assert all(len(part.input_ids) <= limit for part in parts)
     assert together(tokenizer, texts_in(parts, before, after)) == "".join(text.turns[0].text.split())
-    with pytest.raises(UserError, match=r"data\.document_length: the chat template leaves 0 of \d+ tokens"):
-        list(tokenize(documents, tokenizer, 4096, refuse, document_length=len(before) + len(after)))
+
+
+def test_a_template_that_takes_most_of_a_document_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    documents, (before, after) = InsCPTagger().bind(tokenizer)(record("The mill runs. " * 30)), around(tokenizer)
+    template = len(before) + len(after)
+    assert len(list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template))) > 3
+    why = f"leaves {template - 1} of {2 * template - 1} tokens for text"
+    mends = f"Give {2 * template} at least, or set data.tagger.system to none."
+    with pytest.raises(UserError, match=re.escape(f"data.document_length: the chat template {why}. {mends}")):
+        list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template - 1))
 
 
 def test_truncation_in_the_tokenizer_file_cuts_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -258,7 +268,7 @@ def test_a_text_that_would_not_fit_into_memory_is_reported_and_left_out(
 @pytest.mark.parametrize("room", [0, -3])
 def test_row_too_short_for_the_template_is_an_error(tokenizer: PreTrainedTokenizerBase, room: int) -> None:
     before, after = around(tokenizer)
-    with pytest.raises(UserError, match=r"data\.row_length: the chat template leaves .* larger"):
+    with pytest.raises(UserError, match=r"data\.row_length: the chat template leaves .*system to none"):
         parts_of("A text.", tokenizer, len(before) + room + len(after))
 
 
