@@ -38,9 +38,9 @@ class InsCPDataModule(LightningDataModule):
         validation_tagger: how held-out text is presented. The same for every arm, so that their losses compare; by
             default in the assistant's place with the loss on the text, which is how the model will be used.
         row_length: tokens a packed row.
-        document_length: tokens a training document has at most, tags included; a longer text becomes several
-            documents, each tagged, split where a sentence ends. By default as many as a row. What is as long as an
-            answer teaches to end one. Conversations stay whole.
+        document_length: tokens a training document has at most, tags included, which may take half of them; a longer
+            text becomes several documents, each tagged, split where a sentence ends. By default as many as a row. What
+            is as long as an answer teaches to end one. Conversations stay whole.
         batch_size: rows a micro-batch.
         token_budget: train on about so many tokens (whole steps), over again where the data has fewer; replayed
             ones count.

@@ -9,6 +9,7 @@ from typing import Any
 
 from inscp.data.rows import SURROGATE, BadRow, Row
 from inscp.records import Role, Turn
+from inscp.text.reasoning import behind_reasoning
 
 TURNS, USER, CONTEXT, ASSISTANT, TEXT = "turns", "user", "context", "assistant", "text"
 SYSTEM, HISTORY = "system", "history"
@@ -25,7 +26,7 @@ _DOCUMENTS = ("text", "content", "document", "body")
 _ROLE_KEYS = ("role", "from", "name", "speaker")
 _CONTENT_KEYS = ("content", "value", "text")
 _ROLES: dict[str, Role] = {
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),  # type: ignore[dict-item]
     **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),  # type: ignore[dict-item]
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "agent", "chatgpt"), "assistant"),  # type: ignore[dict-item]
 }  # fmt: skip
@@ -62,6 +63,9 @@ def to_turns(
     row: Row | BadRow, fields: Mapping[str, str] | None = None, requests: bool = False
 ) -> tuple[Turn, ...] | BadRow:
     """The row's turns, or why it has none.
+
+    Their texts come without the white space around them, which most chat templates leave out, and an assistant's
+    without the reasoning in think tags before it: the model is trained and asked without.
 
     Args:
         row: as `read_rows` gives it.
@@ -108,13 +112,26 @@ def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | Ba
     turns: list[_Spoken] = []
     for item in value:
         speaker = next((item[key] for key in _ROLE_KEYS if key in item), None)
-        content = next((item[key] for key in _CONTENT_KEYS if key in item), None)
+        content = _joined(next((item[key] for key in _CONTENT_KEYS if key in item), None))
         role = _ROLES.get(str(speaker).lower())
         if role is None:
             return BadRow("a speaker is not known", f"{speaker!r} is none of {', '.join(_ROLES)}")
+        if item.get("tool_calls"):  # the answer goes on behind what the tool returns
+            return BadRow("a turn calls a tool")
         turns.append((role, content, "a turn"))
     own = [turn for turn in turns if turn[0] == "system"]  # overrides the row's
     return _checked([*([] if own else system), *turns]) if turns else BadRow("the conversation is empty")
+
+
+def _joined(content: Any) -> Any:
+    """Of content in parts, of which all are text, the text."""
+    if isinstance(content, list) and content and all(_is_text(part) for part in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def texts(value: Any, but: Container[str] = (), but_whole: Container[str] = ()) -> Iterator[str]:
@@ -145,5 +162,8 @@ def _checked(turns: Iterable[_Spoken]) -> tuple[Turn, ...] | BadRow:
             return BadRow(f"{name} has no text")
         if SURROGATE.search(text):
             return BadRow(f"{name} holds half a surrogate pair, which is no Unicode text")
-        result.append(Turn(role, text))
+        said = (behind_reasoning(text) if role == "assistant" else text).strip()
+        if not said:
+            return BadRow(f"{name} has no text behind its reasoning")
+        result.append(Turn(role, said))
     return tuple(result)

@@ -152,10 +152,12 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], policy: _LengthP
         return
     index, span, encoding = spans[0]
     ids, is_target = pieces[index]
-    room = longest - length + len(ids)
-    if room <= 0:
-        key = "data.row_length" if longest == policy.row_length else "data.document_length"
-        raise UserError(key, f"the chat template leaves {room} of {longest} tokens for text", "Give a larger number.")
+    template = length - len(ids)
+    room = longest - template
+    key, least = ("data.row_length", 1) if longest == policy.row_length else ("data.document_length", template)
+    if room < least:  # pieces of a few tokens, each in a template of many, teach to say a few
+        what = f"the chat template leaves {room} of {longest} tokens for text"
+        raise UserError(key, what, f"Give {2 * template} at least, or set data.tagger.system to none.")
     ahead, encode = len(span.left_context.text), partial(policy.encode, left_context=span.left_context)
     offsets = encoding.offsets[span.left_context.n_tokens :]
     if ahead:

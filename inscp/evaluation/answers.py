@@ -15,13 +15,13 @@ from inscp.optional import library
 from inscp.records import Generation
 from inscp.text.chinese import expected_form, form_of
 from inscp.text.language import LanguageIdentifier, primary
+from inscp.text.reasoning import CLOSED, begins_to_reason, behind_reasoning
 from inscp.text.words import copies, loops, words
 
 _LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Confusion Benchmark's
 _PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it takes out before it looks at a line
 _LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
-_CLOSED = "</think>"
 
 ALIGNMENT_METRICS = (
     "in_language", "in_script", "ended", "looped", "copied", "empty", "sound", "sound_in_language",
@@ -57,20 +57,14 @@ def without_reasoning(answers: Sequence[Generation]) -> list[Generation]:
     Args:
         answers: of one model.
     """
-    closes = [_CLOSED in answer.response and not _begins_to_reason(answer) for answer in answers if answer.ended]
+    ended = [answer.response for answer in answers if answer.ended]
+    closes = [CLOSED in response and not begins_to_reason(response) for response in ended]
     is_opened = 2 * sum(closes) > len(closes)
 
     def told(answer: Generation) -> str:
-        if _CLOSED in answer.response:
-            return answer.response.rpartition(_CLOSED)[2].lstrip()
-        is_cut = _begins_to_reason(answer) or (is_opened and not answer.ended)
-        return "" if is_cut else answer.response
+        return behind_reasoning(answer.response, CLOSED in answer.response or (is_opened and not answer.ended))
 
     return [replace(answer, response=told(answer)) for answer in answers]
-
-
-def _begins_to_reason(answer: Generation) -> bool:
-    return answer.response.lstrip().startswith("<think>")
 
 
 def defects(answer: Generation) -> dict[str, bool]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from inscp.model.isolation import isolates_documents
+from inscp.model.isolation import isolates_documents, longest_isolated
 from inscp.model.loss import NextTokenLoss
 from inscp.model.weights import load_sharded
 from inscp.pretrained import empty_model, load_model
@@ -22,10 +22,12 @@ def attention_for(dtype: torch.dtype) -> str | None:
 
 def scoring_batch_tokens(loss: NextTokenLoss, given: int | None = None) -> int:
     """Tokens of a forward pass, all in one row: as given, else fewer where attention is over the row and not by
-    document. 1, so that each text is a batch of its own, where the model does not isolate documents."""
+    document; at most what a text may have without changing others. 1, so that each text is a batch of its own, where
+    the model does not isolate documents."""
     if not isolates_documents(loss, best_device()):
         return 1
-    return given or (32768 if best_device().type == "cuda" and loss.by_document else 4096)
+    found = given or (32768 if best_device().type == "cuda" and loss.by_document else 4096)
+    return min(found, longest_isolated(loss.model.config))
 
 
 def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:

@@ -5,7 +5,10 @@ Attention does, where it learns from positions which tokens are one document. La
 There is no list of names: a document stands in a row twice, and a model that keeps documents apart predicts both alike.
 """
 
+import sys
+
 import torch
+from transformers import PretrainedConfig
 
 from inscp.errors import UserError
 from inscp.model.loss import NextTokenLoss
@@ -43,16 +46,32 @@ def isolates_documents(loss: NextTokenLoss, device: torch.device) -> bool:
     return bool((second - first).norm() <= _TOLERANCE * first.norm())
 
 
-def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device) -> None:
+def longest_isolated(config: PretrainedConfig) -> int:
+    """How many tokens a document may have without changing the others of its batch; without end for most models.
+
+    A document longer than those of pre-training makes LongRoPE (Phi-4-mini) take other frequencies for all of the
+    batch. Dynamic RoPE does so only beyond what the model can see at once, and no row is longer than that.
+    """
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # one for each type of layers
+    ends = (kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope")
+    return min(ends, default=sys.maxsize)
+
+
+def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device, row_length: int) -> None:
     """Refuse a model that does not keep documents apart; to be asked in the precision that computes.
 
     Args:
         loss, device: as for `isolates_documents`.
         spec: the model's name for messages.
+        row_length: tokens that a document has at most.
 
     Raises:
-        UserError: it lets a document see the one before it.
+        UserError: it lets a document see the one before it, or a document may be long enough to change the others.
     """
+    if row_length > (longest := longest_isolated(loss.model.config)):
+        what = f"a document of more than {longest:,} tokens changes the positions of all others in its batch (longrope)"
+        raise UserError(spec, what, f"Set data.row_length to {longest}.")
     if isolates_documents(loss, device):
         return
     what = "its layers let a document of a packed row see the one before it"

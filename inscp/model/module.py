@@ -159,7 +159,10 @@ class InsCPModule(ValidationModule):
         self._require_isolation()
         if self.teacher and not self.teacher.is_adapter_base:
             with self.trainer.precision_plugin.forward_context():
-                require_isolation(self.teacher.root, "model.distillation.teacher", self.trainer.strategy.root_device)
+                require_isolation(
+                    self.teacher.root, "model.distillation.teacher", self.trainer.strategy.root_device,
+                    data_of(self.trainer).row_length,
+                )  # fmt: skip
         if self.ema_decay is not None:
             self.average = MovingAverage(self.weights, self.ema_decay)
 
@@ -172,7 +175,8 @@ class InsCPModule(ValidationModule):
 
     def _require_isolation(self) -> None:
         with self.trainer.precision_plugin.forward_context():
-            require_isolation(self.loss, self.pretrained, self.trainer.strategy.root_device)
+            device, row_length = self.trainer.strategy.root_device, data_of(self.trainer).row_length
+            require_isolation(self.loss, self.pretrained, device, row_length)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps: `model.NAME`, `average.NAME`, `shield.NAME`, `optimizer.NAME.STATE`.

@@ -9,11 +9,11 @@ import regex
 _LOOP_NGRAM = 4
 _LOOP_SHARE = 0.5
 _COPY_SHARE, _COPY_WORDS = 0.8, 12
-_UNSPACED = r"\p{Line_Break=Complex_Context}\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
+UNSPACED = r"\p{Line_Break=Complex_Context}\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
 # One CJK, kana or hangul character, or one of Thai, Lao, Khmer, Burmese and the like; else a run of other letters with
 # their marks, and digits: about one word.
-UNIT = regex.compile(rf"[{_UNSPACED}]|(?:[^\W{_UNSPACED}]|\p{{M}})+")
-_CHARACTER = regex.compile(rf"[{_UNSPACED}]")
+UNIT = regex.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]|\p{{M}})+")
+_CHARACTER = regex.compile(rf"[{UNSPACED}]")
 
 
 def words(text: str, unit: regex.Pattern[str] = UNIT) -> list[str]:

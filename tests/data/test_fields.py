@@ -21,10 +21,15 @@ def spoken(speaker: str, text: str, *speakers: str, **extra: object) -> list[dic
     return [{speaker: who, text: what, **extra} for who, what in zip(speakers, texts, strict=True)]
 
 
+def in_parts(*texts: str) -> list[dict]:
+    return [{"type": "text", "text": text, "image": None} for text in texts]
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"text": " T\n", "id": 7}, (("document", " T\n"),)),
+        ({"text": "T", "id": 7}, (("document", "T"),)),
+        ({"text": "\u3000T\n\nT \n"}, (("document", "T\n\nT"),)),
         ({"title": "x", "content": "T"}, (("document", "T"),)),
         ({"instruction": "Q", "input": "", "output": "A"}, PAIR),
         ({"instruction": "Q", "input": None, "output": "A"}, PAIR),
@@ -37,12 +42,18 @@ def spoken(speaker: str, text: str, *speakers: str, **extra: object) -> list[dic
         ({"instruction": "Q", "input": "C", "output": "A", "text": "all of it"}, WITH_CONTEXT),
         ({"instruction": "Q", "context": "C", "response": "A", "category": "qa"}, WITH_CONTEXT),
         ({"question": "Q", "answer": "A"}, PAIR),
+        ({"question": "\n Q\n", "answer": " A\n"}, PAIR),
         ({"prompt": "Q", "response": "A"}, PAIR),
         ({"prompt": "Q", "completion": "A"}, PAIR),
         ({"messages": spoken("role", "content", "system", "user", "assistant")}, CONVERSATION),
         ({"conversations": spoken("from", "value", "system", "human", "gpt", weight=0)}, CONVERSATION),
         ({"id": "1", "utterances": spoken("name", "text", "system", "user", "agent", time=1.5)}, CONVERSATION),
         ({"messages": [{"role": "user", "name": "Ann", "content": "Q"}, {"role": "Assistant", "content": "A"}]}, PAIR),
+        ({"messages": spoken("role", "content", "developer", "user", "assistant", tool_calls=[])}, CONVERSATION),
+        (
+            {"messages": [{"role": "user", "content": in_parts("Q")}, {"role": "model", "content": in_parts("", "A")}]},
+            PAIR,
+        ),
     ],
 )
 def test_every_common_shape_is_found(row, expected):
@@ -99,16 +110,42 @@ def test_named_fields_win_over_found_ones(fields, expected):
         ({"question": "Q", "context": "\udc80", "answer": "A"}, "question holds half a surrogate pair, which is no"),
         ({"messages": []}, "the conversation is empty"),
         ({"messages": ["Q", "A"]}, "a conversation must be a list of objects"),
-        ({"messages": [{"role": "alien", "content": "Q"}]}, "a speaker is not known ('alien' is none of system, user,"),
+        ({"messages": [{"role": "alien", "content": "Q"}]}, "a speaker is not known ('alien' is none of system, devel"),
         ({"messages": [{"content": "Q"}]}, "a speaker is not known (None is none of"),
         ({"messages": [{"role": "user"}]}, "a turn is not text but NoneType"),
         ({"messages": [{"role": "user", "content": ""}]}, "a turn has no text"),
+        ({"messages": [{"role": "user", "content": []}]}, "a turn is not text but list"),
+        (
+            {"messages": [{"role": "user", "content": [*in_parts("Q"), {"type": "image", "text": "Q"}]}]},
+            "a turn is not text but list",
+        ),
+        ({"messages": [{"role": "assistant", "content": "Wait.", "tool_calls": [{}]}]}, "a turn calls a tool ()"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "a turn calls a tool ()"),
+        ({"question": "Q", "answer": "<think>\nhm\n</think>\n\n"}, "answer has no text behind its reasoning"),
+        ({"question": "Q", "answer": "<think>\nhm and"}, "answer has no text behind its reasoning"),
     ],
 )
 def test_what_does_not_fit_has_a_clear_reason(row, reason):
     bad = to_turns(row)
     assert isinstance(bad, BadRow)
     assert f"{bad.why} ({bad.detail})".startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("<think>\nhm\n</think>\n\nA", "A"),
+        ("\n<think></think>A", "A"),
+        ("<think>a </think>? hm</think>\nA", "A"),
+        ("A <think>b</think>", "A <think>b</think>"),
+    ],
+)
+def test_an_assistant_s_reasoning_is_left_out(answer: str, said: str) -> None:
+    rounds = [{"role": "user", "content": answer}, {"role": "assistant", "content": answer}] * 2
+    expected = (("user", answer.strip()), ("assistant", said))
+    assert shape(to_turns({"messages": rounds})) == expected * 2
+    assert shape(to_turns({"question": answer, "answer": answer})) == expected
+    assert shape(to_turns({"text": answer})) == (("document", answer.strip()),)
 
 
 def test_a_missing_named_field_is_a_bad_row():

@@ -93,7 +93,7 @@ def test_inspect_shows_and_leaves_out_what_a_training_does(
     texts = tmp_path / "mixed.jsonl"
     pairs = [{"question": "What?", "answer": answer} for answer in ("That.", "That. " * 50, "This.")]
     texts.write_text("\n".join(map(json.dumps, [*pairs, {"text": "Nobody asks."}])), "utf-8")
-    options: dict[str, Any] = {"tagger": ConversationTagger(), "on_bad_record": "skip", "document_length": 24}
+    options: dict[str, Any] = {"tagger": ConversationTagger(), "on_bad_record": "skip", "document_length": 28}
     data = data_module(texts, tiny_model_folder, replay=Replay(str(corpus), 0.5, InsCPTagger()), **options)
     data.setup("fit")
     own, replay = data.pipelines()

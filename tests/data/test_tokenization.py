@@ -1,11 +1,13 @@
 """Long documents become several tagged parts, and nothing of them is lost."""
 
 import random
+import re
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import regex
 from chat_templates import STYLES, text_ids, tokenizer_for
 from tokenizers import normalizers, processors
 from transformers import PreTrainedTokenizerBase
@@ -134,6 +136,45 @@ def test_without_a_sentence_end_a_part_ends_with_a_clause_or_word(tokenizer: Pre
         assert all(one.split()[-1] in words or one.endswith("磨坊，") for one in said)
 
 
+def said_of(text: str, room: int) -> list[str]:
+    """The pieces of a text, each byte of which is a token."""
+    places = [(place, place + 1) for place, character in enumerate(text) for _ in character.encode()]
+    pieces = split(text, list(text.encode()), places, room, lambda word: list(word.encode()))
+    return [bytes(piece).decode() for piece in pieces]
+
+
+@pytest.mark.parametrize("room", [40, 64, 100])
+def test_words_of_khmer_stay_whole_where_spaces_without_width_are_between_them(room: int) -> None:
+    words = ["ប្រាសាទ", "អង្គរ", "ជា", "ដ៏", "ធំ", "បំផុត", "មួយ", "ក្នុង"] * 9
+    pieces = said_of("\u200b".join(words), room)
+    assert len(pieces) > 5
+    assert [word for piece in pieces for word in piece.split("\u200b")] == words
+
+
+@pytest.mark.parametrize("clause", ["ประเทศไทย", "ទន្លេ", "မြန်မာ", "河水流過"])
+def test_where_no_spaces_are_between_words_a_clause_is_looked_for_in_all_of_the_room(clause: str) -> None:
+    clauses = [clause, *[clause * 3] * 6]
+    for end in (" ", "\u200b", "，", "។ "):
+        room = len(end.join(clauses[:2]).encode()) - 1
+        assert [piece.rstrip(end) for piece in said_of(end.join(clauses), room)] == clauses
+
+
+@pytest.mark.parametrize(
+    "word", ["ខ្ញុំ", "ស្ត្រី", "น้ำ", "ကြောင့်", "နိုင်ငံ", "क्षत्रिय", "e\u0301", "👩\u200d👩\u200d👧", "🇫🇮", "မြန်မာ"]
+)
+def test_no_part_ends_between_a_character_and_its_marks(word: str) -> None:
+    characters = regex.findall(r"\X\p{M}*", word)
+    longest = max(len(character.encode()) for character in characters)
+    for room in range(2 * longest, 3 * longest):
+        pieces = said_of(word * 20, room)
+        assert [one for piece in pieces for one in regex.findall(r"\X\p{M}*", piece)] == characters * 20
+
+
+def test_a_word_in_text_without_spaces_stays_whole() -> None:
+    for room in range(40, 60):
+        assert sum(piece.count("Python") for piece in said_of("河水流過古老的Python磨坊" * 5, room)) == 5
+
+
 def test_parts_are_at_least_half_full_but_the_last_which_has_a_quarter() -> None:
     def lengths(text: str, room: int) -> list[int]:
         offsets = [(i, i + 1) for i in range(len(text))]
@@ -162,14 +203,23 @@ def test_a_text_is_as_long_as_a_document_may_be_a_conversation_as_a_row(tokenize
         *chain(*map(InsCPTagger().bind(tokenizer), (short, text))),
     ]
     before, after = around(tokenizer)
-    limit = len(before) + 20 + len(after)
+    template = len(before) + len(after)
+    limit = template + max(20, template)
     whole, one, *parts = tokenize(documents, tokenizer, 4096, refuse, document_length=limit)
     assert len(whole.input_ids) > limit >= len(one.input_ids), "a conversation that is longer, a text that is not"
     assert len(parts) > 3
     assert all(len(part.input_ids) <= limit for part in parts)
     assert together(tokenizer, texts_in(parts, before, after)) == "".join(text.turns[0].text.split())
-    with pytest.raises(UserError, match=r"data\.document_length: the chat template leaves 0 of \d+ tokens"):
-        list(tokenize(documents, tokenizer, 4096, refuse, document_length=len(before) + len(after)))
+
+
+def test_a_template_that_takes_most_of_a_document_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    documents, (before, after) = InsCPTagger().bind(tokenizer)(record("The mill runs. " * 30)), around(tokenizer)
+    template = len(before) + len(after)
+    assert len(list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template))) > 3
+    why = f"leaves {template - 1} of {2 * template - 1} tokens for text"
+    mends = f"Give {2 * template} at least, or set data.tagger.system to none."
+    with pytest.raises(UserError, match=re.escape(f"data.document_length: the chat template {why}. {mends}")):
+        list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template - 1))
 
 
 def test_truncation_in_the_tokenizer_file_cuts_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -218,7 +268,7 @@ def test_a_text_that_would_not_fit_into_memory_is_reported_and_left_out(
 @pytest.mark.parametrize("room", [0, -3])
 def test_row_too_short_for_the_template_is_an_error(tokenizer: PreTrainedTokenizerBase, room: int) -> None:
     before, after = around(tokenizer)
-    with pytest.raises(UserError, match=r"data\.row_length: the chat template leaves .* larger"):
+    with pytest.raises(UserError, match=r"data\.row_length: the chat template leaves .*system to none"):
         parts_of("A text.", tokenizer, len(before) + room + len(after))
 
 

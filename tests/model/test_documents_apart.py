@@ -2,19 +2,27 @@
 
 import copy
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from inscp.errors import UserError
 from inscp.evaluation import local_model
 from inscp.evaluation.local_model import LocalModel
 from inscp.model.blocks import compile_blocks
-from inscp.model.isolation import isolates_documents, require_isolation
+from inscp.model.isolation import isolates_documents, longest_isolated, require_isolation
 from inscp.model.likelihood import summed_nlls
 from inscp.model.loss import NextTokenLoss
 from inscp.records import PackedBatch, TokenSequence
@@ -57,7 +65,7 @@ def model(kind: str, attention: str, options: dict[str, Any]) -> PreTrainedModel
 def test_models_that_keep_documents_apart_pass(
     kind: str, attention: str, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    require_isolation(NextTokenLoss(model(kind, attention, options).to(dtype)), kind, CPU)
+    require_isolation(NextTokenLoss(model(kind, attention, options).to(dtype)), kind, CPU, row_length=64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -69,7 +77,35 @@ def test_models_that_do_not_are_refused_by_name(
         "Train it with model.attn_implementation eager" if kind == "nemotron" else "Take a model with plain attention"
     )
     with pytest.raises(UserError, match=rf"^org/{kind}: its layers let .* see the one before it\. .*{mend}"):
-        require_isolation(NextTokenLoss(model(kind, attention, options).to(dtype)), f"org/{kind}", CPU)
+        require_isolation(NextTokenLoss(model(kind, attention, options).to(dtype)), f"org/{kind}", CPU, row_length=64)
+
+
+def long_rope(**factors: float) -> dict[str, Any]:
+    return {"rope_type": "longrope", "rope_theta": 1e4, **{name: [factor] * 4 for name, factor in factors.items()}}
+
+
+def test_a_document_longer_than_those_of_pre_training_changes_no_other() -> None:
+    options = {"original_max_position_embeddings": 32, "rope_parameters": long_rope(short_factor=1.0, long_factor=8.0)}
+    loss = NextTokenLoss(model("phi3", "sdpa", options | {"max_position_embeddings": 512}))
+    short, fitting, longer = (
+        TokenSequence("s", ids := np.random.default_rng(n).integers(3, 64, n).astype(np.int32), ids)
+        for n in (20, 32, 33)
+    )
+    alone, beside, changed = (summed_nlls(loss, pieces)[0] for pieces in ([short], [short, fitting], [short, longer]))
+    assert alone == pytest.approx(beside, rel=1e-5)
+    assert alone != pytest.approx(changed, rel=1e-2), "this is why"
+    require_isolation(loss, "org/phi3", CPU, row_length=32)
+    with pytest.raises(
+        UserError, match=r"^org/phi3: a document of more than 32 tokens .* Set data\.row_length to 32\."
+    ):
+        require_isolation(loss, "org/phi3", CPU, row_length=33)
+
+
+def test_the_angles_of_some_layers_alone_may_depend_on_the_length() -> None:
+    rope = {"full_attention": long_rope(short_factor=1.0, long_factor=8.0) | {"original_max_position_embeddings": 16},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
+    assert longest_isolated(Gemma3TextConfig(rope_parameters=rope)) == 16
+    assert longest_isolated(Gemma3TextConfig()) == sys.maxsize
 
 
 def test_asking_leaves_the_model_as_it_was() -> None:

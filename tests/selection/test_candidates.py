@@ -92,7 +92,9 @@ def test_tokens_are_counted_source_by_source_and_what_is_left_out_with_them(
         file.write("\n" + json.dumps({"text": "word " * 9}))
     every = Candidates(sources, None, chatml_tokenizer, max_characters=20, on_bad_record="skip")
     found = [(c.source, c.n_tokens) for c in every]
-    sizes = [len(chatml_tokenizer.encode("word " * number, add_special_tokens=False)) for number in (1, 2, 3)]
+    sizes = [
+        len(chatml_tokenizer.encode(" ".join(["word"] * number), add_special_tokens=False)) for number in (1, 2, 3)
+    ]
     assert found == [(source.name, size) for source, size in zip(sources, sizes, strict=True)]
     skipped = {name: read.skipped for name, read in every.reads.items()}
     assert skipped == {name: {"a record of more than 20 characters": 1} if "/b/" in name else {} for name in skipped}
