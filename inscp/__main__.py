@@ -91,9 +91,9 @@ def _run(command: str, arguments: list[str]) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         mend = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
         raise UserError(command, "no such command", mend)
-    _module("inscp.commands.parser_errors").config_files(arguments)  # told before seconds of a command's imports
     try:
-        _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
+        with _module("inscp.commands.parser_errors").known_files(arguments):  # before seconds of a command's imports
+            _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
     except ValueError as error:
         cause: BaseException | None = error
         while cause and not isinstance(cause, UserError):  # jsonargparse hides it where a key has several types

@@ -34,6 +34,7 @@ def _another_class_begins_anew(_: Any, before: Any, now: Any) -> None:
         before["init_args"] = Namespace()
 
 
+assert hasattr(_typehints, "discard_init_args_on_class_path_change"), "this jsonargparse has no such function"
 _typehints.discard_init_args_on_class_path_change = _another_class_begins_anew
 
 

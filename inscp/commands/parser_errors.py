@@ -4,6 +4,8 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from inspect import isabstract
@@ -52,7 +54,9 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
         command: as people call it, `python -m inscp fit`; empty where the parser is that of a class in a key.
         arguments: of the command.
     """
-    files = config_files(arguments)
+    files = _files.get()
+    if files is None:
+        files = config_files(arguments)
     see_help = f"See {command} --help." if command else _UNDER
     if (place := _POSITIONAL.search(message)) and Path(place[1]).is_file():
         return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
@@ -84,6 +88,25 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
         return UserError(f"{wrong[0]}{file}", *wrong[1:])
     what, mend = _wrong_value(_types(parser, key[1]), message)
     return UserError(f"{name}{file}", what or _readable(message), mend or (see_help if command else "Mend the value."))
+
+
+_files: ContextVar[dict[str, Mapping[str, Any]] | None] = ContextVar("_files", default=None)
+
+
+@contextmanager
+def known_files(arguments: Sequence[str]) -> Iterator[None]:
+    """Read the configuration files of a command once for all messages inside.
+
+    While jsonargparse reads a file it works in that file's folder, from which relative paths lead nowhere.
+
+    Raises:
+        UserError: as for `config_files`.
+    """
+    token = _files.set(config_files(arguments))
+    try:
+        yield
+    finally:
+        _files.reset(token)
 
 
 def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:

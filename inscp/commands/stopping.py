@@ -23,7 +23,7 @@ def stopping_well() -> Iterator[None]:
     """
 
     def stop(number: int, _: Any) -> None:
-        raise Stopped(f"{signal.Signals(number).name}: stopped; give the same command again", Stopped.RESTART)
+        raise Stopped(f"{signal.Signals(number).name}: stopped; the same command takes it up again", Stopped.RESTART)
 
     def once_more(dropped: Any) -> None:
         if isinstance(dropped.exc_value, Stopped):  # it came while an object was deleted

@@ -300,7 +300,8 @@ class InsCPDataModule(LightningDataModule):
         for key, now in self._identity.items():
             if state_dict[key] != now and not self.force_resume:
                 what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
-                mend = "Resume with the same data, tokenizer, tagger and seed, or force it: --data.force_resume true."
+                same = "the same data, tokenizer, tagger, seed and program"
+                mend = f"Resume with {same}, or force it: --data.force_resume true."
                 raise on_every_rank(UserError("--ckpt_path", what, mend))
         self._before = {"rows_before": state_dict["rows_seen"], "steps_before": state_dict["step"]}
 

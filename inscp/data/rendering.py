@@ -120,6 +120,7 @@ def unrendered_opening(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     turns = [{"role": "user", "content": "…"}]
     with suppress(Exception):  # a template may refuse them
-        prompt = render(tokenizer, turns, add_generation_prompt=True)
-        return render_prompt(tokenizer, turns, "").removeprefix(prompt)
+        prompt, opened = render(tokenizer, turns, add_generation_prompt=True), render_prompt(tokenizer, turns, "")
+        start = prompt if opened.startswith(prompt) else prompt.rstrip()  # as `render_prompt` closes a block
+        return opened.removeprefix(start) if opened.startswith(start) else ""
     return ""

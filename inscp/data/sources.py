@@ -201,6 +201,10 @@ def require_outside(out: Path, sources: Sequence[Source]) -> None:
             raise UserError(str(out), f"it lies in {source.path}, which is read as data", "Name another place.")
 
 
+_READING = 2
+"""Of what is made of a row, in fingerprints: 2 trims texts and leaves out reasoning."""
+
+
 def source_fingerprint(source: Source) -> str:
     """A digest of the source's contents and of how it is read: another content, another digest."""
     files = _files(source)
@@ -211,7 +215,7 @@ def source_fingerprint(source: Source) -> str:
         for path in files:
             digest.update(f"{file_digest(path)} {file_format(path)}".encode())
         contents = digest.hexdigest()
-    reading = (sorted((source.fields or {}).items()), source.text_unit, source.limit)
+    reading = (_READING, sorted((source.fields or {}).items()), source.text_unit, source.limit)
     return hashlib.blake2b(repr((contents, reading)).encode(), digest_size=16).hexdigest()
 
 

@@ -63,11 +63,11 @@ def split(
         return None
 
     def cut_within(least: int, limit: int) -> int:
-        start, half = least - 1, least + (limit - least) // 2
+        start, quarter, half = least - 1, least + (limit - least) // 4, least + (limit - least) // 2
         return (
             last_end(_SENTENCE, half, half, limit)
             or last_end(_CLAUSE, half, half, limit)
-            or last_end(_CLAUSE, start, start, limit)
+            or last_end(_CLAUSE, quarter, quarter, limit)
             or last_end(_WORD, start, half, limit)
             or last_end(_CHARACTER, start, start, limit)
             or next(filter(begins_character, range(limit, start, -1)), limit)

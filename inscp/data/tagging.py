@@ -84,9 +84,8 @@ class InsCPTagger(Tagger):
 
     def __post_init__(self) -> None:
         if isinstance(self.user, str) and (self.user.endswith(".txt") or _is_file(self.user)):
-            object.__setattr__(
-                self, "user", _lines(self.user)
-            )  # the file's contents, not its name, enter the fingerprint
+            # The file's contents, not its name, enter the fingerprint.
+            object.__setattr__(self, "user", _lines(self.user))
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
         template = ChatTemplate(tokenizer, self.system)

@@ -157,7 +157,9 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], policy: _LengthP
     key, least = ("data.row_length", 1) if longest == policy.row_length else ("data.document_length", template)
     if room < least:  # pieces of a few tokens, each in a template of many, teach to say a few
         what = f"the chat template leaves {room} of {longest} tokens for text"
-        raise UserError(key, what, f"Give {2 * template} at least, or set data.tagger.system to none.")
+        raise UserError(
+            key, what, f"Give {2 * template} at least, or less ahead of the text (data.tagger.system: none)."
+        )
     ahead, encode = len(span.left_context.text), partial(policy.encode, left_context=span.left_context)
     offsets = encoding.offsets[span.left_context.n_tokens :]
     if ahead:

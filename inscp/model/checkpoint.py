@@ -91,9 +91,8 @@ class CheckpointWriter:
 
         self._pending = pending
         if self._asynchronous:
-            if (
-                self._group is None and dist.is_initialized()
-            ):  # the thread's collectives must not mix with the training's
+            # The thread's collectives must not mix with the training's.
+            if self._group is None and dist.is_initialized():
                 self._group = dist.new_group(backend="gloo")
             saved = dcp.async_save(dict(tensors), storage_writer=storage, process_group=self._group)
             saved.add_done_callback(lambda done: settle(done.result))  # type: ignore[union-attr]
@@ -150,7 +149,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         sizes = manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            str(path / _MANIFEST), "the checkpoint's mark is damaged", "Take the checkpoint before."
+            str(path / _MANIFEST), "the checkpoint's manifest is damaged", "Take the checkpoint before."
         ) from error
     for name, size in sizes.items():
         found = (path / name).stat().st_size if (path / name).is_file() else 0

@@ -115,7 +115,7 @@ class ComputeCopies:
 
 
 def _accumulate_into(weight: nn.Parameter):  # type: ignore[no-untyped-def]
-    def hand_on(copy: torch.Tensor) -> None:
+    def accumulate(copy: torch.Tensor) -> None:
         assert copy.grad is not None
         if weight.grad is None:
             weight.grad = copy.grad.to(weight.dtype)
@@ -123,4 +123,4 @@ def _accumulate_into(weight: nn.Parameter):  # type: ignore[no-untyped-def]
             weight.grad.add_(copy.grad)
         copy.grad = None
 
-    return hand_on
+    return accumulate

@@ -36,7 +36,7 @@ class _Checkpoints(Strategy):
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """`storage_options`, where given, is the `CheckpointWriter` and the extra to keep."""
+        """`storage_options`, where given, is the `CheckpointWriter` and more for the manifest."""
         about = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
         writer, extra = storage_options or (CheckpointWriter(), None)
         writer.write(Path(self.broadcast(filepath)), self.lightning_module.tensors(), about, extra)  # type: ignore

@@ -185,6 +185,7 @@ def test_parts_are_at_least_half_full_but_the_last_which_has_a_quarter() -> None
     assert lengths("a" * 29 + "." + "a" * 70, 40) == [40, 40, 20], "a point inside a word ends no sentence"
     assert lengths("a" * 28 + ". " + "a" * 70, 40) == [29, 40, 30]
     assert lengths("a" * 42, 40) == [32, 10]
+    assert lengths("a. " + "a" * 97, 40)[0] == 40, "nor a part of two letters be one"
     assert lengths("a" * 40, 40) == [40]
 
 
@@ -217,7 +218,7 @@ def test_a_template_that_takes_most_of_a_document_is_an_error(tokenizer: PreTrai
     template = len(before) + len(after)
     assert len(list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template))) > 3
     why = f"leaves {template - 1} of {2 * template - 1} tokens for text"
-    mends = f"Give {2 * template} at least, or set data.tagger.system to none."
+    mends = f"Give {2 * template} at least, or less ahead of the text (data.tagger.system: none)."
     with pytest.raises(UserError, match=re.escape(f"data.document_length: the chat template {why}. {mends}")):
         list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template - 1))
 
@@ -268,7 +269,7 @@ def test_a_text_that_would_not_fit_into_memory_is_reported_and_left_out(
 @pytest.mark.parametrize("room", [0, -3])
 def test_row_too_short_for_the_template_is_an_error(tokenizer: PreTrainedTokenizerBase, room: int) -> None:
     before, after = around(tokenizer)
-    with pytest.raises(UserError, match=r"data\.row_length: the chat template leaves .*system to none"):
+    with pytest.raises(UserError, match=r"data\.row_length: the chat template leaves .*system: none"):
         parts_of("A text.", tokenizer, len(before) + room + len(after))
 
 

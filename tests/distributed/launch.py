@@ -149,6 +149,7 @@ def steps(folder: Path, log: str, rank: int = 0) -> dict[int, list[float]]:
 
 def require_equal(found: dict[int, list[float]], expected: dict[int, list[float]], rel: float = 1e-5) -> None:
     """The same steps, and each as it should be."""
+    assert expected
     assert found == {step: pytest.approx(values, rel=rel) for step, values in expected.items()}
 
 

@@ -333,7 +333,7 @@ def test_what_a_signal_breaks_off_leaves_no_part_of_rows_in_the_cache(config: Pa
     process.until(lambda: list(tmp_path.glob("cache/rows/.*.partial/rows.arrow")))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; give the same command again")
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command takes it up again")
     assert not [path for path in tmp_path.glob("cache/rows/*") if path.suffix != ".lock"]
 
 
@@ -366,6 +366,7 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--data.batch_size", "two"], r"data\.batch_size: expected int"),
     (["--config", "wrong_key.yaml"], r"data\.token_buget in wrong_key\.yaml: no such key\. .* data\.token_budget\?"),
     (["--config", "wrong_type.yaml"], r"data\.batch_size in wrong_type\.yaml: expected int"),
+    (["--config", "inner/wrong.yaml"], r"data\.batch_size in inner/wrong\.yaml: expected int"),
     (["--config", "empty.yaml"], r"empty\.yaml: it holds no keys"),
     (["--trainer.max_step", "3"], r"trainer\.max_step: no such key\. Did you mean trainer\.max_steps\?"),
     (["--data.epoch", "1"], r"data\.epoch: no such key\. Did you mean data\.epochs\?"),
@@ -441,6 +442,8 @@ def test_a_wrong_input_gets_one_line_and_status_2(
     Path("broken.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text: \n', "utf-8")
     Path("wrong_key.yaml").write_text("data: {token_buget: 5}", "utf-8")
     Path("wrong_type.yaml").write_text("data: {batch_size: two}", "utf-8")
+    Path("inner").mkdir(exist_ok=True)
+    Path("inner/wrong.yaml").write_text("data: {batch_size: two}", "utf-8")
     Path("empty.yaml").touch()
     Path("list.yaml").write_text("data: {train: [corpus.jsonl, {path: x, limit: many}]}", "utf-8")
     Path("off.yaml").write_text("cost: false", "utf-8")

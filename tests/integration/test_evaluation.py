@@ -314,7 +314,7 @@ def test_stopped_by_a_signal_it_goes_on_in_the_same_mlflow_run(project: Path, ti
     process.until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 20)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; give the same command again")
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command takes it up again")
     spent = json.loads((project / "many.items" / "cost.json").read_text("utf-8"))
     assert spent["tokens"] > 0
     n_answered = answers.read_bytes().count(b"\n")

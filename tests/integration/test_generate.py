@@ -123,7 +123,7 @@ def test_stopped_by_a_signal_it_goes_on_with_what_is_not_answered(tmp_path: Path
     process.until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 20)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; give the same command again")
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command takes it up again")
     assert json.loads(Path("own.jsonl.items/cost.json").read_text("utf-8"))["tokens"] > 0
     assert 20 <= answers.read_bytes().count(b"\n") < 400
 

@@ -214,7 +214,10 @@ def test_the_card_tells_what_a_server_leaves_out_ahead_of_an_answer(tiny_model_f
     """As of R1, whose template opens the reasoning that is closed here."""
     model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
     assert not unrendered_opening(tokenizer)
-    tokenizer.chat_template += "{{ '<think>\n' if add_generation_prompt }}"
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = plain + "{{ '<think> ' if add_generation_prompt }}"
+    assert unrendered_opening(tokenizer) == "\n\n</think>\n\n"
+    tokenizer.chat_template = plain + "{{ '<think>\n' if add_generation_prompt }}"
     export_model(model, tokenizer, tmp_path / "model", Origin(tiny_model_folder, "InsCP", "fi"))
     card = (tmp_path / "model" / "README.md").read_text("utf-8")
     assert r"trained to answer behind `\n</think>\n\n`, which its chat template leaves to the model" in card

@@ -132,9 +132,8 @@ class Retention(Task):
             raise UserError(model.spec, what, "Leave out Retention's prompts, or name its original.")
         before = model.with_backend(backend, "original").generate("asking the original", questions, self.max_new_tokens)
         after = model.generate("asking the same", questions, self.max_new_tokens)
-        end = end_token_ids(backend.loss.model, backend.tokenizer)[
-            0
-        ]  # any of them: only what comes before it is compared
+        # Any of the end tokens: only what comes before it is compared.
+        end = end_token_ids(backend.loss.model, backend.tokenizer)[0]
         left_context, items = answer_left_context(backend.tokenizer), []
         for question, old, new in zip(questions, before, after, strict=True):
             sequence = _answered(backend.tokenizer, question, old, left_context, end)
