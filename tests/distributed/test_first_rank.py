@@ -42,4 +42,4 @@ def _work(_: Any) -> None:
 def test_the_others_wait_for_what_the_first_rank_does(tmp_path: Path, tiny_model_folder: str) -> None:
     folder = project(tmp_path, random_model(tmp_path / "model", EXPERTS, tiny_model_folder))
     fit(folder, "two", *FSDP2, "--trainer.max_steps", "2", "--trainer.callbacks+", "test_first_rank.Slow")
-    assert list(folder.glob("outputs/*/*/model/model.safetensors"))
+    assert list(folder.glob("two_runs/*/*/model/model.safetensors"))
