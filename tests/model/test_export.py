@@ -274,6 +274,7 @@ def test_whatever_closes_an_answer_ends_one(tiny_model_folder: str) -> None:
         "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>{% endfor %}"
         "{{ '<|im_start|>assistant\n' if add_generation_prompt else '<|endoftext|>' }}"
     )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     template = ChatTemplate(tokenizer)
     assert tokenizer.convert_ids_to_tokens(template.end_of_turn_id) == "<|endoftext|>"
     ends = tokenizer.convert_ids_to_tokens(end_token_ids(model, tokenizer))
