@@ -161,12 +161,9 @@ def foreign_token(tokenizer: "PreTrainedTokenizerBase", known: "PreTrainedTokeni
 
 def weights_fingerprint(spec: str) -> str:
     """What identifies a model's weights: a digest of its folder's files, or on the Hub the commit."""
-    from huggingface_hub import hf_hub_download
-
-    path, revision = resolve(spec)
-    folder = Path(path)
+    folder = Path(resolve(spec)[0])
     if not folder.is_dir():  # snapshots lie in folders that are called as their commits
-        return Path(_loaded(spec, lambda: hf_hub_download(path, "config.json", revision=revision))).parent.name
+        return _loaded(spec, lambda: _file_of(spec, "config.json")).parent.name
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     others = [folder / name for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
                                          "tokenizer_config.json", "chat_template.jinja")]  # fmt: skip

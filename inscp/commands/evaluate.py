@@ -87,16 +87,13 @@ def evaluate(
         if tracked:
             tracked.task(name, result, items)
 
-    def on_end(error: BaseException) -> None:
+    try:
+        results = suite.run(tasks, asked, _environment(tasks, asked.backend), on_task)
+    except BaseException as error:
         if cost_record:
             cost_record.save()
         if tracked:
             tracked.end("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
-
-    try:
-        results = suite.run(tasks, asked, _environment(tasks, asked.backend), on_task)
-    except BaseException as error:
-        on_end(error)
         raise
     if earlier := _earlier(out, only):  # and another process may have come to its end meanwhile
         results = _beside(earlier, results)

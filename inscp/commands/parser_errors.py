@@ -121,9 +121,7 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         if path[:1] in ("", "-", "{", "[") or "\n" in path:  # no value, or a configuration itself
             continue
         file = Path(path).expanduser()
-        if not file.is_file():
-            if not file.exists() and ":" not in path:  # which an address has; a pipe is there, and can be read once
-                raise UserError(path, "no such file", "Check the path (it is relative to the current folder).")
+        if not file.is_file() and (file.exists() or ":" in path):  # a pipe, which can be read once; an address
             continue
         held = read_yaml(path, "Write KEY: VALUE lines, as configs/quickstart.yaml has them.")
         found = {path: held, **found}

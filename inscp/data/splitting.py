@@ -31,7 +31,7 @@ def split(
     """The token ids of the pieces of a tokenised text, each of at most `room` tokens.
 
     A piece ends with the last sentence that ends in the second half of the room, else with the last clause or word
-    there, else with the last of them in all of the room, as where there are no spaces between words; else with a
+    behind its first quarter; else, as where there are no spaces between words, with a run of another script or a
     character and its marks (which may be several byte-level tokens); only where one character alone has more tokens
     than the room is it divided. No last piece is shorter than a quarter of the room. Nothing is left out but white
     space between two pieces; a word that had its space before it is tokenised anew where it begins a piece.
@@ -66,7 +66,6 @@ def split(
         start, quarter, half = least - 1, least + (limit - least) // 4, least + (limit - least) // 2
         return (
             last_end(_SENTENCE, half, half, limit)
-            or last_end(_CLAUSE, half, half, limit)
             or last_end(_CLAUSE, quarter, quarter, limit)
             or last_end(_WORD, start, half, limit)
             or last_end(_CHARACTER, start, start, limit)

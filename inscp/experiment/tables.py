@@ -47,7 +47,7 @@ class Evaluated:
         tasks = {name: replace(task, metrics=_anew(task.metrics, items[name])) for name, task in results.tasks.items()}
         return cls(row, seed, replace(results, tasks=tasks), items, origin)
 
-    @property
+    @cached_property
     def conditions(self) -> Mapping[str, str]:
         """What may decide the figures, and no seed does."""
         return conditions(self.results, self.origin)

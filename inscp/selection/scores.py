@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inscp.errors import UserError
-from inscp.paths import write_atomically
+from inscp.paths import write_json
 from inscp.records import Score
 
 _MADE_BY, _REPORT = "_scoring.json", "_report.json"  # which readers of Parquet folders leave out
@@ -63,7 +63,7 @@ class ScoreFolder:
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UserError(str(folder), "it is there and holds something else", "Give another --out.")
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / _MADE_BY, json.dumps(made_by, indent=1, ensure_ascii=False))
+            write_json(folder / _MADE_BY, made_by)
         found = cls(folder)
         for key, value in made_by.items():
             if found.made_by.get(key) != value:
@@ -137,7 +137,7 @@ class ScoreFolder:
         return json.loads(report.read_text("utf-8")).get("cost", {}) if report.exists() else {}
 
     def write_report(self, report: dict[str, Any]) -> None:
-        write_atomically(self.folder / _REPORT, json.dumps(report, indent=1, ensure_ascii=False))
+        write_json(self.folder / _REPORT, report)
 
     def _part(self, source: int, chunk: int) -> Path:
         return self.folder / f"part-{source:03}-{chunk:06}.parquet"
