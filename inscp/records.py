@@ -91,11 +91,16 @@ class LeftContext:
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Text from the data, tokenised by itself behind its left context; special tokens written in it are plain text."""
+    """Text from the data, tokenised by itself in its contexts; special tokens written in it are plain text.
+
+    Attributes:
+        right_context: the template's line breaks behind it, which are tokenised with it: its last token may hold them.
+    """
 
     text: str
     is_target: bool
     left_context: LeftContext = LeftContext()
+    right_context: str = ""
 
 
 @dataclass(frozen=True, slots=True)

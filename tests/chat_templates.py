@@ -1,10 +1,11 @@
 """Chat template styles in the wild, retold in a few lines each, and throw-away tokenizers to render them with."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _CORPUS = """The river runs past the old mill, and the miller sleeps. Who will wake him? Nobody knows the hour.
@@ -32,8 +33,9 @@ class Style:
         takes_system: the template accepts a system turn.
         thinks: the template puts an empty thinking block before the last answer.
         plain_tokens: added tokens that are not called special.
-        spaces: how spaces become tokens: `byte_level`, or as SentencePiece does, `metaspace` (a leading ▁ where there
-            is none) or `legacy` (one more ▁ always, as in Llama-2's tokenizer.json).
+        spaces: how white space becomes tokens: `byte_level`, `cl100k` (line breaks join the punctuation ahead of them),
+            or as SentencePiece does, `metaspace` (a leading ▁ where there is none) or `legacy` (one more ▁ always, as
+            in Llama-2's tokenizer.json).
     """
 
     template: str
@@ -209,13 +211,13 @@ STYLES = {
         has_default_system=True,
     ),
     # OLMo 2 closes its last answer without the line break of the others.
-    "olmo_2": Style(_OLMO_2, ("<|endoftext|>",), "<|endoftext|>", bos_token="<|endoftext|>"),
+    "olmo_2": Style(_OLMO_2, ("<|endoftext|>",), "<|endoftext|>", bos_token="<|endoftext|>", spaces="cl100k"),
 }
 
 
 def tokenizer_for(style: Style) -> PreTrainedTokenizerBase:
     """A tokenizer of its own for the style: template, special tokens and BOS post-processor."""
-    base = Tokenizer.from_str(_byte_level() if style.spaces == "byte_level" else _sentencepiece(style.spaces))
+    base = Tokenizer.from_str(_BASES[style.spaces]())
     base.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in style.special_tokens])
     base.add_tokens([AddedToken(token, normalized=False) for token in style.plain_tokens])
     if style.adds_bos and style.bos_token:
@@ -236,6 +238,24 @@ def _byte_level() -> str:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_CORPUS, trainer)
+    return str(tokenizer.to_str())
+
+
+@cache
+def _cl100k() -> str:
+    """Byte-level BPE that makes one token of punctuation and the line breaks behind it, as GPT-4's and its heirs do."""
+    tokenizer = Tokenizer(models.BPE())
+    words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([*(f"Who{end}\n" for end in ".?!。" * 50), *_CORPUS], trainer)
     return str(tokenizer.to_str())
 
 
@@ -264,6 +284,14 @@ def _sentencepiece(spaces: str) -> str:
     join = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
     tokenizer.decoder = decoders.Sequence(join)
     return str(tokenizer.to_str())
+
+
+_BASES: dict[str, Callable[[], str]] = {
+    "byte_level": _byte_level,
+    "cl100k": _cl100k,
+    "legacy": partial(_sentencepiece, "legacy"),
+    "metaspace": partial(_sentencepiece, "metaspace"),
+}
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

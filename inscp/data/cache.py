@@ -19,7 +19,7 @@ from inscp.paths import build_once, cache_folder
 from inscp.progress import skipped_lines, with_progress
 from inscp.records import IGNORED
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Raised whenever the meaning of a cached row, or of the report beside it, changes."""
 
 _ROWS_FILE, _REPORT_FILE = "rows.arrow", "report.json"

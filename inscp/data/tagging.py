@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Literal
 from zlib import crc32
 
@@ -41,7 +42,7 @@ def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: Template
 
     A hash of the text chooses its prefix, so that the choice is the same in every order and process.
     """
-    starts = [(TemplateIds(ids, is_target), left_context) for ids, left_context in prefixes]
+    starts = [(TemplateIds(prefix.ids, is_target), prefix.left_context) for prefix in prefixes]
 
     def tag(record: Record) -> list[TaggedText]:
         texts = [turn.text for turn in record.turns if turn.role != "system"]
@@ -192,12 +193,13 @@ class ConversationTagger(Tagger):
                 mend = "Take pairs or conversations, or InsCPTagger, for which any text will do."
                 raise UserError(record.source, "nobody answers in it", mend)
             turns = record.turns[: answers[-1] + 1]
-            *before, _ = literals(tuple(turn.role for turn in turns))
+            around = literals(tuple(turn.role for turn in turns))
             parts: list[TemplateIds | TextSpan] = []
             previous: Role | None = None
-            for (ids, left_context), turn in zip(before, turns, strict=True):
-                parts += template_ids(ids, after=previous)
-                parts.append(TextSpan(turn.text, turn.role == "assistant" or self.loss == "all", left_context))
+            for turn, (before, after) in zip(turns, pairwise(around), strict=True):
+                parts += template_ids(before.ids, after=previous)
+                is_target = turn.role == "assistant" or self.loss == "all"
+                parts.append(TextSpan(turn.text, is_target, before.left_context, after.joined))
                 previous = turn.role
             parts.append(TemplateIds(template.after_assistant, is_target=True))
             return [TaggedText(record.source, tuple(parts))]

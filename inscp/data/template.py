@@ -31,10 +31,12 @@ class TemplateText(NamedTuple):
     Attributes:
         ids: its tokens.
         left_context: in which the text that follows is tokenised.
+        joined: what it begins with that is tokenised with the text before it, whose tokens are not among its own.
     """
 
     ids: tuple[int, ...]
     left_context: LeftContext
+    joined: str = ""
 
 
 class ChatTemplate:
@@ -128,10 +130,8 @@ class ChatTemplate:
         """
         if said:
             before, between, _ = self.literals(("user", "assistant"))
-            return TemplateText(
-                (*before.ids, *encode_plain(self.tokenizer, said, before.left_context), *between.ids),
-                between.left_context,
-            )
+            request = encode_plain(self.tokenizer, said + between.joined, before.left_context)
+            return TemplateText((*before.ids, *request, *between.ids), between.left_context)
         turn, nothing = (self._texts(("user", "assistant"), empty)[0] for empty in ((), (0,)))
         if not nothing.startswith(turn.rstrip()):
             raise UserError(self._name, "its chat template leaves an empty user turn out", "Set data.tagger.user.")
@@ -154,9 +154,16 @@ class ChatTemplate:
         return result
 
     def _literals(self, roles: Sequence[str], empty: Sequence[int] = ()) -> list[TemplateText]:
-        *before, last = self._texts(roles, empty)
-        found = [self._literal(text, after_text=place > 0, before_text=True) for place, text in enumerate(before)]
-        return [*found, self._literal(last, after_text=True, before_text=False)]
+        first, *others, last = self._texts(roles, empty)
+        spoken = [role for number, role in enumerate(roles) if number not in empty]
+        result = [self._literal(first, after_text=False, before_text=True)]
+        for role, text in zip(spoken[:-1], others, strict=True):
+            # Where the model is asked, a line break may have joined the question's last token (cl100k's "?\n").
+            found = re.match(r"\s*\n", text) if role != "assistant" else None
+            joined = found[0] if found else ""
+            literal = self._literal(text[len(joined) :], after_text=True, before_text=True)
+            result.append(literal._replace(joined=joined))
+        return [*result, self._literal(last, after_text=True, before_text=False)]
 
     def _texts(self, roles: Sequence[str], empty: Sequence[int] = ()) -> list[str]:
         sentinels = ["" if number in empty else f"inscpsentinel{number}turn" for number in range(len(roles))]

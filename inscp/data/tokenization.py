@@ -70,7 +70,7 @@ def tokenized(
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
             spans = (part for document in batch for part in document.parts if isinstance(part, TextSpan))
-            texts = [span.left_context.text + span.text for span in spans]
+            texts = [span.left_context.text + span.text + span.right_context for span in spans]
             ahead = batch, worker.submit(encode, texts)
             if waiting:
                 yield from _sequences(*waiting, policy)
