@@ -17,6 +17,7 @@ from inscp.cost.devices import PROJECTED_ON, UTILISATION, find_device
 from inscp.cost.flops import ModelSize, Work, forward_flops, recomputed_share, training_flops
 from inscp.errors import UserError
 from inscp.model.allocator import keeps_freed_memory
+from inscp.model.isolation import require_isolated_length
 from inscp.model.memory import Layout, MemoryEstimate, Shape, meta_model, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.origin import title
@@ -124,9 +125,10 @@ def report_training(training: Training) -> None:
     """Print what a rank needs for a training step, by part, and what it has.
 
     Raises:
-        UserError: it needs more than it has.
+        UserError: it needs more than it has, or the model does not take rows of this length.
     """
     model = meta_model(training.module)
+    require_isolated_length(model.config, training.module.pretrained, training.shape.row_length)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with suppress(UserError):  # a folder without one is enough for an estimate
         _ = training.data.tokenizer  # which a training holds beside its imports

@@ -58,6 +58,21 @@ def longest_isolated(config: PretrainedConfig) -> int:
     return min(ends, default=sys.maxsize)
 
 
+def require_isolated_length(config: PretrainedConfig, spec: str, row_length: int) -> None:
+    """
+    Args:
+        config: the model's.
+        spec: its name for messages.
+        row_length: tokens that a document has at most.
+
+    Raises:
+        UserError: a document may be long enough to change the others of its batch.
+    """
+    if row_length > (longest := longest_isolated(config)):
+        what = f"a document of more than {longest:,} tokens changes the positions of all others in its batch (longrope)"
+        raise UserError(spec, what, f"Set data.row_length to {longest}.")
+
+
 def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device, row_length: int) -> None:
     """Refuse a model that does not keep documents apart; to be asked in the precision that computes.
 
@@ -69,9 +84,7 @@ def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device, row_
     Raises:
         UserError: it lets a document see the one before it, or a document may be long enough to change the others.
     """
-    if row_length > (longest := longest_isolated(loss.model.config)):
-        what = f"a document of more than {longest:,} tokens changes the positions of all others in its batch (longrope)"
-        raise UserError(spec, what, f"Set data.row_length to {longest}.")
+    require_isolated_length(loss.model.config, spec, row_length)
     if isolates_documents(loss, device):
         return
     what = "its layers let a document of a packed row see the one before it"

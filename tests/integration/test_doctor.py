@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from corpus import write_corpus
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Phi3Config
 
 from inscp.__main__ import main
 from inscp.commands import machine
@@ -62,6 +62,19 @@ def llama(folder: Path, **sizes: int) -> Path:
 def test_what_fit_refuses_does_not_fit(doctor, tmp_path: Path, changes: list[str], complaint: str) -> None:  # type: ignore[no-untyped-def]
     status, _, told = doctor(llama(tmp_path), *changes)
     assert (status, told.startswith(f"error: {complaint}")) == (2, True)
+
+
+def test_rows_that_fit_refuses_do_not_fit(doctor, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+    sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 1, "intermediate_size": 64}
+    Phi3Config(
+        architectures=["Phi3ForCausalLM"], original_max_position_embeddings=32, rope_parameters=rope, **sizes
+    ).save_pretrained(tmp_path)
+    status, _, complaint = doctor(tmp_path, "--data.row_length", "33")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "Set data.row_length to 32." in complaint
+    status, printed, _ = doctor(tmp_path, "--data.row_length", "32")
+    assert status == 0, printed
 
 
 @pytest.fixture(scope="module")
