@@ -13,6 +13,7 @@ from chat_templates import STYLES, tokenizer_for
 from named_metrics import are_named
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from inscp.data.tagging import PlainTagger
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
 from inscp.evaluation.caching_model import CachingModel
@@ -20,7 +21,7 @@ from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
 from inscp.evaluation.tasks.retention import Retention, _agreement, _answered, _divergence
 from inscp.pretrained import load_tokenizer
-from inscp.records import Generation, LeftContext, Turn
+from inscp.records import Generation, LeftContext, Record, Turn
 
 TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text about nothing much, that goes on for a while."]
 
@@ -134,6 +135,21 @@ def test_held_out_loss_is_of_text_and_end_of_turn(tmp_path: Path, tiny_model_fol
     assert found["held_out/x/perplexity"].n == len(TEXTS)
     n_bytes = sum(len(text.encode()) for text in TEXTS)
     assert found["held_out/x/bits_per_byte"].value == pytest.approx(total / math.log(2) / n_bytes, rel=1e-5)
+
+
+def test_held_out_text_may_be_presented_as_plain_pre_training_sees_it(tmp_path: Path, tiny_model_folder: str) -> None:
+    found = measured(tmp_path, tiny_model_folder, tagger=PlainTagger())
+    tokenizer, model = load_tokenizer(tiny_model_folder), AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    (end,) = PlainTagger().bind(tokenizer)(Record("here", (Turn("document", "a"),)))[0].parts[-1].ids  # type: ignore
+    total, count = 0.0, 0
+    for text in TEXTS:
+        ids = torch.tensor([[*tokenizer(text, add_special_tokens=False)["input_ids"], end]])
+        with torch.no_grad():
+            total += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    assert found["held_out/x/loss"].value == pytest.approx(total / count, rel=1e-5)
+    task = Retention(held_out={"x": "texts"}, tagger=PlainTagger())
+    assert "PlainTagger" in task.settings["tagger"]
 
 
 def test_held_out_texts_are_the_same_ones_in_another_folder(tmp_path: Path, tiny_model_folder: str) -> None:

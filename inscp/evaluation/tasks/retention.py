@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from inscp.data.pipeline import as_sources
 from inscp.data.sources import ReadReport, Source, read_records
 from inscp.data.special_tokens import encode_plain, encode_plain_batch
-from inscp.data.tagging import HELD_OUT, PlainTagger
+from inscp.data.tagging import HELD_OUT, PlainTagger, Tagger
 from inscp.data.template import answer_left_context, common_prefix_length
 from inscp.data.tokenization import tokenize
 from inscp.errors import UserError
@@ -35,14 +36,15 @@ class Retention(Task):
     """Held-out perplexity, and how far the model's answers are from the original's.
 
     `held_out/SET/perplexity`, `/loss` (nats a token) and `/bits_per_byte` (which compares vocabularies) of text in the
-    assistant's place after an empty user turn, as the training's own validation; of a base model, which has no chat
-    template, of the text alone. Where there are prompts and an original: `kl`, the Kullback-Leibler divergence
-    KL(original || model) in nats a token over the original's greedy answers, in its tokens and the end of a turn that
-    was ended included; `agreement`, the share of the original's greedy tokens that come before the first one that
-    differs; and `same_answer`.
+    assistant's place after an empty user turn, as the training's own validation, or as `tagger` has it. Where there
+    are prompts and an original: `kl`, the Kullback-Leibler divergence KL(original || model) in nats a token over the
+    original's greedy answers, in its tokens and the end of a turn that was ended included; `agreement`, the share of
+    the original's greedy tokens that come before the first one that differs; and `same_answer`.
 
     Args:
         held_out: held-out sets by name, each a source, as in `data.validation`.
+        tagger: how their texts are presented; by default in the template, or of a base model, which has none, alone.
+            `PlainTagger` presents them as plain continual pre-training has seen its own.
         prompts: a file of chat prompts, in any language.
         prompt_field: the name of their field.
         limit: ask so many, spread evenly over the file.
@@ -56,6 +58,7 @@ class Retention(Task):
     needs_likelihoods = True
 
     held_out: dict[str, str | Source] = field(default_factory=dict)
+    tagger: Tagger | None = None
     prompts: str | None = None
     prompt_field: str = "prompt"
     limit: int | None = None
@@ -65,6 +68,10 @@ class Retention(Task):
     @property
     def chats(self) -> bool:
         return bool(self.prompts and self.original)  # by default a base model has no original, and is not asked
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"tagger": self.tagger and repr(self.tagger)}  # its class as well
 
     @property
     def item_metrics(self) -> list[str]:
@@ -95,8 +102,8 @@ class Retention(Task):
         return origin.original if origin else self.original
 
     def _held_out(self, model: CachingModel, name: str, given: str | Source) -> list[Item]:
-        tagger = HELD_OUT if model.tokenizer.chat_template else PlainTagger()
-        tag = tagger.bind(model.tokenizer)
+        by_default = HELD_OUT if model.tokenizer.chat_template else PlainTagger()
+        tag = (self.tagger or by_default).bind(model.tokenizer)
         documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(model.spec))
         cut: list[list[TokenSequence]] = []  # by document: another vocabulary may cut it at other places
