@@ -33,7 +33,7 @@ from inscp.data.sources import (
     renamed,
     require_records,
     source_fingerprint,
-    source_rows,
+    weighted_rows,
 )
 from inscp.data.tagging import Tag, Tagger
 from inscp.data.tokenization import tokenized
@@ -123,7 +123,7 @@ class Pipeline:
     def sequences(self) -> Iterator[TokenSequence]:
         """The token sequences alone, made by as many processes as there are cores."""
         for source, report in zip(self.sources, self.reads, strict=True):
-            rows = grouped(source_rows(source), lambda placed: sum(map(len, texts(placed[1]))))
+            rows = grouped(weighted_rows(source), lambda placed: sum(map(len, texts(placed[1]))))
             for made, read in parallel_map(partial(self._made, source), rows):
                 report.add(read)
                 yield from made.sequences()
@@ -141,7 +141,7 @@ class Pipeline:
         if self.tokenizer.is_fast:
             definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
         return fingerprint(
-            [source_fingerprint(source) for source in self.sources],
+            [(source_fingerprint(source), source.weight) for source in self.sources],
             definition | {"padding": None, "truncation": None},  # which are only those of the tokenizer's last call
             self.tokenizer.chat_template,
             sorted((name, str(token)) for name, token in self.tokenizer.special_tokens_map.items()),

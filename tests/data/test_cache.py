@@ -194,6 +194,14 @@ def test_the_pipeline_makes_rows_once(pipeline, monkeypatch):
     assert equal(pipeline.rows(), first)
 
 
+def test_a_source_of_another_weight_is_seen_as_often_as_that_says(pipeline):
+    once = pipeline.rows().report
+    for weight, records in ((2, 18), (1.5, 14), (0.25, 3), (0.01, 1)):
+        weighted = source(pipeline, weight=weight).rows().report
+        assert weighted.records == {pipeline.sources[0].path: records}, weight
+        assert weighted.sequences == once.sequences * records / 9
+
+
 def other_template(pipeline: Pipeline) -> Pipeline:
     pipeline.tokenizer.chat_template += " "
     return pipeline
@@ -227,6 +235,7 @@ CHANGES: dict[str, Callable[[Pipeline], Pipeline]] = {
     "one more source": lambda p: replace(p, sources=p.sources * 2),
     "mapping": lambda p: source(p, fields={"user": "question", "assistant": "other"}),
     "limit": lambda p: source(p, limit=3),
+    "weight": lambda p: source(p, weight=2),
     "row length": lambda p: replace(p, row_length=96),
     "bad records": lambda p: replace(p, on_bad_record="skip"),
     "loss": lambda p: replace(p, tagger=InsCPTagger(loss="response")),

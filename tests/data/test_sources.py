@@ -1,5 +1,6 @@
 """Sources are files, folders and saved data sets; bad records stop or are counted; fingerprints follow the contents."""
 
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from inscp.data.sources import (
     require_source,
     source_fingerprint,
     source_rows,
+    weighted_rows,
 )
 from inscp.errors import UserError
 from inscp.records import Turn
@@ -146,6 +148,15 @@ def test_limit(tmp_path):
     assert texts(Source(path, limit=3)) == TEXTS
     with pytest.raises(UserError, match="limit"):
         Source(path, limit=0)
+
+
+def test_a_part_of_a_pass_is_evenly_spaced(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", *(f'{{"text": "{number}"}}' for number in range(10)))
+    seen = [int(row["text"]) for _, row in weighted_rows(Source(path, weight=1.3))]
+    assert seen == [*range(10), 0, 3, 6]
+    for weight in (0, -1, math.inf, math.nan):
+        with pytest.raises(UserError, match=r"weight of .*a\.jsonl"):
+            Source(path, weight=weight)
 
 
 def test_records_are_streamed(tmp_path):
