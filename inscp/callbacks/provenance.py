@@ -32,6 +32,7 @@ def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
     besides = {
         "replay": data.replay and not module.distillation,
         "distilled": module.distillation,
+        "by probability": module.token_weights,
         "LoRA": module.adapter,
         "shielded": module.shield,
         "new tokens alone": module.new_tokens_only,
@@ -127,6 +128,8 @@ class Provenance(Callback):
             training["shield"] = frozen
         if module.new_tokens_only:
             training["trained"] = "the new tokens alone"
+        if module.token_weights:
+            training["token_weights"] = module.token_weights
         if module.distillation:
             teacher = title(module.distillation.teacher_of(module.pretrained))
             training["distillation"] = f"replayed rows, by {teacher}, weight {module.distillation.weight:g}"

@@ -66,11 +66,14 @@ class NextTokenLoss(nn.Module):
 
     Args:
         model: a causal language model with its weights.
+        by_probability: each target's negative log-likelihood counts as much as the model thinks the target likely, as
+            by a constant factor (dynamic fine-tuning; Wu et al. 2025, arXiv 2508.05629).
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, by_probability: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.by_probability = by_probability
         self.linear_head = has_linear_head(model)
         self.by_document = attend_by_document(model)
 
@@ -97,17 +100,18 @@ class NextTokenLoss(nn.Module):
         if mine.weight is not None:
             if per_target:
                 return linear_nlls(mine.hidden, mine.weight, targets)
-            return linear_losses(mine.hidden, mine.weight, targets, teacher)
+            return linear_losses(mine.hidden, mine.weight, targets, teacher, self.by_probability)
         logits = mine.logits.float()
         if per_target:
             return F.cross_entropy(logits, targets, reduction="none")
+        n = len(targets) - (len(teacher.hidden) if teacher else 0)
+        nlls = F.cross_entropy(logits[:n], targets[:n], reduction="none")
+        total = _terms(nlls, self.by_probability).sum()
         if teacher is None:
-            return Losses(F.cross_entropy(logits, targets, reduction="sum"), logits.new_zeros(()))
-        n = len(targets) - len(teacher.hidden)
+            return Losses(total, logits.new_zeros(()))
         wanted = teacher.logits.float().log_softmax(1)
         divergence = F.kl_div(logits[n:].log_softmax(1), wanted, reduction="sum", log_target=True)
-        nll = F.cross_entropy(logits[:n], targets[:n], reduction="sum")
-        return Losses(nll + teacher.importance * divergence, divergence.detach())
+        return Losses(total + teacher.importance * divergence, divergence.detach())
 
     def predictions(self, batch: PackedBatch) -> Predictions:
         """At the target positions of the batch."""
@@ -127,7 +131,11 @@ class NextTokenLoss(nn.Module):
 
 
 def linear_losses(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, teacher: Predictions | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    teacher: Predictions | None = None,
+    by_probability: bool = False,
 ) -> Losses:
     """Of `hidden @ weight.T` against `targets`, chunk by chunk.
 
@@ -136,11 +144,13 @@ def linear_losses(
         weight: [V, H], the output embedding.
         targets: int64 [N].
         teacher: what is to be predicted at the last M positions in place of their targets.
+        by_probability: as `NextTokenLoss` has it.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     weight = weight if torch.is_grad_enabled() else weight.detach()  # `apply` would compute its gradient all the same
-    return Losses(*_LinearLosses.apply(hidden, weight, targets, teacher, dtype))  # type: ignore[no-untyped-call]
+    losses = _LinearLosses.apply(hidden, weight, targets, teacher, dtype, by_probability)  # type: ignore[no-untyped-call]
+    return Losses(*losses)
 
 
 @torch.no_grad()
@@ -152,7 +162,7 @@ def linear_nlls(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     for start in range(0, len(targets), rows_at_once):
         rows = slice(start, start + rows_at_once)
         logits = torch.mm(hidden[rows], weight.T, out=all_logits[: len(targets[rows])])
-        nlls[rows] = _nlls(logits, targets[rows], into_gradients=False)
+        nlls[rows] = _nlls(logits, targets[rows])
     return nlls
 
 
@@ -165,6 +175,7 @@ class _LinearLosses(torch.autograd.Function):
         targets: torch.Tensor,
         teacher: Predictions | None,
         dtype: torch.dtype,
+        by_probability: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
@@ -180,7 +191,8 @@ class _LinearLosses(torch.autograd.Function):
             chunk = low_hidden[rows]
             logits = torch.mm(chunk, low_weight.T, out=all_logits[: len(chunk)])
             if teacher is None or rows.start < n_targets:
-                total += _nlls(logits, targets[rows], into_gradients=wants_hidden or wants_weight).sum()
+                nlls = _nlls(logits, targets[rows], wants_hidden or wants_weight, by_probability)
+                total += _terms(nlls, by_probability).sum()
             else:
                 taught = teacher[rows.start - n_targets : rows.stop - n_targets]
                 found = _divergences(logits, taught, into_gradients=wants_hidden or wants_weight).sum()
@@ -204,11 +216,18 @@ class _LinearLosses(torch.autograd.Function):
             kept if kept is None else kept.mul_(gradient).to(dtype)  # the factor stays fp32 inside
             for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
-def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> torch.Tensor:
-    """The negative log-likelihoods [N] of `targets` [N]; `logits` [N, V] may become the gradients of their sum.
+def _terms(nlls: torch.Tensor, by_probability: bool) -> torch.Tensor:
+    """What each target adds to the loss."""
+    return nlls * nlls.detach().neg().exp() if by_probability else nlls
+
+
+def _nlls(
+    logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool = False, by_probability: bool = False
+) -> torch.Tensor:
+    """The negative log-likelihoods [N] of `targets` [N]; `logits` [N, V] may become the gradients of the loss.
 
     Softmax in fp32, on a CPU for so many rows at a time as its caches hold.
     """
@@ -223,7 +242,8 @@ def _nlls(logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool) -> 
         highest, place = x.max(1, keepdim=True)  # whose probability never underflows
         nll.copy_(highest - p.gather(1, place).log_() - x.gather(1, target))
         if into_gradients:
-            part.copy_(p.scatter_add_(1, target, p.new_full(target.shape, -1.0)))
+            gradient = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+            part.copy_(gradient.mul_(nll.neg().exp()) if by_probability else gradient)
     return nlls[:, 0]
 
 

@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -41,6 +41,8 @@ class InsCPModule(ValidationModule):
         shield: freeze the columns of matrices that matter most to text of the source language.
         distillation: learn on replayed rows what a teacher predicts, mostly the model as it was, in the place of their
             tokens.
+        token_weights: how much the targets count: null is all alike; `probability` as much as the model thinks them
+            likely, so that what surprises it changes it less (dynamic fine-tuning, arXiv 2508.05629).
         new_tokens_only: train the tokens that `extend` has added and nothing else: a first stage, at a high rate
             (1e-2), behind which all weights are trained.
         ema_decay: also keep an exponential moving average of the weights, of this decay a step (at first of less);
@@ -60,6 +62,7 @@ class InsCPModule(ValidationModule):
         adapter: LoRA | None = None,
         shield: Shield | None = None,
         distillation: Distillation | None = None,
+        token_weights: Literal["probability"] | None = None,
         new_tokens_only: bool = False,
         ema_decay: float | None = None,
         activation_checkpointing: ActivationCheckpointing = "none",
@@ -79,6 +82,7 @@ class InsCPModule(ValidationModule):
         self.adapter = adapter
         self.shield = shield
         self.distillation = distillation
+        self.token_weights = token_weights
         self.new_tokens_only = new_tokens_only
         self.ema_decay = ema_decay
         self.activation_checkpointing = activation_checkpointing
@@ -103,7 +107,7 @@ class InsCPModule(ValidationModule):
             model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
-        self.loss = NextTokenLoss(model.train())
+        self.loss = NextTokenLoss(model.train(), by_probability=self.token_weights == "probability")
         if isinstance(strategy, FSDP2):
             strategy.shard(self.loss)
             load_sharded(self.loss, model, self.pretrained, strategy.weights_device)

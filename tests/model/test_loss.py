@@ -55,6 +55,18 @@ def test_loss_and_gradients_equal_the_plain_computation_in_fp32(scale: float) ->
         assert relative(found, reference) < 1e-5
 
 
+def weighted(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    likelihoods = (hidden @ weight.T).log_softmax(1).gather(1, targets[:, None])
+    return -(likelihoods.detach().exp() * likelihoods).sum()
+
+
+def test_targets_that_count_by_their_probability_equal_the_plain_computation() -> None:
+    found = gradients(lambda *given: linear_losses(*given, by_probability=True).total)
+    for value, reference in zip(found, gradients(weighted), strict=True):
+        assert relative(value, reference) < 1e-5
+    assert relative(found[1], gradients(plain)[1]) > 0.1
+
+
 def test_bf16_products_stay_within_a_hundredth() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = gradients(ours)
@@ -124,6 +136,9 @@ def test_the_module_gives_the_models_own_loss_for_linear_and_scaled_heads(make) 
     batch = PackedBatch(ids, targets, torch.arange(12).repeat(2, 1), (12, 12), step_targets=22, step_tokens=24)
     expected = model(input_ids=ids, labels=ids).loss * 22
     assert torch.allclose(NextTokenLoss(model)(batch).total, expected, rtol=1e-5)
+    nlls = NextTokenLoss(model)(batch, per_target=True)
+    total = NextTokenLoss(model, by_probability=True)(batch).total
+    assert torch.allclose(total, (nlls * (-nlls).exp()).sum(), rtol=1e-5)
 
 
 def test_a_linear_head_is_recognised_whatever_device_the_model_is_made_on() -> None:

@@ -1,5 +1,6 @@
 """Training: every token weighs the same, runs resume exactly, and a broken loss changes nothing."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.errors import RunError, UserError
+from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.model.optim import Optimizer
 from inscp.pretrained import load_model
@@ -48,6 +50,18 @@ def test_the_loss_falls_and_the_first_one_is_the_models_own(
     uniform = torch.tensor(float(vocabulary)).log().item()
     assert values[0] == pytest.approx(uniform, abs=0.2)  # a random model knows nothing
     assert values[-1] < values[0] - 1
+
+
+def test_targets_may_count_by_their_probability(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    data = data_module(corpus, tiny_model_folder, max_steps=1)
+    learner = module(tiny_model_folder, token_weights="probability")
+    weighted = fit(tmp_path, data, learner=learner).steps[1][0]
+    data.setup("fit")
+    loss = NextTokenLoss(load_model(tiny_model_folder, torch.float32))
+    [batch] = islice(data.train_dataloader(), 1)
+    nlls = loss(batch, per_target=True)
+    assert weighted == pytest.approx(float((nlls * (-nlls).exp()).mean()), rel=1e-4)
+    assert weighted < float(nlls.mean()) / 10
 
 
 def test_a_resumed_run_of_accumulated_steps_and_two_passes_equals_the_uninterrupted_one_bit_by_bit(
