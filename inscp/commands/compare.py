@@ -123,15 +123,18 @@ def _line(name: str, found: Difference) -> str:
     low, high = found.change.interval
     interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "–"
     numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{found.change.value:>+9,.3f}{interval:>20}"
-    p = f"{found.p:>8.3f}" if math.isfinite(found.p) else f"{'–':>8}"
-    return f"  {name:<42}{numbers}{p}{found.n:>7,}"
+    p = "–" if math.isnan(found.p) else "<0.001" if found.p < 0.0005 else f"{found.p:.3f}"
+    return f"  {name:<42}{numbers}{p:>8}{found.n:>7,}"
 
 
 def _label(model: str, origin: "Origin | None") -> str:
     """A short name: of a model that was made here its arm and the folder of its training."""
     from inscp.pretrained import model_name
 
-    return f"{origin.arm} {Path(model).resolve().parent.name}" if origin else model_name(model)
+    if origin:
+        return f"{origin.arm} {Path(model).resolve().parent.name}"
+    name = model_name(model)
+    return name if name != "model" else " ".join(Path(model).parts[-3:-1])  # a run's, whose folder is not here
 
 
 def _report(files: Sequence[Path], folder: Path) -> None:

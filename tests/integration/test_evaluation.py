@@ -139,7 +139,7 @@ def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str
     printed = run("compare", "before.json", "after.json", cwd=project)
     results = [json.loads((project / f"{name}.json").read_text())["tasks"] for name in ("before", "after")]
     values = [task["retention"]["metrics"]["held_out/x/loss"] for task in results]
-    row = re.search(r"x: loss +([\d.]+) +([\d.]+) +([-+][\d.]+) +(\S+ to \S+) +([\d.]+) +(\d+)", printed)
+    row = re.search(r"x: loss +([\d.]+) +([\d.]+) +([-+][\d.]+) +(\S+ to \S+) +(<?[\d.]+) +(\d+)", printed)
     assert row is not None
     assert [float(row[1]), float(row[2])] == pytest.approx(values, abs=1e-3)
     assert int(row[6]) == results[0]["retention"]["counts"]["held_out/x/loss"]
