@@ -26,12 +26,17 @@ def means(items: Iterable[Item]) -> dict[str, Metric]:
             weights.setdefault(name, []).append(item.weights.get(name, 1.0))
     found = {name: _mean(of, weights[name]) for name, of in values.items()}
     losses = [name for name in found if is_loss(name)]
-    return found | {name.removesuffix(_LOSS) + _PERPLEXITY: perplexity(found[name]) for name in losses}
+    return found | {perplexity_of(name): perplexity(found[name]) for name in losses}
 
 
 def is_loss(metric: str) -> bool:
     """Whether it is the loss of a held-out set, which is a mean over tokens."""
     return metric.startswith(_HELD_OUT) and metric.endswith(_LOSS)
+
+
+def perplexity_of(loss: str) -> str:
+    """The metric that is the perplexity of a loss."""
+    return loss.removesuffix(_LOSS) + _PERPLEXITY
 
 
 def loss_of(metric: str) -> str | None:

@@ -8,7 +8,7 @@ over two seeds hold the truth in 87 of 100 cases and over three in 91, by simula
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import (
     clipped_to_range,
     effective_sample_size,
+    is_loss,
     items_variance,
     linearised,
     mcnemar,
+    perplexity_of,
     scipy_stats,
     wilson,
     zero_share_upper_bound,
@@ -134,13 +136,21 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     return Difference(one, other, Metric(change, interval, n), p, seeds)
 
 
+def perplexity_difference(loss: Difference) -> Difference:
+    """How a perplexity changes, by how its loss does: the interval is that of the ratio, from the perplexity before."""
+    before, after = math.exp(loss.before), math.exp(loss.after)
+    low, high = (before * math.expm1(end) for end in loss.change.interval)
+    return replace(loss, before=before, after=after, change=Metric(after - before, (low, high), loss.n))
+
+
 def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Difference]:
     """Metric -> how it differs between two evaluations, over the items that both were asked."""
     both = {item.id for item in before} & {item.id for item in after}
     names = [dict.fromkeys(name for item in items if item.id in both for name in item.values)
              for items in (before, after)]  # fmt: skip
-    found = {name: samples([[before], [after]], name) for name in names[0] if name in names[1]}
-    return {name: difference(one, other, same_seeds=True) for name, (one, other) in found.items()}
+    pairs = {name: samples([[before], [after]], name) for name in names[0] if name in names[1]}
+    found = {name: difference(one, other, same_seeds=True) for name, (one, other) in pairs.items()}
+    return found | {perplexity_of(name): perplexity_difference(found[name]) for name in found if is_loss(name)}
 
 
 @dataclass(frozen=True)

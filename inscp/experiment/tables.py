@@ -15,7 +15,7 @@ from inscp.evaluation.labels import TITLES, heading
 from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
 from inscp.evaluation.statistics import is_loss, loss_of, means, perplexity
 from inscp.experiment.conditions import conditions, differing
-from inscp.experiment.estimates import Difference, Sample, difference, mean, samples
+from inscp.experiment.estimates import Difference, Sample, difference, mean, perplexity_difference, samples
 
 if TYPE_CHECKING:  # it imports torch, which `compare` does without
     from inscp.model.origin import Origin
@@ -214,8 +214,11 @@ class Comparison:
     def change(self, row: str, column: Column) -> Difference | None:
         """How a row differs from the reference; None where the metric is no mean over items that both have.
 
-        Nor do losses compare that are over other tokens.
+        Nor do losses compare that are over other tokens. A perplexity changes as its loss does.
         """
+        if name := loss_of(column.metric):
+            loss = self.change(row, replace(column, metric=name))
+            return loss and perplexity_difference(loss)
         if is_loss(column.metric) and not self.is_cut_alike((self.reference, row), column.metric):
             return None
         before, after = (self._having(of, column) for of in (self.reference, row))

@@ -219,3 +219,16 @@ def test_what_rounding_leaves_is_no_change() -> None:
 def test_one_item_of_several_seeds_has_the_interval_of_a_share() -> None:
     [sample] = samples([[items([True]), items([True])]], "m")
     assert mean(sample).interval == wilson(1.0, 1)
+
+
+def test_a_perplexity_changes_as_its_loss_does() -> None:
+    name = "held_out/x/loss"
+    before, after = ([Item(item.id, {name: 3 + item.values["m"] / 50}) for item in noisy(seed, shift)]
+                     for seed, shift in ((1, 0.0), (2, 0.4)))  # fmt: skip
+    found = differences(before, after)
+    loss, perplexity = found[name], found["held_out/x/perplexity"]
+    assert [perplexity.before, perplexity.after] == pytest.approx([math.exp(loss.before), math.exp(loss.after)])
+    assert perplexity.change.value == pytest.approx(perplexity.after - perplexity.before)
+    ends = [(perplexity.before + end) / perplexity.before for end in perplexity.change.interval]
+    assert ends == pytest.approx([math.exp(end) for end in loss.change.interval])
+    assert (perplexity.p, perplexity.n) == (loss.p, loss.n)

@@ -144,7 +144,7 @@ def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str
     assert [float(row[1]), float(row[2])] == pytest.approx(values, abs=1e-3)
     assert int(row[6]) == results[0]["retention"]["counts"]["held_out/x/loss"]
     assert "asked otherwise" not in printed
-    assert re.search(r"x: perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +– +– +\d+", printed)
+    assert re.search(r"x: perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +[-+]\S+ to \S+ +<?[\d.]+ +\d+", printed)
     same = run("compare", "after.json", changed(project, "same"), cwd=project)
     assert re.search(r"x: loss +\S+ +\S+ +\+0.000 +\+0.000 to \+0.000 +1.000", same)
 
