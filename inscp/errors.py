@@ -35,6 +35,18 @@ def within(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error.where}", error.what, error.mend) from error
 
 
+def require_some(count: int | None, where: str, of: str = "") -> None:
+    """
+    Args:
+        count: of things; None is as many as there are.
+
+    Raises:
+        UserError: there would be none.
+    """
+    if count is not None and count < 1:
+        raise UserError(where, f"{count} {of} are none", "Give a number from 1.")
+
+
 def first_line(error: BaseException) -> str:
     """Of what an error says; its name where it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]

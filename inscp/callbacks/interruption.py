@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -16,9 +17,8 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.steps import ends_step
 from inscp.data.datamodule import data_of
 from inscp.errors import Stopped
+from inscp.signals import received_by, status_behind
 from inscp.tracking.tracker import tracker_of
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def how_to_go_on() -> str:
@@ -40,8 +40,7 @@ class Interruption(Callback):
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints = checkpoints
         self._received = 0
-        self._before: dict[int, Any] = {}
-        self._trainer: Trainer | None = None
+        self._listening = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # These replace Lightning's own handlers, which on SIGTERM end a training with status 0 and no checkpoint, and
@@ -61,10 +60,10 @@ class Interruption(Callback):
             self._stop(trainer, signal.Signals(number))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unlisten()
+        self._listening.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unlisten()
+        self._listening.close()
 
     def _stop(self, trainer: Trainer, number: signal.Signals) -> None:
         problem = trainer.strategy.broadcast(self._checkpoints.save(trainer, wait=True))
@@ -72,8 +71,7 @@ class Interruption(Callback):
         if problem:
             message, status = f"{where}; {problem}", 1
         else:
-            message = f"{where}, with a checkpoint; {how_to_go_on()}"
-            status = 130 if number == signal.SIGINT else Stopped.RESTART
+            message, status = f"{where}, with a checkpoint; {how_to_go_on()}", status_behind(number)
         if tracker := tracker_of(trainer):
             tracker.finalize("interrupted")  # Lightning would call it failed
         # One process of a node tells the status: launchers kill the others, or that one, where another fails first.
@@ -81,22 +79,15 @@ class Interruption(Callback):
 
     def _listen(self, trainer: Trainer) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._trainer = trainer
-            self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+            self._listening.enter_context(received_by(partial(self._receive, trainer)))
 
-    def _unlisten(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before, self._trainer = {}, None
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        assert self._trainer is not None
+    def _receive(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._received == signal.SIGINT:
-                if self._trainer.strategy.launcher is not None:
-                    self._trainer.strategy.launcher.kill(signal.SIGKILL)
+                if trainer.strategy.launcher is not None:
+                    trainer.strategy.launcher.kill(signal.SIGKILL)
                 os._exit(130)
-            if self._trainer.is_global_zero:
+            if trainer.is_global_zero:
                 os.write(
                     2, b"\nstopping behind this step, with a checkpoint, or the export; Ctrl-C again ends at once\n"
                 )

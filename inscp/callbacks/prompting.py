@@ -5,8 +5,8 @@ from typing import ClassVar
 from lightning import Callback
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inscp.errors import within
-from inscp.evaluation.answers import AlignmentScorer, require_max_new_tokens, without_reasoning
+from inscp.errors import require_some, within
+from inscp.evaluation.answers import AlignmentScorer, without_reasoning
 from inscp.evaluation.generation import generate
 from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.records import Generation, Turn
@@ -39,7 +39,7 @@ class PromptingCallback(Callback):
         max_new_tokens: int = 256,
         lid_model: str = LID_176,
     ) -> None:
-        require_max_new_tokens(max_new_tokens, f"{self.section}.max_new_tokens")
+        require_some(max_new_tokens, f"{self.section}.max_new_tokens")
         identifier = LanguageIdentifier(lid_model)
         with within(self.section):
             self.questions = read_aligned_prompts(prompts, languages or [], identifier, max_prompts) if prompts else {}

@@ -7,9 +7,8 @@ import torch
 from inscp.commands.parser import call
 from inscp.data.rendering import require_chat_template
 from inscp.data.template import prompt_ids
-from inscp.errors import UserError
-from inscp.evaluation.answers import require_max_new_tokens, require_temperature
-from inscp.evaluation.generation import default_generation_config, sampling
+from inscp.errors import UserError, require_some
+from inscp.evaluation.generation import default_generation_config, require_temperature, sampling
 from inscp.model.device import scoring_model
 from inscp.model.end_tokens import end_token_ids
 from inscp.model.precision import inference_dtype
@@ -32,7 +31,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
     """
     from transformers import TextStreamer
 
-    require_max_new_tokens(max_new_tokens)
+    require_some(max_new_tokens, "max_new_tokens")
     require_temperature(temperature)
     tokenizer = load_tokenizer(model)
     require_chat_template(tokenizer, model)

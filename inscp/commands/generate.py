@@ -15,8 +15,9 @@ from inscp.cost.ledger import Ledger
 from inscp.data.pipeline import Sources, as_sources
 from inscp.data.sources import OnBadRecord, ReadReport, Source, bad_record, read_records
 from inscp.errors import UserError
-from inscp.evaluation.answers import defects, require_temperature
+from inscp.evaluation.answers import defects
 from inscp.evaluation.caching_model import Backend
+from inscp.evaluation.generation import require_temperature
 from inscp.evaluation.items import items_folder
 from inscp.evaluation.server import Server
 from inscp.model.precision import InferencePrecision

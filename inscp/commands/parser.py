@@ -15,8 +15,8 @@ from jsonargparse._actions import _ActionConfigLoad  # no public name tells a se
 
 from inscp.commands.parser_errors import NESTED_ERROR, class_names, known_keys, user_error, whole_key
 from inscp.commands.quiet import quiet
-from inscp.commands.stopping import stopping_well
 from inscp.errors import UserError
+from inscp.signals import stopping_well
 
 _PROGRAM = "python -m inscp"
 

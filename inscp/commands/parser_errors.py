@@ -18,19 +18,14 @@ from jsonargparse import ArgumentParser
 from inscp.errors import UserError
 from inscp.yaml_file import read_yaml
 
-_UNKNOWN = re.compile(
-    r"unrecognized arguments?: *(?:--)?(?P<a>[\w.+]+)|key ['\"]?(?P<b>[\w.]+)['\"]? is not expected"
-    r"|does not accept (?:option|key|nested key) ['\"](?P<c>[\w.]+)"
-    r"|(?:option|key) ['\"](?P<d>[\w.]+)['\"] is not accepted",
-    re.IGNORECASE,
-)
-_POSITIONAL = re.compile(r"unrecognized arguments?: *(?!-)(\S+)", re.IGNORECASE)
+_UNKNOWN = re.compile(r"(?:unrecognized arguments: (?:--)?|accept option '|^Option ')([^\s'=-][^\s'=]*)")
 _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?(?:-\w/)?-*([\w.]+)[\"'`:]*", re.IGNORECASE)
 _CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
 _NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (.+)$", re.MULTILINE)
-_SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*Given value: (\S+)$", re.DOTALL)
-_NO_SECTION = re.compile(r'Unable to load config "(.*)"$')
-_NO_YAML = re.compile(r"Unable to load config '(.*)'$", re.MULTILINE)
+_SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*(?:Given|Got) value: (\S+)$", re.DOTALL)
+_NO_SECTION = re.compile(r"Unable to load config ['\"](.*)['\"]$", re.MULTILINE)
+_AROUND = re.compile(r".*\nUnable to load config .*\n *- (?=Parser key )")
+"""What is said of a section's file ahead of the key in it."""
 _SWITCHES_OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
 """Keys that switch their section off, and the value that does."""
 NESTED_ERROR = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
@@ -58,12 +53,11 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
     if files is None:
         files = config_files(arguments)
     see_help = f"See {command} --help." if command else _UNDER
-    if (place := _POSITIONAL.search(message)) and Path(place[1]).is_file():
-        return UserError(place[1], "it is given without a key", f"Did you mean --config {place[1]}?")
     if unknown := _UNKNOWN.search(message):
-        name, file = _located(next(group for group in unknown.groups() if group), files, arguments)
+        name, file = _located(unknown[1], files, arguments)
         what, mend = _suggestion(parser, name, bool(command))
         return UserError(f"{name}{file}", what, mend or see_help)
+    message = _AROUND.sub("", message)
     key = _KEY.search(message)
     if key is None:
         return UserError("configuration", _readable(message), see_help)
@@ -71,7 +65,7 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
     if message.rstrip().endswith(("Got value: None", "Given value: None", "expected one argument")):
         mend = f"Give one, as --{name} …. {see_help}" if command else see_help
         return UserError(f"{name}{file}", "it has no value", mend)
-    if given := _NO_SECTION.search(message) or (_NO_YAML.search(message) if name in _FIRST else None):
+    if given := _NO_SECTION.search(message):
         keys = {f"{name}.{last}": value for last, value in _SWITCHES_OFF.items() if given[1] in _SWITCHES_OFF.values()}
         off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
         mend = f"To switch it off, set {off}." if off else f"Give them. {see_help}"
@@ -172,6 +166,8 @@ def _wrong_entry(name: str, given: str, files: Mapping[str, Mapping[str, Any]]) 
 
 def _suggestion(parser: ArgumentParser, name: str, is_command: bool) -> tuple[str, str]:
     """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
+    if Path(name).is_file():
+        return "it is given without a key", f"Did you mean --config {name}?"
     keys = list(known_keys(parser))
     if name in keys:
         return "it is given by its place, without its name", ""

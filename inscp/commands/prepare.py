@@ -2,7 +2,7 @@
 
 from inscp.commands.inspect import DataCLI
 from inscp.commands.quiet import quiet
-from inscp.commands.stopping import stopping_well
+from inscp.signals import stopping_well
 
 
 def run(command: str, arguments: list[str]) -> None:

@@ -26,12 +26,16 @@ def track(file: str, tracking_uri: str | None = None) -> None:
     if not rest:  # the mlflow_run.jsonl beside it, by which evaluate finds the run
         raise UserError(file, "nothing in it is left to send", "Give the mlflow_unsent.jsonl of a training.")
     start = replace(start, tracking_uri=tracking_uri or start.tracking_uri)
-    destination = MLflowRun(start.tracking_uri)
+    destination = MLflowRun(start)
     destination.connect()
     try:
-        if tracking_uri is not None and not destination.has(start.run_id):  # another store: the run begins there
-            start = replace(start, run_id=None)
-        for batch in batches([start, *rest]):
+        try:
+            destination.open()
+        except RunError:
+            if tracking_uri is None:
+                raise
+            destination.start = replace(start, run_id=None)  # another store: the run begins there
+        for batch in batches(rest):
             destination.send(batch)
     except RunError:
         raise

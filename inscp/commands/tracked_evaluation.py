@@ -66,10 +66,10 @@ def tracker_for(model: str, origin: Origin | None, tracking: Tracking, folder: P
     if tracking.run_id is None and is_trained and (made := Path(resolve(model)[0]).parent / RUN_FILE).is_file():
         start, _ = read_run(made)
         of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)
-        return TrackedRun(of_run, start.name, {}, dumped([start]), is_addition=True)
+        return TrackedRun(of_run, start.name, {}, dumped(start), is_addition=True)
     origin = origin or Origin(model, "instruct", "")
     is_addition = tracking.run_id is not None
-    earlier = dumped([read_run(own)[0]]) if (own := folder / RUN_FILE).is_file() else None
+    earlier = dumped(read_run(own)[0]) if (own := folder / RUN_FILE).is_file() else None
     tracker = TrackedRun(tracking, origin.name, provenance_tags(), earlier, is_addition)
     if not is_addition:
         tracker.note_run(folder)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from inscp.data.fields import ASSISTANT, CANONICAL, CONTEXT, HISTORY, SYSTEM, TEXT, TURNS, USER, to_turns
 from inscp.data.rows import BadRow, PlacedRow, TextUnit, file_format, is_supported, read_rows
 from inscp.digests import file_digest
-from inscp.errors import UserError, first_line
+from inscp.errors import UserError, first_line, require_some
 from inscp.paths import SAMPLES_SCHEME, local_path
 from inscp.records import Record
 
@@ -68,8 +68,7 @@ class Source:
         if names and names != {TEXT} and core not in ({TURNS}, {USER}, {USER, ASSISTANT}):
             mend = "Give `text` alone, `turns` (and `system`), or `user` and `assistant` (and `context`, `history`)."
             raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} make no record", mend)
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit of {self.path}", f"{self.limit} records are none", "Give a number from 1.")
+        require_some(self.limit, f"limit of {self.path}", "records")
         if not 0 < self.weight < math.inf:
             raise UserError(f"weight of {self.path}", f"{self.weight} is none", "Give 2 or 0.5, say, or leave it out.")
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from inscp.errors import RunError
 from inscp.records import TokenSequence
+from inscp.signals import ASKING_TO_STOP
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -109,7 +110,7 @@ def _call_work(batch: Any) -> Any:
 
 def ignore_signals(_: int = 0) -> None:
     """Let a worker ignore signals that go to all processes: the training's own process decides when to end."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in ASKING_TO_STOP:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -8,7 +8,6 @@ from functools import cache
 
 import regex
 
-from inscp.errors import UserError
 from inscp.evaluation.items import Item
 from inscp.evaluation.statistics import means
 from inscp.optional import library
@@ -28,24 +27,6 @@ ALIGNMENT_METRICS = (
     "in_language_if_sound", "words", "line_pass", "word_pass",
 )  # fmt: skip
 """Of an `AlignmentScorer`'s items, in each prompt language; beside them stands answered_in/X."""
-
-
-def require_temperature(temperature: float) -> None:
-    """
-    Raises:
-        UserError: it is negative.
-    """
-    if temperature < 0:
-        raise UserError("temperature", f"{temperature} is negative", "Give 1, or 0 for the likeliest.")
-
-
-def require_max_new_tokens(max_new_tokens: int, key: str = "max_new_tokens") -> None:
-    """
-    Raises:
-        UserError: answers would have no token.
-    """
-    if max_new_tokens < 1:
-        raise UserError(key, f"{max_new_tokens} are none", "Give a number from 1.")
 
 
 def without_reasoning(answers: Sequence[Generation]) -> list[Generation]:

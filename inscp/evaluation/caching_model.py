@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from inscp.evaluation.answers import require_max_new_tokens, without_reasoning
+from inscp.errors import require_some
+from inscp.evaluation.answers import without_reasoning
 from inscp.evaluation.journal import Journal, short_digest
 from inscp.records import Generation, Prompt, TokenSequence
 
@@ -68,7 +69,7 @@ class CachingModel:
         Raises:
             UserError: they are to be shorter than one token, or the model cannot be asked.
         """
-        require_max_new_tokens(max_new_tokens)
+        require_some(max_new_tokens, "max_new_tokens")
 
         def answer(places: list[int]) -> Iterator[tuple[int, Any]]:
             for index, response in self.backend.generate([prompts[place] for place in places], max_new_tokens):

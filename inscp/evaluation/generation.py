@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from inscp.data.special_tokens import encode_plain, encode_plain_batch
 from inscp.data.template import answer_left_context, prompt_ids
+from inscp.errors import UserError
 from inscp.evaluation.kv_cache import PreallocatedLayer, preallocated
 from inscp.model.attention import CACHE
 from inscp.model.end_tokens import end_token_ids
@@ -50,6 +51,15 @@ _PADDING, _PROBE = 16, 4
 _TOLERANCE = 0.05
 """Of the norm of the next token's logits, in bf16 0.01 apart where sums are taken in another order."""
 _SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
+
+
+def require_temperature(temperature: float) -> None:
+    """
+    Raises:
+        UserError: it is negative.
+    """
+    if temperature < 0:
+        raise UserError("temperature", f"{temperature} is negative", "Give 1, or 0 for the likeliest.")
 
 
 def sampling(temperature: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inscp.cost.flops import WorkCounter
 from inscp.data.rendering import require_chat_template
-from inscp.errors import UserError
+from inscp.errors import UserError, require_some
 from inscp.evaluation.generation import encode, generate
 from inscp.evaluation.shared_context import find_trees, tree_nlls
 from inscp.model.device import scoring_batch_tokens, scoring_model
@@ -94,8 +94,7 @@ class LocalModel:
             UserError: a batch of no prompts, a conversation and no chat template, or a prompt that the model cannot see
                 whole.
         """
-        if self._batch_size < 1:
-            raise UserError("batch_size", f"{self._batch_size} prompts are none", "Give a number from 1.")
+        require_some(self._batch_size, "batch_size", "prompts")
         for prompt in prompts:
             if why := self.too_long(prompt, max_new_tokens):
                 what = f"the prompt “{prompt[-1].text[:40]}…” has {why}"

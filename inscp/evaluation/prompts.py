@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from inscp.data.rows import BadRow, Row, read_rows
-from inscp.errors import UserError
+from inscp.errors import UserError, require_some
 from inscp.paths import local_path
 from inscp.text.language import LanguageIdentifier
 
@@ -35,8 +35,7 @@ def read_table(spec: str) -> list[tuple[str, Row]]:
 
 def evenly_spaced(rows: Sequence[T], limit: int | None) -> list[T]:
     """`limit` rows at even distances, so that every group of rows is represented; all without a limit."""
-    if limit is not None and limit < 1:
-        raise UserError("limit", f"{limit} prompts are none", "Give a number from 1.")
+    require_some(limit, "limit", "prompts")
     return [rows[k * len(rows) // limit] for k in range(limit)] if limit and limit < len(rows) else list(rows)
 
 

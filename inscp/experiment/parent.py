@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,12 +21,12 @@ class ParentRun:
     """
 
     def __init__(self, tracking: Tracking, name: str, question: str) -> None:
-        uri = absolute(tracking.uri)
-        self._tracking, self._run = tracking, MLflowRun(uri)
+        self._tracking = tracking
         tags = {"study": name, "mlflow.note.content": question, **tracking.tags}
         # Studies of one name may ask different questions.
         key = blake2b(f"{name}\n{question}".encode(), digest_size=8).hexdigest()
-        self._start = Start(uri, tracking.experiment, name, tags, f"study {key}", now(), None)
+        start = Start(absolute(tracking.uri), tracking.experiment, name, tags, f"study {key}", now(), None)
+        self._run = MLflowRun(start)
         if tracking.enabled:
             self._run.connect()
 
@@ -35,14 +34,13 @@ class ParentRun:
     def run_id(self) -> str | None:
         """None where nothing is tracked, or the server is down."""
         if self._tracking.enabled and self._run.run_id is None:
-            self._try(lambda: self._run.send([self._start]))
+            self._try(lambda: self._run.open(goes_on=False))
         return self._run.run_id
 
     def begin(self) -> None:
         """Tell MLflow that the study is running, for the first time or again."""
-        if run_id := self.run_id:
-            again = replace(self._start, run_id=run_id)
-            self._try(lambda: self._run.send([again]))
+        if self._tracking.enabled:
+            self._try(self._run.open)
 
     def end(self, status: str) -> None:
         """Tell MLflow how the study has ended for now.

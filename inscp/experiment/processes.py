@@ -2,12 +2,11 @@
 
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
@@ -18,8 +17,7 @@ import yaml
 from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import Config
 from inscp.paths import write_atomically
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from inscp.signals import received_by, status_behind
 
 
 @dataclass(frozen=True)
@@ -77,21 +75,15 @@ class Commands:
         why = f"{command} ended with status {status} ({last.removeprefix('error: ')})"
         return Failure(status, why) if status else None
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hand on SIGTERM, SIGUSR1 and Ctrl-C; a training saves at them."""
+    def listening(self) -> AbstractContextManager[None]:
+        """Inside, signals are handed on; a training saves at them."""
 
         def stop(number: int, _: Any) -> None:
             self._stopped_by = number
             if self._process and self._process.poll() is None:
                 self._process.send_signal(number)
 
-        before = {number: signal.signal(number, stop) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return received_by(stop)
 
     @contextmanager
     def locked(self, file: Path) -> Iterator[int]:
@@ -128,8 +120,7 @@ class Commands:
             Stopped: this process was asked to stop.
         """
         if self._stopped_by:
-            status = 130 if self._stopped_by == signal.SIGINT else Stopped.RESTART
-            raise Stopped("the study was stopped; the same command goes on", status)
+            raise Stopped("the study was stopped; the same command goes on", status_behind(self._stopped_by))
 
 
 def tell(line: str) -> None:

@@ -20,7 +20,7 @@ from inscp.data.pipeline import PackedRows, Pipeline, Sources, as_sources
 from inscp.data.sampling import MicroBatch
 from inscp.data.sources import Source
 from inscp.data.tagging import ConversationTagger, Tagger
-from inscp.errors import UserError
+from inscp.errors import UserError, require_some
 from inscp.model.frozen import FrozenParts
 from inscp.model.loss import NextTokenLoss
 from inscp.model.sharded import full_tensor, local_tensor
@@ -46,8 +46,7 @@ class Shield:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise UserError("model.shield.share", f"{self.share} is not between 0 and 1", "Give 0.5, say.")
-        if self.records < 1:
-            raise UserError("model.shield.records", f"{self.records} records are none", "Give a number from 1.")
+        require_some(self.records, "model.shield.records", "records")
 
     def read(self, make: Callable[[list[Source], Tagger], Pipeline]) -> CachedRows:
         """The source text in rows, by the pipeline that `make` gives for sources and a tagger."""

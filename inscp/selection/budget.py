@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from inscp.data.sources import Source
-from inscp.errors import UserError
+from inscp.errors import UserError, require_some
 from inscp.records import Candidate
 from inscp.selection.filters import Drop, Selector, Verdict, required_perplexity
 from inscp.text.words import words
@@ -47,8 +47,7 @@ class Budget(Selector):
     """The configuration key of the number of tokens."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise UserError("budget.tokens", f"{self.tokens}", "Give a number from 1.")
+        require_some(self.tokens, "budget.tokens", "tokens")
         if not 0 <= self.replay_share < 1 or (self.replay_share > 0) != (self.replay is not None):
             what = f"a share of {self.replay_share} {'without' if self.replay is None else 'of'} replay"
             raise UserError("budget.replay_share", what, "Give `replay` and a share in (0, 1), or neither.")

@@ -48,21 +48,20 @@ class MLflowRun:
     """A run in a store. Only one thread sends.
 
     Args:
-        tracking_uri: `sqlite:///FILE` or the address of a tracking server.
-        run_id: of a run to continue.
+        start: the run, which `open` or the first piece finds or starts.
 
     Attributes:
-        run_id: None until the run has been started.
-        experiment_id: None until then, too.
+        start: the same, with the run's id as soon as it is known.
+        experiment_id: None until the run is open.
         is_new: whether it was started here and not found.
     """
 
-    def __init__(self, tracking_uri: str, run_id: str | None = None) -> None:
-        self.tracking_uri, self.run_id = tracking_uri, run_id
+    def __init__(self, start: Start) -> None:
+        self.start = start
         self.experiment_id: str | None = None
         self.is_new = False
         self._client: Any = None
-        self._known: dict[str, dict[int, set[int]]] = {}  # of each metric, when each step was measured
+        self._known: dict[str, set[int]] = {}  # of each metric, the steps that the run has
         self._refused: set[str] = set()
 
     def connect(self) -> None:
@@ -71,26 +70,41 @@ class MLflowRun:
         Raises:
             UserError: the store is a file that cannot be opened.
         """
-        file = file_of(self.tracking_uri)
+        uri = self.start.tracking_uri
+        file = file_of(uri)
         # A new file gets its tables, and an old one its newer ones: by one process, while the others wait.
         alone = FileLock(file.with_name(f".{file.name}.lock")) if file else nullcontext()
         try:
             with alone:
-                self._client = store_client(self.tracking_uri)
+                self._client = store_client(uri)
         except Exception as error:  # whatever the driver raises
-            what = f"the store {self.tracking_uri} cannot be opened ({error})"
+            what = f"the store {uri} cannot be opened ({error})"
             raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error
 
-    def has(self, run_id: str | None) -> bool:
-        """Whether the store has this run."""
-        from mlflow.exceptions import MlflowException
+    def open(self, goes_on: bool = True) -> None:
+        """Find the run, or start it.
 
+        Args:
+            goes_on: it is running again, unless it has ended since `start`.
+
+        Raises:
+            RunError: the store refuses it.
+            Exception: anything else, where the store may take it later.
+        """
         try:
-            return run_id is not None and self._client.get_run(run_id) is not None
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            run = self._client.get_run(self.run_id) if self.run_id else self._find_or_start()
+            if goes_on and run.info.status != "RUNNING" and _end(run) < self.start.time:
+                self._client.update_run(run.info.run_id, status="RUNNING")
+        except Exception as error:
+            if not _is_refusal(error):
                 raise
-            return False
+            raise RunError(f"MLflow refused the run ({reason(error)})") from error
+        self.start, self.experiment_id = replace(self.start, run_id=run.info.run_id), run.info.experiment_id
+
+    @property
+    def run_id(self) -> str | None:
+        """None until it is known."""
+        return self.start.run_id
 
     def send(self, batch: Sequence[Piece]) -> None:
         """Perform pieces that go into one call. What the store refuses for good is reported and skipped.
@@ -99,6 +113,8 @@ class MLflowRun:
             RunError: the run itself is refused.
             Exception: anything else, where the store may take the same pieces later.
         """
+        if self.experiment_id is None:
+            self.open()
         try:
             self._perform(batch)
             return
@@ -107,27 +123,20 @@ class MLflowRun:
                 self._known.clear()  # what got through is to be read again
                 raise
             why = reason(error)
-        if isinstance(batch[0], Start):
-            raise RunError(f"MLflow refused the run ({why})")
-        parts = _parts(batch)
-        for part in parts:
-            self.send([part])
-        if not parts:
-            self._tell(type(batch[0]).__name__, why)
-
-    def _tell(self, kind: str, why: str) -> None:
-        if kind not in self._refused:
+        parts = _parts(batch)  # one refused name does not cost the others
+        if len(parts) > 1:
+            for part in parts:
+                self.send([part])
+        elif (kind := type(batch[0]).__name__) not in self._refused:
             self._refused.add(kind)
             warnings.warn(f"MLflow refused {kind}, which is left out ({why}); the rest goes on.", stacklevel=2)
 
     def keep_files(self, folder: Path, artifact: str) -> None:
-        """Keep the files of a folder as artifacts of the run, which has been started."""
+        """Keep the files of a folder as artifacts of the run, which is open."""
         self._client.log_artifacts(self.run_id, str(folder), artifact)
 
     def _perform(self, batch: Sequence[Piece]) -> None:
         match batch[0]:
-            case Start() as start:
-                self._start(start)
             case Metrics():
                 self._log_metrics([piece for piece in batch if isinstance(piece, Metrics)])
             case Param():
@@ -139,38 +148,27 @@ class MLflowRun:
             case TrainingData() as data:
                 self._log_data(data)
             case End(status, time):
-                if self._last_end() < time:
+                if _end(self._client.get_run(self.run_id)) < time:
                     self._client.set_terminated(self.run_id, status, time)
 
-    def _start(self, start: Start) -> None:
-        if start.run_id is not None:
-            run = self._client.get_run(start.run_id)
-            self.run_id, self.experiment_id = start.run_id, run.info.experiment_id
-            if self._last_end() < start.time:
-                self._client.update_run(start.run_id, status="RUNNING")
-            return
-        self.experiment_id = self._experiment(start.experiment)
-        # An earlier try may have started it without our getting the answer.
-        found = find_run(self._client, self.experiment_id, start.key)
-        self.run_id, self.is_new = (found or self._create(start)).info.run_id, found is None
-
-    def _experiment(self, name: str) -> str:
-        if found := self._client.get_experiment_by_name(name):
-            return str(found.experiment_id)
-        # MLflow would put artifacts into ./mlruns wherever it is started; beside the store they are found again.
-        store = file_of(self.tracking_uri)
-        beside = str(store.parent / "mlartifacts") if store else None
-        return str(self._client.create_experiment(name, artifact_location=beside))
-
-    def _create(self, start: Start) -> Any:
+    def _find_or_start(self) -> Any:
         from mlflow.tracking.context.registry import resolve_tags
 
+        start, experiment_id = self.start, self._experiment()
+        # An earlier try may have started it without our getting the answer.
+        if found := find_run(self._client, experiment_id, start.key):
+            return found
+        self.is_new = True
         tags = resolve_tags(start.tags | {_KEY_TAG: start.key})
-        return self._client.create_run(self.experiment_id, start.time, tags, start.name)
+        return self._client.create_run(experiment_id, start.time, tags, start.name)
 
-    def _last_end(self) -> int:
-        """When the run ended, 0 if it never did: what is sent late does not undo what a later training has told."""
-        return self._client.get_run(self.run_id).info.end_time or 0
+    def _experiment(self) -> str:
+        if found := self._client.get_experiment_by_name(self.start.experiment):
+            return str(found.experiment_id)
+        # MLflow would put artifacts into ./mlruns wherever it is started; beside the store they are found again.
+        store = file_of(self.start.tracking_uri)
+        beside = str(store.parent / "mlartifacts") if store else None
+        return str(self._client.create_experiment(self.start.experiment, artifact_location=beside))
 
     def _log_metrics(self, pieces: Sequence[Metrics]) -> None:
         from mlflow.entities import Metric
@@ -180,15 +178,12 @@ class MLflowRun:
             for name, value in piece.values.items():
                 key = _NO_NAME.sub("_", name)
                 if key not in self._known:
-                    self._known[key] = {}
-                    for old in self._client.get_metric_history(self.run_id, key):
-                        self._known[key].setdefault(old.step, set()).add(old.timestamp)
-                times = self._known[key].get(piece.step, ())
-                if piece.time not in times if piece.anew else not times:
+                    self._known[key] = {old.step for old in self._client.get_metric_history(self.run_id, key)}
+                if piece.anew or piece.step not in self._known[key]:  # MLflow itself keeps once what is sent twice
                     fresh[key, piece.step] = Metric(key, value, piece.time, piece.step)
         self._client.log_batch(self.run_id, metrics=list(fresh.values()), synchronous=True)
-        for (key, step), metric in fresh.items():
-            self._known[key].setdefault(step, set()).add(metric.timestamp)
+        for key, step in fresh:
+            self._known[key].add(step)
 
     def _log_params(self, pieces: Sequence[Param]) -> None:
         from mlflow import entities
@@ -219,14 +214,20 @@ def find_run(client: Any, experiment_id: str, key: str) -> Any:
     return next(iter(client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{key}'")), None)
 
 
+def _end(run: Any) -> int:
+    """When the run ended, 0 if it never did: what is sent late does not undo what a later training has told."""
+    return run.info.end_time or 0
+
+
 def _parts(batch: Sequence[Piece]) -> list[Piece]:
-    """What can be tried one by one, so that one refused name does not cost the others."""
-    if len(batch) > 1:
-        return list(batch)
-    piece = batch[0]
-    if isinstance(piece, Metrics) and len(piece.values) > 1:
-        return [replace(piece, values={name: value}) for name, value in piece.values.items()]
-    return []
+    """What can be tried one by one."""
+    parts: list[Piece] = []
+    for piece in batch:
+        if isinstance(piece, Metrics):
+            parts += [replace(piece, values={name: value}) for name, value in piece.values.items()]
+        else:
+            parts.append(piece)
+    return parts
 
 
 def reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from inscp.errors import UserError
 
 @dataclass(frozen=True)
 class Start:
-    """The run itself, first of all pieces: `run_id` is continued; without it a run is started, one for each `key`.
+    """The run itself: `run_id` is continued; without it a run is started, one for each `key`.
 
     Here and below `time` is in milliseconds since 1970. A start at 0 only adds to a run, which may have ended.
     """
@@ -83,42 +84,36 @@ def now() -> int:
     return round(time.time() * 1000)
 
 
-Piece = Start | Metrics | Param | Text | Table | TrainingData | End
+Piece = Metrics | Param | Text | Table | TrainingData | End
 
-_KINDS = {kind.__name__: kind for kind in get_args(Piece)}
-_AT_ONCE = {Metrics: 1000, Param: 100}  # what one `log_batch` takes
+_KINDS = {kind.__name__: kind for kind in (Start, *get_args(Piece))}
 
 
 def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces that go into one call, in order."""
-    batch: list[Piece] = []
-    size = 0
-    for piece in pieces:
-        n = len(piece.values) if isinstance(piece, Metrics) else 1
-        if batch and (type(piece) is not type(batch[0]) or size + n > _AT_ONCE.get(type(piece), 1)):
+    for kind, alike in groupby(pieces, type):
+        while batch := list(islice(alike, 100 if kind in (Metrics, Param) else 1)):
             yield batch
-            batch, size = [], 0
-        batch.append(piece)
-        size += n
-    if batch:
-        yield batch
 
 
-def dumped(pieces: Iterable[Piece]) -> list[str]:
-    """Pieces as JSON objects."""
-    return [json.dumps({"kind": type(piece).__name__} | asdict(piece), default=str) for piece in pieces]
+def dumped(start: Start, pieces: Iterable[Piece] = ()) -> list[str]:
+    """A run and what belongs to it as JSON objects."""
+    return [json.dumps({"kind": type(piece).__name__} | asdict(piece), default=str) for piece in (start, *pieces)]
 
 
-def loaded(lines: Iterable[str]) -> list[Piece]:
-    """What `dumped` has made of pieces."""
+def loaded(lines: Iterable[str]) -> tuple[Start, list[Piece]]:
+    """What `dumped` has made of a run and its pieces."""
     objects = [json.loads(line) for line in lines]
-    return [_KINDS[values.pop("kind")](**values) for values in objects]
+    start, *pieces = [_KINDS[values.pop("kind")](**values) for values in objects]
+    if not isinstance(start, Start):
+        raise TypeError(f"it begins with {type(start).__name__}")
+    return start, pieces
 
 
-def write_run(path: Path, pieces: Iterable[Piece]) -> None:
-    """Keep a run (its `Start`, the first piece) with what belongs to it, one JSON object a line."""
+def write_run(path: Path, start: Start, pieces: Iterable[Piece] = ()) -> None:
+    """Keep a run with what belongs to it, one JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in dumped(pieces)), "utf-8")
+    path.write_text("".join(f"{line}\n" for line in dumped(start, pieces)), "utf-8")
 
 
 def read_run(path: Path) -> tuple[Start, list[Piece]]:
@@ -131,14 +126,6 @@ def read_run(path: Path) -> tuple[Start, list[Piece]]:
     if not path.is_file():
         raise UserError(str(path), "no such file", mend)
     try:
-        return as_run(path.read_text("utf-8").splitlines())
+        return loaded(path.read_text("utf-8").splitlines())
     except Exception as error:  # another file can be wrong in any way
         raise UserError(str(path), "no MLflow run is kept in it", mend) from error
-
-
-def as_run(lines: Iterable[str]) -> tuple[Start, list[Piece]]:
-    """What `dumped` has made of a run and its pieces."""
-    start, *pieces = loaded(lines)
-    if not isinstance(start, Start):
-        raise TypeError(f"it begins with {type(start).__name__}")
-    return start, pieces

@@ -1,7 +1,6 @@
 """A run that loses nothing: everything is logged to MLflow, and nothing waits for it."""
 
 import warnings
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from inscp.tracking.pieces import (
     Table,
     Text,
     TrainingData,
-    as_run,
     dumped,
+    loaded,
     now,
     write_run,
 )
@@ -86,14 +85,11 @@ class TrackedRun:
         self, tracking: Tracking, name: str, tags: Mapping[str, str], earlier: Sequence[str] | None = None,
         is_addition: bool = False,
     ) -> None:  # fmt: skip
-        self._is_addition = is_addition
-        self._tracking, self.unsent_folder, self._is_final = tracking, Path(), False
-        before, unsent = as_run(earlier) if earlier else (None, [])
+        self._tracking, self.unsent_folder = tracking, Path()
+        before, unsent = loaded(earlier) if earlier else (None, [])
         uri = absolute(tracking.uri)
         if tracking.run_id is not None or (before and before.tracking_uri != uri):  # another run, another store
             before, unsent = None, []
-        run_id = before.run_id if before else tracking.run_id
-        self._run = MLflowRun(tracking.uri, run_id)
         start = Start(
             uri,
             tracking.experiment,
@@ -101,21 +97,19 @@ class TrackedRun:
             {**tags, **tracking.tags},
             before.key if before else uuid4().hex,
             0 if is_addition else now(),
-            run_id,
+            before.run_id if before else tracking.run_id,
         )
-        self._start = start
-        self._outbox = Outbox(self._run, start)
-        self.begin(unsent)
-
-    def begin(self, unsent: Sequence[Piece]) -> None:
-        """Open the store, and send it what an earlier process has not.
-
-        Raises:
-            UserError: it is a file that cannot be opened.
-        """
-        self._run.connect()
+        self._run = MLflowRun(start)
+        self._outbox = Outbox(self._run)
+        self._connect()
         for piece in unsent:
-            self._outbox.put(piece)
+            self._put(piece)
+
+    def _connect(self) -> None:
+        self._run.connect()
+
+    def _put(self, piece: Piece) -> None:
+        self._outbox.put(piece)
 
     def state(self, metrics: Mapping[str, float], step: int) -> list[str]:
         """The run and what it has not got yet, for a checkpoint: a process that is killed sends no more.
@@ -123,11 +117,11 @@ class TrackedRun:
         Args:
             metrics, step: of the step of the checkpoint, which Lightning logs only behind it.
         """
-        return dumped([*self._outbox.pieces, Metrics(dict(metrics), step, now())])
+        return dumped(self._run.start, [*self._outbox.unsent, Metrics(dict(metrics), step, now())])
 
     def note_run(self, folder: Path) -> None:
         """Leave in the training's folder which run it is."""
-        write_run(folder / RUN_FILE, [self._start])
+        write_run(folder / RUN_FILE, self._run.start)
 
     @property
     def name(self) -> str:
@@ -140,14 +134,9 @@ class TrackedRun:
         return self._run.run_id
 
     @property
-    def experiment_id(self) -> str | None:
-        """The experiment's id; None until the store has the run."""
-        return self._run.experiment_id
-
-    @property
     def is_sent(self) -> bool:
         """Whether the store has everything."""
-        return self._outbox.is_empty
+        return not self._outbox.unsent
 
     @property
     def address(self) -> str:
@@ -155,17 +144,14 @@ class TrackedRun:
         return f"{self._tracking.uri} (experiment {self.name}, run {self.run_id})"
 
     @property
-    def page(self) -> str:
-        """Where the experiment is shown as trainings; by default MLflow opens it in another view, which is empty."""
-        uri = self._tracking.uri
-        server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
-
-    @property
     def viewing(self) -> str:
         """The command that shows the store, or only its page where a server shows it already."""
         uri = self._tracking.uri
-        return self.page if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}   # then open {self.page}"
+        # By default MLflow opens an experiment in another view, where trainings do not stand.
+        page = f"/#/experiments/{self._run.experiment_id}/runs?workflowType=machine_learning"
+        if uri.startswith("http"):
+            return uri.rstrip("/") + page
+        return f"mlflow ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000{page}"
 
     def log_at(self, metrics: Mapping[str, float], step: int, anew: bool = False) -> None:
         """Keep metrics of the model as it is after `step` updates.
@@ -175,42 +161,36 @@ class TrackedRun:
             step: one that the run has already is left out.
             anew: it is measured again, and the run shows this value.
         """
-        self._outbox.put(Metrics({name: float(value) for name, value in metrics.items()}, step, now(), anew))
+        self._put(Metrics({name: float(value) for name, value in metrics.items()}, step, now(), anew))
 
-    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """Keep parameters; those that the continued run has already stay as they are."""
-        for name, value in (vars(params) if isinstance(params, Namespace) else params).items():
-            self._outbox.put(Param(name, str(value)[:_LONGEST_PARAM]))
+    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+        """Keep parameters by name; those that the continued run has already stay as they are."""
+        for name, value in params.items():
+            self._put(Param(name, str(value)[:_LONGEST_PARAM]))
 
     def log_text(self, text: str, artifact: str) -> None:
         """Keep `text` as an artifact file."""
-        self._outbox.put(Text(text, artifact))
+        self._put(Text(text, artifact))
 
     def log_table(self, rows: Mapping[str, list[Any]], artifact: str) -> None:
         """Keep columns as a table that the MLflow page shows and compares between runs."""
-        self._outbox.put(Table(dict(rows), artifact))
+        self._put(Table(dict(rows), artifact))
 
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         """Name the training data as the run's input."""
-        self._outbox.put(TrainingData(name, digest, source, profile))
+        self._put(TrainingData(name, digest, source, profile))
 
     def finalize(self, status: str) -> None:
         """End the run, the first time; what cannot be sent within `Tracking.patience` is written to a file."""
-        if self._outbox.is_unused or self._is_final:
+        if not self._outbox.is_open:
             return
-        self._is_final = True
-        if not self._is_addition:
-            self._outbox.put(End(_STATUSES.get(status, "KILLED"), now()))
-        unsent = self._outbox.close(self._tracking.patience)
-        if not unsent:
-            return
-        file = self.unsent_folder / "mlflow_unsent.jsonl"
-        try:
-            write_run(file, unsent)
-            warnings.warn(
-                f"MLflow has not got everything. Send it the rest with: python -m inscp track {file}", stacklevel=2
-            )
-        except OSError as error:
-            warnings.warn(
-                f"MLflow has not got everything, and the rest cannot be kept in {file}: {error}", stacklevel=2
-            )
+        if self._run.start.time:
+            self._put(End(_STATUSES.get(status, "KILLED"), now()))
+        if unsent := self._outbox.close(self._tracking.patience):
+            file = self.unsent_folder / "mlflow_unsent.jsonl"
+            try:
+                write_run(file, self._run.start, unsent)
+                rest = f". Send it the rest with: python -m inscp track {file}"
+            except OSError as error:
+                rest = f", and the rest cannot be kept in {file}: {error}"
+            warnings.warn(f"MLflow has not got everything{rest}", stacklevel=2)

@@ -17,13 +17,8 @@ def tracker_of(trainer: Trainer) -> "MLflowTracker | None":
 class MLflowTracker(TrackedRun, Logger):
     """The run of a training, which the first process opens and logs to; the others do nothing."""
 
-    begin = rank_zero_only(TrackedRun.begin)
-    log_at = rank_zero_only(TrackedRun.log_at)
-    log_hyperparams = rank_zero_only(TrackedRun.log_hyperparams)
-    log_text = rank_zero_only(TrackedRun.log_text)
-    log_table = rank_zero_only(TrackedRun.log_table)
-    log_dataset = rank_zero_only(TrackedRun.log_dataset)
-    finalize = rank_zero_only(TrackedRun.finalize)
+    _connect = rank_zero_only(TrackedRun._connect)
+    _put = rank_zero_only(TrackedRun._put)
 
     @property
     def version(self) -> str | None:

@@ -57,7 +57,7 @@ def address(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> Iterator[st
                 break
             except OSError:
                 time.sleep(0.5)
-        yield f"{page}/#/experiments/{tracker.experiment_id}/runs?workflowType=machine_learning"
+        yield f"{page}/#/experiments/{tracker._run.experiment_id}/runs?workflowType=machine_learning"
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # it has nothing to keep, and may take its time where others compute
         server.wait()

@@ -405,10 +405,11 @@ def test_a_new_file_is_made_by_one_of_the_processes_that_open_it_at_once(tmp_pat
 import os
 import mlflow.tracking
 from inscp.tracking.mlflow_run import MLflowRun
+from inscp.tracking.pieces import Start
 
 for _ in range(3):
     if not os.fork():
-        MLflowRun("sqlite:///{tmp_path}/new.db").connect()
+        MLflowRun(Start("sqlite:///{tmp_path}/new.db", "", "", {{}}, "", 0, None)).connect()
         os._exit(0)
 assert [os.wait()[1] for _ in range(3)] == [0, 0, 0]
 """

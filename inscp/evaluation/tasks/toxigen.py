@@ -1,8 +1,7 @@
 """ToxiGen (arXiv 2203.09509): the share of generations that a classifier calls toxic."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class ToxiGen(Prompted):
     def check(self) -> None:
         super().check()
         self._label()
-        if self._tokenizer().pad_token is None:
+        if self._pretrained("AutoTokenizer").pad_token is None:
             raise UserError(self.classifier, "its tokenizer has no padding token", "Name another classifier.")
 
     def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
@@ -84,10 +83,7 @@ class ToxiGen(Prompted):
 
     def _label(self) -> int:
         """The number of the label for toxic text, by the classifier's configuration alone."""
-        from transformers import AutoConfig
-
-        path, revision = resolve(self.classifier)
-        config = self._loaded(lambda: AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False))
+        config = self._pretrained("AutoConfig")
         label = config.label2id.get(self.toxic_label, self.toxic_label)
         if label not in config.id2label:
             known = ", ".join(map(str, config.id2label.values()))
@@ -95,26 +91,20 @@ class ToxiGen(Prompted):
         return int(label)
 
     def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForSequenceClassification
-
-        path, revision = resolve(self.classifier)
-        options = {"revision": revision, "trust_remote_code": False}
-        make = partial(AutoModelForSequenceClassification.from_pretrained, path, output_loading_info=True, **options)
-        model, found = self._loaded(make)
+        model, found = self._pretrained("AutoModelForSequenceClassification", output_loading_info=True)
         if found["missing_keys"]:  # transformers would initialise them at random
             what = f"it has no {min(found['missing_keys'])}, so it is no classifier"
             raise UserError(self.classifier, what, "Name a sequence classifier.")
-        return model.eval().to(best_device()), self._tokenizer()
+        return model.eval().to(best_device()), self._pretrained("AutoTokenizer")
 
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+    def _pretrained(self, kind: str, **options: Any) -> Any:
+        """What transformers' class of this name makes of the classifier."""
+        import transformers
 
         path, revision = resolve(self.classifier)
-        return self._loaded(lambda: AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False))
-
-    def _loaded(self, load: Callable[[], Any]) -> Any:
+        load = getattr(transformers, kind).from_pretrained
         try:
-            return load()
+            return load(path, revision=revision, trust_remote_code=False, **options)
         except (OSError, ValueError) as error:
             reason = first_line(error)
             mend = "Check the name and the network, or name a classifier in a folder."

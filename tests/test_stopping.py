@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from inscp.commands.parser import call
-from inscp.commands.stopping import stopping_well
 from inscp.errors import Stopped
 from inscp.paths import atomic_folder
+from inscp.signals import stopping_well
 
 
 class Asked:
