@@ -27,8 +27,9 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 _NAME = "documents"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 """What configurations call the dropout of attention, which the kernels by document are without."""
-_WIDEST = 256
-"""Head width that FlashAttention takes on a GPU (Dao 2023, arXiv 2307.08691, and its README)."""
+_WIDEST, _STEP = 256, 8
+"""The widest heads that FlashAttention takes on a GPU (Dao 2023, arXiv 2307.08691, and its README), and of what their
+width is a multiple: torch pads for its other attention alone."""
 
 
 class Documents:
@@ -65,7 +66,8 @@ def attend_by_document(model: PreTrainedModel) -> bool:
     if torch.cuda.is_available() and not has_fast_bf16():  # FlashAttention needs an Ampere as well
         return False
     for layer in layer_configs(model):
-        if torch.cuda.is_available() and max(head_widths(layer)) > _WIDEST:  # Gemma 4
+        width = max(head_widths(layer))
+        if torch.cuda.is_available() and (width > _WIDEST or width % _STEP):  # Gemma 4; OpenLLaMA 3B
             return False
         if getattr(layer, "attention_chunk_size", None):  # Llama 4: its chunks need a mask
             return False

@@ -91,6 +91,9 @@ def compile_blocks(model: "PreTrainedModel", selective: bool) -> None:
         model: whose blocks.
         selective: let the compiler choose activations to compute again, down to two fifths of the memory they take.
     """
+    # Each kind of layer is compiled for training and for validation, for a teacher beneath adapters, and where lengths
+    # change once more; at torch's limit, 8, what comes last would not be compiled at all: the training.
+    torch._dynamo.config.recompile_limit = 64
     if selective:
         functorch.activation_memory_budget = 0.4
     for block in blocks(model):

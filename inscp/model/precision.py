@@ -82,6 +82,13 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights that are not trained in the precision that computes: fp32 serves small updates alone."""
+    for weight in model.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.to(dtype)
+
+
 class ComputeCopies:
     """Copies of a model's weights, in their place in the model; their gradients are added to the fp32 weights'.
 
@@ -92,9 +99,7 @@ class ComputeCopies:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
-        for frozen in model.parameters():
-            if not frozen.requires_grad:  # before they are moved: a device may hold no more than their copies
-                frozen.data = frozen.data.to(dtype)
+        cast_frozen(model, dtype)  # before they are moved: a device may hold no more than their copies
         if device is not None:
             model.to(device)
         self._trained: dict[nn.Parameter, nn.Parameter] = {}

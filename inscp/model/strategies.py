@@ -20,6 +20,7 @@ from inscp.model.checkpoint import CheckpointWriter, read_metadata
 from inscp.model.device import sharded_model, whole_model
 from inscp.model.loss import NextTokenLoss
 from inscp.model.parallel import shard, split_tensors, sum_gradients
+from inscp.model.precision import cast_frozen
 from inscp.model.sharded import backend
 
 
@@ -105,8 +106,8 @@ class DDP(_Checkpoints, DDPStrategy):
 class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
     """Weights, gradients and optimizer states in shards over the devices (fully sharded data parallel).
 
-    Shards are fp32; with `precision: bf16-mixed` the weights are gathered and multiplied in bf16 and the gradients
-    reduced in fp32.
+    Shards of what is trained are fp32; with `precision: bf16-mixed` the weights are gathered and multiplied in bf16 and
+    the gradients reduced in fp32.
 
     Args:
         replicate: keep so many copies of the sharded model (hybrid sharding, HSDP), or one a node (`nodes`): gathering
@@ -166,6 +167,8 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
     def shard(self, root: NextTokenLoss) -> None:
         """Spread `root` over the ranks; its weights may be on the meta device."""
         is_trained = any(weight.requires_grad for weight in root.parameters())
+        if self.compute_dtype:
+            cast_frozen(root, self.compute_dtype)
         if self.tensor_parallel > 1:
             names = split_tensors(root.model, self.device_mesh["heads"])
             self._summed += names if is_trained else []

@@ -150,7 +150,9 @@ def test_chunks_are_left_to_transformers() -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize(("widest", "bf16", "on_gpu"), [(256, True, True), (512, True, False), (256, False, False)])
+@pytest.mark.parametrize(
+    ("widest", "bf16", "on_gpu"), [(256, True, True), (512, True, False), (100, True, False), (256, False, False)]
+)
 def test_a_gpu_attends_by_document_where_its_kernel_takes_every_layers_heads_and_it_multiplies_bf16(
     widest: int, bf16: bool, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,8 +94,9 @@ def test_activation_checkpointing_lowers_activations_alone(folder: Path, how: An
     assert (saved.weights, saved.optimizer) == (plain.weights, plain.optimizer)
 
 
-def test_lora_drops_gradients_and_states_of_frozen_weights(folder: Path) -> None:
-    whole, adapted = (estimate(folder, micro_batches=2, adapter=adapter) for adapter in (None, LoRA(rank=2)))
+@pytest.mark.parametrize("make", [OneDevice, FSDP2])
+def test_lora_drops_gradients_and_states_of_frozen_weights(folder: Path, make: type[Strategy]) -> None:
+    whole, adapted = (estimate(folder, make(), micro_batches=2, adapter=adapter) for adapter in (None, LoRA(rank=2)))
     assert adapted.weights == pytest.approx(0.54 * whole.weights, rel=0.01)  # bf16 ones alone, and the adapters
     assert adapted.gradients < 0.2 * whole.gradients
     assert adapted.optimizer < 0.2 * whole.optimizer
