@@ -5,6 +5,7 @@ thrown away. On a GPU torch's variable-length FlashAttention knows the documents
 """
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 _NAME = "documents"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 """What configurations call the dropout of attention, which the kernels by document are without."""
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+"""torch 2.11 lets query heads share a key head without being told."""
 _WIDEST, _STEP = 256, 8
 """The widest heads that FlashAttention takes on a GPU (Dao 2023, arXiv 2307.08691, and its README), and of what their
 width is a multiple: torch pads for its other attention alone."""
@@ -132,7 +135,7 @@ def _attention(
     rows, _, length, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     output = varlen_attn(q, k, v, documents.ends, documents.ends, documents.longest, documents.longest,
-                         scale=scale, window_size=(window - 1, 0), enable_gqa=True)  # fmt: skip
+                         scale=scale, window_size=(window - 1, 0), **_GROUPED)  # fmt: skip
     assert isinstance(output, torch.Tensor)
     return output.view(rows, length, *output.shape[1:])[..., :width], None
 
