@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
-from inscp.callbacks.stop_when_aligned import StopWhenAligned, is_flat
+from inscp.callbacks.stop_when_aligned import Measures, StopWhenAligned, is_flat
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
 from inscp.evaluation.answers import AlignmentScorer
@@ -145,6 +146,22 @@ def test_flat_is_no_gain_beyond_the_tolerance() -> None:
     assert is_flat([0.9, 0.91, 0.92], 2, 0.02)
     assert not is_flat([0.9, 0.91, 0.93], 2, 0.02)
     assert is_flat([0.5, 0.9, 0.8, 0.7], 2, 0.02)
+    assert is_flat([0.9, 0.5, 0.8, 0.7], 2, 0.02)
+    assert not is_flat([0.9, 0.93, 0.9], 2, 0.02)
+
+
+def ends(callback: StopWhenAligned, *measured: Measures) -> bool:
+    """Whether a training with these measurements behind it ends."""
+    callback.load_state_dict({"history": [{"measures": of} for of in measured]})
+    trainer: Any = SimpleNamespace(should_stop=False)
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    return bool(trainer.should_stop)
+
+
+def test_what_just_reaches_a_target_or_the_floor_is_enough(prompts: str) -> None:
+    just = {tag: {"in_language_if_sound": 0.95, "ended": 0.5, "in_language": 0.9} for tag in ("fi", "en")}
+    assert not ends(asking(prompts, patience=1), just)
+    assert ends(asking(prompts, patience=1), just, just)
 
 
 @pytest.mark.parametrize(("options", "where"), [({"languages": None}, "stop_when_aligned: languages"),
