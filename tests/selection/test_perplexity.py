@@ -130,7 +130,15 @@ def test_the_shares_of_the_work_make_a_whole_also_where_windows_have_nothing_to_
     records: list[Record], tiny_model_folder: str
 ) -> None:
     shares: list[float] = []
+    passed = 0
+
+    def on_batch(share: float, n_tokens: int) -> None:
+        nonlocal passed
+        shares.append(share)
+        passed += n_tokens
+
     scorer = Scorer(NextTokenLoss(load_model(tiny_model_folder, torch.float32)), load_tokenizer(tiny_model_folder),
                     Scoring("response", window=8, overlap=2), 16)  # fmt: skip
-    scorer.score(records, nothing, lambda share, _: shares.append(share))
+    scores = scorer.score(records, nothing, on_batch)
     assert sum(shares) == pytest.approx(1.0)
+    assert passed >= sum(score.n_tokens for score in scores), "with those that they follow"
