@@ -1,7 +1,8 @@
 """A training ends when the model answers in the language and gains no more, or when it forgets another one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,9 +89,19 @@ def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(
 
 
 def test_it_ends_when_another_language_is_forgotten_and_keeps_the_model(
-    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock: list[str] = []
+
+    @contextmanager
+    def paused(_: Any) -> Iterator[None]:
+        clock.append("stops")
+        yield
+        clock.append("goes on")
+
+    monkeypatch.setattr("inscp.callbacks.stop_when_aligned.clock_paused", paused)
     losses = fitted(tmp_path, corpus, tiny_model_folder, asking(prompts))  # a random model answers in no language
+    assert clock == ["stops", "goes on"], "while it is asked"
     found = json.loads((tmp_path / "alignment.json").read_text("utf-8"))
     assert found["stopped"] == "en prompts are answered in en at 0%, below the floor of 90%"
     assert max(losses.steps) == found["history"][-1]["step"]
