@@ -192,6 +192,7 @@ def test_personal_data_is_masked_and_nothing_else() -> None:
         ("IBAN FI21 1234 5600 0007 85", "IBAN [iban]"),
         ("Kesäolympiavuodet 1900 1904 1908 1912 1920 1924 1928 1932 1936 1948 1952", None),
         ("npm install phaser@3.23.0", None),
+        ("luku 3.0401234567", None),  # whose decimals might be a number of a phone
         ("x ≈ -0.8769848 ja y ≈ 0.4567892; 3.1415926535, 2.718281828", None),
     ):
         masked = text if masked is None else masked

@@ -59,7 +59,11 @@ def test_the_order_of_the_filters_is_that_in_which_they_are_applied(tmp_path: Pa
 
 
 def test_examples_are_drawn_evenly_from_all_that_came_by(tmp_path: Path) -> None:
-    funnel = Funnel([Even()], n_examples=200, seed=0)
+    class Fourth(Filter):
+        def judge(self, candidate: Candidate) -> Verdict:
+            return Drop(f"{rest} left over") if (rest := candidate.n_tokens % 4) else candidate
+
+    funnel = Funnel([Fourth()], n_examples=200, seed=0)
     funnel.run(candidates(4000), tmp_path / "out.parquet")
     for examples in (funnel.steps[0].examples, funnel.kept_examples):
         places = [int(example["id"].removeprefix("a:")) for example in examples]
