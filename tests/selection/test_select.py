@@ -1,12 +1,13 @@
 """The funnel gives every filter what the ones before it left, as often as it reads, and counts what each dropped."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from inscp.records import Candidate, Record, Turn
-from inscp.selection.filters import Drop, Filter, Selector, Verdict
+from inscp.selection import report
+from inscp.selection.filters import Drop, Filter, Length, Perplexity, Selector, Verdict
 from inscp.selection.select import Funnel, Histogram
 from inscp.selection.spool import Spool
 
@@ -81,6 +82,15 @@ def test_every_value_falls_into_its_bin_and_what_is_beyond_into_the_last_or_the_
     for value in (0.1, 1e99):
         histogram.add(value)
     assert (histogram.counts[0], histogram.counts[-1], histogram.counts.sum()) == (1, 1, 2)
+
+
+def test_a_report_tells_both_ends_and_draws_each_filter_s_bounds_over_what_it_judges(tmp_path: Path) -> None:
+    funnel = Funnel([Length(2, 8), Perplexity(maximum=7.0)], 0, seed=0)
+    funnel.run((replace(one, perplexity=float(one.n_tokens)) for one in candidates(10)), tmp_path / "out.parquet")
+    told = report.as_dict(funnel, {})
+    assert (told["before"]["records"], told["after"]["records"]) == ({"a": 10}, {"a": 6})
+    bounds = [report._plot(told, *of).count("#c0392b") for of in (("length", "Length"), ("perplexity", "Perplexity"))]
+    assert bounds == [2, 1]
 
 
 def test_a_file_of_candidates_gives_them_back(tmp_path: Path) -> None:
