@@ -250,6 +250,7 @@ def test_a_teacher_that_cannot_see_a_row_is_refused(tmp_path: Path, corpus: Path
     short.config.max_position_embeddings = 32
     short.save_pretrained(tmp_path / "short")
     load_tokenizer(tiny_model_folder).save_pretrained(tmp_path / "short")
+    require_teacher(str(tmp_path / "short"), tiny_model_folder, 32)
     with pytest.raises(UserError, match="sees 32 tokens at most, and rows have 64"):
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "short")))
 
