@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
+from inscp.data.pipeline import Pipeline
 from inscp.data.sources import Source
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
@@ -109,6 +110,19 @@ def test_the_columns_are_chosen_in_the_precision_that_trains(
     )
     fitted(tmp_path, corpus, original_folder, source, max_steps=1)
     assert computes == [True]
+
+
+def test_choosing_leaves_the_model_as_it_was(tmp_path: Path, original_folder: str, source: str) -> None:
+    learner = InsCPModule(original_folder, shield=Shield(source, records=2))
+    learner.trainer = trainer(tmp_path)
+    learner.configure_model()
+    assert learner.frozen is not None
+    rows = Shield(source, records=2).read(
+        lambda sources, tagger: Pipeline(sources, load_tokenizer(original_folder), tagger, 64)
+    )
+    learner.frozen.choose(0.5, learner.loss, rows, torch.device("cpu"))
+    assert learner.loss.training, "with dropout, where there is some"
+    assert not any(module._forward_pre_hooks for module in learner.loss.modules())
 
 
 def test_frozen_columns_are_as_before_bit_by_bit_and_all_else_is_trained(
