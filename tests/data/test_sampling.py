@@ -109,7 +109,7 @@ def test_len_after_steps_of_another_size_counts_those_steps_and_what_is_left():
     assert len(sampler) == (4 + 2) * 2
     assert len(list(sampler)) == 2 * 2
     assert [steps.rows_after(n) for n in (4, 6)] == [8, 40]
-    assert steps.count(7) == 4, "of what was asked for before all is taken"
+    assert Steps(1, rows_before=8, steps_before=4).count(3) == 4, "what is asked for was taken before"
 
 
 def test_the_seed_decides_the_order():

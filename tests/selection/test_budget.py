@@ -69,8 +69,8 @@ def test_what_is_too_large_is_passed_over_for_what_fits() -> None:
 
 
 def test_of_equals_the_first_are_taken() -> None:
-    rows = candidates(*[("a", 1, 1.0, "x")] * 100)
-    assert kept(Budget(10), rows) == list(range(10))
+    rows = candidates(*[("a", 1, 1.0, "x"), ("a", 1, 2.0, "x")] * 50)
+    assert kept(Budget(10), rows) == list(range(0, 20, 2))
 
 
 def test_the_tokens_of_the_replay_are_part_of_the_budget() -> None:
