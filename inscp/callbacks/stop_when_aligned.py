@@ -1,6 +1,5 @@
 """Stopping as soon as the model answers in the language, so that nobody pays for a token too many."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,8 +148,5 @@ def is_flat(series: Sequence[float], patience: int, tolerance: float) -> bool:
 
 def _flat(measures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {
-        f"alignment/{language}/{name}": value
-        for language, values in measures.items()
-        for name, value in values.items()
-        if math.isfinite(value)
+        f"alignment/{language}/{name}": value for language, values in measures.items() for name, value in values.items()
     }

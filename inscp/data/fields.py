@@ -94,7 +94,7 @@ def to_turns(
     if not isinstance(context, str):
         return BadRow(f"{names[CONTEXT]} is not text but {type(context).__name__}")
     if isinstance(user, str) and context.strip():
-        user = f"{user}\n\n{context}" if user.strip() else context
+        user = f"{user}\n\n{context}"
     history = history or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         return BadRow(f"{names[HISTORY]} is no list of pairs")

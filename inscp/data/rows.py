@@ -264,7 +264,7 @@ def _text(path: Path, unit: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
             if ends and gathered:
                 yield row(start, gathered)
                 gathered = []
-    if gathered or (unit == "file" and start == 1):
+    if gathered or unit == "file":
         yield row(start, gathered)
 
 

@@ -290,7 +290,7 @@ def has_linear_head(model: PreTrainedModel) -> bool:
     found without a list of names.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
+    if type(head) is not nn.Linear:
         return False
     generator = torch.Generator().manual_seed(0)
     with torch.device("cpu"):  # whatever the model is being made on

@@ -1,8 +1,10 @@
 """A training ends when the model answers in the language and gains no more, or when it forgets another one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
-from inscp.callbacks.stop_when_aligned import StopWhenAligned, is_flat
+from inscp.callbacks.stop_when_aligned import Measures, StopWhenAligned, is_flat
 from inscp.callbacks.throughput import Throughput
 from inscp.errors import UserError
 from inscp.evaluation.answers import AlignmentScorer
@@ -87,9 +89,19 @@ def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(
 
 
 def test_it_ends_when_another_language_is_forgotten_and_keeps_the_model(
-    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str
+    tmp_path: Path, corpus: Path, prompts: str, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock: list[str] = []
+
+    @contextmanager
+    def paused(_: Any) -> Iterator[None]:
+        clock.append("stops")
+        yield
+        clock.append("goes on")
+
+    monkeypatch.setattr("inscp.callbacks.stop_when_aligned.clock_paused", paused)
     losses = fitted(tmp_path, corpus, tiny_model_folder, asking(prompts))  # a random model answers in no language
+    assert clock == ["stops", "goes on"], "while it is asked"
     found = json.loads((tmp_path / "alignment.json").read_text("utf-8"))
     assert found["stopped"] == "en prompts are answered in en at 0%, below the floor of 90%"
     assert max(losses.steps) == found["history"][-1]["step"]
@@ -145,6 +157,22 @@ def test_flat_is_no_gain_beyond_the_tolerance() -> None:
     assert is_flat([0.9, 0.91, 0.92], 2, 0.02)
     assert not is_flat([0.9, 0.91, 0.93], 2, 0.02)
     assert is_flat([0.5, 0.9, 0.8, 0.7], 2, 0.02)
+    assert is_flat([0.9, 0.5, 0.8, 0.7], 2, 0.02)
+    assert not is_flat([0.9, 0.93, 0.9], 2, 0.02)
+
+
+def ends(callback: StopWhenAligned, *measured: Measures) -> bool:
+    """Whether a training with these measurements behind it ends."""
+    callback.load_state_dict({"history": [{"measures": of} for of in measured]})
+    trainer: Any = SimpleNamespace(should_stop=False)
+    callback.on_train_start(trainer, None)  # type: ignore[arg-type]
+    return bool(trainer.should_stop)
+
+
+def test_what_just_reaches_a_target_or_the_floor_is_enough(prompts: str) -> None:
+    just = {tag: {"in_language_if_sound": 0.95, "ended": 0.5, "in_language": 0.9} for tag in ("fi", "en")}
+    assert not ends(asking(prompts, patience=1), just)
+    assert ends(asking(prompts, patience=1), just, just)
 
 
 @pytest.mark.parametrize(("options", "where"), [({"languages": None}, "stop_when_aligned: languages"),

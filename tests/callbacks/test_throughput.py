@@ -11,6 +11,7 @@ from corpus import Losses, data_module, fit
 from inscp.callbacks import throughput
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.throughput import Throughput, clock_paused, peak_rate
+from inscp.cost.flops import ModelSize
 from inscp.data.pipeline import PackedRows
 from inscp.model.checkpoint import CheckpointWriter
 
@@ -77,6 +78,28 @@ def test_a_step_takes_its_rows_and_its_computing_and_nothing_else(
     assert first == pytest.approx(12)  # its first rows were there
     assert others == pytest.approx([22] * len(others))
     assert len(others) > 6
+
+
+def test_utilisation_is_of_all_devices_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, logged, cpu = Clock(), dict[str, float](), torch.device("cpu")
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(throughput, "InsCPModule", SimpleNamespace)
+    monkeypatch.setattr(throughput, "peak_rate", lambda *_, **__: (100.0, "measured"))
+    monkeypatch.setattr(throughput, "ModelSize", SimpleNamespace(of=lambda _: ModelSize(10.0, 10.0, 4)))
+    strategy = SimpleNamespace(root_device=cpu, all_gather=lambda peak: peak)
+    trainer: Any = SimpleNamespace(world_size=2, precision="32-true", strategy=strategy, logger=None,
+                                   accumulate_grad_batches=1)  # fmt: skip
+    learner: Any = SimpleNamespace(model=None, device=cpu, log=logged.__setitem__)
+    one = Throughput()
+    one.on_train_start(trainer, learner)
+    one.on_train_batch_start(trainer, learner, None, 0)
+    clock.now += 3
+    one.on_train_batch_end(trainer, learner, None, SimpleNamespace(step_tokens=6), 0)  # type: ignore[arg-type]
+    assert (logged["train/tokens_per_second"], logged["train/tokens"]) == (2.0, 6.0)
+    assert logged["train/mfu"] == 2.0 * 6 * 10 / 200
+    resumed = Throughput()
+    resumed.load_state_dict(one.state_dict())
+    assert resumed.tokens == 6
 
 
 def test_utilisation_is_of_the_rated_peak_in_bf16_where_the_device_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

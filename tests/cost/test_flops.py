@@ -116,7 +116,9 @@ def test_what_is_asked_is_counted_token_by_token(tiny_model_folder: str) -> None
     prompt = counter.tokens - (answer.n_tokens - 1)
     assert prompt > 5
     assert counter.flops == forward_flops(ModelSize.of(model), Work.of((counter.tokens,)))
-    model(torch.ones(2, 3, dtype=torch.long))
+    asked = counter.flops
+    model(torch.ones(2, 3, dtype=torch.long), position_ids=torch.arange(3)[None])  # for both rows
+    assert counter.flops - asked == forward_flops(ModelSize.of(model), Work.of((3, 3)))
     assert counter.tokens == prompt + answer.n_tokens - 1 + 6
 
 

@@ -3,12 +3,13 @@
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from inscp.cost import ledger as ledgers
 from inscp.cost.energy import co2_intensity, counters
-from inscp.cost.ledger import Cost, Ledger
+from inscp.cost.ledger import Cost, Ledger, peak_memory_gib
 from inscp.errors import UserError
 
 CPU = torch.device("cpu")
@@ -66,6 +67,11 @@ def test_co2_is_that_of_the_country_s_electricity(no_counters: None) -> None:
         Ledger(country="Atlantis").start([CPU])
 
 
+def test_the_peak_of_a_process_is_no_less_than_what_it_holds_now() -> None:
+    held = psutil.Process().memory_info().rss / 2**30
+    assert 0.9 * held < peak_memory_gib(CPU) < psutil.virtual_memory().total / 2**30
+
+
 def test_counters_are_read_where_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A RAPL counter of our own: a file, as the kernel shows it, is what the energy comes from."""
     package = tmp_path / "intel-rapl" / "intel-rapl:0"
@@ -78,14 +84,15 @@ def test_counters_are_read_where_there_are_any(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(cpu, "_get_candidate_bases", lambda rapl_dir: [str(tmp_path)])
     monkeypatch.setattr(cpu.IntelRAPL, "_setup_rapl", cpu.IntelRAPL._fetch_rapl_files)
     assert counters([CPU]) == ["RAPL"]
-    running = Ledger(watts=1e6).start([CPU])
+    running = Ledger(watts=1e6).start([CPU], nodes=2)  # which are taken to be alike
+    assert running.cost(0, 0.0).energy_from == "estimated (2 x 1e+06 W)", "a counter that stands still has failed"
     (package / "energy_uj").write_text(str(1_000_000 + 36_000_000))
     time.sleep(0.1)  # a reading that is no older than half of that is taken again
-    assert running.cost(0, 0.0).energy_kwh == pytest.approx(36 / 3.6e6, rel=1e-3)
+    assert running.cost(0, 0.0).energy_kwh == pytest.approx(2 * 36 / 3.6e6, rel=1e-3)
     (package / "energy_uj").write_text(str(1_000_000 + 72_000_000))
     time.sleep(0.1)
     cost = running.stop(0, 0.0)
-    assert cost.energy_kwh == pytest.approx(72 / 3.6e6, rel=1e-3)
+    assert cost.energy_kwh == pytest.approx(2 * 72 / 3.6e6, rel=1e-3)
     assert cost.energy_from == "measured (RAPL)"
 
 

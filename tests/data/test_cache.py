@@ -237,6 +237,7 @@ CHANGES: dict[str, Callable[[Pipeline], Pipeline]] = {
     "limit": lambda p: source(p, limit=3),
     "weight": lambda p: source(p, weight=2),
     "row length": lambda p: replace(p, row_length=96),
+    "document length": lambda p: replace(p, document_length=48),
     "bad records": lambda p: replace(p, on_bad_record="skip"),
     "loss": lambda p: replace(p, tagger=InsCPTagger(loss="response")),
     "pairs": lambda p: replace(p, tagger=InsCPTagger(pairs="join")),
@@ -258,6 +259,11 @@ def test_whatever_decides_the_rows_changes_the_fingerprint(pipeline, change):
 def test_the_fingerprints_of_all_changes_differ(pipeline):
     kept = [change for change in CHANGES.values() if change.__name__ == "<lambda>"]
     assert len({change(pipeline).fingerprint() for change in kept}) == len(kept)
+
+
+def test_the_order_of_the_sources_changes_the_fingerprint(pipeline):
+    sources = [pipeline.sources[0], replace(pipeline.sources[0], limit=3)]
+    assert len({replace(pipeline, sources=of).fingerprint() for of in (sources, sources[::-1])}) == 2
 
 
 def test_the_format_version_changes_the_fingerprint(monkeypatch):
@@ -317,6 +323,15 @@ def test_a_report_names_the_sources_and_files_that_were_given(tmp_path, pairs, p
     assert report.records == {one: 2, two: 2, d: 1}
     assert report.skipped == {one: {why: 1}, two: {why: 1}, d: {why: 1}}
     assert report.first_skipped == {one: {why: f"{b}:2"}, two: {why: f"{d}:2"}, d: {why: f"{d}:2"}}
+
+
+def test_sources_of_one_name_count_as_one_and_what_was_skipped_first_is_told():
+    report = DataReport("", 8)
+    report.add("a", 2, {"bad": 1}, {"bad": "a:1"})
+    report.add("a", 3, {"bad": 1, "long": 1}, {"bad": "a:9", "long": "a:7"})
+    assert report.records == {"a": 5}
+    assert report.skipped == {"a": {"bad": 2, "long": 1}}
+    assert report.first_skipped == {"a": {"bad": "a:1", "long": "a:7"}}
 
 
 def test_no_row_at_all_is_an_error(pipeline):

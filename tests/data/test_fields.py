@@ -108,6 +108,8 @@ def test_named_fields_win_over_found_ones(fields, expected):
         ({"question": "Q", "answer": " "}, "answer has no text"),
         ({"question": "Q", "context": ["C"], "answer": "A"}, "context is not text but list"),
         ({"question": "Q", "context": "\udc80", "answer": "A"}, "question holds half a surrogate pair, which is no"),
+        ({"question": "Q", "answer": "A", "history": "Q"}, "history is no list of pairs"),
+        ({"question": "Q", "answer": "A", "history": [["Q", "A", "Q"]]}, "history is no list of pairs"),
         ({"messages": []}, "the conversation is empty"),
         ({"messages": ["Q", "A"]}, "a conversation must be a list of objects"),
         ({"messages": [{"role": "alien", "content": "Q"}]}, "a speaker is not known ('alien' is none of system, devel"),

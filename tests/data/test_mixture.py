@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from corpus import data_module, fit, module
 
@@ -11,7 +13,7 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.provenance import Provenance
 from inscp.commands.inspect import documents
 from inscp.data.datamodule import InsCPDataModule
-from inscp.data.mixture import Replay
+from inscp.data.mixture import Mixture, Replay
 from inscp.data.sources import Source
 from inscp.data.tagging import ConversationTagger, InsCPTagger
 from inscp.errors import UserError
@@ -31,6 +33,24 @@ def test_the_training_takes_the_share_and_every_own_row_once(corpus: Path, tiny_
     own = taken[taken < data.mixture.n_own]
     assert sorted(own) == list(range(data.mixture.n_own))
     assert len(own) == pytest.approx(0.75 * len(taken), abs=1)
+
+
+def mixture(n_own: int, n_replayed: int, share: float) -> Mixture:
+    rows: Any = SimpleNamespace(n_tokens=np.ones(n_own + n_replayed))
+    return Mixture(rows, n_own, share)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.3, 0.45, 0.7])
+def test_a_pass_over_its_own_rows_takes_none_twice(share: float) -> None:
+    for n_own in range(1, 60):
+        mixed = mixture(n_own, 5, share)
+        taken = mixed.order(seed=0).rows(0, mixed.n_rows(n_own))
+        assert sorted(taken[taken < n_own]) == list(range(n_own))
+
+
+def test_replayed_rows_come_in_an_order_of_their_own() -> None:
+    rows = mixture(40, 40, 0.5).order(seed=0).rows(0, 80)
+    assert rows[rows < 40].tolist() != (rows[rows >= 40] - 40).tolist()
 
 
 def test_a_token_budget_counts_replayed_tokens(corpus: Path, tiny_model_folder: str) -> None:
@@ -60,7 +80,7 @@ def test_report_card_and_settings_tell_of_both(corpus: Path, tiny_model_folder: 
     fit(tmp_path, data, learner=learner)
     assert data.report.records == {str(corpus): 40, f"{corpus.parent / 'english.jsonl'} (replay)": 30}
     assert data.report.tokens == data.mixture.rows.n_tokens.sum()
-    assert 0 < data.report.padding < 1
+    assert data.report.padding == pytest.approx(1 - data.mixture.rows.n_tokens.mean() / data.report.row_length)
     origin = Provenance(tmp_path).origin(learner.trainer)
     assert origin.training["replay"] == "25% of the rows, ConversationTagger(loss='response', system='template')"
     card = model_card(origin)

@@ -80,6 +80,8 @@ def test_a_quote_in_a_tab_separated_corpus_is_a_quote(tmp_path):
     assert [row["text"] for row in rows_of(write(tmp_path / "a.tsv", "\n".join(lines)))] == texts
     spread = 'id\ttext\n1\t"two\nlines"\n2\t"a\ttab"\n'
     assert [row["text"] for row in rows_of(write(tmp_path / "b.tsv", spread))] == ["two\nlines", "a\ttab"]
+    one_column = 'text\n"two\nlines"\n'
+    assert rows_of(write(tmp_path / "c.tsv", one_column)) == [{"text": "two\nlines"}]
 
 
 def test_parquet_gives_the_same_rows(tmp_path):
@@ -134,8 +136,9 @@ def test_blank_lines_count_in_positions(tmp_path, name):
 )
 def test_invalid_utf8_is_named_by_line(tmp_path, name, unit, before, after):
     rows = read(write(tmp_path / name, before + b"\xff\xfe" + after), unit)
-    (bad,) = [(position, row.why) for position, row in rows if isinstance(row, BadRow)]
-    assert bad == (f"{name}:3", "not valid UTF-8")
+    (bad,) = [(position, row.why, row.detail) for position, row in rows if isinstance(row, BadRow)]
+    byte = len(before) - before.rfind(b"\n")
+    assert bad == (f"{name}:3", "not valid UTF-8", "" if ".csv" in name else f"byte {byte} of the line")
     whole = name == "array.json" or (unit == "file" and name == "a.txt")
     assert whole or rows[-1][1] in ({"text": "b"}, {"te\udcff\udcfext": "b"})  # what follows is kept
 
@@ -195,6 +198,12 @@ def test_table_rows_are_named_by_their_first_line(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_row_that_reads_as_the_header_is_a_row(tmp_path, name, mark):
+    line = f"a{mark}b\n"
+    assert rows_of(write(tmp_path / name, line * 3)) == [{"a": "a", "b": "b"}] * 2
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("damage", ["cut in half", "last byte gone", "second part cut", "garbage"])
 def test_a_damaged_compressed_file_is_an_error_not_a_short_file(tmp_path, suffix, damage):
@@ -249,7 +258,7 @@ def test_another_encoding_is_told_with_how_to_convert_it(tmp_path):
 def test_a_table_with_another_delimiter_is_told(tmp_path, header, told):
     path = tmp_path / "a.csv"
     path.write_text(f'{header}\n"one, two";"x"\n', "utf-8")
-    with pytest.raises(UserError, match=r"a\.csv:1: its fields are apart by (semicolons|tabs)"):
+    with pytest.raises(UserError, match=rf"a\.csv:1: its fields are apart by {told}"):
         list(read_rows(path))
 
 
@@ -262,3 +271,9 @@ def test_text_units(tmp_path):
         ("a.txt:3", {"text": "two "}),
         ("a.txt:6", {"text": "three"}),
     ]
+
+
+def test_an_empty_file_is_a_text_without_words_which_is_told(tmp_path):
+    path = write(tmp_path / "a.txt", "")
+    assert read(path, "file") == [("a.txt:1", {"text": ""})]
+    assert read(path, "paragraph") == read(path, "line") == []

@@ -104,9 +104,12 @@ def test_len_counts_the_micro_batches_of_one_rank(division, total):
 
 
 def test_len_after_steps_of_another_size_counts_those_steps_and_what_is_left():
-    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, 40, Steps(4, 2, 2, rows_before=8, steps_before=4))
+    steps = Steps(4, 2, 2, rows_before=8, steps_before=4)
+    sampler = PackedRowSampler(N_TARGETS, N_TOKENS, ORDER, 40, steps)
     assert len(sampler) == (4 + 2) * 2
     assert len(list(sampler)) == 2 * 2
+    assert [steps.rows_after(n) for n in (4, 6)] == [8, 40]
+    assert Steps(1, rows_before=8, steps_before=4).count(3) == 4, "what is asked for was taken before"
 
 
 def test_the_seed_decides_the_order():

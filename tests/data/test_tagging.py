@@ -1,6 +1,7 @@
 """What tagging promises, for every style of chat template."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -202,13 +203,17 @@ def test_a_request_stands_in_the_user_s_turn_as_the_template_has_it(tokenizer: P
 
 def test_every_request_is_drawn_and_each_text_has_its_own_always(tokenizer: PreTrainedTokenizerBase) -> None:
     requests, texts = ["One?", "Two?", "Three?"], [f"text {number}" for number in range(40)]
+    tag = InsCPTagger(user=requests).bind(tokenizer)
 
-    def said(texts: list[str]) -> dict[str, str]:
-        tagger = InsCPTagger(user=requests)
-        return {text: decode(tokenizer, ids_of(tagger, tokenizer, document(text))) for text in texts}
+    def drawn(text: str) -> str:
+        ahead = decode(tokenizer, list(tag(document(text))[0].parts[0].ids))
+        [request] = [request for request in requests if request in ahead]
+        return request
 
-    assert {request for request in requests for ids in said(texts).values() if request in ids} == set(requests)
-    assert said(texts[::-1]) == said(texts)
+    before = {text: drawn(text) for text in texts}
+    assert set(before.values()) == set(requests)
+    assert before == {text: drawn(text) for text in texts[::-1]}
+    assert [before[text] for text in texts[:5]] == ["Three?", "Two?", "Three?", "Two?", "Three?"], "in every process"
     with pytest.raises(UserError, match="no request"):
         InsCPTagger(user=[]).bind(tokenizer)
 
@@ -369,6 +374,12 @@ def test_plain_ends_with_another_token_than_a_turn_where_there_is_one(
     assert end == style.end_of_turn if only_one else end in {"<|endoftext|>", "<|end_of_text|>", "<eos>"}
 
 
+def test_plain_never_ends_with_the_end_of_a_turn_where_another_token_ends_documents() -> None:
+    olmo = STYLES["olmo_2"]
+    tokenizer = tokenizer_for(replace(olmo, special_tokens=(olmo.end_of_turn, "<eos>")))
+    assert decode(tokenizer, ids_of(PlainTagger(), tokenizer, document(SIMPLE))[-1:]) == "<eos>"
+
+
 def test_plain_end_of_document_can_be_named(chatml_tokenizer: PreTrainedTokenizerBase) -> None:
     tagger = PlainTagger(end_of_document="<|im_start|>")
     ids = ids_of(tagger, chatml_tokenizer, document(SIMPLE))
@@ -415,13 +426,26 @@ def test_conversation_is_the_template_s_own(style: Style, tokenizer: PreTrainedT
     assert decode(tokenizer, ids).count(SYSTEM) == len(system)
 
 
-def test_conversation_loss_on_answers_and_their_ends(tokenizer: PreTrainedTokenizerBase) -> None:
-    (sequence,) = sequences(ConversationTagger(), tokenizer, conversation(*TALK))
+def test_conversation_loss_on_answers_and_their_ends(style: Style, tokenizer: PreTrainedTokenizerBase) -> None:
+    talk = conversation(*[("system", SYSTEM)] * style.takes_system, *TALK)
+    (sequence,) = sequences(ConversationTagger(), tokenizer, talk)
     runs = groupby(zip(sequence.input_ids.tolist(), sequence.labels.tolist(), strict=True), lambda x: x[1] != IGNORED)
     trained = [[label for _, label in run] for is_target, run in runs if is_target]
     end = list(ChatTemplate(tokenizer).after_assistant)
     assert trained == [text_ids(tokenizer, text) + end for role, text in TALK if role == "assistant"]
-    assert all(targets_of(ConversationTagger(loss="all"), tokenizer, conversation(*TALK)))
+    assert all(targets_of(ConversationTagger(loss="all"), tokenizer, talk))
+
+
+def test_a_line_break_behind_an_answer_is_no_part_of_its_last_token() -> None:
+    """As behind a question, where the model is asked; what closes an answer the model writes itself."""
+    tokenizer = tokenizer_for(STYLES["olmo_2"])
+    tokenizer.chat_template = (
+        "{% for t in messages %}{{ '<|' + t.role + '|>' + t.content + '\n' + eos_token }}{% endfor %}"
+    )
+    ids = ids_of(ConversationTagger(), tokenizer, conversation(*TALK))
+    for answer in ("The miller.", SIMPLE):
+        said = [*text_ids(tokenizer, answer), *ChatTemplate(tokenizer).after_assistant]
+        assert said in [ids[place : place + len(said)] for place in range(len(ids))]
 
 
 def test_conversation_drops_what_follows_the_last_answer(tokenizer: PreTrainedTokenizerBase) -> None:

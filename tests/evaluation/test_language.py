@@ -13,7 +13,7 @@ from named_metrics import are_named
 from inscp.callbacks.before_after import BeforeAfter
 from inscp.callbacks.stop_when_aligned import StopWhenAligned
 from inscp.errors import UserError
-from inscp.evaluation.answers import AlignmentScorer
+from inscp.evaluation.answers import AlignmentScorer, without_reasoning
 from inscp.evaluation.prompts import read_aligned_prompts
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.language_alignment import LanguageAlignment
@@ -175,6 +175,7 @@ def test_a_chinese_answer_is_in_one_of_the_two_forms_that_were_asked() -> None:
     (CHINESE, {"line_pass": True, "word_pass": True}),
     (f"{CHINESE}\n{ENGLISH}", {"line_pass": False}),
     (f"{CHINESE}\nYes.", {"line_pass": True, "word_pass": True}),  # too short a line to tell
+    (f"{CHINESE}\nThis is an English line", {"line_pass": False}),
     ("台灣的夜市很熱鬧，有很多 people 在那裡吃東西和買衣服。", {"line_pass": True, "word_pass": False}),
     ("台灣的夜市很熱鬧，有很多人用 iPhone 和 LINE 拍照片傳給朋友。", {"line_pass": True, "word_pass": True}),
     (f"{CHINESE}\n- **{ENGLISH}**", {"line_pass": False}),
@@ -187,6 +188,14 @@ def test_lines_and_words_of_another_language_are_confusion(response: str, found:
 
 def test_english_words_give_nothing_away_among_latin_letters() -> None:
     assert scorer.confusion(ENGLISH, "en", "What is a night market?") == {"line_pass": True}
+    assert scorer.confusion(CHINESE, "zh-TW", "夜市 OK") == {"line_pass": True, "word_pass": True}, "half are not"
+
+
+@pytest.mark.parametrize(("n_closing", "said"), [(1, "cut short"), (2, "")])
+def test_a_template_is_taken_to_open_the_reasoning_where_most_answers_close_it(n_closing: int, said: str) -> None:
+    ended = ["hm </think> A"] * n_closing + ["B"]
+    answers = [*(Generation("", text, 9, ended=True) for text in ended), Generation("", "cut short", 9, ended=False)]
+    assert [answer.response for answer in without_reasoning(answers)] == ["A"] * n_closing + ["B", said]
 
 
 def test_aligned_prompts_are_read_by_language_tag_however_the_field_is_spelt(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
         return high - low
 
     assert width(0.0, 4.0) > 1.5 * width(2.0, 2.0)
+    [share] = samples([[items([True] * 40), items([False] * 40)]], "m")
+    low, high = mean(share).interval
+    assert low < wilson(0.5, 40)[0] < wilson(0.5, 40)[1] < high
 
 
 def test_a_difference_of_shares_is_never_certain_and_never_above_all() -> None:
@@ -56,12 +59,29 @@ def test_a_difference_of_shares_is_never_certain_and_never_above_all() -> None:
     assert few.change.interval == (-1.0, 1.0)
 
 
+def test_what_is_a_share_in_one_arm_alone_may_change_by_more_than_all() -> None:
+    found = differences(items([True, False, True, False]), items([3.0, 5.0, 4.0, 4.0]))["m"]
+    assert 1 < found.change.value == 3.5 < found.change.interval[1]
+
+
 def test_where_all_items_agree_those_that_weigh_much_are_as_few_as_they_are() -> None:
     weighed = items([True] * 40, [10.0] * 2 + [1.0] * 38)
     one, other = samples([[weighed], [weighed]], "m")
     assert mean(one) == means(weighed)["m"]
     same = difference(one, other, same_seeds=True)
     assert same.change.interval[1] == pytest.approx(zero_share_upper_bound(58**2 / 238))
+
+
+def test_where_all_items_agree_the_arm_with_fewer_says_how_little() -> None:
+    many, few = items([True] * 40), items([True] * 4 + [None] * 36)
+    for arms in ([[many], [few]], [[few], [many]]):
+        found = difference(*samples(arms, "m"), same_seeds=True)
+        assert (found.n, found.change.interval[1]) == (4, pytest.approx(zero_share_upper_bound(4)))
+
+
+def test_an_item_says_as_much_however_many_seeds_have_it() -> None:
+    [sample] = samples([[items([True] * 8), items([True] * 4 + [None] * 4)]], "m")
+    assert mean(sample).interval == wilson(1.0, 8)
 
 
 def test_a_difference_is_paired_by_item() -> None:
@@ -76,7 +96,8 @@ def test_a_difference_is_paired_by_item() -> None:
 
 def test_arms_without_and_with_seeds_are_compared_and_the_same_arm_does_not_differ() -> None:
     alone, several = [noisy(0, 0.0)], [noisy(1, 1.0), noisy(2, 1.2)]
-    assert difference(*samples([alone, several], "m"), same_seeds=False).change.value == pytest.approx(1.1, abs=0.05)
+    found = difference(*samples([alone, several], "m"), same_seeds=False)
+    assert (found.change.value, found.seeds) == (pytest.approx(1.1, abs=0.05), 2)
     same = difference(*samples([several, several], "m"), same_seeds=True)
     assert same.change.interval == (0.0, 0.0)
     assert same.p == 1.0

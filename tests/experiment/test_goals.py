@@ -98,9 +98,10 @@ def test_what_misses_less_is_nearer_and_what_has_no_ratio_is_reached_or_not() ->
     kept = Goal("x", at_least=0.9, times_reference=True)
     assert kept.margin(0.8, 1.0) > kept.margin(0.5, 1.0)
     assert kept.margin(-0.5, -0.2) < 0.001 < kept.margin(-0.1, -0.2) == 1.0  # of what may be negative
+    assert kept.margin(0.1, -0.2) == 1.0
     loops = Goal("x", at_most=0.05)
     assert loops.margin(0.0, 1.0) > loops.margin(0.01, 1.0) > loops.margin(0.05, 1.0) == 1.0
-    assert kept.margin(float("nan"), 1.0) < 0.001
+    assert max(kept.margin(math.nan, 1.0), kept.margin(0.5, math.nan)) < 0.001
     for value, reference in product((0.0, 0.5, math.nan), repeat=2):
         assert 0 < kept.margin(value, reference) < math.inf
 
@@ -109,6 +110,7 @@ def test_none_of_a_share_is_no_more_than_half_an_item_less_than_one() -> None:
     loops, twice = Goal("x", at_most=0.2), Goal("x", at_least=2, times_reference=True)
     assert loops.margin(0.0, 1.0, (0.005, 0.005)) == pytest.approx(2 * loops.margin(0.01, 1.0, (0.005, 0.005)))
     assert twice.margin(0.04, 0.0, (0.005, 0.005)) == pytest.approx(4.0)
+    assert twice.margin(0.04, 0.0, (0.005, 0.01)) == pytest.approx(2.0), "of the reference's own items"
     assert twice.margin(0.0, 0.0, (0.005, 0.005)) == 0.5
 
 

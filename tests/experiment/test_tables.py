@@ -1,5 +1,6 @@
 """Every metric has its place in a table, and a report holds what was measured and needs nothing else."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -118,6 +119,40 @@ def test_a_seed_that_only_one_of_two_rows_has_does_not_count_in_their_difference
     assert change is not None
     assert (change.before, change.after) == (0.75, 0.75)
     assert change.p == 1.0
+
+
+def test_seeds_are_paired_by_their_numbers_in_whatever_order_they_come() -> None:
+    """One seed is worse than the other in both rows, which says nothing of how the rows differ."""
+    losses = {"a": ([2.0, 3.0] * 2, [4.0, 5.0] * 2), "b": ([2.1, 3.2] * 2, [4.1, 5.2] * 2)}
+    before = [evaluated("a", seed, [True], of) for seed, of in enumerate(losses["a"])]
+    after = [evaluated("b", seed, [True], of) for seed, of in enumerate(losses["b"])]
+    change = Comparison([*before, *after[::-1]], "a").change("b", Column("retention", "held_out/x/loss", ""))
+    assert change is not None
+    assert change.change.value == pytest.approx((1 * 0.1 + 2 * 0.2 + 3 * 0.1 + 4 * 0.2) / 10)
+    low, high = change.change.interval
+    assert high - low < 1
+
+
+def test_what_is_no_mean_over_items_has_the_mean_of_its_seeds_and_no_interval(comparison: Comparison) -> None:
+    def with_sd(one: Evaluated, sd: float) -> Evaluated:
+        task = one.results.tasks["language"]
+        tasks = {"language": replace(task, metrics={"sd": Metric(sd, (0.0, 1.0), 4)})}
+        return replace(one, results=replace(one.results, tasks=tasks))
+
+    _, *seeds = comparison.evaluated
+    found = Comparison([with_sd(one, sd) for one, sd in zip(seeds, (0.2, 0.4), strict=True)], "instruct")
+    cell = found.cell("InsCP | ours", Column("language", "sd", ""))
+    assert cell is not None
+    assert (cell.metric.value, cell.seeds, cell.is_share) == (pytest.approx(0.3), 2, False)
+    assert all(map(math.isnan, cell.metric.interval))
+
+
+def test_an_item_is_in_one_half_and_the_halves_are_all(comparison: Comparison) -> None:
+    whole = comparison.evaluated[0]
+    halves = [whole.half(number) for number in (0, 1)]
+    for task, result in whole.results.tasks.items():
+        assert sorted(item.id for half in halves for item in half.items[task]) == [i.id for i in whole.items[task]]
+        assert sum(half.results.tasks[task].n for half in halves) == result.n
 
 
 def test_perplexity_over_seeds_is_that_of_the_mean_loss(comparison: Comparison) -> None:

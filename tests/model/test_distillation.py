@@ -24,7 +24,7 @@ from inscp.errors import UserError
 from inscp.model import loss
 from inscp.model.adapters import LoRA
 from inscp.model.device import inference_loss
-from inscp.model.distillation import Distillation, Teacher
+from inscp.model.distillation import Distillation, Teacher, require_teacher
 from inscp.model.loss import NextTokenLoss
 from inscp.model.module import InsCPModule
 from inscp.pretrained import load_model, load_tokenizer
@@ -234,6 +234,8 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, corpus: Path
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="has other tokens"):
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "other")))
+    with pytest.raises(UserError, match="has other tokens"):  # one fewer
+        require_teacher(tiny_model_folder, str(tmp_path / "other"), 64)
     tokenizer = load_tokenizer(tiny_model_folder)
     model = load_model(tiny_model_folder, torch.float32)
     model.resize_token_embeddings(len(tokenizer) + 8)
@@ -248,6 +250,7 @@ def test_a_teacher_that_cannot_see_a_row_is_refused(tmp_path: Path, corpus: Path
     short.config.max_position_embeddings = 32
     short.save_pretrained(tmp_path / "short")
     load_tokenizer(tiny_model_folder).save_pretrained(tmp_path / "short")
+    require_teacher(str(tmp_path / "short"), tiny_model_folder, 32)
     with pytest.raises(UserError, match="sees 32 tokens at most, and rows have 64"):
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "short")))
 

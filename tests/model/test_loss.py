@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from inscp.model import loss
-from inscp.model.loss import NextTokenLoss, has_linear_head, linear_losses
+from inscp.model.loss import NextTokenLoss, has_linear_head, linear_losses, linear_nlls
 from inscp.records import IGNORED, PackedBatch
 
 TOKENS, HIDDEN, VOCABULARY = 70, 16, 300
@@ -75,6 +76,24 @@ def test_bf16_products_stay_within_a_hundredth() -> None:
         assert relative(value, reference) < 1e-2
 
 
+def test_gradients_of_the_weight_are_summed_in_fp32_over_however_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 a sum of equal parts grows no more from its 256-fold on."""
+    monkeypatch.setattr(loss, "CHUNK", 1)
+    hidden, weight, targets = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        once, often = (
+            torch.autograd.grad(ours(hidden[:1].expand(n, -1), weight, targets[:1].expand(n)), weight)[0]
+            for n in (1, 600)
+        )
+    torch.testing.assert_close(often, 600 * once)
+
+
+def test_the_likelihood_of_each_target_is_the_plain_one() -> None:
+    hidden, weight, targets = inputs()
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    torch.testing.assert_close(linear_nlls(hidden, weight, targets), expected.detach())
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the largest tensor that any operation made; views of `known` are not made."""
 
@@ -124,6 +143,13 @@ def test_a_linear_head_is_recognised_whether_tied_or_not() -> None:
     assert has_linear_head(llama(tie_word_embeddings=True))
     assert has_linear_head(llama(tie_word_embeddings=False))
     assert has_linear_head(GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)).eval())
+
+
+def test_a_head_with_a_bias_is_none_also_before_the_bias_is_trained() -> None:
+    model = llama(tie_word_embeddings=False)
+    model.lm_head = nn.Linear(16, 64)
+    nn.init.zeros_(model.lm_head.bias)
+    assert not has_linear_head(model)
 
 
 @pytest.mark.parametrize("make", [llama, cohere])

@@ -1,5 +1,6 @@
 """The learning rate rises, then falls as named; norms are not decayed."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from torch import nn
 
 from inscp.errors import UserError
-from inscp.model.optim import Optimizer, Schedule, initialise_states
+from inscp.model.optim import Optimizer, Schedule, clip_gradients, initialise_states
 
 
 def rates(schedule: Schedule, steps: int = 100) -> list[float]:
@@ -32,6 +33,12 @@ def test_the_rate_falls_as_the_schedule_says(schedule: Schedule, middle: float, 
     assert values[100] == pytest.approx(last)
 
 
+def test_wsd_stays_until_the_last_fifth_behind_the_warm_up() -> None:
+    values = rates("wsd")
+    assert values[10:82] == pytest.approx([1.0] * 72)
+    assert values[91] == pytest.approx(0.55)  # halfway from 0.82 to the end
+
+
 def test_matrices_are_decayed_and_norms_and_biases_are_not() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     groups = Optimizer(weight_decay=0.5).build(list(model.parameters())).param_groups
@@ -48,6 +55,21 @@ def test_one_step_is_that_of_adamw() -> None:
     parameter.grad = torch.full((2, 2), 3.0)
     optimizer.step()
     assert torch.allclose(parameter, torch.full((2, 2), 0.9))  # Adam's first step is the rate itself
+
+
+def test_adam_has_the_betas_and_the_eps_that_are_given() -> None:
+    [group, _] = Optimizer(betas=(0.5, 0.6), eps=1e-3).build([nn.Parameter(torch.ones(2, 2))]).param_groups
+    assert (group["betas"], group["eps"]) == ((0.5, 0.6), 1e-3)
+
+
+@pytest.mark.parametrize(("most", "factor"), [(math.inf, 1.0), (5.5, 1.0), (1.0, 0.2)])
+def test_gradients_are_scaled_down_by_the_norm_of_all_and_never_up(most: float, factor: float) -> None:
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    for parameter, gradient in zip(parameters, (3.0, 4.0), strict=False):  # the last one has none
+        parameter.grad = torch.tensor([gradient])
+    assert clip_gradients(parameters, most) == 5.0
+    clipped = torch.cat([parameter.grad for parameter in parameters if parameter.grad is not None])
+    torch.testing.assert_close(clipped, torch.tensor([3.0, 4.0]) * factor)
 
 
 def test_the_state_of_weights_that_stay_in_cpu_memory_stays_there() -> None:

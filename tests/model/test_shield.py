@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance
+from inscp.data.pipeline import Pipeline
+from inscp.data.sources import Source
 from inscp.data.template import ChatTemplate
 from inscp.errors import UserError
 from inscp.model.adapters import LoRA
@@ -109,6 +112,19 @@ def test_the_columns_are_chosen_in_the_precision_that_trains(
     assert computes == [True]
 
 
+def test_choosing_leaves_the_model_as_it_was(tmp_path: Path, original_folder: str, source: str) -> None:
+    learner = InsCPModule(original_folder, shield=Shield(source, records=2))
+    learner.trainer = trainer(tmp_path)
+    learner.configure_model()
+    assert learner.frozen is not None
+    rows = Shield(source, records=2).read(
+        lambda sources, tagger: Pipeline(sources, load_tokenizer(original_folder), tagger, 64)
+    )
+    learner.frozen.choose(0.5, learner.loss, rows, torch.device("cpu"))
+    assert learner.loss.training, "with dropout, where there is some"
+    assert not any(module._forward_pre_hooks for module in learner.loss.modules())
+
+
 def test_frozen_columns_are_as_before_bit_by_bit_and_all_else_is_trained(
     run: tuple[Path, InsCPModule], original_folder: str
 ) -> None:
@@ -124,6 +140,17 @@ def test_frozen_columns_are_as_before_bit_by_bit_and_all_else_is_trained(
             assert same[..., columns].all()
             assert same[..., ~columns].float().mean() < 0.05
         assert torch.equal(exported[name][..., columns], original[name].bfloat16()[..., columns])
+
+
+def test_of_each_source_no_more_records_are_read_than_it_and_the_shield_allow() -> None:
+    read: list[int | None] = []
+
+    def make(sources: list[Source], _: Any) -> Any:
+        read.extend(source.limit for source in sources)
+        return SimpleNamespace(rows=list)
+
+    Shield([Source("a", limit=3), Source("b", limit=30), "c"], records=10).read(make)
+    assert read == [3, 10, 10]
 
 
 def test_weight_decay_reaches_the_trained_columns(tmp_path: Path, original_folder: str, source: str) -> None:

@@ -64,6 +64,23 @@ def test_what_is_too_large_is_passed_over_for_what_fits() -> None:
     taken = budget._taken(sizes, 100)
     assert sizes[taken].sum() == 100
     assert not taken[[1, 3]].any()
+    assert budget._taken(np.array([995, 5, 4]), 1000).tolist() == [True, True, False]
+    assert budget._taken(np.array([995, 6, 4]), 1000).tolist() == [True, False, False], "a hundredth is no gap"
+
+
+def test_of_equals_the_first_are_taken() -> None:
+    rows = candidates(*[("a", 1, 1.0, "x"), ("a", 1, 2.0, "x")] * 50)
+    assert kept(Budget(10), rows) == list(range(0, 20, 2))
+
+
+def test_the_tokens_of_the_replay_are_part_of_the_budget() -> None:
+    assert kept(Budget(50, replay="en.jsonl", replay_share=0.4), ROWS) == [0, 1, 2]
+
+
+def test_what_a_text_says_twice_was_met_twice() -> None:
+    counts = np.zeros(budget._BUCKETS, dtype=np.uint32)
+    assert budget._novelty("a b a b", counts) == 1.0
+    assert budget._novelty("a b", counts) == 1 / 3
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from inscp.errors import UserError
@@ -47,8 +48,9 @@ def test_signs_that_mean_something_are_no_punctuation() -> None:
 
 def test_digests_are_a_set_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_NEWEST", 7)
-    numbers = [0, 2**64 - 1, *(random.Random(0).randrange(40) << 58 for _ in range(300))]
-    seen = duplicates._Digests()
+    rng, seen = random.Random(0), duplicates._Digests()
+    numbers = [0, 2**64 - 1, *(rng.randrange(40) << 58 for _ in range(300))]
+    assert len(set(numbers)) > 5 * 7
     assert [number for number in numbers if seen.add(number)] == list(dict.fromkeys(numbers))
 
 
@@ -68,10 +70,35 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:
     assert never <= left
 
 
+def test_a_band_is_as_wide_as_finds_nine_of_ten() -> None:
+    chances = {(0.5, 2): 1 - (1 - 0.5**2) ** 64, (0.5, 4): 1 - (1 - 0.5**4) ** 32,
+               (0.8, 8): 1 - (1 - 0.8**8) ** 16, (0.8, 16): 1 - (1 - 0.8**16) ** 8}  # fmt: skip
+    assert {pair: chance > 0.9 for pair, chance in chances.items()} == {
+        (similarity, width): width <= duplicates._band_width(similarity) for similarity, width in chances
+    }
+
+
+def test_all_pairs_are_compared_also_where_they_are_more_than_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_PAIRS", 7)
+    signatures = np.zeros((41, 128), dtype=np.uint32)
+    signatures[2::2, :64] = 1
+    pairs = np.zeros(40, dtype=np.int64), np.arange(1, 41)
+    assert duplicates._are_alike(signatures, *pairs, 0.8).tolist() == [True, False] * 20
+
+
+def test_two_texts_are_enough_for_a_group() -> None:
+    base = " ".join(WORDS[:100])
+    assert kept(NearDuplicates(), candidates([base, f"{base} loppu"])) == [0]
+
+
 def test_of_a_group_the_least_surprising_stays_and_without_scores_the_first() -> None:
     base = " ".join(WORDS[:100])
     texts = [base, f"{base} loppu", " ".join(WORDS[200:300]), f"alku {base}"]
-    assert kept(NearDuplicates(), candidates(texts)) == [0, 2]
+    one = NearDuplicates()
+    verdicts = [verdict for _, verdict in one.verdicts(candidates(texts))]
+    assert [isinstance(verdict, Drop) for verdict in verdicts] == [False, True, False, True]
+    assert {verdict.detail for verdict in verdicts if isinstance(verdict, Drop)} == {"as record 1 that came here"}
+    assert one.found() == {"kept of groups": 1}
     assert kept(NearDuplicates(), candidates(texts, [30.0, 10.0, 50.0, 20.0])) == [1, 2]
 
 

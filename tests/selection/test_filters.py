@@ -11,6 +11,7 @@ from inscp.records import Candidate, Record, Turn
 from inscp.selection.filters import Drop, Filter, Length, Perplexity, Selector
 from inscp.selection.languages import Chinese, Language, Script
 from inscp.selection.quality import BrokenText, Contamination, PersonalData, Refusals
+from inscp.text.language import LanguageIdentifier
 
 
 def candidate(text: str, n_tokens: int = 10, perplexity: float | None = None, source: str = "a") -> Candidate:
@@ -28,7 +29,7 @@ def kept(one: Selector, given: list[Candidate]) -> list[Candidate]:
 
 def test_a_band_of_perplexity_keeps_what_lies_in_it() -> None:
     every = [candidate("x", 10, perplexity) for perplexity in (1.0, 2.7, 18.2, 54.6)]
-    assert [c.perplexity for c in kept(Perplexity(minimum=2, maximum=20), every)] == [2.7, 18.2]
+    assert [c.perplexity for c in kept(Perplexity(minimum=2.7, maximum=18.2), every)] == [2.7, 18.2]
     assert not kept(Perplexity(maximum=0), every)
 
 
@@ -56,9 +57,16 @@ def test_language_names_what_it_found() -> None:
     one = Language(["fi"], shorter=5)
     assert why(one, "Tämä on suomenkielinen lause, jossa kerrotaan säästä ja järvistä.") is None
     assert why(one, "This is an English sentence about the weather and the lakes.") == "language en"
-    assert why(one, "😀😀😀😀😀😀") == "language und"
+    assert why(one, "😀😀😀😀😀") == "language und"
     assert why(one, "Hi") is None
     assert one.found()["languages"] == {"fi": 1, "en": 1, "und": 1}
+
+
+def test_what_may_be_in_any_of_the_languages_is_in_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    likely = {"sv": 0.6, "no": 0.07, "da": 0.06}
+    monkeypatch.setattr(LanguageIdentifier, "likely", lambda *_: likely)
+    assert why(Language(["nb", "da"]), "Så er det det.") is None
+    assert why(Language(["nb"]), "Så er det det.") == "language sv"
 
 
 def test_chinese_without_kana_is_no_japanese_where_only_chinese_is_asked_for() -> None:
@@ -75,6 +83,7 @@ def test_chinese_without_kana_is_no_japanese_where_only_chinese_is_asked_for() -
 def test_script_is_the_share_of_letters() -> None:
     one = Script(["Han", "Bopomofo"], share=0.5)
     assert why(one, "今天天氣很好 OK") is None
+    assert why(one, "今天 OK") is None
     assert why(one, "今天 the weather is fine") == "other scripts"
     assert why(one, "123 !?") == "no letters"
     with pytest.raises(UserError, match="Klingon"):
@@ -104,6 +113,7 @@ def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
     assert why(Chinese("simplified", words="mainland"), in_simplified) == "words of the other region"
     assert why(Chinese("simplified", words="mainland"), "这个软件的内存不够，打印机也坏了，网络和视频都很慢。") is None
     assert why(Chinese(words="taiwan"), "今天天氣很好") is None
+    assert why(Chinese(words="taiwan"), "這個軟件很好，內存也夠。") is None, "two may be chance"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +125,7 @@ def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
         ("<div><p><b>Hi</b></p></div>", "mark-up"),
         ("The result: a < b and b > c, as in x<y.", None),
         ("the same line\n" * 4 + "and another one", "repeats lines"),
+        ("the same line\n" * 2 + "and another one", None),  # of three lines
         ("{\n}\n{\n}\n{\n}\nif x: stop", None),
         ("Mýrdalsjökull ([ˈmirtalsˌjœːkʏtl̥], ˌdrɑːnɡə)", None),
         ("round and round we go " * 10, "repeats itself"),
@@ -181,6 +192,7 @@ def test_personal_data_is_masked_and_nothing_else() -> None:
         ("IBAN FI21 1234 5600 0007 85", "IBAN [iban]"),
         ("Kesäolympiavuodet 1900 1904 1908 1912 1920 1924 1928 1932 1936 1948 1952", None),
         ("npm install phaser@3.23.0", None),
+        ("luku 3.0401234567", None),  # whose decimals might be a number of a phone
         ("x ≈ -0.8769848 ja y ≈ 0.4567892; 3.1415926535, 2.718281828", None),
     ):
         masked = text if masked is None else masked
@@ -253,6 +265,20 @@ def test_what_an_evaluation_asks_is_a_benchmark(tmp_path: Path) -> None:
         Contamination(evaluations=[str(path)])
     with pytest.raises(UserError, match="knows no benchmark"):
         Contamination()
+
+
+@pytest.mark.parametrize(("n_words", "is_known"), [(8, True), (7, False)])
+def test_a_benchmark_text_of_fewer_words_than_a_run_is_looked_for_as_a_whole(
+    tmp_path: Path, n_words: int, is_known: bool
+) -> None:
+    asked = " ".join(["which", "river", "runs", "through", "all", "of", "these", "countries"][:n_words])
+    other = " ".join(f"word{n}" for n in range(20))
+    path = tmp_path / "benchmark.jsonl"
+    path.write_text("\n".join(json.dumps({"q": text}) for text in (asked, other)), "utf-8")
+    one = Contamination([str(path)])
+    assert (why(one, f"And {asked}?") == "in a benchmark") == is_known
+    assert why(one, f"And {other.rpartition(' ')[0]}?") == "in a benchmark"
+    assert why(one, f"And {asked.rpartition(' ')[0]}?") is None
 
 
 def test_an_answer_may_repeat_what_it_was_asked_about() -> None:

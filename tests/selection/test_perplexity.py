@@ -125,12 +125,29 @@ def test_a_record_without_an_answer_has_no_score_for_responses(tiny_model_folder
     assert [where for where, _ in told] == ["d:1"]
 
 
+def test_a_record_without_a_score_is_told_once(tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inscp.data.tokenization._MAX_CHARACTERS", 20)
+    told: list[str] = []
+    scorer = Scorer(NextTokenLoss(load_model(tiny_model_folder, torch.float32)), load_tokenizer(tiny_model_folder),
+                    Scoring(), 64)  # fmt: skip
+    scores = scorer.score(DOCUMENTS[:2], lambda where, _: told.append(where), nothing)
+    assert ([s.id for s in scores], told) == (["d:1"], ["d:2"])
+
+
 @pytest.mark.parametrize("records", [PAIRS, [DOCUMENTS[0]], []])
 def test_the_shares_of_the_work_make_a_whole_also_where_windows_have_nothing_to_score(
     records: list[Record], tiny_model_folder: str
 ) -> None:
     shares: list[float] = []
+    passed = 0
+
+    def on_batch(share: float, n_tokens: int) -> None:
+        nonlocal passed
+        shares.append(share)
+        passed += n_tokens
+
     scorer = Scorer(NextTokenLoss(load_model(tiny_model_folder, torch.float32)), load_tokenizer(tiny_model_folder),
                     Scoring("response", window=8, overlap=2), 16)  # fmt: skip
-    scorer.score(records, nothing, lambda share, _: shares.append(share))
+    scores = scorer.score(records, nothing, on_batch)
     assert sum(shares) == pytest.approx(1.0)
+    assert passed >= sum(score.n_tokens for score in scores), "with those that they follow"

@@ -21,15 +21,16 @@ MADE_BY = {
 
 def test_scores_come_back_source_by_source_in_the_order_of_the_records(tmp_path: Path) -> None:
     folder = ScoreFolder.create(tmp_path / "s", MADE_BY)
-    folder.write(0, 1, [Score("a:3", 5, 9, 2.5)], {"why": 2})
+    folder.write(0, 10, [Score("a:4", 5, 9, 2.5)], {})
+    folder.write(0, 9, [Score("a:3", 5, 9, 2.5)], {"why": 2})
     folder.write(1, 0, [Score("b:1", 1, 1, 1.0)], {})
     folder.write(0, 0, [Score("a:1", 2, 4, 3.0), Score("a:2", 3, 6, 1.0)], {"why": 1})
     assert folder.unscored(0) == {"why": 3}
-    assert [s.id for s in folder.read(0)] == ["a:1", "a:2", "a:3"]
+    assert [s.id for s in folder.read(0)] == ["a:1", "a:2", "a:3", "a:4"]
     assert list(folder.read(1)) == [Score("b:1", 1, 1, 1.0)]
-    assert folder.has(0, 1)
+    assert folder.has(0, 9)
     assert not folder.has(1, 1)
-    assert folder.numbers(0)[2].tolist() == [3.0, 1.0, 2.5]
+    assert folder.numbers(0)[2].tolist() == [3.0, 1.0, 2.5, 2.5]
 
 
 def test_the_data_sets_perplexity_is_that_of_all_its_tokens() -> None:
@@ -44,6 +45,7 @@ def test_the_data_sets_perplexity_is_that_of_all_its_tokens() -> None:
     [
         ({"model": "other"}, "another model"),
         ({"given": "template"}, "another given"),
+        ({"window": 64}, "another window"),  # of which an older folder says nothing
         ({"sources": [{"name": "a", "path": "a", "fingerprint": "9"}]}, "of other data"),
     ],
 )

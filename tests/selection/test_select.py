@@ -1,12 +1,14 @@
 """The funnel gives every filter what the ones before it left, as often as it reads, and counts what each dropped."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from inscp.records import Candidate, Record, Turn
-from inscp.selection.filters import Drop, Filter, Selector, Verdict
-from inscp.selection.select import Funnel
+from inscp.selection import report
+from inscp.selection.filters import Drop, Filter, Length, Perplexity, Selector, Verdict
+from inscp.selection.select import Funnel, Histogram
 from inscp.selection.spool import Spool
 
 
@@ -55,6 +57,47 @@ def test_each_filter_sees_what_the_ones_before_it_left(tmp_path: Path) -> None:
 
 def test_the_order_of_the_filters_is_that_in_which_they_are_applied(tmp_path: Path) -> None:
     assert run([AboveTheMean(), Even()], tmp_path)[1] == [6, 8, 10]
+
+
+def test_examples_are_drawn_evenly_from_all_that_came_by(tmp_path: Path) -> None:
+    class Fourth(Filter):
+        def judge(self, candidate: Candidate) -> Verdict:
+            return Drop(f"{rest} left over") if (rest := candidate.n_tokens % 4) else candidate
+
+    funnel = Funnel([Fourth()], n_examples=200, seed=0)
+    funnel.run(candidates(4000), tmp_path / "out.parquet")
+    for examples in (funnel.steps[0].examples, funnel.kept_examples):
+        places = [int(example["id"].removeprefix("a:")) for example in examples]
+        assert len(set(places)) == 200
+        assert abs(fmean(places) - 2000) < 250  # three times the standard error
+
+
+def test_every_value_falls_into_its_bin_and_what_is_beyond_into_the_last_or_the_first() -> None:
+    histogram, edges = Histogram(), Histogram.edges()
+    for value in (1.5, 20.0, 3e7):
+        histogram.add(value)
+        [place] = histogram.counts.nonzero()[0]
+        assert edges[place] <= value < edges[place + 1]
+        histogram.counts[place] = 0
+    for value in (0.1, 1e99):
+        histogram.add(value)
+    assert (histogram.counts[0], histogram.counts[-1], histogram.counts.sum()) == (1, 1, 2)
+
+
+def test_a_report_tells_both_ends_and_draws_each_filter_s_bounds_over_what_it_judges(tmp_path: Path) -> None:
+    funnel = Funnel([Length(2, 8), Perplexity(maximum=7.0)], 0, seed=0)
+    funnel.run((replace(one, perplexity=float(one.n_tokens)) for one in candidates(10)), tmp_path / "out.parquet")
+    told = report.as_dict(funnel, {})
+    assert (told["before"]["records"], told["after"]["records"]) == ({"a": 10}, {"a": 6})
+    bounds = [report._plot(told, *of).count("#c0392b") for of in (("length", "Length"), ("perplexity", "Perplexity"))]
+    assert bounds == [2, 1]
+
+
+def test_a_file_of_candidates_gives_them_back(tmp_path: Path) -> None:
+    said = [(Turn("document", "a"),), (Turn("user", "a"),), (Turn("user", "a"), Turn("assistant", "b"))]
+    given = [Candidate(Record(f"s:{n}", turns), "s", n, 1.5 if n else None) for n, turns in enumerate(said)]
+    assert Spool(tmp_path / "spool").write(given) == 3
+    assert list(Spool(tmp_path / "spool")) == given
 
 
 def test_an_example_is_the_record_as_it_came_with_why_it_went(tmp_path: Path) -> None:
