@@ -21,7 +21,7 @@ from inscp.model.isolation import require_isolated_length
 from inscp.model.memory import Layout, MemoryEstimate, Shape, meta_model, step_memory
 from inscp.model.module import InsCPModule
 from inscp.model.origin import title
-from inscp.model.precision import best_precision, compute_dtype
+from inscp.model.precision import best_precision, compute_dtype, inference_dtype
 from inscp.model.strategies import FSDP2, strategy_for
 from inscp.pretrained import empty_model
 
@@ -82,32 +82,45 @@ class Training:
             dtype=compute_dtype(precision),
         )
         self.shape = Shape(self.data.batch_size, self.data.row_length, trainer["accumulate_grad_batches"])
+        self.asks = bool(cli.parts["before_after"].questions)
         self.keep_last: int = cli.config["checkpoint"]["keep_last"]
         self.outputs = Path(cli.config["checkpoint"]["dirpath"] or trainer["default_root_dir"])
 
-    def memory_needs(self, estimate: MemoryEstimate, process: int) -> list[MemoryNeed]:
+    def while_asked(self, estimate: MemoryEstimate, parameters: int) -> int:
+        """Bytes while `before_after` asks a second model, of so many parameters, beside what the training keeps."""
+        if not self.asks:
+            return 0
+        dtype = inference_dtype() if self.is_here else torch.bfloat16
+        shards = self.layout.ranks if isinstance(self.layout.strategy, FSDP2) else 1
+        return estimate.weights + estimate.optimizer + estimate.average + parameters * dtype.itemsize // shards
+
+    def memory_needs(self, estimate: MemoryEstimate, while_asked: int, process: int) -> list[MemoryNeed]:
         """Of each device, what a rank needs; `process` bytes are the process itself."""
+        peak = max(estimate.total, while_asked)
         offloads = isinstance(self.layout.strategy, FSDP2) and self.layout.strategy.cpu_offload
         cpu = (cpu_memory()[1] + process) // self.local_ranks if self.is_here else None  # this process ends before
         if not self.on_gpu:
-            return [MemoryNeed("CPU", estimate.total + process, cpu)]
+            return [MemoryNeed("CPU", peak + process, cpu)]
         gpu = torch.cuda.get_device_properties(0).total_memory if self.is_here else None
         if offloads:
-            sharded = estimate.total - estimate.activations
+            sharded = max(estimate.total - estimate.activations, while_asked)
             return [MemoryNeed("GPU", estimate.activations, gpu), MemoryNeed("CPU", sharded + process, cpu)]
-        return [MemoryNeed("GPU", estimate.total, gpu)]
+        return [MemoryNeed("GPU", peak, gpu)]
 
-    def recommendation(self, need: MemoryNeed) -> str:
+    def recommendation(self, need: MemoryNeed, asks_most: bool) -> str:
         """What to rent, where this machine has nothing to compare with."""
         if need.device == "CPU":
             return f"takes a host with {gib(self.local_ranks * need.needed)} of memory"
         card = next((size for size in _GPU_SIZES if need.needed <= _USABLE * size * 2**30), None)
-        less = ", or ".join(self.remedies(has_room_for_shards=True).values())
+        less = ", or ".join(self.remedies(has_room_for_shards=True, asks_most=asks_most).values())
         return f"takes a GPU of {card} GB; for a smaller one: {less}" if card else f"no GPU has as much: {less}"
 
-    def remedies(self, has_room_for_shards: bool) -> dict[str, str]:
+    def remedies(self, has_room_for_shards: bool, asks_most: bool) -> dict[str, str]:
         """Configuration key -> what to do with it, the most helpful first."""
         found = {}
+        if asks_most:
+            found["before_after.prompts"] = "set before_after.prompts to null, which asks no second model"
+            has_room_for_shards = False  # what a step takes does not matter
         if has_room_for_shards and self.shape.rows > 1:
             found["data.batch_size"] = f"lower data.batch_size ({self.shape.rows})"
         if has_room_for_shards and self.module.activation_checkpointing == "none":
@@ -116,7 +129,7 @@ class Training:
             found["data.row_length"] = f"lower data.row_length ({self.shape.row_length})"
         if self.on_gpu:
             found["trainer.devices"] = f"share it between more trainer.devices ({self.local_ranks}) by FSDP2"
-        if self.module.adapter is None:
+        if self.module.adapter is None and not asks_most:
             found["model.adapter"] = "train a model.adapter (LoRA)"
         return found | {"model.pretrained": "take a smaller model.pretrained"}
 
@@ -129,6 +142,7 @@ def report_training(training: Training) -> None:
     """
     model = meta_model(training.module)
     require_isolated_length(model.config, training.module.pretrained, training.shape.row_length)
+    parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with suppress(UserError):  # a folder without one is enough for an estimate
         _ = training.data.tokenizer  # which a training holds beside its imports
@@ -136,7 +150,9 @@ def report_training(training: Training) -> None:
     layout, shape = training.layout, training.shape
     keeps_freed = not training.on_gpu and keeps_freed_memory()
     estimate = step_memory(model, training.module, layout, shape, keeps_freed)
-    needs = training.memory_needs(estimate, process)
+    while_asked = training.while_asked(estimate, parameters)
+    asks_most = while_asked > estimate.total
+    needs = training.memory_needs(estimate, while_asked, process)
     ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
     rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
     head = (
@@ -149,6 +165,8 @@ def report_training(training: Training) -> None:
     print(", ".join(head))
     for part, label in _PARTS.items():
         print(_row(label, getattr(estimate, part)))
+    if asks_most:
+        print(_row("or while before_after asks a second model", while_asked))
     if any(need.device == "CPU" for need in needs):
         print(_row("the process itself", process))
     for need in needs:
@@ -160,9 +178,9 @@ def report_training(training: Training) -> None:
         print(_cost_estimate(training, model))
     for need in needs:
         if need.available is None:
-            print(training.recommendation(need))
+            print(training.recommendation(need, asks_most))
         elif need.needed > need.available:
-            remedies = training.remedies(need.needed - estimate.activations < need.available)
+            remedies = training.remedies(need.needed - estimate.activations < need.available, asks_most)
             what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
             mend = ", or ".join(remedies.values())
             raise UserError(next(iter(remedies)), what, f"{mend[0].upper()}{mend[1:]}.")
