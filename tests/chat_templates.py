@@ -19,6 +19,9 @@ system user assistant model answer question [INST] [/INST] <<SYS>> <</SYS>> <thi
 """.splitlines()
 
 
+_TWO_BREAKS = ("\n\n",) * 50
+
+
 @dataclass(frozen=True)
 class Style:
     """A chat template and what its tokenizer needs.
@@ -33,7 +36,8 @@ class Style:
         takes_system: the template accepts a system turn.
         thinks: the template puts an empty thinking block before the last answer.
         plain_tokens: added tokens that are not called special.
-        spaces: how white space becomes tokens: `byte_level`, `cl100k` (line breaks join the punctuation ahead of them),
+        spaces: how white space becomes tokens: `byte_level`, `gpt_2` (the same, with a token for two line breaks),
+            `cl100k` (line breaks join the punctuation ahead of them),
             or as SentencePiece does, `metaspace` (a leading ▁ where there is none) or `legacy` (one more ▁ always, as
             in Llama-2's tokenizer.json).
     """
@@ -231,13 +235,13 @@ def tokenizer_for(style: Style) -> PreTrainedTokenizerBase:
 
 
 @cache
-def _byte_level() -> str:
+def _byte_level(more: tuple[str, ...] = ()) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.train_from_iterator([*_CORPUS, *more], trainer)
     return str(tokenizer.to_str())
 
 
@@ -255,7 +259,7 @@ def _cl100k() -> str:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([*(f"Who{end}\n" for end in ".?!。" * 50), *_CORPUS], trainer)
+    tokenizer.train_from_iterator([*(f"Who{end}\n" for end in ".?!。" * 50), *_TWO_BREAKS, *_CORPUS], trainer)
     return str(tokenizer.to_str())
 
 
@@ -288,6 +292,7 @@ def _sentencepiece(spaces: str) -> str:
 
 _BASES: dict[str, Callable[[], str]] = {
     "byte_level": _byte_level,
+    "gpt_2": partial(_byte_level, _TWO_BREAKS),
     "cl100k": _cl100k,
     "legacy": partial(_sentencepiece, "legacy"),
     "metaspace": partial(_sentencepiece, "metaspace"),

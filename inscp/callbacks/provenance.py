@@ -128,6 +128,9 @@ class Provenance(Callback):
             training["shield"] = frozen
         if module.new_tokens_only:
             training["trained"] = "the new tokens alone"
+        pipelines = data.pipelines()
+        if weighted := {s.path: s.weight for one in pipelines for s in one.sources if s.weight != 1}:
+            training["source_weights"] = ", ".join(f"{path} {weight:g}" for path, weight in weighted.items())
         if module.token_weights:
             training["token_weights"] = module.token_weights
         if module.distillation:

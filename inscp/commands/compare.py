@@ -134,7 +134,8 @@ def _label(model: str, origin: "Origin | None") -> str:
     if origin:
         return f"{origin.arm} {Path(model).resolve().parent.name}"
     name = model_name(model)
-    return name if name != "model" else " ".join(Path(model).parts[-3:-1])  # a run's, whose folder is not here
+    of_run = " ".join(Path(model).parts[-3:-1]) if name == "model" else ""  # whose folder is not here
+    return of_run or name
 
 
 def _report(files: Sequence[Path], folder: Path) -> None:

@@ -54,6 +54,8 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
         files = config_files(arguments)
     see_help = f"See {command} --help." if command else _UNDER
     if unknown := _UNKNOWN.search(message):
+        if unknown[1] in arguments and Path(unknown[1]).is_file():
+            return UserError(unknown[1], "it is given without a key", f"Did you mean --config {unknown[1]}?")
         name, file = _located(unknown[1], files, arguments)
         what, mend = _suggestion(parser, name, bool(command))
         return UserError(f"{name}{file}", what, mend or see_help)
@@ -166,8 +168,6 @@ def _wrong_entry(name: str, given: str, files: Mapping[str, Mapping[str, Any]]) 
 
 def _suggestion(parser: ArgumentParser, name: str, is_command: bool) -> tuple[str, str]:
     """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
-    if Path(name).is_file():
-        return "it is given without a key", f"Did you mean --config {name}?"
     keys = list(known_keys(parser))
     if name in keys:
         return "it is given by its place, without its name", ""

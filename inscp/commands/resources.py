@@ -54,13 +54,24 @@ class MemoryNeed:
 
     Attributes:
         device: what people call it.
-        needed: bytes.
+        step: bytes at the moment of a training step that needs most.
+        asking: bytes while `before_after` asks a second model, without what it gathers and its cache; 0 where it
+            asks none.
         available: bytes; None where this machine has no such device.
     """
 
     device: str
-    needed: int
+    step: int
+    asking: int
     available: int | None
+
+    @property
+    def needed(self) -> int:
+        return max(self.step, self.asking)
+
+    @property
+    def asks_most(self) -> bool:
+        return self.asking > self.step
 
 
 class Training:
@@ -86,41 +97,40 @@ class Training:
         self.keep_last: int = cli.config["checkpoint"]["keep_last"]
         self.outputs = Path(cli.config["checkpoint"]["dirpath"] or trainer["default_root_dir"])
 
-    def while_asked(self, estimate: MemoryEstimate, parameters: int) -> int:
-        """Bytes while `before_after` asks a second model, of so many parameters, beside what the training keeps."""
-        if not self.asks:
-            return 0
-        dtype = inference_dtype() if self.is_here else torch.bfloat16
-        shards = self.layout.ranks if isinstance(self.layout.strategy, FSDP2) else 1
-        return estimate.weights + estimate.optimizer + estimate.average + parameters * dtype.itemsize // shards
-
-    def memory_needs(self, estimate: MemoryEstimate, while_asked: int, process: int) -> list[MemoryNeed]:
-        """Of each device, what a rank needs; `process` bytes are the process itself."""
-        peak = max(estimate.total, while_asked)
+    def memory_needs(self, estimate: MemoryEstimate, parameters: int, process: int) -> list[MemoryNeed]:
+        """Of each device, what a rank needs; the model has so many parameters, and `process` bytes are the process."""
         offloads = isinstance(self.layout.strategy, FSDP2) and self.layout.strategy.cpu_offload
         cpu = (cpu_memory()[1] + process) // self.local_ranks if self.is_here else None  # this process ends before
+        asking = 0
+        if self.asks:  # beside all that a training keeps
+            dtype = inference_dtype() if self.is_here else torch.bfloat16
+            asked = parameters * dtype.itemsize // self.layout.shards
+            asking = estimate.weights + estimate.optimizer + estimate.average + asked
         if not self.on_gpu:
-            return [MemoryNeed("CPU", peak + process, cpu)]
+            return [MemoryNeed("CPU", estimate.total + process, asking and asking + process, cpu)]
         gpu = torch.cuda.get_device_properties(0).total_memory if self.is_here else None
         if offloads:
-            sharded = max(estimate.total - estimate.activations, while_asked)
-            return [MemoryNeed("GPU", estimate.activations, gpu), MemoryNeed("CPU", sharded + process, cpu)]
-        return [MemoryNeed("GPU", peak, gpu)]
+            sharded = estimate.total - estimate.activations + process
+            on_cpu = MemoryNeed("CPU", sharded, asking and asking + process, cpu)
+            return [MemoryNeed("GPU", estimate.activations, 0, gpu), on_cpu]
+        return [MemoryNeed("GPU", estimate.total, asking, gpu)]
 
-    def recommendation(self, need: MemoryNeed, asks_most: bool) -> str:
+    def recommendation(self, need: MemoryNeed) -> str:
         """What to rent, where this machine has nothing to compare with."""
         if need.device == "CPU":
             return f"takes a host with {gib(self.local_ranks * need.needed)} of memory"
         card = next((size for size in _GPU_SIZES if need.needed <= _USABLE * size * 2**30), None)
-        less = ", or ".join(self.remedies(has_room_for_shards=True, asks_most=asks_most).values())
+        less = ", or ".join(self.remedies(need, has_room_for_shards=True).values())
         return f"takes a GPU of {card} GB; for a smaller one: {less}" if card else f"no GPU has as much: {less}"
 
-    def remedies(self, has_room_for_shards: bool, asks_most: bool) -> dict[str, str]:
+    def remedies(self, need: MemoryNeed, has_room_for_shards: bool) -> dict[str, str]:
         """Configuration key -> what to do with it, the most helpful first."""
         found = {}
-        if asks_most:
+        if need.asks_most:
             found["before_after.prompts"] = "set before_after.prompts to null, which asks no second model"
-            has_room_for_shards = False  # what a step takes does not matter
+        # Where a step alone would fit, what it takes does not matter.
+        counts_step = not need.asks_most or (need.available is not None and need.step > need.available)
+        has_room_for_shards = has_room_for_shards and counts_step
         if has_room_for_shards and self.shape.rows > 1:
             found["data.batch_size"] = f"lower data.batch_size ({self.shape.rows})"
         if has_room_for_shards and self.module.activation_checkpointing == "none":
@@ -129,7 +139,7 @@ class Training:
             found["data.row_length"] = f"lower data.row_length ({self.shape.row_length})"
         if self.on_gpu:
             found["trainer.devices"] = f"share it between more trainer.devices ({self.local_ranks}) by FSDP2"
-        if self.module.adapter is None and not asks_most:
+        if self.module.adapter is None and counts_step:
             found["model.adapter"] = "train a model.adapter (LoRA)"
         return found | {"model.pretrained": "take a smaller model.pretrained"}
 
@@ -150,9 +160,7 @@ def report_training(training: Training) -> None:
     layout, shape = training.layout, training.shape
     keeps_freed = not training.on_gpu and keeps_freed_memory()
     estimate = step_memory(model, training.module, layout, shape, keeps_freed)
-    while_asked = training.while_asked(estimate, parameters)
-    asks_most = while_asked > estimate.total
-    needs = training.memory_needs(estimate, while_asked, process)
+    needs = training.memory_needs(estimate, parameters, process)
     ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
     rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
     head = (
@@ -165,11 +173,11 @@ def report_training(training: Training) -> None:
     print(", ".join(head))
     for part, label in _PARTS.items():
         print(_row(label, getattr(estimate, part)))
-    if asks_most:
-        print(_row("or while before_after asks a second model", while_asked))
     if any(need.device == "CPU" for need in needs):
         print(_row("the process itself", process))
     for need in needs:
+        if need.asks_most:
+            print(_row("while before_after asks a second model", need.asking))
         print(_row(f"needed on the {need.device}", need.needed))
         if need.available is not None:
             print(_row("available there", need.available))
@@ -178,9 +186,9 @@ def report_training(training: Training) -> None:
         print(_cost_estimate(training, model))
     for need in needs:
         if need.available is None:
-            print(training.recommendation(need, asks_most))
+            print(training.recommendation(need))
         elif need.needed > need.available:
-            remedies = training.remedies(need.needed - estimate.activations < need.available, asks_most)
+            remedies = training.remedies(need, need.step - estimate.activations < need.available)
             what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
             mend = ", or ".join(remedies.values())
             raise UserError(next(iter(remedies)), what, f"{mend[0].upper()}{mend[1:]}.")

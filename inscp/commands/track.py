@@ -31,8 +31,8 @@ def track(file: str, tracking_uri: str | None = None) -> None:
     try:
         try:
             destination.open()
-        except RunError:
-            if tracking_uri is None:
+        except RunError as error:
+            if tracking_uri is None or getattr(error.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 raise
             destination.start = replace(start, run_id=None)  # another store: the run begins there
         for batch in batches(rest):

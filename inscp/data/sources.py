@@ -37,7 +37,8 @@ class Source:
             name it has in the data. What `generate` asks needs no `assistant`.
         text_unit: what one document is in a plain-text file.
         limit: take only the first so many records.
-        weight: how often a training sees each record in one pass over its data: 2 is twice, 0.5 every second one.
+        weight: how often the rows of a training have each record: 2 is twice, 0.5 every second one. Whatever else reads
+            the source (`inspect`, `score`, `select`, …) has each once.
         subset: configuration of a Hub data set.
         split: of a Hub data set or of one saved to disk, `train` by default; of a folder that holds several, the files
             and folders whose names begin so.
@@ -300,7 +301,7 @@ def source_rows(source: Source) -> Iterator[PlacedRow]:
 
 def weighted_rows(source: Source) -> Iterator[PlacedRow]:
     """As `source_rows`, each row as often as the source's weight says: of a part of a pass evenly spaced ones."""
-    whole, part = divmod(Fraction(source.weight).limit_denominator(10**6), 1)  # in floats 0.07 x 100 is more than 7
+    whole, part = divmod(Fraction(str(source.weight)), 1)  # in floats 0.07 x 100 is more than 7
     for _ in range(whole):
         yield from source_rows(source)
     if part:

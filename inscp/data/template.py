@@ -160,7 +160,7 @@ class ChatTemplate:
         for role, text in zip(spoken[:-1], others, strict=True):
             # Where the model is asked, a line break may have joined the question's last token (cl100k's "?\n").
             found = re.match(r"\s*\n", text) if role != "assistant" else None
-            joined = found[0] if found else ""
+            joined = found[0] if found and self._is_apart(found[0], text[found.end() :]) else ""
             literal = self._literal(text[len(joined) :], after_text=True, before_text=True)
             result.append(literal._replace(joined=joined))
         return [*result, self._literal(last, after_text=True, before_text=False)]
@@ -233,6 +233,10 @@ class ChatTemplate:
                 if ids[-len(probe) :] == probe:
                     return TemplateText(ids[: -len(probe)], left_context)
         return TemplateText(self._encoded(text, after_text), LeftContext())
+
+    def _is_apart(self, one: str, other: str) -> bool:
+        """Whether two texts behind another have the tokens that they have as one."""
+        return self._encoded(one, True) + self._encoded(other, True) == self._encoded(one + other, True)
 
     def _encoded(self, text: str, after_text: bool = False) -> tuple[int, ...]:
         def encode(text: str) -> tuple[int, ...]:

@@ -144,13 +144,19 @@ def perplexity_difference(loss: Difference) -> Difference:
 
 
 def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Difference]:
-    """Metric -> how it differs between two evaluations, over the items that both were asked."""
+    """Metric -> how it differs between two evaluations, over the items that both were asked.
+
+    Of perplexities those over the same numbers of tokens.
+    """
     both = {item.id for item in before} & {item.id for item in after}
     names = [dict.fromkeys(name for item in items if item.id in both for name in item.values)
              for items in (before, after)]  # fmt: skip
     pairs = {name: samples([[before], [after]], name) for name in names[0] if name in names[1]}
     found = {name: difference(one, other, same_seeds=True) for name, (one, other) in pairs.items()}
-    return found | {perplexity_of(name): perplexity_difference(found[name]) for name in found if is_loss(name)}
+    alike = [
+        name for name, (one, other) in pairs.items() if is_loss(name) and np.array_equal(one.weights, other.weights)
+    ]
+    return found | {perplexity_of(name): perplexity_difference(found[name]) for name in alike}
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Losses(NamedTuple):
     """Of a batch's targets, summed, in nats, fp32.
 
     Attributes:
-        total: what is trained on, differentiable: the negative log-likelihoods, and where a teacher predicts the
-            divergences from it, times its importance.
+        total: what is trained on, differentiable: the negative log-likelihoods (times the probabilities, where targets
+            count by them), and where a teacher predicts the divergences from it, times its importance.
         divergence: KL(teacher || model) where a teacher predicts, without its importance and without gradients.
     """
 
@@ -66,8 +66,8 @@ class NextTokenLoss(nn.Module):
 
     Args:
         model: a causal language model with its weights.
-        by_probability: each target's negative log-likelihood counts as much as the model thinks the target likely, as
-            by a constant factor (dynamic fine-tuning; Wu et al. 2025, arXiv 2508.05629).
+        by_probability: in training each target's negative log-likelihood counts as much as the model thinks the target
+            likely, as by a constant factor (dynamic fine-tuning; Wu et al. 2025, arXiv 2508.05629).
     """
 
     def __init__(self, model: PreTrainedModel, by_probability: bool = False) -> None:
@@ -97,16 +97,17 @@ class NextTokenLoss(nn.Module):
         if return_predictions:
             return mine
         targets = batch.targets.flatten().index_select(0, batch.target_positions)
+        by_probability = self.by_probability and self.training
         if mine.weight is not None:
             if per_target:
                 return linear_nlls(mine.hidden, mine.weight, targets)
-            return linear_losses(mine.hidden, mine.weight, targets, teacher, self.by_probability)
+            return linear_losses(mine.hidden, mine.weight, targets, teacher, by_probability)
         logits = mine.logits.float()
         if per_target:
             return F.cross_entropy(logits, targets, reduction="none")
         n = len(targets) - (len(teacher.hidden) if teacher else 0)
         nlls = F.cross_entropy(logits[:n], targets[:n], reduction="none")
-        total = _terms(nlls, self.by_probability).sum()
+        total = _terms(nlls, by_probability).sum()
         if teacher is None:
             return Losses(total, logits.new_zeros(()))
         wanted = teacher.logits.float().log_softmax(1)

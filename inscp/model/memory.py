@@ -96,6 +96,11 @@ class Layout:
     dtype: torch.dtype = torch.float32
 
     @property
+    def shards(self) -> int:
+        """Among how many ranks a model's weights are shared out."""
+        return self.ranks // self.strategy.copies(self.num_nodes) if isinstance(self.strategy, FSDP2) else 1
+
+    @property
     def is_mixed(self) -> bool:
         """Whether the fp32 weights do not multiply themselves."""
         return self.dtype != torch.float32

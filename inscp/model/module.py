@@ -42,7 +42,8 @@ class InsCPModule(ValidationModule):
         distillation: learn on replayed rows what a teacher predicts, mostly the model as it was, in the place of their
             tokens.
         token_weights: how much the targets count: null is all alike; `probability` as much as the model thinks them
-            likely, so that what surprises it changes it less (dynamic fine-tuning, arXiv 2508.05629).
+            likely, so that what surprises it changes it less (dynamic fine-tuning, arXiv 2508.05629). `train/loss` is
+            then far smaller than the nats a token, and a teacher's divergences beside it weigh the more.
         new_tokens_only: train the tokens that `extend` has added and nothing else: a first stage, at a high rate
             (1e-2), behind which all weights are trained.
         ema_decay: also keep an exponential moving average of the weights, of this decay a step (at first of less);
@@ -94,7 +95,7 @@ class InsCPModule(ValidationModule):
         self._step_divergence, self._step_replayed = torch.zeros(()), 0  # its sum, and of how many targets
 
     def configure_model(self) -> None:
-        """Load the weights, in fp32: whole, or under FSDP2 each rank its shards.
+        """Load the weights, in fp32 (frozen ones in what computes): whole, or under FSDP2 each rank its shards.
 
         `weights` are those that are trained, by name, in fp32; what computes is the strategy's `compute_dtype`.
         """

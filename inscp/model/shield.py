@@ -50,7 +50,9 @@ class Shield:
 
     def read(self, make: Callable[[list[Source], Tagger], Pipeline]) -> CachedRows:
         """The source text in rows, by the pipeline that `make` gives for sources and a tagger."""
-        sources = [replace(s, limit=min(s.limit or self.records, self.records)) for s in as_sources(self.sources)]
+        sources = [
+            replace(s, limit=min(s.limit or self.records, self.records), weight=1.0) for s in as_sources(self.sources)
+        ]
         return make(sources, self.tagger or ConversationTagger()).rows()
 
 

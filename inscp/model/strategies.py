@@ -136,13 +136,17 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
 
+    def copies(self, num_nodes: int) -> int:
+        """Of the model, each of them sharded."""
+        return num_nodes if self.replicate == "nodes" else self.replicate
+
     def make_mesh(self, device: str, ranks: int, num_nodes: int) -> None:
         """Lay out the ranks of the process group as copies x shards x heads.
 
         Raises:
             UserError: they do not divide.
         """
-        copies = num_nodes if self.replicate == "nodes" else self.replicate
+        copies = self.copies(num_nodes)
         shards, rest = divmod(ranks, copies * self.tensor_parallel)
         if rest or not shards:
             what = f"{copies} copies x {self.tensor_parallel} ranks a matrix do not divide {ranks} ranks"

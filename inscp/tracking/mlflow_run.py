@@ -53,7 +53,7 @@ class MLflowRun:
     Attributes:
         start: the same, with the run's id as soon as it is known.
         experiment_id: None until the run is open.
-        is_new: whether it was started here and not found.
+        is_new: whether it was not there when it was looked for, and so was to be started.
     """
 
     def __init__(self, start: Start) -> None:
@@ -179,7 +179,8 @@ class MLflowRun:
                 key = _NO_NAME.sub("_", name)
                 if key not in self._known:
                     self._known[key] = {old.step for old in self._client.get_metric_history(self.run_id, key)}
-                if piece.anew or piece.step not in self._known[key]:  # MLflow itself keeps once what is sent twice
+                # An SQL store itself keeps once what is sent twice.
+                if piece.anew or piece.step not in self._known[key]:
                     fresh[key, piece.step] = Metric(key, value, piece.time, piece.step)
         self._client.log_batch(self.run_id, metrics=list(fresh.values()), synchronous=True)
         for key, step in fresh:
@@ -219,15 +220,11 @@ def _end(run: Any) -> int:
     return run.info.end_time or 0
 
 
-def _parts(batch: Sequence[Piece]) -> list[Piece]:
-    """What can be tried one by one."""
-    parts: list[Piece] = []
-    for piece in batch:
-        if isinstance(piece, Metrics):
-            parts += [replace(piece, values={name: value}) for name, value in piece.values.items()]
-        else:
-            parts.append(piece)
-    return parts
+def _parts(batch: Sequence[Piece]) -> Sequence[Piece]:
+    """What can be tried one by one: the pieces, and of one piece its values."""
+    if len(batch) == 1 and isinstance(piece := batch[0], Metrics):
+        return [replace(piece, values={name: value}) for name, value in piece.values.items()]
+    return batch
 
 
 def reason(error: BaseException) -> str:

@@ -99,7 +99,7 @@ class TrackedRun:
             0 if is_addition else now(),
             before.run_id if before else tracking.run_id,
         )
-        self._run = MLflowRun(start)
+        self._start, self._run = start, MLflowRun(start)
         self._outbox = Outbox(self._run)
         self._connect()
         for piece in unsent:
@@ -120,8 +120,8 @@ class TrackedRun:
         return dumped(self._run.start, [*self._outbox.unsent, Metrics(dict(metrics), step, now())])
 
     def note_run(self, folder: Path) -> None:
-        """Leave in the training's folder which run it is."""
-        write_run(folder / RUN_FILE, self._run.start)
+        """Leave in the training's folder which run it is, without its id: a store that is made anew starts it again."""
+        write_run(folder / RUN_FILE, self._start)
 
     @property
     def name(self) -> str:

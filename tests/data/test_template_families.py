@@ -280,6 +280,24 @@ def test_a_system_text_may_be_a_switch_that_the_template_obeys() -> None:
     assert tokenizer.decode(ids).startswith("<|im_start|>system\nAloud.<|im_end|>\n<|im_start|>user\n")
 
 
+@pytest.mark.parametrize("spaces", ["gpt_2", "cl100k"])
+def test_line_breaks_ahead_of_ordinary_text_have_the_tokens_of_their_place(spaces: str) -> None:
+    """GPT-2's tokenizer divides them from the text behind, and makes one token of two where nothing is."""
+    template = """
+    {%- for turn in messages %}
+    {{- '### ' + turn.role + ':\n' + turn.content + ('<|end|>' if turn.role == 'assistant' else '') + '\n\n' }}
+    {%- endfor %}
+    {%- if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"""
+    tokenizer = tokenizer_for(Style(template, ("<|end|>",), "<|end|>", spaces=spaces))
+    assert len(whole(tokenizer, "\n\n")) == 1
+    rendered = str(tokenizer.apply_chat_template(TURNS, tokenize=False)).removesuffix("\n\n")
+    assert tagged(ConversationTagger(), tokenizer, *TALK) == whole(tokenizer, rendered)
+    asked = InsCPTagger(user="Who is it?")
+    assert tagged(asked, tokenizer, ("document", TALK[1][1])) == whole(
+        tokenizer, rendered.partition("\n\n### user:\nWho will")[0]
+    )
+
+
 def test_both_ends_of_an_answer_are_learned() -> None:
     tokenizer = tokenizer_for(FAMILIES["command_r7b"][0])
     record = Record("here:1", tuple(Turn(role, text) for role, text in TALK))

@@ -28,7 +28,8 @@ def test_slurm_holds_a_run_back_until_what_it_starts_from_is_there(runs: list[Ru
         f"job0=$(sbatch --parsable {first})",
         f'job1=$(sbatch --parsable --dependency=afterok:"$job0" {second})',
     ]
-    assert "#SBATCH --gpus-per-node=8\n#SBATCH --cpus-per-task=64\n" in first.read_text()
+    assert "\n#SBATCH --gpus-per-node=8\n" in first.read_text()
+    assert "\n#SBATCH --cpus-per-task=64\n" in first.read_text()
     assert "experiment run 'experiments/my study' --out out --only 'orgCP, fi, seed 0' &\n" in first.read_text()
 
 

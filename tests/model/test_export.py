@@ -18,8 +18,10 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance, run_name
 from inscp.commands.export import export
+from inscp.data.datamodule import InsCPDataModule
 from inscp.data.mixture import Replay
 from inscp.data.rendering import unrendered_opening
+from inscp.data.sources import Source
 from inscp.data.tagging import ConversationTagger
 from inscp.data.template import ChatTemplate
 from inscp.errors import RunError, UserError
@@ -87,6 +89,14 @@ def test_gathered_weights_wait_for_their_export_in_the_precision_of_its_file_and
         assert {tensor.dtype for tensor in waiting.values()} == {tensor.dtype for tensor in written}
     else:
         assert all(waiting[name].data_ptr() == weight.data_ptr() for name, weight in trained.weights.items())
+
+
+def test_the_model_says_how_often_each_source_was_seen(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+    data = InsCPDataModule([Source(str(corpus), weight=2)], pretrained=tiny_model_folder, row_length=64, max_steps=1)
+    fit(tmp_path, data, *exporting(tmp_path))
+    origin = read_origin(str(tmp_path / "model"))
+    assert origin
+    assert origin.training["source_weights"] == f"{corpus} 2"
 
 
 def test_a_server_of_another_user_can_read_every_file(trained: tuple[Path, torch.nn.Module]) -> None:

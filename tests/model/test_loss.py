@@ -163,8 +163,9 @@ def test_the_module_gives_the_models_own_loss_for_linear_and_scaled_heads(make) 
     expected = model(input_ids=ids, labels=ids).loss * 22
     assert torch.allclose(NextTokenLoss(model)(batch).total, expected, rtol=1e-5)
     nlls = NextTokenLoss(model)(batch, per_target=True)
-    total = NextTokenLoss(model, by_probability=True)(batch).total
-    assert torch.allclose(total, (nlls * (-nlls).exp()).sum(), rtol=1e-5)
+    by_probability = NextTokenLoss(model, by_probability=True)
+    assert torch.allclose(by_probability.train()(batch).total, (nlls * (-nlls).exp()).sum(), rtol=1e-5)
+    assert torch.allclose(by_probability.eval()(batch).total, expected, rtol=1e-5), "held-out text is measured as ever"
 
 
 def test_a_linear_head_is_recognised_whatever_device_the_model_is_made_on() -> None:

@@ -327,6 +327,18 @@ def test_what_could_not_be_sent_to_one_store_is_sent_to_another(tmp_path: Path, 
     assert steps_of("train/loss", run_in(store), store) == [1]
 
 
+def test_what_belongs_to_a_deleted_run_is_not_sent_to_a_new_one(
+    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = cut_off_behind_a_step(store, tmp_path)
+    client = MlflowClient(store)
+    client.set_terminated(first.run_id, "FINISHED", end_time=1)
+    client.delete_run(first.run_id)
+    assert main(["track", str(tmp_path / "mlflow_unsent.jsonl"), "--tracking_uri", store]) == 1
+    assert "refused the run" in capsys.readouterr().err
+    assert (tmp_path / "mlflow_unsent.jsonl").exists()
+
+
 def test_what_is_measured_again_is_what_the_run_shows_and_what_is_only_sent_again_is_there_once(store: str) -> None:
     first = tracker_for(store)
     first.log_at({"eval/x": 0.5}, 10, anew=True)
