@@ -142,8 +142,8 @@ def test_eight_shards_of_8b_on_gpus_that_are_not_here(doctor, llama_8b: Path) ->
 def test_a_second_model_that_is_asked_counts_where_it_is_the_most(doctor, llama_8b: Path) -> None:  # type: ignore[no-untyped-def]
     if torch.cuda.is_available():
         pytest.skip("there is a GPU to compare with")
-    full = ["--trainer.accelerator", "gpu", "--trainer.devices", "1", "--data.row_length", "512"]
-    lora = [*full, "--model.adapter", "LoRA"]
+    lora = ["--trainer.accelerator", "gpu", "--trainer.devices", "1", "--data.row_length", "512",
+            "--model.adapter", "LoRA"]  # fmt: skip
     asking = ["--before_after.prompts", "samples:zh_tw/aligned_prompts.jsonl", "--before_after.languages", "[en]"]
     needed = "needed on the GPU"
     (_, alone, _), (_, asked, _) = doctor(llama_8b, *lora), doctor(llama_8b, *lora, *asking)
@@ -151,8 +151,6 @@ def test_a_second_model_that_is_asked_counts_where_it_is_the_most(doctor, llama_
     assert gib(asked, needed) > gib(alone, needed)
     assert "set before_after.prompts to null" in asked
     assert "before_after" not in alone
-    (_, alone, _), (_, asked, _) = doctor(llama_8b, *full), doctor(llama_8b, *full, *asking)
-    assert asked == alone, "a step takes more, as gradients are as large as two such models"
 
 
 def test_shards_in_cpu_memory_ask_for_a_host_of_all_its_ranks(doctor, llama_8b: Path) -> None:  # type: ignore[no-untyped-def]
