@@ -43,8 +43,8 @@ class InsCPModule(ValidationModule):
             tokens.
         token_weights: how much the targets count: null is all alike; `probability` as much as the model thinks them
             likely, so that what surprises it changes it less (dynamic fine-tuning, arXiv 2508.05629). `train/loss` is
-            then far smaller than the nats a token, and a teacher's divergences beside it weigh the more. No new language
-            is learned by it (experiments/methods).
+            then far smaller than the nats a token, and a teacher's divergences beside it weigh the more. It teaches no
+            new language (experiments/methods).
         new_tokens_only: train the tokens that `extend` has added and nothing else: a first stage, at a high rate
             (1e-2), behind which all weights are trained.
         ema_decay: also keep an exponential moving average of the weights, of this decay a step (at first of less);
