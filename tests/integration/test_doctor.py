@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Phi3Confi
 from inscp.__main__ import main
 from inscp.commands import machine
 
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compare with")
 MODEL_PARTS = ("weights", "gradients", "optimizer states", "weight average", "activations")
 
 
@@ -118,9 +119,8 @@ def test_a_small_training_fits(doctor, tiny_model_folder: str) -> None:  # type:
     assert 0.1 < needed < available
 
 
+@without_gpu
 def test_eight_shards_of_8b_on_gpus_that_are_not_here(doctor, llama_8b: Path) -> None:  # type: ignore[no-untyped-def]
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU to compare with")
     changes = ["--trainer.accelerator", "gpu", "--trainer.devices", "8", "--model.activation_checkpointing", "block"]
     status, printed, _ = doctor(llama_8b, *changes)
     assert status == 0
@@ -139,9 +139,8 @@ def test_eight_shards_of_8b_on_gpus_that_are_not_here(doctor, llama_8b: Path) ->
     assert float(found[2]) == pytest.approx(float(found[1]) / (0.4 * 989e12) / 3600, rel=0.02)
 
 
+@without_gpu
 def test_a_second_model_that_is_asked_counts_where_it_is_the_most(doctor, llama_8b: Path) -> None:  # type: ignore[no-untyped-def]
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU to compare with")
     lora = ["--trainer.accelerator", "gpu", "--trainer.devices", "1", "--data.row_length", "512",
             "--model.adapter", "LoRA"]  # fmt: skip
     asking = ["--before_after.prompts", "samples:zh_tw/aligned_prompts.jsonl", "--before_after.languages", "[en]"]
@@ -153,9 +152,8 @@ def test_a_second_model_that_is_asked_counts_where_it_is_the_most(doctor, llama_
     assert "before_after" not in alone
 
 
+@without_gpu
 def test_shards_in_cpu_memory_ask_for_a_host_of_all_its_ranks(doctor, llama_8b: Path) -> None:  # type: ignore[no-untyped-def]
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU to compare with")
     changes = ["--trainer.strategy", "FSDP2", "--trainer.strategy.cpu_offload", "true"]
     status, printed, _ = doctor(llama_8b, "--trainer.accelerator", "gpu", "--trainer.devices", "8", *changes)
     assert status == 0
