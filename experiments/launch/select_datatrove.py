@@ -1,18 +1,18 @@
-"""Filter shard after shard as a job of datatrove: on this machine, or as a SLURM array.
+"""Filter shards of text with datatrove, on this machine or as a SLURM array.
 
     pip install "datatrove[io]" ".[select]"
     python experiments/launch/select_datatrove.py 'data/*.jsonl' configs/select/shard.yaml outputs/shards 4
     python experiments/launch/select_datatrove.py 'data/*.jsonl' configs/select/shard.yaml outputs/shards 400 PARTITION
 
-Every task runs `select` on its files with the filters that judge a record by itself; what was done is not done again.
-What has to see everything comes after it, on one machine: score what is left, and select from the scores (near
-duplicates take a few dozen bytes of memory a record).
+Every task runs `select` on its files with the filters that judge each record by itself; finished files are skipped.
+Filters that need the whole data set run afterwards on one machine: score what is left, and select from the scores (near
+duplicates take a few dozen bytes of memory per record).
 
     torchrun --nproc-per-node 8 -m inscp score --model MODEL --data outputs/shards --out outputs/scores
     python -m inscp select --config WHOLE.yaml --data outputs/shards --scores outputs/scores --out outputs/selected
 
-datatrove and not Ray or Spark: the work is a list of files without any exchange between them, which needs no cluster of
-its own beside SLURM, and it is what the makers of FineWeb filter with.
+datatrove rather than Ray or Spark: the files are independent of each other, so no cluster is needed besides SLURM, and
+FineWeb was filtered with it.
 """
 
 import subprocess
@@ -26,12 +26,12 @@ from datatrove.pipeline.base import PipelineStep
 
 
 class Select(PipelineStep):
-    """`python -m inscp select` on every world-size-th file from the rank-th.
+    """`python -m inscp select` on every `world_size`-th file, starting at file `rank`.
 
     Args:
-        files: of all tasks.
-        config: of `select`; data and out are this step's.
-        out: a folder that gets one folder a file.
+        files: input files of all tasks.
+        config: configuration of `select`; this step sets its `data` and `out`.
+        out: output folder; gets one folder per file.
     """
 
     name = "inscp select"
@@ -44,7 +44,7 @@ class Select(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         for file in self.files[rank::world_size]:
             folder = self.out / file.strip("/").replace("/", "__")
-            if not folder.exists():  # which `select` writes whole or not at all
+            if not folder.exists():  # `select` writes it completely or not at all
                 command = [sys.executable, "-m", "inscp", "select", "--config", self.config, "--data", file]
                 done = subprocess.run([*command, "--out", str(folder)], stderr=subprocess.PIPE, text=True)
                 if "leaves no record" in done.stderr:
@@ -56,8 +56,8 @@ class Select(PipelineStep):
 
 
 def main(pattern: str, config: str, out: str, tasks: str, partition: str | None = None) -> None:
-    """Run the tasks here, two at a time, or put them into SLURM's queue."""
-    files = sorted(glob(pattern))  # noqa: PTH207  # which takes absolute patterns too
+    """Run the tasks here, two at a time, or submit them to a SLURM partition."""
+    files = sorted(glob(pattern))  # noqa: PTH207  # Path.glob takes no absolute pattern
     if not files:
         sys.exit(f"error: {pattern}: no such file. Give a pattern in quotes.")
     pipeline, logs = [Select(files, config, out)], f"{out}.logs"

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# One node, from the repository's root: experiments/launch/torchrun.sh
-# Several, the same on each: NODES=2 MASTER_ADDR=FIRST_NODE TRAINER=configs/trainer/multi_node.yaml …/torchrun.sh
+# One node, from the repository root: experiments/launch/torchrun.sh
+# Several, the same on each node: NODES=2 MASTER_ADDR=FIRST_NODE TRAINER=configs/trainer/multi_node.yaml …/torchrun.sh
 set -u
 CONFIG=${CONFIG:-configs/llama3_8b_zh_tw.yaml}
 TRAINER=${TRAINER:-configs/trainer/fsdp_8gpu.yaml}
 NODES=${NODES:-1}
-GPUS=${GPUS:-8} # of one node
+GPUS=${GPUS:-8} # per node
 
 if ((NODES > 1)); then
-    endpoint=${MASTER_ADDR:?is the first node}:${MASTER_PORT:-29500}
+    endpoint=${MASTER_ADDR:?must be the host name of the first node}:${MASTER_PORT:-29500}
     meeting=(--rdzv-backend c10d --rdzv-id "${RUN_ID:-inscp}" --rdzv-endpoint "$endpoint")
 else
     meeting=(--standalone)
 fi
 
-# How long the other workers may take to close once one has left; torchrun's own 30 seconds can cut a checkpoint short.
-# (Seen in torch 2.13; the first versions that inscp allows may not read it.)
+# Seconds that the other workers have to exit after the first one; torchrun's default of 30 can interrupt a checkpoint.
+# (As in torch 2.13; the oldest versions that inscp allows may ignore it.)
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 
-# torchrun ends with 1 whatever its workers end with; this is torchrun, ending as the first of them did.
+# torchrun exits with 1 whatever its workers exit with; this runs torchrun and exits as the first failed worker did.
 torchrun='
 import sys
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -34,13 +34,13 @@ python -c "$torchrun" --nnodes "$NODES" --nproc-per-node "$GPUS" "${meeting[@]}"
     --trainer.devices "$GPUS" --trainer.num_nodes "$NODES" --ckpt_path last &
 agent=$!
 
-# A signal goes to the workers alone: torchrun itself would end with 1 (SIGTERM) or leave them behind (SIGUSR1).
-# Before there are workers it ends torchrun.
+# Signals go to the workers only: torchrun itself would exit with 1 (SIGTERM) or leave them running (SIGUSR1).
+# Before there are workers, a signal ends torchrun.
 trap 'pkill -TERM -P "$agent" || kill -TERM "$agent"' TERM
-trap : INT # the terminal tells the workers itself
+trap : INT # the terminal signals the workers itself
 trap 'pkill -USR1 -P "$agent" || kill -TERM "$agent"' USR1
 
-while # a signal ends wait before torchrun has ended
+while # a signal interrupts wait before torchrun has exited
     wait "$agent"
     status=$?
     kill -0 "$agent" 2>/dev/null

@@ -1,9 +1,9 @@
-"""A rehearsal on the machine at hand: train, kill -9, go on, export, and say what it took.
+"""A smoke test of the machine it runs on: train, kill -9, resume, export, and report time and memory.
 
-    python experiments/launch/rehearsal.py --trainer configs/trainer/one_gpu.yaml --size 1b
-    python experiments/launch/rehearsal.py --trainer configs/trainer/cpu.yaml --size 10m --row_length 256
+    python experiments/launch/smoke_test.py --trainer configs/trainer/one_gpu.yaml --size 1b
+    python experiments/launch/smoke_test.py --trainer configs/trainer/cpu.yaml --size 10m --row_length 256
 
-The model has a Llama's shape and random weights; tokenizer and text are those of the quickstart.
+The model is a Llama architecture with random weights; tokenizer and text are those of the quickstart.
 """
 
 import json
@@ -32,7 +32,7 @@ SIZES = {  # hidden size, layers, heads, key-value heads, intermediate size
 
 
 def make_model(size: str, folder: Path) -> int:
-    """Write a random model; returns its number of parameters."""
+    """Write a model with random weights and return its number of parameters."""
     hidden, layers, heads, key_values, intermediate = SIZES[size]
     source, _ = resolve(TOKENIZER)
     tokenizer = AutoTokenizer.from_pretrained(source)
@@ -62,17 +62,17 @@ def main(
     steps: int = 20,
     row_length: int = 4096,
     batch_size: int = 2,
-    folder: str = "outputs/rehearsal",
+    folder: str = "outputs/smoke_test",
 ) -> None:
-    """Rehearse.
+    """Train a random model, kill it halfway, resume it, export it, and print what was measured as JSON.
 
     Args:
-        trainer: the layout over devices.
-        size: 10m, 135m, 1b or 8b.
-        steps: optimizer steps; the first process is killed in the middle.
-        row_length: tokens a row.
-        batch_size: rows a rank and step.
-        folder: for everything; must be new.
+        trainer: configuration of the layout over devices.
+        size: of the model: 10m, 135m, 1b or 8b.
+        steps: optimizer steps; all processes are killed halfway.
+        row_length: tokens per packed row.
+        batch_size: rows per rank and step.
+        folder: for all output; must not exist.
     """
     out = Path(folder).resolve()
     out.mkdir(parents=True)
@@ -86,7 +86,7 @@ def main(
         *("--data.token_budget", "null", "--trainer.max_steps", str(steps), "--trainer.accumulate_grad_batches", "1"),
         *("--checkpoint.every_n_steps", str(every), "--ckpt_path", "last"),
     ]
-    kill_behind(fit, 2 * every, out)
+    kill_after(fit, 2 * every, out)
     begun = time.perf_counter()
     subprocess.run(fit, cwd=out, check=True)
     seconds = time.perf_counter() - begun
@@ -120,12 +120,12 @@ def main(
     print(json.dumps(result, indent=1))
 
 
-def kill_behind(command: list[str], step: int, cwd: Path) -> None:
-    """Start a training and kill -9 all of it when the checkpoint of `step` is whole."""
+def kill_after(command: list[str], step: int, cwd: Path) -> None:
+    """Start a training run and kill -9 all its processes once the checkpoint of `step` is complete."""
     process = subprocess.Popen(command, cwd=cwd, start_new_session=True)
     while not list(cwd.glob(f"outputs/*/*/checkpoints/step-{step:08}")):
         if process.poll() is not None:
-            raise SystemExit(f"the training ended before step {step} was saved")
+            raise SystemExit(f"error: the training run ended before step {step} was saved; its messages are above")
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
