@@ -1,9 +1,9 @@
-"""A large file out of a small one, for the time and memory of `select`: no record of it is nearly another one.
+"""Make a large file out of a small one, to measure time and memory of `select`: few of its records are near duplicates.
 
-    python experiments/data_quality/large.py my.jsonl 500 large.jsonl       # megabytes
+    python experiments/data_quality/large.py my.jsonl 500 large.jsonl       # 500 MB
 
-Every copy of the records has its words in another order, but for a hundredth that is kept as it is, so that duplicates
-are there to be found.
+Records are drawn at random and their words shuffled, except for one in a hundred, which stays as it is: these are the
+duplicates to find.
 """
 
 import json

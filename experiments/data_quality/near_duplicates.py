@@ -1,4 +1,4 @@
-"""How time and memory of near-duplicate search grow with the number of records.
+"""Measure how time and memory of the near-duplicate search grow with the number of records.
 
 python experiments/data_quality/near_duplicates.py 100000 500000 1000000
 """
@@ -18,7 +18,7 @@ _WORDS, _LENGTH, _COPIES = 50_000, 40, 0.1
 
 
 class Texts:
-    """Records of forty words, a tenth of them an earlier one with its last word changed; the same at every reading."""
+    """Records of forty words; a tenth repeat an earlier one with another last word. Every iteration yields the same."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -37,7 +37,7 @@ class Texts:
 
 
 def measure(n: int) -> None:
-    """Print one line of the table."""
+    """Print one line of the table, for `n` records."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.perf_counter()
     dropped = sum(isinstance(verdict, Drop) for _, verdict in NearDuplicates().verdicts(Texts(n)))
@@ -52,6 +52,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         measure(int(sys.argv[1]))
     else:
-        print("| records | time | peak memory | before it began | dropped |\n|---|---|---|---|---|", flush=True)
-        for size in sys.argv[1:]:  # a process each, whose peak is its own
+        print("| records | time | peak memory | before the start | dropped |\n|---|---|---|---|---|", flush=True)
+        for size in sys.argv[1:]:  # each in its own process, so that the peak is its own
             subprocess.run([sys.executable, __file__, size], check=True)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Four choices from the same pool, for experiment.yaml; what is done already is left alone.
-#   bash experiments/data_quality/select.sh        (from the project's folder, with the data in ./data)
+# Four selections from the same pool, for experiment.yaml; finished ones are skipped.
+#   bash experiments/data_quality/select.sh        (from the repository root, with the data in ./data)
 set -euo pipefail
 here=experiments/data_quality
 out=outputs/data_quality
