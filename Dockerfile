@@ -1,5 +1,5 @@
-# Training on cloud GPUs. Build: docker build -t inscp .
-# torch brings its own CUDA 13 libraries; of the base it needs what asks for a driver that knows them.
+# Image for training on cloud GPUs. Build: docker build -t inscp .
+# torch includes its own CUDA 13 libraries; the base image only adds the requirement of a driver that supports them.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
 RUN apt-get update \
@@ -14,7 +14,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     INSCP_CACHE=/cache/inscp \
     HF_HOME=/cache/huggingface
 
-# The locked dependencies first: they change seldom, so this layer is kept.
+# Locked dependencies first: they rarely change, so this layer stays cached.
 COPY requirements.lock /src/
 RUN python3 -m venv /opt/venv \
     && pip install --no-cache-dir --requirement /src/requirements.lock
@@ -26,7 +26,7 @@ COPY configs /configs
 
 USER inscp
 WORKDIR /outputs
-# Text in, results and MLflow store out, models kept between runs.
+# Input texts; results and MLflow store; downloaded models and packed rows, kept between runs.
 VOLUME ["/data", "/outputs", "/cache"]
 ENTRYPOINT ["python", "-m", "inscp"]
 CMD ["--help"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Pictures of what a study shows: its report at desktop and phone width, light and dark, and its runs in MLflow.
+# Screenshots of a study: its report at desktop and phone width, light and dark, and its runs in MLflow.
 #   bash experiments/quickstart/screenshots.sh outputs/experiments/quickstart pictures [EXPERIMENT]
-# EXPERIMENT is what mlflow calls it, where that is not the study's name. It needs chromium and mlflow.db.
+# EXPERIMENT is its MLflow experiment, if that differs from the study's name. Needs chromium and mlflow.db.
 set -euo pipefail
 study=$1
 out=$2
@@ -23,6 +23,6 @@ for scheme in dark light; do
 done
 until curl --silent --fail "http://127.0.0.1:$port/health" >/dev/null; do sleep 1; done
 experiment=$(mlflow experiments search 2>/dev/null | awk -v name="$name" '$2 == name {print $1}')
-test -n "$experiment" || { echo "mlflow.db has no experiment $name: name the one that the study's mlflow section does" >&2; exit 2; }
+test -n "$experiment" || { echo "error: mlflow.db has no experiment $name. Give the one in the study's mlflow section." >&2; exit 2; }
 "${browser[@]}" --window-size=1500,900 --virtual-time-budget=20000 --screenshot="$out/mlflow.png" \
     "http://127.0.0.1:$port/#/experiments/$experiment/runs?workflowType=machine_learning"
