@@ -7,6 +7,7 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more, and lose much where cores are shared
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"  # nor from vectors, for which torch.compile would try the C++ compiler out
 
 from collections.abc import Iterator
 from pathlib import Path
