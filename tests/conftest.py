@@ -17,6 +17,14 @@ import torch
 from chat_templates import STYLES, tokenizer_for
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+LONG = ("distributed", "integration", "tracking")
+"""The folders of tests that start processes and wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: were one of their files the last, a single worker would have it while the others are done."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
