@@ -181,7 +181,10 @@ class TrackedRun:
         self._put(TrainingData(name, digest, source, profile))
 
     def finalize(self, status: str) -> None:
-        """End the run, the first time; what cannot be sent within `Tracking.patience` is written to a file."""
+        """End the run; what cannot be sent within `Tracking.patience` is written to a file.
+
+        Where nothing was logged since the run was last ended, it stays as it is.
+        """
         if not self._outbox.is_open:
             return
         if self._run.start.time:
