@@ -96,8 +96,9 @@ class TrackedRun:
             tracking.name or name,
             {**tags, **tracking.tags},
             before.key if before else uuid4().hex,
-            0 if is_addition else now(),
+            now(),
             before.run_id if before else tracking.run_id,
+            is_addition,
         )
         self._start, self._run = start, MLflowRun(start)
         self._outbox = Outbox(self._run)
@@ -187,7 +188,7 @@ class TrackedRun:
         """
         if not self._outbox.is_open:
             return
-        if self._run.start.time:
+        if not self._start.is_addition:
             self._put(End(_STATUSES.get(status, "KILLED"), now()))
         if unsent := self._outbox.close(self._tracking.patience):
             file = self.unsent_folder / "mlflow_unsent.jsonl"
