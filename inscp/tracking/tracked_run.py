@@ -148,11 +148,14 @@ class TrackedRun:
     def viewing(self) -> str:
         """The command that shows the store, or only its page where a server shows it already."""
         uri = self._tracking.uri
-        # By default MLflow opens an experiment in another view, where trainings do not stand.
-        page = f"/#/experiments/{self._run.experiment_id}/runs?workflowType=machine_learning"
         if uri.startswith("http"):
-            return uri.rstrip("/") + page
-        return f"mlflow ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000{page}"
+            return self.page(uri)
+        return f"mlflow ui --backend-store-uri {uri}   # then open {self.page('http://127.0.0.1:5000')}"
+
+    def page(self, server: str) -> str:
+        """Where a server shows the experiment, whose run is known: the table of its trainings."""
+        # By default MLflow opens an experiment in another view, where trainings do not stand.
+        return f"{server.rstrip('/')}/#/experiments/{self._run.experiment_id}/runs?workflowType=machine_learning"
 
     def log_at(self, metrics: Mapping[str, float], step: int, anew: bool = False) -> None:
         """Keep metrics of the model as it is after `step` updates.
