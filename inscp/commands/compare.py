@@ -13,6 +13,7 @@ from inscp.errors import UserError, first_line
 from inscp.evaluation.items import ITEMS, items_folder, read_values
 from inscp.evaluation.labels import label
 from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
+from inscp.evaluation.statistics import is_loss
 from inscp.experiment.conditions import other_settings
 from inscp.experiment.estimates import Difference, differences
 from inscp.experiment.tables import Comparison, Evaluated
@@ -91,15 +92,18 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
             raise UserError(after, what, "Evaluate both by the same configuration.")
         print(f"\n{name:<44}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
         one, other = (result.tasks[name] for result in results)
-        for metric, difference in {**found, **_no_means(one, other, found)}.items():
+        no_means = _no_means(one, other, found)
+        for metric, difference in {**found, **no_means}.items():
             print(_line(label(one.kind, metric), difference))
+        for loss in filter(is_loss, no_means):
+            print(f"  {label(one.kind, loss)} and perplexity are over other tokens; compare bits a byte")
         for setting in other_settings(results[0], results[1], name):
             print(f"  asked otherwise: {setting}")
     print()
 
 
 def _no_means(old: TaskResult, new: TaskResult, found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """The metrics that are no means over items, which have no interval of their change."""
+    """The metrics that are no means over the same items or tokens, which have no interval of their change."""
     shared = {name: (old.metrics[name], new.metrics[name]) for name in old.metrics if name in new.metrics}
     return {
         name: Difference(
