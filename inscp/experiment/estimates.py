@@ -66,6 +66,29 @@ class Difference:
     def n(self) -> int:
         return self.change.n
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval does not hold 0."""
+        low, high = self.change.interval
+        return low > 0 or high < 0
+
+    def digits(self, fewest: int, scale: float = 1.0) -> int:
+        """Behind the point: up to two more than `fewest`, where a sure change or an end of it would be shown as 0.
+
+        Args:
+            fewest: that are shown.
+            scale: of what is shown, 100 for points.
+        """
+        numbers = (self.change.value, *self.change.interval) if self.is_sure else ()
+        enough = (digits for digits in (fewest, fewest + 1) if all(round(scale * one, digits) for one in numbers))
+        return next(enough, fewest + 2)
+
+
+def signed(value: float, digits: int) -> str:
+    """A change with its sign; of one that is shown as 0 none."""
+    rounded = round(value, digits)
+    return f"{rounded:+,.{digits}f}" if rounded else f"{0:.{digits}f}"
+
 
 def samples(seeds: Sequence[Sequence[Sequence[Item]]], metric: str) -> list[Sample]:
     """One metric of several arms over the same items.
