@@ -312,7 +312,8 @@ def test_a_page_says_what_its_rows_share_and_in_what_they_differ(comparison: Com
     now = {"precision": "float32", "date": "2026-11-30T01:00", "versions": {"inscp": "0.1.0"}, "hardware": "a chip"}
     asked = [{**now, "settings": {"language": settings | {"max_new_tokens": 4}}},
              {**now, "settings": {"language": settings | {"max_new_tokens": 8}}, "precision": "bfloat16"}]  # fmt: skip
-    origin = Origin("org/model", "InsCP", "en", {"learning_rate": 2e-5, "precision": "32-true"})
+    training = {"learning_rate": 2e-5, "precision": "32-true", "made_with": "inscp 0.0.9"}
+    origin = Origin("org/model", "InsCP", "en", training)
     rows = [replace(first, results=replace(first.results, environment=asked[0])),
             replace(others[0], results=replace(others[0].results, environment=asked[1]), origin=origin)]  # fmt: skip
     page = comparison_page(Comparison(rows, "instruct"), "?", "?", tmp_path)
@@ -321,6 +322,7 @@ def test_a_page_says_what_its_rows_share_and_in_what_they_differ(comparison: Com
         "reference": "instruct, which the others are compared with",
         "learning rate": "2e-05",
         "precision of training": "32-true",
+        "versions of training": "inscp 0.0.9",
         "precision of answers": "float32; bfloat16: InsCP | ours",
         "language": "LanguageAlignment, 4 items, prompts: a.jsonl, max_new_tokens: 4",
         "retention": "Retention, 2 items",
