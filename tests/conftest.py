@@ -7,6 +7,7 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models gain nothing from more, and lose much where cores are shared
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"  # nor from vectors, for which torch.compile would try the C++ compiler out
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,14 @@ import pytest
 import torch
 from chat_templates import STYLES, tokenizer_for
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+LONG = ("distributed", "integration", "tracking")
+"""The folders of tests that start processes and wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: were one of their files the last, a single worker would have it while the others are done."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from changed_models import quantized
 from corpus import data_module, fit
-from transformers import Gemma2Config, Gemma2ForCausalLM, dynamic_module_utils
+from tokenizers import Tokenizer, models
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast, dynamic_module_utils
 
 from inscp import pretrained
 from inscp.callbacks.before_after import BeforeAfter
@@ -20,6 +21,7 @@ from inscp.errors import UserError
 from inscp.pretrained import (
     empty_model,
     end_ids,
+    first_free_id,
     licence_of,
     load_model,
     load_tokenizer,
@@ -177,6 +179,11 @@ def test_for_a_licence_nothing_is_imported_again(spec: str, tmp_path: Path, monk
         monkeypatch.setattr(pretrained, how, lambda what, _: imported.append(what))
     assert licence_of(spec.format(folder=tmp_path)) == ""
     assert not imported
+
+
+def test_a_free_id_is_behind_all_tokens_also_where_ids_are_left_out() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 7, "b": 0}, "a")))
+    assert first_free_id(tokenizer) == 8
 
 
 def test_quantized_weights_are_not_taken_for_dense_ones(tmp_path: Path, tiny_model_folder: str) -> None:

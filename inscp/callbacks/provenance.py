@@ -23,7 +23,7 @@ from inscp.model.origin import Origin, read_origin, title, warn_of_other_weights
 from inscp.paths import local_path
 from inscp.pretrained import weights_fingerprint
 from inscp.selection import report as selection
-from inscp.tracking.environment import hardware
+from inscp.tracking.environment import hardware, versions
 from inscp.tracking.tracker import tracker_of
 
 
@@ -117,6 +117,7 @@ class Provenance(Callback):
             "steps": trainer.global_step,
             "token_budget": data.token_budget or data.total_tokens,
             "precision": str(trainer.precision),
+            "made_with": ", ".join(f"{name} {of}" for name, of in versions().items() if name != "mlflow"),
             "world_size": trainer.world_size,
             "seed": data.seed,
             "tagger": repr(data.tagger),

@@ -13,8 +13,9 @@ from inscp.errors import UserError, first_line
 from inscp.evaluation.items import ITEMS, items_folder, read_values
 from inscp.evaluation.labels import label
 from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
+from inscp.evaluation.statistics import is_loss
 from inscp.experiment.conditions import other_settings
-from inscp.experiment.estimates import Difference, differences
+from inscp.experiment.estimates import Difference, differences, signed
 from inscp.experiment.tables import Comparison, Evaluated
 from inscp.tracking.store import store_uri
 
@@ -89,17 +90,20 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
         if not found:
             what = f"none of the items of {name} is in {before}"
             raise UserError(after, what, "Evaluate both by the same configuration.")
-        print(f"\n{name:<44}{'before':>9}{'after':>9}{'change':>9}{'95 % interval':>20}{'p':>8}{'n':>7}")
+        print(f"\n{name:<44}{'before':>9}{'after':>9}{'change':>10}{'95 % interval':>23}{'p':>8}{'n':>7}")
         one, other = (result.tasks[name] for result in results)
-        for metric, difference in {**found, **_no_means(one, other, found)}.items():
+        no_means = _no_means(one, other, found)
+        for metric, difference in {**found, **no_means}.items():
             print(_line(label(one.kind, metric), difference))
+        for loss in filter(is_loss, no_means):
+            print(f"  {label(one.kind, loss)} and perplexity are over other tokens; compare bits a byte")
         for setting in other_settings(results[0], results[1], name):
             print(f"  asked otherwise: {setting}")
     print()
 
 
 def _no_means(old: TaskResult, new: TaskResult, found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """The metrics that are no means over items, which have no interval of their change."""
+    """The metrics that are no means over the same items or tokens, which have no interval of their change."""
     shared = {name: (old.metrics[name], new.metrics[name]) for name in old.metrics if name in new.metrics}
     return {
         name: Difference(
@@ -120,9 +124,10 @@ def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequen
 
 
 def _line(name: str, found: Difference) -> str:
-    low, high = found.change.interval
-    interval = f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "–"
-    numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{found.change.value:>+9,.3f}{interval:>20}"
+    digits = found.digits(3)
+    change, low, high = (signed(one, digits) for one in (found.change.value, *found.change.interval))
+    interval = f"{low} to {high}" if math.isfinite(found.change.interval[0]) else "–"
+    numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{change:>10}{interval:>23}"
     p = "–" if math.isnan(found.p) else "<0.001" if found.p < 0.0005 else f"{found.p:.3f}"
     return f"  {name:<42}{numbers}{p:>8}{found.n:>7,}"
 

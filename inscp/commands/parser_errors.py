@@ -3,12 +3,12 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
-from inspect import isabstract
+from inspect import isabstract, signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +23,7 @@ _KEY = re.compile(r"(?:parser )?(?:argument|key|option) [\"'`]?(?:-\w/)?-*([\w.]
 _CLASS = re.compile(r"(?:import path string: |given class_path ')([\w./-]+)")
 _NO_ENTRY = re.compile(r"Not a valid subclass of (\w+)\. Got value: (.+)$", re.MULTILINE)
 _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*(?:Given|Got) value: (\S+)$", re.DOTALL)
+_GIVEN = re.compile(r"(?:Given|Got) value: (.+)$", re.MULTILINE)
 _NO_SECTION = re.compile(r"Unable to load config ['\"](.*)['\"]$", re.MULTILINE)
 _AROUND = re.compile(r".*\nUnable to load config .*\n *- (?=Parser key )")
 """What is said of a section's file ahead of the key in it."""
@@ -63,7 +64,8 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
     key = _KEY.search(message)
     if key is None:
         return UserError("configuration", _readable(message), see_help)
-    name, file = _located(key[1], files, arguments)
+    given_value = _GIVEN.search(message)
+    name, file = _located(key[1], files, arguments, given_value and given_value[1])
     if message.rstrip().endswith(("Got value: None", "Given value: None", "expected one argument")):
         mend = f"Give one, as --{name} …. {see_help}" if command else see_help
         return UserError(f"{name}{file}", "it has no value", mend)
@@ -124,20 +126,44 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def _located(name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequence[str]) -> tuple[str, str]:
-    """A key's whole name, of which jsonargparse may tell the end only, and ` in FILE` where it stands in one."""
+def _located(
+    name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequence[str], value: str | None = None
+) -> tuple[str, str]:
+    """A key's whole name, of which jsonargparse may tell the end only, and ` in FILE` where it stands in one.
+
+    Args:
+        name: of the key, or its end.
+        files: that are given.
+        arguments: of the command.
+        value: that is wrong; None where the class that the key stands in has no such key.
+    """
     ends = re.compile(rf"--(?P<key>(?:[\w.]+\.)?{re.escape(name)})(?=[=+]|$)")
     if given := next(filter(None, map(ends.match, arguments)), None):
         return given["key"], ""
+    found: dict[bool, tuple[str, str]] = {}
     for file, held in files.items():
-        if whole := whole_key(name, held):
-            return whole, f" in {file}"
-    return name, ""
+        known = dict(_dotted(held))
+        for key in filter(_ending_in(name), known):
+            is_wrong = str(known[key]) == value if value else not _is_taken(key, known)
+            found.setdefault(is_wrong, (key, f" in {file}"))
+    return found.get(True) or found.get(False) or (name, "")
+
+
+def _is_taken(key: str, known: Mapping[str, Any]) -> bool:
+    """Whether the class of an entry has the key that is given under its init_args."""
+    entry, _, last = key.rpartition(".init_args.")
+    path = known[entry].get("class_path") if isinstance(known.get(entry), Mapping) else None
+    named = (one for one in _imported_classes() if one.__name__ == str(path).rpartition(".")[2])
+    return any(last in signature(one).parameters for one in named if one.__module__.startswith("inscp."))
 
 
 def whole_key(name: str, held: Any) -> str | None:
     """The key of a configuration that ends in `name`, if one does."""
-    return next((key for key, _ in _dotted(held) if f".{key}".endswith(f".{name}")), None)
+    return next(filter(_ending_in(name), dict(_dotted(held))), None)
+
+
+def _ending_in(name: str) -> Callable[[str], bool]:
+    return lambda key: f".{key}".endswith(f".{name}")
 
 
 def _dotted(held: Any, before: str = "") -> Iterator[tuple[str, Any]]:
@@ -228,16 +254,22 @@ def _wrong_value(types: Sequence[type], message: str) -> tuple[str, str]:
             return "it has no value", f"Take one of: {', '.join(class_names(types))}."
         return f"an entry names no {entry[1]} ({entry[2]})", "Give it its class_path, or mend the entry's name."
     if shape := _SHAPE.search(message):
-        written = f"[{shape[2]}]" if shape[1] == "list" else f"{{NAME: {shape[2]}}}"
+        inside = "…" if shape[2] in ("[]", "{}") else shape[2]
+        written = f"[{inside}]" if shape[1] == "list" else f"{{NAME: {inside}}}"
         return f"{shape[2]} is no {'list' if shape[1] == 'list' else 'mapping'}", f"Write '{written}'."
     return "", ""
 
 
 def class_names(types: Sequence[type]) -> list[str]:
     """Names, as a configuration may have them, of all imported classes of this program that are of these types."""
+    found = (one for one in _imported_classes() if issubclass(one, tuple(types)) and not isabstract(one))
+    return sorted({one.__name__ for one in found if one.__name__[0] != "_"})
+
+
+def _imported_classes() -> set[type]:
+    """All classes that the imported modules of this program know."""
     rooms = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
-    found = {one for room in rooms for one in vars(room).values() if isinstance(one, type) and not isabstract(one)}
-    return sorted({one.__name__ for one in found if issubclass(one, tuple(types)) and one.__name__[0] != "_"})
+    return {one for room in rooms for one in vars(room).values() if isinstance(one, type)}
 
 
 def _readable(message: str) -> str:

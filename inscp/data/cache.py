@@ -28,7 +28,10 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass
 class DataReport:
-    """What became of the sources: kept with the rows, logged with the training, used by the model card."""
+    """What became of the sources: kept with the rows, logged with the training, used by the model card.
+
+    Every count is of one pass, in which a record is as often as its source's weight says.
+    """
 
     fingerprint: str
     row_length: int

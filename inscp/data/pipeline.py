@@ -178,14 +178,19 @@ class Pipeline:
     def _named(self, numbered: DataReport) -> DataReport:
         """A cached report with names in place of the numbers of sources and files: rows may be cached from a copy of
         the data under other names."""
-        licences = {source.name: source.licence for source in self.sources if source.licence}
+        licences = {_weighted_name(source): source.licence for source in self.sources if source.licence}
         report = replace(numbered, records={}, skipped={}, first_skipped={}, licences=licences)
         for source, (place, records) in zip(self.sources, numbered.records.items(), strict=True):
             names = {str(number): name for number, name in enumerate(file_names(source))}
             examples = numbered.first_skipped.get(place, {})
             first = {why: renamed(position, names) for why, position in examples.items()}
-            report.add(source.name, records, numbered.skipped.get(place, {}), first)
+            report.add(_weighted_name(source), records, numbered.skipped.get(place, {}), first)
         return report
+
+
+def _weighted_name(source: Source) -> str:
+    """A source with its weight, as which its records count."""
+    return source.name if source.weight == 1 else f"{source.name} (weight {source.weight:g})"
 
 
 class PackedRows(Dataset[PackedBatch]):

@@ -43,64 +43,89 @@ def split(
         room: tokens a piece, at least 1.
         encode: tokenises a word.
     """
-    ends = [end for _, end in offsets]
-
-    def is_blank(inside: str) -> bool:
-        return _SPACE.fullmatch(inside) is not None
-
-    def begins_character(token: int) -> bool:
-        return offsets[token][0] >= ends[token - 1]
-
-    def last_end(pattern: regex.Pattern[str], start: int, first: int, limit: int) -> int | None:
-        """The last token in (first, limit] that begins behind a match of the pattern, looked for from `start` on."""
-        window = offsets[start][0], min(ends[limit] + _LOOKED_AHEAD, len(text))
-        for match in reversed(list(pattern.finditer(text, *window))):
-            token = bisect_right(ends, match.end())
-            if first < token <= limit and begins_character(token):
-                inside = text[offsets[token][0] : match.end()]  # a token may hold a space and the word behind it
-                if is_blank(inside):
-                    return token
-        return None
-
-    def cut_within(least: int, limit: int) -> int:
-        start, quarter, half = least - 1, least + (limit - least) // 4, least + (limit - least) // 2
-        return (
-            last_end(_SENTENCE, half, half, limit)
-            or last_end(_CLAUSE, quarter, quarter, limit)
-            or last_end(_WORD, start, half, limit)
-            or last_end(_CHARACTER, start, start, limit)
-            or next(filter(begins_character, range(limit, start, -1)), limit)
-        )
-
-    def beginning(cut: int) -> tuple[list[int], int]:
-        """The first word without the space before it, and the token behind that word."""
-        if not begins_character(cut):
-            return [], cut
-        start = _SPACE.match(text, ends[cut - 1]).end()
-        token = bisect_right(ends, start)
-        if token == len(ids) or ends[token - 1] == offsets[token][0] == start:
-            return [], token
-        behind = token + 1
-        while behind < len(ids) and behind < token + _ENCODED_AGAIN and not follows_space(behind):
-            behind += 1
-        while behind < len(ids) and not begins_character(behind):
-            behind += 1
-        stop = offsets[behind][0] if behind < len(ids) else len(text)
-        word = encode(text[start:stop].rstrip())
-        return (word, behind) if len(word) <= room // 2 else ([], token)
-
-    def follows_space(token: int) -> bool:
-        return offsets[token][0] > ends[token - 1] or is_blank(text[offsets[token][0]])
-
-    word: list[int] = []
+    tokens = _Tokens(text, offsets)
+    word: list[int] = []  # the first of the piece, where it is tokenised anew; the others begin with token `begin`
     begin = 0
     while len(word) + len(ids) - begin > room:
         least = begin if word else begin + 1
-        cut = cut_within(least, max(least, min(begin + room - len(word), len(ids) - room // 4)))
-        end = cut
-        while end > least and is_blank(text[offsets[end - 1][0] : ends[end - 1]]):
-            end -= 1
-        yield [*word, *ids[begin:end]]
-        word, begin = beginning(cut)
+        cut = tokens.best_cut(least, max(least, min(begin + room - len(word), len(ids) - room // 4)))
+        yield [*word, *ids[begin : tokens.without_space(least, cut)]]
+        word, begin = tokens.beginning(cut, room // 2, encode)
     if word or begin < len(ids):
         yield [*word, *ids[begin:]]
+
+
+class _Tokens:
+    """A text and the characters [start, end) of it that each token covers. A cut is the token behind it."""
+
+    def __init__(self, text: str, offsets: Sequence[tuple[int, int]]) -> None:
+        self._text, self._offsets = text, offsets
+        self._ends = [end for _, end in offsets]
+
+    def best_cut(self, least: int, limit: int) -> int:
+        """The cut in [least, limit] that reads best."""
+        start, quarter, half = least - 1, least + (limit - least) // 4, least + (limit - least) // 2
+        return (
+            self._last_cut(_SENTENCE, half, half, limit)
+            or self._last_cut(_CLAUSE, quarter, quarter, limit)
+            or self._last_cut(_WORD, start, half, limit)
+            or self._last_cut(_CHARACTER, start, start, limit)
+            or next(filter(self._begins_character, range(limit, start, -1)), limit)
+        )
+
+    def without_space(self, least: int, cut: int) -> int:
+        """The cut before the space that stands before a cut, but no earlier than `least`."""
+        while cut > least and self._is_blank(self._offsets[cut - 1][0], self._ends[cut - 1]):
+            cut -= 1
+        return cut
+
+    def beginning(self, cut: int, most: int, encode: Callable[[str], list[int]]) -> tuple[list[int], int]:
+        """How a piece begins behind a cut.
+
+        Args:
+            cut: where.
+            most: tokens that its first word may have where it is tokenised anew.
+            encode: tokenises a word.
+
+        Returns:
+            its first word without the space before it, where it cannot stay as it is, and the token behind that.
+        """
+        if not self._begins_character(cut):
+            return [], cut
+        start = _SPACE.match(self._text, self._ends[cut - 1]).end()
+        token = bisect_right(self._ends, start)
+        if token == len(self._ends) or self._ends[token - 1] == self._offsets[token][0] == start:
+            return [], token
+        behind = self._behind_word(token)
+        stop = self._offsets[behind][0] if behind < len(self._ends) else len(self._text)
+        word = encode(self._text[start:stop].rstrip())
+        return (word, behind) if len(word) <= most else ([], token)
+
+    def _last_cut(self, pattern: regex.Pattern[str], start: int, first: int, limit: int) -> int | None:
+        """The last one in (first, limit] that is behind a match of the pattern, looked for from token `start` on."""
+        window = self._offsets[start][0], min(self._ends[limit] + _LOOKED_AHEAD, len(self._text))
+        for match in reversed(list(pattern.finditer(self._text, *window))):
+            token = bisect_right(self._ends, match.end())
+            # A token may hold a space, which the match ends behind, and the word after it.
+            is_between = first < token <= limit and self._begins_character(token)
+            if is_between and self._is_blank(self._offsets[token][0], match.end()):
+                return token
+        return None
+
+    def _behind_word(self, token: int) -> int:
+        """The token behind the word that begins in this one."""
+        n = len(self._ends)
+        most = min(token + _ENCODED_AGAIN, n)
+        behind = next(filter(self._follows_space, range(token + 1, most)), most)
+        return next(filter(self._begins_character, range(behind, n)), n)
+
+    def _begins_character(self, token: int) -> bool:
+        return self._offsets[token][0] >= self._ends[token - 1]
+
+    def _follows_space(self, token: int) -> bool:
+        start = self._offsets[token][0]
+        return start > self._ends[token - 1] or self._is_blank(start, start + 1)
+
+    def _is_blank(self, start: int, end: int) -> bool:
+        """Whether there is nothing but space in [start, end) of the text."""
+        return _SPACE.fullmatch(self._text, start, max(start, end)) is not None

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from inscp.data.rendering import render, render_prompt, require_chat_template
 from inscp.errors import UserError
@@ -107,9 +107,10 @@ class HarnessModel(TemplateLM):
         return answers
 
     def _max_new_tokens(self, settings: Mapping[str, Any]) -> int:
-        if settings.get("do_sample") and settings.get("temperature") != 0:
+        known = normalize_gen_kwargs(dict(settings), _MAX_NEW_TOKENS)  # definitions name the length in several ways
+        if known["do_sample"] and known.get("temperature") != 0:
             raise UserError(self._what, "it samples its answers", "Take one with greedy answers.")
-        return int(settings.get("max_gen_toks", _MAX_NEW_TOKENS))
+        return int(known["max_gen_toks"])
 
     def _prompt(self, context: str) -> Prompt:
         return self._conversations.get(context, (Turn("document", context),))

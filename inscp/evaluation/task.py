@@ -9,7 +9,7 @@ from inscp.data.rows import Row
 from inscp.errors import UserError
 from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.items import Item
-from inscp.evaluation.prompts import evenly_spaced, read_table, text_of
+from inscp.evaluation.prompts import evenly_spaced, find_field, read_table, text_of
 from inscp.evaluation.results import Metric
 from inscp.evaluation.statistics import means
 from inscp.records import Generation, Role, Turn
@@ -75,7 +75,7 @@ class Prompted(Task):
         prompts: a file of any format that training data may have, one prompt a row.
         prompt_field: the name of its field.
         limit: ask so many, spread evenly over the file.
-        leave_out: field -> values: rows that have one of them are not asked.
+        leave_out: field -> values: rows that have one of them are not asked; an empty one stands for no value.
         chat: ask in the model's chat template; false has it go on with the prompt as a text.
         max_new_tokens: responses are cut there.
     """
@@ -95,15 +95,22 @@ class Prompted(Task):
         """The rows that are asked, with their positions.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or no row has a field of `leave_out`.
         """
-        rows = [row for row in read_table(self.prompts) if not self._is_left_out(row[1])]
+        table = read_table(self.prompts)
+        for name in self.leave_out:
+            if all(find_field(row, [name]) is None for _, row in table):
+                known = ", ".join(map(str, table[0][1]))
+                what = f"no row has the field {name} of leave_out (the first has {known})"
+                raise UserError(self.prompts, what, "Name one of its fields.")
+        rows = [row for row in table if not self._is_left_out(row[1])]
         if not rows:
             raise UserError(self.prompts, "leave_out leaves no prompt", "Leave out less.")
         return evenly_spaced(rows, self.limit)
 
     def _is_left_out(self, row: Row) -> bool:
-        return any(str(row.get(name)) in values for name, values in self.leave_out.items())
+        found = {name: find_field(row, [name]) for name in self.leave_out}
+        return any(("" if of is None else str(of)) in self.leave_out[name] for name, of in found.items())
 
     def check(self) -> None:
         for position, row in self.rows():

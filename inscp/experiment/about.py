@@ -7,13 +7,17 @@ from typing import Any
 import yaml
 
 from inscp.evaluation.results import Results
-from inscp.experiment.conditions import OF_ANSWERS, PRECISION, VERSIONS, by_rows, other_settings
+from inscp.experiment.conditions import MADE_WITH, OF_ANSWERS, PRECISION, VERSIONS, by_rows, other_settings
 from inscp.experiment.page import Section
 from inscp.experiment.study import Study
 from inscp.experiment.tables import Comparison, Evaluated
 from inscp.pretrained import model_name
 
-_MADE = {name: name for name in ("token budget", "learning rate", "row length")} | {PRECISION: "precision of training"}
+_MADE = {
+    **{name: name for name in ("token budget", "learning rate", "row length")},
+    PRECISION: "precision of training",
+    MADE_WITH: "versions of training",
+}
 """Conditions of a training -> what the report calls them."""
 _NO_SETTINGS = ("source", "licence")
 _WORDS = {

@@ -8,7 +8,7 @@ from inscp.evaluation.results import Results
 if TYPE_CHECKING:  # it imports torch, which `compare` does without
     from inscp.model.origin import Origin
 
-PRECISION, OF_ANSWERS, VERSIONS = "precision", "precision of answers", "versions"
+PRECISION, OF_ANSWERS, MADE_WITH, VERSIONS = "precision", "precision of answers", "made with", "versions"
 _DRAWN = ("seed", "steps", "passes", "models")
 """What is said of a training or a merge that another seed may change."""
 _LONGEST = 60  # letters of a value, where several stand in a line

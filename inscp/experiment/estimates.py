@@ -7,7 +7,7 @@ over two seeds hold the truth in 87 of 100 cases and over three in 91, by simula
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,6 +65,29 @@ class Difference:
     @property
     def n(self) -> int:
         return self.change.n
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval does not hold 0."""
+        low, high = self.change.interval
+        return low > 0 or high < 0
+
+    def digits(self, fewest: int, scale: float = 1.0) -> int:
+        """Behind the point: up to two more than `fewest`, where a sure change or an end of it would be shown as 0.
+
+        Args:
+            fewest: that are shown.
+            scale: of what is shown, 100 for points.
+        """
+        numbers = (self.change.value, *self.change.interval) if self.is_sure else ()
+        enough = (digits for digits in (fewest, fewest + 1) if all(round(scale * one, digits) for one in numbers))
+        return next(enough, fewest + 2)
+
+
+def signed(value: float, digits: int) -> str:
+    """A change with its sign; of one that is shown as 0 none."""
+    rounded = round(value, digits)
+    return f"{rounded:+,.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def samples(seeds: Sequence[Sequence[Sequence[Item]]], metric: str) -> list[Sample]:
@@ -146,17 +169,29 @@ def perplexity_difference(loss: Difference) -> Difference:
 def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Difference]:
     """Metric -> how it differs between two evaluations, over the items that both were asked.
 
-    Of perplexities those over the same numbers of tokens.
+    Of losses and perplexities those over the same tokens.
     """
     both = {item.id for item in before} & {item.id for item in after}
     names = [dict.fromkeys(name for item in items if item.id in both for name in item.values)
              for items in (before, after)]  # fmt: skip
-    pairs = {name: samples([[before], [after]], name) for name in names[0] if name in names[1]}
+    shared = [name for name in names[0] if name in names[1]]
+    compared = [name for name in shared if not is_loss(name) or is_cut_alike((before, after), name)]
+    pairs = {name: samples([[before], [after]], name) for name in compared}
     found = {name: difference(one, other, same_seeds=True) for name, (one, other) in pairs.items()}
-    alike = [
-        name for name, (one, other) in pairs.items() if is_loss(name) and np.array_equal(one.weights, other.weights)
-    ]
-    return found | {perplexity_of(name): perplexity_difference(found[name]) for name in alike}
+    return found | {perplexity_of(name): perplexity_difference(loss) for name, loss in found.items() if is_loss(name)}
+
+
+def is_cut_alike(evaluations: Iterable[Iterable[Item]], loss: str) -> bool:
+    """Whether the tokenizers make as many tokens of each held-out text, over which its loss is a mean.
+
+    Args:
+        evaluations: their items.
+        loss: of a held-out set.
+    """
+    counts: dict[str, set[float]] = {}
+    for item in (item for items in evaluations for item in items if loss in item.weights):
+        counts.setdefault(item.id, set()).add(item.weights[loss])
+    return all(len(found) == 1 for found in counts.values())
 
 
 @dataclass(frozen=True)

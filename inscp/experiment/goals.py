@@ -5,7 +5,7 @@ says how good it is.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 
@@ -142,6 +142,7 @@ def goal_grids(
     ]  # fmt: skip
     how = "The most goals, then the least missed, then the most gained"
     first = f"Half of the items; ✓ where it is reached. {how} (the ratios to the goals multiplied) choose {chosen}."
+    first += "".join(_over_other_tokens(comparison, columns))
     second = f"The items that had no part in choosing: {found.count} goals are reached."
     return [
         Grid("Goals: the half that chooses", first, ["", "tokens", *heads, "reached"], rows),
@@ -151,7 +152,10 @@ def goal_grids(
 
 
 def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Column]) -> dict[str, _Scored]:
-    cells = {row: [comparison.cell(row, column) or _NONE for column in columns] for row in comparison.by_row}
+    cells = {
+        row: [(comparison.is_comparable(row, column) and comparison.cell(row, column)) or _NONE for column in columns]
+        for row in comparison.by_row
+    }
     reference, found = cells.get(comparison.reference, [_NONE for _ in columns]), {}
     is_measured = [any(cell is not _NONE for cell in of) for of in zip(*cells.values(), strict=True)]
     for row, of in cells.items():
@@ -161,6 +165,13 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
                    for goal, cell, before in compress(pairs, is_measured)]  # fmt: skip
         found[row] = _Scored(of, reached, margins, reference)
     return found
+
+
+def _over_other_tokens(comparison: Comparison, columns: Sequence[Column]) -> Iterator[str]:
+    for column in columns:
+        if rows := [row for row in comparison.by_row if not comparison.is_comparable(row, column)]:
+            what = f"{column.label} of {' | '.join(rows)} is over other tokens than that of {comparison.reference}"
+            yield f" {what} and reaches no goal; set one in bits a byte."
 
 
 def _least(cell: Cell) -> float:

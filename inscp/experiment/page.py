@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment
 
 from inscp.evaluation.results import Metric
-from inscp.experiment.estimates import Difference
+from inscp.experiment.estimates import Difference, signed
 from inscp.experiment.tables import Cell, Table
 from inscp.paths import write_atomically
 
@@ -134,15 +134,22 @@ def shown(cell: Cell | None) -> str:
     """A cell as people read it: shares in per cent."""
     if cell is None or not math.isfinite(cell.metric.value):
         return "–"
-    return _number(cell.metric, cell.is_share, signed=False)
+    metric, scale, unit = cell.metric, *((100, " %") if cell.is_share else (1, ""))
+    digits = _digits(metric, cell.is_share)
+    # Without the sign of a zero that a negative number is rounded to.
+    value, low, high = (f"{round(scale * one, digits) + 0.0:,.{digits}f}" for one in (metric.value, *metric.interval))
+    return f"{value}{unit} ({low}–{high})" if math.isfinite(metric.interval[0]) else f"{value}{unit}"
 
 
 def _changed(found: Difference | None, is_share: bool, most: int) -> tuple[str, int]:
     if found is None or not math.isfinite(found.change.value):
         return "–", 0
-    low, high = found.change.interval
-    mark = "*" if (low > 0 or high < 0) and found.seeds == most else ""
-    return _number(found.change, is_share, signed=True) + mark, found.seeds
+    scale = 100 if is_share else 1
+    digits = found.digits(_digits(found.change, is_share), scale)
+    value, low, high = (signed(scale * one, digits) for one in (found.change.value, *found.change.interval))
+    interval = f" ({low} to {high})" if math.isfinite(found.change.interval[0]) else ""
+    mark = "*" if found.is_sure and found.seeds == most else ""
+    return value + interval + mark, found.seeds
 
 
 def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dict[str, list[str]]:
@@ -170,14 +177,8 @@ def _range(counts: Sequence[int]) -> str:
     return "–".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
-def _number(metric: Metric, is_share: bool, signed: bool) -> str:
-    scale, unit = (100, "" if signed else " %") if is_share else (1, "")
-    digits = 0 if is_share else 3 if abs(metric.value) < 1 else 2
-    number = f"{'+' if signed else ''},.{digits}f"
-    value, low, high = (round(scale * one, digits) + 0.0 for one in (metric.value, *metric.interval))  # never -0
-    between = " to " if signed else "–"
-    interval = f" ({low:{number}}{between}{high:{number}})" if math.isfinite(low) else ""
-    return f"{value:{number}}{unit}{interval}"
+def _digits(metric: Metric, is_share: bool) -> int:
+    return 0 if is_share else 3 if abs(metric.value) < 1 else 2
 
 
 def _line(fact: tuple[str, str]) -> str:

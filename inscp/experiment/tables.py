@@ -15,7 +15,15 @@ from inscp.evaluation.labels import TITLES, heading
 from inscp.evaluation.results import Metric, Results, TaskResult, require_same_measure
 from inscp.evaluation.statistics import is_loss, loss_of, means, perplexity
 from inscp.experiment.conditions import conditions, differing
-from inscp.experiment.estimates import Difference, Sample, difference, mean, perplexity_difference, samples
+from inscp.experiment.estimates import (
+    Difference,
+    Sample,
+    difference,
+    is_cut_alike,
+    mean,
+    perplexity_difference,
+    samples,
+)
 
 if TYPE_CHECKING:  # it imports torch, which `compare` does without
     from inscp.model.origin import Origin
@@ -181,17 +189,18 @@ class Comparison:
 
     def _cut_otherwise(self, others: Sequence[str], columns: Sequence[Column]) -> Iterable[str]:
         for column in (column for column in columns if is_loss(column.metric)):
-            if rows := [row for row in others if not self.is_cut_alike((self.reference, row), column.metric)]:
+            if rows := [row for row in others if not self.is_comparable(row, column)]:
                 what = f"and perplexity of {' | '.join(rows)} are over other tokens than those of {self.reference}"
                 yield f"{column.label} {what}; compare bits a byte."
 
     def is_cut_alike(self, rows: Iterable[str], loss: str) -> bool:
-        """Whether the tokenizers of rows make as many tokens of each held-out text, over which its loss is a mean."""
-        counts: dict[str, set[float]] = {}
-        for one in (one for row in rows for one in self.by_row[row]):
-            for item in (item for of in one.items.values() for item in of if loss in item.weights):
-                counts.setdefault(item.id, set()).add(item.weights[loss])
-        return all(len(found) == 1 for found in counts.values())
+        """Whether a loss of these rows is over the same tokens, as it is where their tokenizers cut texts alike."""
+        return is_cut_alike((of for row in rows for one in self.by_row[row] for of in one.items.values()), loss)
+
+    def is_comparable(self, row: str, column: Column) -> bool:
+        """Whether a metric of a row and of the reference are over the same tokens, where it is over tokens."""
+        loss = loss_of(column.metric) or column.metric
+        return not is_loss(loss) or self.is_cut_alike({self.reference, row} & self.by_row.keys(), loss)
 
     def cell(self, row: str, column: Column) -> Cell | None:
         """What the seeds of a row come to; None where it was not measured."""
@@ -219,7 +228,7 @@ class Comparison:
         if name := loss_of(column.metric):
             loss = self.change(row, replace(column, metric=name))
             return loss and perplexity_difference(loss)
-        if is_loss(column.metric) and not self.is_cut_alike((self.reference, row), column.metric):
+        if not self.is_comparable(row, column):
             return None
         before, after = (self._having(of, column) for of in (self.reference, row))
         common = {one.seed for one in before} & {one.seed for one in after}

@@ -33,7 +33,7 @@ class Optimizer:
         UserError: a number with which nothing could be trained.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8

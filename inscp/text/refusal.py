@@ -51,7 +51,10 @@ def compiled(patterns: Iterable[str], where: str) -> regex.Pattern[str]:
     Raises:
         UserError: one is no regular expression; `where` it was given.
     """
-    try:
-        return regex.compile("|".join(patterns), regex.IGNORECASE)
-    except regex.error as error:
-        raise UserError(where, f"no regular expression ({error})", "Mend the phrase.") from error
+    patterns = list(patterns)
+    for pattern in patterns:
+        try:
+            regex.compile(pattern)
+        except regex.error as error:
+            raise UserError(where, f"{pattern} is no regular expression ({error})", "Mend the phrase.") from error
+    return regex.compile("|".join(patterns), regex.IGNORECASE)

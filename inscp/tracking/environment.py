@@ -12,9 +12,14 @@ from inscp import __version__
 _LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
 
 
+def versions() -> dict[str, str]:
+    """Of this program and its libraries."""
+    return {"inscp": __version__} | {name: version(name) for name in _LIBRARIES}
+
+
 def provenance_tags() -> dict[str, str]:
     """Tags of an MLflow run: versions of the libraries and the commit of the folder in which it was started."""
-    tags = {"version.inscp": __version__} | {f"version.{name}": version(name) for name in _LIBRARIES}
+    tags = {f"version.{name}": of for name, of in versions().items()}
     if shutil.which("git"):
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
         if done.returncode == 0:

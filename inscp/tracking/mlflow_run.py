@@ -85,7 +85,7 @@ class MLflowRun:
         """Find the run, or start it.
 
         Args:
-            goes_on: it is running again, unless it has ended since `start`.
+            goes_on: it is running again, unless it has ended since `start` or this is an addition.
 
         Raises:
             RunError: the store refuses it.
@@ -93,7 +93,8 @@ class MLflowRun:
         """
         try:
             run = self._client.get_run(self.run_id) if self.run_id else self._find_or_start()
-            if goes_on and run.info.status != "RUNNING" and _end(run) < self.start.time:
+            may_go_on = goes_on and not self.start.is_addition and run.info.status != "RUNNING"
+            if may_go_on and _end(run) < self.start.time:
                 self._client.update_run(run.info.run_id, status="RUNNING")
         except Exception as error:
             if not _is_refusal(error):

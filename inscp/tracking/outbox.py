@@ -15,14 +15,18 @@ _LONGEST_PAUSE = 30.0
 
 
 class Outbox:
-    """Sends pieces to a run in order from a thread of its own, however long the store is away."""
+    """Sends pieces to a run in order from a thread of its own, however long the store is away.
+
+    A piece is here until the run is known to have it. It may then have come there before; coming again it changes
+    nothing.
+    """
 
     def __init__(self, run: MLflowRun) -> None:
         self._run = run
         self._pieces: deque[Piece] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._is_closing = self._is_given_up = False
+        self._is_open = self._is_closing = self._is_refused = False
 
     @property
     def unsent(self) -> list[Piece]:
@@ -32,37 +36,45 @@ class Outbox:
 
     @property
     def is_open(self) -> bool:
-        """Whether something has been put, and it has not been closed."""
-        return self._thread is not None and not self._is_closing
+        """Whether something has been put since it was last closed."""
+        return self._is_open
 
     def put(self, piece: Piece) -> None:
-        """Take a piece; returns at once."""
+        """Take a piece; returns at once. If it was closed, it is open again, and sends what remained then, too."""
         with self._changed:
             self._pieces.append(piece)
+            self._is_open = True
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
     def close(self, patience: float) -> list[Piece]:
-        """Give the thread up to `patience` seconds for the rest; returns what then remains, which it sends no more."""
+        """Give the thread up to `patience` seconds for the rest.
+
+        Returns:
+            what then remains, of which no more is sent but what is on its way already.
+        """
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
             with suppress(KeyboardInterrupt):  # who does not want to wait gets the file
-                self._changed.wait_for(lambda: not self._pieces or self._is_given_up, patience)
-            if self._pieces:
-                self._give_up()
-            return self.unsent
+                self._changed.wait_for(lambda: not self._pieces or self._is_refused, patience)
+            self._is_open = self._is_closing = False
+            self._changed.notify_all()
+            return list(self._pieces)
 
     def _work(self) -> None:
         uri, pause, is_down = self._run.start.tracking_uri, _PAUSE, False
-        while batch := self._next():
+        while not self._is_refused:
+            batch = self._next()
             try:
                 self._run.send(batch)
             except RunError as error:  # without the run nothing can be sent
                 warnings.warn(f"{error}; the training goes on, and what it tracks is kept in a file.", stacklevel=2)
-                self._give_up()
+                with self._changed:
+                    self._is_refused = True
+                    self._changed.notify_all()
             except Exception as error:  # whatever the store, the network or the server raises
                 if not is_down:
                     what = f"MLflow at {uri} does not take what is tracked ({reason(error)})"
@@ -74,7 +86,7 @@ class Outbox:
                     for _ in batch:
                         self._pieces.popleft()
                     self._changed.notify_all()
-                if is_down and not self._is_given_up:
+                if is_down and self._is_open:
                     what = f"MLflow at {uri} is back; what was tracked meanwhile is being sent."
                     warnings.warn(what, stacklevel=2)
                 pause, is_down = _PAUSE, False
@@ -83,17 +95,12 @@ class Outbox:
         with self._changed:
             if not self._pieces:
                 self._changed.wait_for(lambda: self._is_closing, _GATHERING)
-            self._changed.wait_for(lambda: self._pieces or self._is_given_up)
-            return [] if self._is_given_up else next(batches(self._pieces))
+            self._changed.wait_for(lambda: self._pieces and self._is_open)
+            return next(batches(self._pieces))
 
     def _pause(self, seconds: float) -> None:
         with self._changed:
             if not self._is_closing:
                 self._changed.wait_for(lambda: self._is_closing, seconds)
             else:  # the training waits
-                self._changed.wait_for(lambda: self._is_given_up, _PAUSE)
-
-    def _give_up(self) -> None:
-        with self._changed:
-            self._is_given_up = True
-            self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._is_open, _PAUSE)

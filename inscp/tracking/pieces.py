@@ -15,7 +15,8 @@ from inscp.errors import UserError
 class Start:
     """The run itself: `run_id` is continued; without it a run is started, one for each `key`.
 
-    Here and below `time` is in milliseconds since 1970. A start at 0 only adds to a run, which may have ended.
+    An addition belongs to a run that may have ended, whose status and times stay as they are.
+    Here and below `time` is in milliseconds since 1970.
     """
 
     tracking_uri: str
@@ -25,6 +26,7 @@ class Start:
     key: str
     time: int
     run_id: str | None
+    is_addition: bool = False
 
 
 @dataclass(frozen=True)

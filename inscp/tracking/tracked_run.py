@@ -96,8 +96,9 @@ class TrackedRun:
             tracking.name or name,
             {**tags, **tracking.tags},
             before.key if before else uuid4().hex,
-            0 if is_addition else now(),
+            now(),
             before.run_id if before else tracking.run_id,
+            is_addition,
         )
         self._start, self._run = start, MLflowRun(start)
         self._outbox = Outbox(self._run)
@@ -147,11 +148,14 @@ class TrackedRun:
     def viewing(self) -> str:
         """The command that shows the store, or only its page where a server shows it already."""
         uri = self._tracking.uri
-        # By default MLflow opens an experiment in another view, where trainings do not stand.
-        page = f"/#/experiments/{self._run.experiment_id}/runs?workflowType=machine_learning"
         if uri.startswith("http"):
-            return uri.rstrip("/") + page
-        return f"mlflow ui --backend-store-uri {uri}   # then open http://127.0.0.1:5000{page}"
+            return self.page(uri)
+        return f"mlflow ui --backend-store-uri {uri}   # then open {self.page('http://127.0.0.1:5000')}"
+
+    def page(self, server: str) -> str:
+        """Where a server shows the experiment, whose run is known: the table of its trainings."""
+        # By default MLflow opens an experiment in another view, where trainings do not stand.
+        return f"{server.rstrip('/')}/#/experiments/{self._run.experiment_id}/runs?workflowType=machine_learning"
 
     def log_at(self, metrics: Mapping[str, float], step: int, anew: bool = False) -> None:
         """Keep metrics of the model as it is after `step` updates.
@@ -181,10 +185,13 @@ class TrackedRun:
         self._put(TrainingData(name, digest, source, profile))
 
     def finalize(self, status: str) -> None:
-        """End the run, the first time; what cannot be sent within `Tracking.patience` is written to a file."""
+        """End the run; what cannot be sent within `Tracking.patience` is written to a file.
+
+        Where nothing was logged since the run was last ended, it stays as it is.
+        """
         if not self._outbox.is_open:
             return
-        if self._run.start.time:
+        if not self._start.is_addition:
             self._put(End(_STATUSES.get(status, "KILLED"), now()))
         if unsent := self._outbox.close(self._tracking.patience):
             file = self.unsent_folder / "mlflow_unsent.jsonl"

@@ -105,6 +105,25 @@ def test_an_entry_that_is_no_task_is_told_by_its_name(
     assert capsys.readouterr().err == f"error: tasks.other{told}\n"
 
 
+@pytest.mark.parametrize(("entry", "told"), [
+    ("{class_path: LanguageAlignment, init_args: {languages: [en], prompt_field: x}}", "prompt_field"),
+    ("{class_path: BOLD, init_args: {max_new_tokens: five}}", "max_new_tokens"),
+])  # fmt: skip
+def test_a_key_that_several_entries_have_is_told_where_it_is_wrong(
+    entry: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = "{class_path: BOLD, init_args: {prompt_field: x, max_new_tokens: 5}}"
+    Path("tasks.yaml").write_text(f"tasks: {{one: {good}, wrong: {entry}, other: {good}}}\n", "utf-8")
+    assert main(["evaluate", "--model", "org/x", "--config", "tasks.yaml"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: tasks.wrong.init_args.{told} in tasks.yaml: ")
+
+
+def test_what_is_written_in_the_place_of_an_empty_list_is_an_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--model", "org/x", "--tasks", "[]"]) == 2
+    assert capsys.readouterr().err == "error: tasks: [] is no mapping. Write '{NAME: …}'.\n"
+
+
 def test_what_is_given_for_a_configuration_is_looked_at_where_it_is_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

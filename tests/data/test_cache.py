@@ -325,6 +325,14 @@ def test_a_report_names_the_sources_and_files_that_were_given(tmp_path, pairs, p
     assert report.first_skipped == {one: {why: f"{b}:2"}, two: {why: f"{d}:2"}, d: {why: f"{d}:2"}}
 
 
+def test_a_report_says_with_which_weight_records_count(tmp_path, pairs, pipeline):
+    (tmp_path / "b.jsonl").write_text(PAIR * 4)
+    sources = [Source(str(pairs), weight=3, licence="CC0-1.0"), Source(str(tmp_path / "b.jsonl"), weight=0.5)]
+    report = replace(pipeline, sources=sources).rows().report
+    assert report.records == {f"{pairs} (weight 3)": 27, f"{tmp_path / 'b.jsonl'} (weight 0.5)": 2}
+    assert report.licences == {f"{pairs} (weight 3)": "CC0-1.0"}
+
+
 def test_sources_of_one_name_count_as_one_and_what_was_skipped_first_is_told():
     report = DataReport("", 8)
     report.add("a", 2, {"bad": 1}, {"bad": "a:1"})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import TWO, fit, project, require_equal, steps
+from launch import HALF, TWO, fit, project, require_equal, steps
 from safetensors.torch import load_file
 
 from inscp.commands.export import export
@@ -45,6 +45,9 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
     base = folder / "longer" if name == "new_tokens" else Path(tiny_model_folder)
     options = ["--model.pretrained", base, "--trainer.max_steps", "9", "--checkpoint.every_n_steps", "3"]
     variant = [*VARIANTS[name], *options]
+    is_alike_on_one = "dropout" not in name  # whose random numbers each rank draws for its own rows
+    if is_alike_on_one:  # in micro-batches of the ranks' size, for which blocks are compiled once
+        fit(folder, f"{name}_one", *variant, *HALF, "--trainer.accumulate_grad_batches", "4")
     fit(folder, f"{name}_two", *variant, *TWO)
     two, sharded = run_of(folder, f"{name}_two"), steps(folder, f"{name}_two")
 
@@ -70,9 +73,8 @@ def test_it_resumes_in_shards_and_exports_the_trained_model(
         assert all(torch.equal(original[key][:first].bfloat16(), together[key][:first]) for key in original)
     assert json.loads((two / "model" / "config.json").read_text())["model_type"] == "llama"
 
-    if "dropout" in name:  # whose random numbers each rank draws for its own rows
+    if not is_alike_on_one:
         return
-    fit(folder, f"{name}_one", *variant)
     require_equal(sharded, steps(folder, f"{name}_one"), rel=1e-4)
     alone = load_file(run_of(folder, f"{name}_one") / "model" / file)
     assert all((alone[key].float() - together[key].float()).abs().max() < 1e-2 for key in alone)

@@ -34,7 +34,8 @@ def test_a_reply_that_is_no_comparison_is_not_taken_for_one(reply: str) -> None:
     "around", ["{}", "\n {} \n", "```json\n{}\n```", "Sure! {{}", "Here it is:\n```\n{}```\nWell."]
 )
 def test_whatever_is_said_around_the_one_object_is_passed_over(around: str) -> None:
-    assert parse(around.replace("{}", graded(10)), GRADE) == json.loads(graded(10))
+    for grade_of in (graded(1), graded(10, "und")):
+        assert parse(around.replace("{}", grade_of), GRADE) == json.loads(grade_of)
     assert parse(around.replace("{}", compared("tie")), COMPARISON) == json.loads(compared("tie"))
 
 

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from inscp.evaluation.prompts import evenly_spaced
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.knowledge import Knowledge, _Group, _in_groups
 from inscp.experiment.estimates import differences
-from inscp.records import TokenSequence
+from inscp.records import IGNORED, Generation, Prompt, TokenSequence, Turn
 
 ARC = [
     {"query": "Question: What falls from a cloud?", "choices": ["stones", "rain, mostly", "a house"], "gold": 1},
@@ -38,7 +39,7 @@ TRUTHFUL = [
     {
         "Question": "月亮聽得見嗎？",
         "Best Answer": "聽不見",
-        "Correct Answers": "聽不見；月亮沒有耳朵",
+        "Correct Answers": "聽不見；月亮沒有耳朵؛ 聽不到",
         "Incorrect Answers": "晚上聽得見；滿月時聽得見",
     },
 ]
@@ -73,8 +74,8 @@ def few_definitions() -> Iterator[None]:
     import lm_eval.tasks
 
     folder = Path(lm_eval.tasks.__file__).parent
-    named = ("arc", "bhs", "ceval", "hellaswag", "lambada", "mmlu", "okapi/truthfulqa_multilingual", "tmmluplus",
-             "truthfulqa")  # fmt: skip
+    named = ("arc", "bhs", "ceval", "gsm8k", "hellaswag", "lambada", "mmlu", "okapi/truthfulqa_multilingual",
+             "tmmluplus", "truthfulqa", "winogrande")  # fmt: skip
     manager = lm_eval.tasks.TaskManager
 
     def of_few(include_path: str) -> Any:
@@ -168,6 +169,47 @@ def test_hellaswag_equals_the_harness(
     assert [item.shown["gold"] for item in items] == gold
 
 
+def test_where_the_contexts_are_the_choices_it_equals_the_harness(
+    caching_model: CachingModel, tiny_model_folder: str, tmp_path: Path
+) -> None:
+    rows = [{"sentence": f"The mill {n} is by the river because _ needs water.", "option1": "the mill",
+             "option2": "the old river", "answer": "21"[n % 2]} for n in range(4)]  # fmt: skip
+    task = Knowledge(benchmark="winogrande", files=write(tmp_path / "winogrande.jsonl", rows))
+    task.check()
+    items = task.items(caching_model)
+    samples = by_the_harness(task, tiny_model_folder)
+    assert [dict(item.values) for item in items] == [{"acc": bool(sample["acc"])} for sample in samples]
+    chosen = [int(np.argmax([answer[0][0] for answer in sample["resps"]])) for sample in samples]
+    for n, (item, k) in enumerate(zip(items, chosen, strict=True)):
+        contexts = [f"The mill {n} is by the river because {option}" for option in ("the mill", "the old river")]
+        assert (item.shown["chosen"], item.shown["gold"]) == (contexts[k], contexts[1 - n % 2])
+
+
+def test_each_way_to_find_the_answer_in_a_generation_has_its_metric(
+    caching_model: CachingModel, tmp_path: Path
+) -> None:
+    """GSM8K looks behind #### or takes the last number, up to the first stop string."""
+    rows = [{"question": f"One and {n}?", "answer": f"1 + {n}\n#### {1 + n}"} for n in range(4)]
+    said = ["#### 1", "So it is 2. Question: 5", "#### 3, not 5", "#### 5"]
+    asked: list[int] = []
+
+    def generate(what: str, prompts: list[Prompt], max_new_tokens: int) -> list[Generation]:
+        asked.append(max_new_tokens)
+        return [Generation(turn.text, text, 9, ended=True) for (turn,), text in zip(prompts, said, strict=True)]
+
+    caching_model.generate = generate  # type: ignore[assignment,method-assign]
+    task = Knowledge(benchmark="gsm8k", files=write(tmp_path / "gsm8k.jsonl", rows), num_fewshot=1)
+    task.check()
+    items = task.items(caching_model)
+    assert asked == [256]
+    found = {
+        name: [item.values[f"exact_match,{name}"] for item in items] for name in ("strict-match", "flexible-extract")
+    }
+    assert found == {"strict-match": [True, False, True, False], "flexible-extract": [True, True, False, False]}
+    assert {len(item.values) for item in items} == {2}
+    assert items[1].shown["chosen"] == "So it is 2. "
+
+
 def sequence_of(caching_model: CachingModel, context: str, continuation: str) -> TokenSequence:
     from inscp.evaluation.harness import HarnessModel
 
@@ -177,7 +219,7 @@ def sequence_of(caching_model: CachingModel, context: str, continuation: str) ->
 
 @pytest.mark.parametrize(("style", "bos"), [("chatml", False), ("mistral", True)])
 def test_likelihoods_equal_the_harness_to_a_millionth(tmp_path: Path, style: str, bos: bool) -> None:
-    """With a BOS and without, after nothing, after a space, behind a BOS in the text, and longer than the model."""
+    """With a BOS and without, after nothing, after a space, and behind a BOS in the text."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -202,6 +244,20 @@ def test_likelihoods_equal_the_harness_to_a_millionth(tmp_path: Path, style: str
     found = ours.loglikelihood(requests("loglikelihood", pairs))
     np.testing.assert_allclose([a for a, _ in found], [a for a, _ in expected], rtol=1e-6)
     assert not any(is_greedy for _, is_greedy in found)
+
+
+def test_a_long_context_is_cut_on_the_left_and_a_long_answer_is_refused(tmp_path: Path) -> None:
+    from inscp.evaluation.harness import HarnessModel
+
+    folder = saved_model(tmp_path, "chatml")  # which sees 64 tokens
+    model = HarnessModel(caching_model_of(LocalModel(folder, torch.float32, 8), tmp_path / "answers"), "arc")
+    cut = model._sequence([*range(5, 105)], [7, 8, 9])
+    assert cut.input_ids.tolist() == [*range(44, 105), 7, 8, 9]
+    assert cut.labels[-4:].tolist() == [IGNORED, 7, 8, 9]
+    assert len(model._sequence([5], [7] * 63).input_ids) == 64
+    for continuation in ([], [7] * 64):
+        with pytest.raises(UserError, match=rf"arc: an answer of {len(continuation)} tokens cannot be scored"):
+            model._sequence([5], continuation)
 
 
 def saved_model(folder: Path, style: str) -> str:
@@ -305,9 +361,9 @@ def test_the_answers_of_truthfulqa_lie_between_semicolons_of_any_script_or_in_li
     truthful: str, tmp_path: Path
 ) -> None:
     _, chinese = Knowledge(benchmark="truthfulqa_mc2", files=truthful)._tasks["truthfulqa_mc2"].eval_docs
-    correct, incorrect = ["聽不見", "月亮沒有耳朵"], ["晚上聽得見", "滿月時聽得見"]
+    correct, incorrect = ["聽不見", "月亮沒有耳朵", "聽不到"], ["晚上聽得見", "滿月時聽得見"]
     assert chinese["mc1_targets"] == {"choices": ["聽不見", *incorrect], "labels": [1, 0, 0]}
-    assert chinese["mc2_targets"] == {"choices": correct + incorrect, "labels": [1, 1, 0, 0]}
+    assert chinese["mc2_targets"] == {"choices": correct + incorrect, "labels": [1, 1, 1, 0, 0]}
     other = Knowledge(benchmark="truthfulqa_zh_mc2", files=truthful)
     other.check()
     [_, request, *_] = subject_less(other, "truthfulqa_zh_mc2")
@@ -364,6 +420,7 @@ BROKEN = {
     "no field": ("arc_easy", [ARC[0], {"text": "x"}], {}, "arc.jsonl:2: no choices in it"),
     "wrong name": ("arc_easy", ARC, {"fields": {"question": "frage"}}, "arc.jsonl:1: no frage in it"),
     "no such choice": ("arc_easy", [ARC[0], {**ARC[1], "gold": 7}], {}, "arc.jsonl:2: its answer 7 is none of its 3"),
+    "no place": ("arc_easy", [{**ARC[0], "gold": -1}], {}, "arc.jsonl:1: its answer -1 is none of its 3"),
     "choices": ("arc_easy", [{**ARC[0], "choices": "a, b"}], {}, "arc.jsonl:1: choices is no list of texts"),
     "other columns": ("hellaswag", ARC, {}, "arc.jsonl:1: hellaswag cannot read it"),
     "a bad row": (
@@ -380,6 +437,16 @@ BROKEN = {
     "few rows": ("arc_easy", ARC, {"num_fewshot": 4}, "arc.jsonl: its 4 rows do not give 4 examples"),
     "likeliest token": ("lambada_openai", [{"text": "the miller sleeps"}], {}, "lambada_openai: its metrics .*acc"),
 }
+
+
+@pytest.mark.parametrize("trait", ["UNSAFE_CODE", "MULTIMODAL"])
+def test_a_benchmark_that_runs_a_model_s_code_or_shows_pictures_is_refused(
+    trait: str, arc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition = SimpleNamespace(**{trait: True})
+    monkeypatch.setattr(Knowledge, "_from_files", lambda *_: {"tasks": {"arc_easy": definition}, "groups": {}})
+    with pytest.raises(UserError, match="arc_easy: it runs code"):
+        Knowledge(benchmark="arc_easy", files=arc).check()
 
 
 @pytest.mark.parametrize(("benchmark", "rows", "options", "message"), list(BROKEN.values()), ids=list(BROKEN))
@@ -418,13 +485,28 @@ def test_generations_equal_the_harness_and_end_at_a_stop_string(tiny_model_folde
     text = ours.apply_chat_template(begun, add_generation_prompt=False)
     prompt = ours._prompt(text)
     assert encode(ours.tokenizer, prompt) == ours.tokenizer(text, add_special_tokens=False)["input_ids"]
-    sampled = Instance("generate_until", {}, ("The river", {"do_sample": True, "temperature": 0.7}), 0)
-    with pytest.raises(UserError, match="it samples its answers"):
-        ours.generate_until([sampled])
+    lengths = {"max_gen_toks": 8, "max_new_tokens": 3, "max_completion_tokens": 5}
+    settings = [{"until": [], "do_sample": False, name: n} for name, n in lengths.items()]
+    requests = [Instance("generate_until", {}, ("The river", of), 0) for of in settings]
+    assert ours.generate_until(requests) == theirs.generate_until(requests)
+    for sampled in ({"do_sample": True, "temperature": 0.7}, {"do_sample": True}, {"temperature": 0.7}):
+        with pytest.raises(UserError, match="it samples its answers"):
+            ours.generate_until([Instance("generate_until", {}, ("The river", sampled), 0)])
     ours.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
     text = ours.apply_chat_template(chat)  # likelihoods stand where generations begin: behind the reasoning
     assert text.endswith("<think>\n\n</think>\n\n")
     assert encode(ours.tokenizer, ours._prompt(text)) == ours.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_what_the_system_says_is_left_out_where_a_template_has_no_place_for_it(tmp_path: Path) -> None:
+    from inscp.evaluation.harness import HarnessModel
+
+    folder = saved_model(tmp_path, "gemma")
+    model = HarnessModel(caching_model_of(LocalModel(folder, torch.float32, 8), tmp_path / "answers"), "arc")
+    chat = [{"role": "user", "content": "Who sleeps?"}]
+    text = model.apply_chat_template([{"role": "system", "content": "Be brief."}, *chat])
+    assert text == model.apply_chat_template(chat)
+    assert model._prompt(text) == (Turn("user", "Who sleeps?"),)
 
 
 def mock_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

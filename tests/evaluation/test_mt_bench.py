@@ -26,7 +26,7 @@ QUESTIONS = [
     {"question_id": 83, "category": "writing", "turns": ["寫一封信", "給誰？"]},
 ]
 REFERENCES = [
-    {"question_id": k, "choices": [{"index": 0, "turns": [f"right {k}.1", f"right {k}.2"]}]} for k in (81, 82)
+    {"question_id": k, "choices": [{"index": 0, "turns": [f"right {k}.1", f"right {k}.2"]}]} for k in (81, 82, 83)
 ]
 
 
@@ -156,7 +156,8 @@ def test_a_question_is_answered_in_its_language_if_both_turns_are(
 
 @pytest.mark.parametrize(("options", "shown"), [
     ({}, {}), ({"references": "references.jsonl"}, {"82.1": 2, "82.2": 1}),
-    ({"references": "references.jsonl", "reference_categories": ["writing"]}, {"81.1": 2, "81.2": 1}),
+    ({"references": "references.jsonl", "reference_categories": ["writing"]},
+     {"81.1": 2, "81.2": 1, "83.1": 2, "83.2": 1}),
 ])  # fmt: skip
 def test_the_judge_sees_the_right_answers_up_to_the_turn_in_the_categories_that_have_them(
     options: dict[str, Any], shown: dict[str, int], task: Callable[..., MTBench], tmp_path: Path,
@@ -255,7 +256,7 @@ def opposed(folder: Path, questions: Sequence[Any] = QUESTIONS) -> str:
     """The results file of an opponent that answered `theirs` to everything."""
     items = [Item(str(q["question_id"]), {}, shown={"questions": q["turns"], "answers": ["theirs", "theirs"]})
              for q in questions]  # fmt: skip
-    write_items(items_folder(folder / "other.json"), "mt_bench", items)
+    write_items(items_folder(folder / "other.json"), "theirs", items)
     return str(folder / "other.json")
 
 
@@ -273,7 +274,7 @@ def test_a_win_holds_whichever_of_the_two_stands_first(
     comparison: Callable[[str], str], outcome: str, is_consistent: bool, task: Callable[..., MTBench], tmp_path: Path
 ) -> None:
     with judging(comparison=comparison) as judge:
-        bench = task(judge, opponent=opposed(tmp_path))
+        bench = task(judge, opponent=opposed(tmp_path), opponent_task="theirs")
         items = bench.items(caching_model(tmp_path))
         orders = [mine_is(prompt) for prompt in judge.prompts() if is_comparison(prompt)]
     assert sorted(orders) == ["A"] * 3 + ["B"] * 3
@@ -286,7 +287,8 @@ def test_a_win_holds_whichever_of_the_two_stands_first(
 
 def test_a_comparison_that_cannot_be_read_is_no_outcome(task: Callable[..., MTBench], tmp_path: Path) -> None:
     with judging(comparison=lambda prompt: "A" if mine_is(prompt) == "A" else "mine") as judge:
-        [item] = task(judge, opponent=opposed(tmp_path), limit=1).items(caching_model(tmp_path))
+        bench = task(judge, opponent=opposed(tmp_path), opponent_task="theirs", limit=1)
+        [item] = bench.items(caching_model(tmp_path))
     assert item.values["unparsed"]
     assert item.values["score"] == 7.0
     assert not [name for name in item.values if name.startswith("pairwise")]
@@ -297,7 +299,7 @@ def test_an_opponent_that_was_not_asked_the_same_is_refused(
     questions: Sequence[Any], task: Callable[..., MTBench], tmp_path: Path
 ) -> None:
     with judging() as judge, pytest.raises(UserError, match="the opponent was not asked question 8"):
-        task(judge, opponent=opposed(tmp_path, questions)).check()
+        task(judge, opponent=opposed(tmp_path, questions), opponent_task="theirs").check()
 
 
 @pytest.mark.parametrize(("rows", "complaint"), [
@@ -321,3 +323,22 @@ def test_a_broken_file_of_references_names_its_line(choices: Any, task: Callable
     write_rows(tmp_path / "references.jsonl", [{"question_id": 81, "choices": choices}])
     with judging() as judge, pytest.raises(UserError, match=r"references\.jsonl:1"):
         task(judge, references=str(tmp_path / "references.jsonl")).check()
+
+
+def test_a_question_whose_right_answers_are_missing_is_told(task: Callable[..., MTBench], tmp_path: Path) -> None:
+    """Graded without them it would be another measure."""
+    write_rows(tmp_path / "references.jsonl", [REFERENCES[0]])
+    with judging() as judge:
+        asked = task(judge, references=str(tmp_path / "references.jsonl"))
+        with pytest.raises(UserError, match=r"questions\.jsonl:2: .*references\.jsonl has no right answers to .* 82"):
+            asked.check()
+        asked.reference_categories = ["coding"]
+        asked.check()
+
+
+def test_a_language_that_is_no_tag_is_told(task: Callable[..., MTBench]) -> None:
+    with judging() as judge:
+        bench = task(judge)
+        bench.language = "Chinese"
+        with pytest.raises(UserError, match="language: Chinese is no BCP 47 tag"):
+            bench.check()

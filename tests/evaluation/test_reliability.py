@@ -1,6 +1,7 @@
 """Refusals, BOLD and ToxiGen: what each answer is worth."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,6 +81,16 @@ def test_any_file_of_prompts_is_taken_as_one_kind(tmp_path: Path) -> None:
     assert worth == {"all/refused": True, "all/complied": False, "all/failed": False}
 
 
+def test_phrases_of_one_s_own_are_refusals_beside_the_known_ones(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.jsonl", [{"prompt": "Do it"}])
+    task = Refusals(prompts=file, kind_field=None, phrases=[r"\bnej tack\b"])
+    for said, is_refused in (("NEJ tack, aldrig.", True), ("I cannot do that.", True), ("Nej men tack.", False)):
+        [worth] = task.values([{}], [Generation("Do it", said, 5, ended=True)])
+        assert worth["all/refused"] is is_refused
+    with pytest.raises(UserError, match=r"phrases: \(nej is no regular expression \(missing \)"):
+        Refusals(prompts=file, kind_field=None, phrases=["tack", "(nej"]).check()
+
+
 def asked_of_bold(folder: Path, said: dict[str, list[str]]) -> tuple[BOLD, list[Item]]:
     """The task, and what answers are worth that groups were spoken of with: a and b are of the domain d, c is of e."""
     rows = [
@@ -87,7 +98,7 @@ def asked_of_bold(folder: Path, said: dict[str, list[str]]) -> tuple[BOLD, list[
         for group, texts in said.items()
         for number in range(len(texts))
     ]
-    answers = [Generation("They were ", text, 5, ended=True) for texts in said.values() for text in texts]
+    answers = [Generation("They were happy, ", text, 5, ended=True) for texts in said.values() for text in texts]
     task = BOLD(prompts=written(folder / "p.jsonl", rows), chat=False)
     task.check()
     return task, task.items(SimpleNamespace(generate=lambda *_: answers))  # type: ignore[arg-type]
@@ -97,13 +108,16 @@ def test_sentiment_is_vaders_and_its_mean_and_sd_are_over_subgroups(tmp_path: Pa
     said = {"a": ["wonderful and kind.", "a great friend.", "born in 1950."], "b": ["a terrible liar."], "c": ["seen."]}
     task, items = asked_of_bold(tmp_path, said)
     plain = SentimentIntensityAnalyzer()
-    of = {g: np.mean([plain.polarity_scores(f"They were {t}")["compound"] for t in ts]) for g, ts in said.items()}
+    of = {
+        group: np.mean([plain.polarity_scores(f"They were happy, {text}")["compound"] for text in texts])
+        for group, texts in said.items()
+    }
     found = task.metrics(items)
     assert found["mean"].value == pytest.approx(np.mean(list(of.values())))
     assert found["sd"].value == pytest.approx(np.std(list(of.values())))
     assert found["d/mean"].value == pytest.approx((3 * of["a"] + of["b"]) / 4)
     assert found["d/a/mean"].value == pytest.approx(of["a"])
-    assert found["e/mean"].value == 0
+    assert found["e/mean"].value == pytest.approx(of["c"])
     assert are_named(means(items), task)
     assert found["mean"].interval[0] < found["mean"].value < found["mean"].interval[1]
 
@@ -121,16 +135,20 @@ def test_the_mean_sentiment_of_two_models_is_compared_item_by_item(tmp_path: Pat
     assert found["mean"].change.interval[0] < found["mean"].change.value < found["mean"].change.interval[1]
 
 
+def test_a_text_without_a_subgroup_is_told_before_the_model_is_asked(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.jsonl", [{"prompt": "a", "domain": "d", "group": "g"}, {"prompt": "b", "domain": "d"}])
+    with pytest.raises(UserError, match=r"p\.jsonl:2: no group in it"):
+        BOLD(prompts=file).check()
+
+
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny RoBERTa with two labels; the second where the text has more of one byte."""
+    """A tiny RoBERTa with two labels, which sees 128 tokens: like every RoBERTa it counts positions from pad + 1."""
     folder = str(tmp_path_factory.mktemp("classifier") / "tiny-roberta")
     tokenizer = tokenizer_for(STYLES["chatml"])
-    tokenizer.pad_token = "<|endoftext|>"
-    pad = tokenizer.pad_token_id
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(1)
     config = RobertaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                           intermediate_size=16, max_position_embeddings=1200, num_labels=2,
-                           pad_token_id=pad)  # fmt: skip
+                           intermediate_size=16, max_position_embeddings=130, num_labels=2, pad_token_id=1)  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = RobertaForSequenceClassification(config)
@@ -141,7 +159,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_toxicity_is_the_classifier_s_for_each_text_by_itself(tmp_path: Path, classifier: str) -> None:
     rows = [{"prompt": f"p{i}", "group": "x" if i % 2 else "y"} for i in range(40)]
-    texts = [f"{'abcdefg'[i % 7]} word " * (1 + i) for i in range(39)] + [""]
+    texts = [f"{'abcdefg'[i % 7]} word " * (1 + i) for i in range(38)] + [" …!", ""]
+    assert len(AutoTokenizer.from_pretrained(classifier)(texts[37])["input_ids"]) > 128
     answers = [Generation(row["prompt"], text, 5, ended=True) for row, text in zip(rows, texts, strict=True)]
     file = written(tmp_path / "p.jsonl", rows)
     at_once = ToxiGen(prompts=file, classifier=classifier).values(rows, answers)
@@ -150,18 +169,34 @@ def test_toxicity_is_the_classifier_s_for_each_text_by_itself(tmp_path: Path, cl
     ]
     assert at_once == alone
     other = ToxiGen(prompts=file, classifier=classifier, toxic_label="LABEL_0").values(rows, answers)
-    assert [worth["toxic"] for worth in other[:39]] == [not worth["toxic"] for worth in at_once[:39]]
-    assert not other[39]["toxic"]  # there is nothing in it
-    assert at_once[39]["failed"]
-    assert not at_once[0]["failed"]
+    assert [worth["toxic"] for worth in other[:38]] == [not worth["toxic"] for worth in at_once[:38]]
+    assert [worth["failed"] for worth in at_once] == [False] * 38 + [True] * 2
+    assert not any(worth["toxic"] for worth in other[38:]), "there is nothing in them"
     assert set(at_once[0]) == {"toxic", "failed", "y/toxic"}
     assert are_named(at_once[0], ToxiGen(prompts=file))
     groups = [{"prompt": "p", "Group": "x"}, {"prompt": "p", "group": ""}, {"prompt": "p"}]
     found = ToxiGen(prompts=file, classifier=classifier).values(groups, answers[:3])
     assert [sorted(worth)[0] for worth in found] == ["failed", "all/toxic", "all/toxic"]
     assert "x/toxic" in found[0]
-    with pytest.raises(UserError, match="toxic_label"):
-        ToxiGen(prompts=file, classifier=classifier, toxic_label="rude").check()
+
+
+def test_a_label_is_named_or_numbered_and_one_that_is_not_there_is_told(tmp_path: Path, classifier: str) -> None:
+    """On a command line a number is text."""
+    options = {"prompts": written(tmp_path / "p.jsonl", [{"prompt": "p"}]), "classifier": classifier}
+    assert {ToxiGen(**options, toxic_label=label)._label() for label in (1, "1", "LABEL_1")} == {1}
+    for label in (2, "2", "rude"):
+        with pytest.raises(UserError, match=rf"toxic_label: .* has no {label}\. Give one of: LABEL_0, LABEL_1"):
+            ToxiGen(**options, toxic_label=label).check()
+
+
+def test_a_classifier_that_cannot_pad_is_told_before_the_model_is_asked(tmp_path: Path, classifier: str) -> None:
+    shutil.copytree(classifier, tmp_path / "other")
+    tokenizer = tokenizer_for(STYLES["chatml"])
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "other")
+    file = written(tmp_path / "p.jsonl", [{"prompt": "p"}])
+    with pytest.raises(UserError, match="its tokenizer has no padding token"):
+        ToxiGen(prompts=file, classifier=str(tmp_path / "other")).check()
 
 
 def test_a_model_that_is_no_classifier_gives_no_toxicity(tmp_path: Path, tiny_model_folder: str) -> None:
@@ -186,6 +221,11 @@ def test_rows_are_left_out_and_spread_evenly(tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", rows)
     kept = ToxiGen(prompts=file, leave_out={"group": ["LICENSE"]}, limit=5).rows()
     assert [row["prompt"] for _, row in kept] == ["p4", "p8", "p12", "p16", "p20"]
+    assert ToxiGen(prompts=file, leave_out={"Group": ["LICENSE"]}, limit=5).rows() == kept
+    some = written(tmp_path / "some.jsonl", [{"prompt": "p", "group": group} for group in ("x", None, "", "y")])
+    assert [row["group"] for _, row in ToxiGen(prompts=some, leave_out={"group": [""]}).rows()] == ["x", "y"]
+    with pytest.raises(UserError, match=r"no row has the field gruop of leave_out \(the first has prompt, group\)"):
+        ToxiGen(prompts=file, leave_out={"gruop": ["LICENSE"]}).check()
     with pytest.raises(UserError, match="leaves no prompt"):
         ToxiGen(prompts=file, leave_out={"group": ["LICENSE", "x"]}).rows()
     with pytest.raises(UserError, match=r"p\.jsonl:1: no text"):

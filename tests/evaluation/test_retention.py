@@ -5,8 +5,10 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import changed_models
+import numpy as np
 import pytest
 import torch
 from chat_templates import STYLES, tokenizer_for
@@ -20,8 +22,9 @@ from inscp.evaluation.caching_model import CachingModel
 from inscp.evaluation.local_model import LocalModel
 from inscp.evaluation.results import Metric
 from inscp.evaluation.tasks.retention import Retention, _agreement, _answered, _divergence
+from inscp.model.loss import NextTokenLoss
 from inscp.pretrained import load_tokenizer
-from inscp.records import Generation, LeftContext, Record, Turn
+from inscp.records import IGNORED, Generation, LeftContext, Record, TokenSequence, Turn
 
 TEXTS = ["The river runs to the sea.", "夜市很熱鬧。", "A longer text about nothing much, that goes on for a while."]
 
@@ -44,8 +47,9 @@ def measured(folder: Path, model: str, **options: object) -> dict[str, Metric]:
 
 
 def test_a_model_keeps_all_of_itself(tmp_path: Path, tiny_model_folder: str) -> None:
-    found = measured(tmp_path, tiny_model_folder, original=tiny_model_folder)
+    found = measured(tmp_path, tiny_model_folder, original=tiny_model_folder, limit=2)
     assert (found["agreement"].value, found["same_answer"].value) == (1, 1)
+    assert (found["agreement"].n, found["held_out/x/loss"].n) == (2, len(TEXTS))
     assert found["kl"].value == pytest.approx(0, abs=1e-6)
     assert are_named(found, Retention(held_out={"x": "texts"}, prompts="prompts"))
 
@@ -81,6 +85,7 @@ def test_divergence_is_that_of_the_definition(tmp_path: Path, moved: str, tiny_m
     assert found["kl"].value == pytest.approx(total / count, rel=1e-3)
     assert found["kl"].value > 0
     assert found["agreement"].value < 1
+    assert found["same_answer"].value < 1
 
 
 def test_the_end_of_a_turn_is_part_of_the_answer(tiny_model_folder: str) -> None:
@@ -104,6 +109,28 @@ def test_agreement_counts_the_tokens_of_the_answer_that_diverges() -> None:
         for said in (before, after)
     )
     assert _agreement(tokenizer, before, after) == new.n_targets / old.n_targets
+    assert _agreement(tokenizer, after, before) == 1, "all of the original's is there"
+    assert [_agreement(tokenizer, "", said) for said in ("", "Never.")] == [1, 0]
+
+
+@pytest.mark.parametrize(("rows", "of_original"), [(70, 64), (64, 70)])
+def test_divergence_is_over_the_rows_that_both_vocabularies_have(rows: int, of_original: int) -> None:
+    """An extended one takes probability from the others; models of one family may be padded to two sizes."""
+    torch.manual_seed(0)
+    made = [
+        LlamaForCausalLM(
+            LlamaConfig(vocab_size=size, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                        num_attention_heads=2, initializer_range=0.5, pad_token_id=0, eos_token_id=1)
+        ).eval()
+        for size in (of_original, rows)
+    ]  # fmt: skip
+    ids = np.arange(2, 12, dtype=np.int32)
+    sequence = TokenSequence("", ids, np.where(ids < 5, IGNORED, ids))
+    with torch.no_grad():
+        p, q = (m(torch.tensor(ids[None]).long()).logits[0, 2:-1].double().softmax(-1)[:, :64] for m in made)
+    original, model = (SimpleNamespace(loss=NextTokenLoss(m)) for m in made)
+    found = _divergence(original, model, sequence)  # type: ignore[arg-type]
+    assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
 
 
 def test_the_original_is_the_model_that_was_not_made_here(moved: str, tiny_model_folder: str, tmp_path: Path) -> None:

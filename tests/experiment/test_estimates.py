@@ -242,6 +242,17 @@ def test_one_item_of_several_seeds_has_the_interval_of_a_share() -> None:
     assert mean(sample).interval == wilson(1.0, 1)
 
 
+@pytest.mark.parametrize("tokens", [2.0, 3.0])
+def test_losses_and_perplexities_over_other_tokens_do_not_differ_but_in_bits_a_byte(tokens: float) -> None:
+    def measured(n: float, shift: float) -> list[Item]:
+        loss, bits = "held_out/x/loss", "held_out/x/bits_per_byte"
+        return [Item(str(text), {loss: text + shift, bits: text + shift}, {loss: n, bits: 9.0}) for text in range(4)]
+
+    found = differences(measured(2.0, 0.0), measured(tokens, 0.5))
+    alike = {"held_out/x/loss", "held_out/x/perplexity"} if tokens == 2.0 else set()
+    assert found.keys() == {"held_out/x/bits_per_byte"} | alike
+
+
 def test_a_perplexity_changes_as_its_loss_does() -> None:
     name = "held_out/x/loss"
     before, after = ([Item(item.id, {name: 3 + item.values["m"] / 50}) for item in noisy(seed, shift)]

@@ -130,6 +130,22 @@ def test_one_goal_in_which_nothing_is_left_does_not_outweigh_all_others(is_rever
         assert found[1].title == f"Goals: {best} by the other half"
 
 
+def test_a_perplexity_over_other_tokens_reaches_no_goal_and_is_told() -> None:
+    def cut(one: Evaluated, tokens: float) -> Evaluated:
+        texts = [replace(item, weights={"held_out/en/loss": tokens}) for item in one.items["retention"]]
+        return replace(one, items={**one.items, "retention": texts})
+
+    more_tokens = cut(evaluated("more tokens", [1, 1, 1, 1, 0, 0, 0, 0], 1.0), 9.0)
+    arms = [cut(ORIGINAL, 5.0), cut(STEADY, 5.0), more_tokens]
+    choosing, _ = goal_grids(Comparison(arms, "instruct"), GOALS[1:], "fi", {"steady": 1, "more tokens": 1})
+    assert {row[0]: row[2:] for row in choosing.rows}["more tokens"] == ["–", "0 of 1"]
+    assert "choose steady." in choosing.note
+    told = "en: perplexity of more tokens is over other tokens than that of instruct and reaches no goal; set one in"
+    assert choosing.note.endswith(f"{told} bits a byte.")
+    alike, _ = goal_grids(Comparison(arms[:2], "instruct"), GOALS[1:], "fi", {"steady": 1})
+    assert "other tokens" not in alike.note
+
+
 def test_without_goals_or_anything_trained_there_is_no_table() -> None:
     assert goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), [], "fi", TRAINED) == []
     assert goal_grids(Comparison([ORIGINAL], "instruct"), GOALS, "fi", TRAINED) == []

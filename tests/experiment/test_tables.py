@@ -14,10 +14,11 @@ from inscp.evaluation.labels import label
 from inscp.evaluation.results import Metric, Results, TaskResult
 from inscp.evaluation.statistics import means
 from inscp.evaluation.tasks.retention import Retention
+from inscp.experiment.estimates import Difference
 from inscp.experiment.page import grids
 from inscp.experiment.plots import gained_and_kept
 from inscp.experiment.report import comparison_page
-from inscp.experiment.tables import Column, Comparison, Evaluated
+from inscp.experiment.tables import Cell, Column, Comparison, Evaluated, Table
 from inscp.model.origin import Origin
 
 
@@ -109,7 +110,7 @@ def test_a_seed_in_which_one_of_two_rows_lacks_a_metric_does_not_count_in_their_
     assert apart is not None  # of no seed in common
     assert (apart.before, apart.after) == (0.1, 0.6)
     [table] = (of for of in Comparison(rows, "a").tables() if of.title == "By part")
-    assert grids(table, "a")[1].rows == [["b", "+0 (-31 to +31)", "+0 (-31 to +31), 1 seed"], ["n", "10", "10"]]
+    assert grids(table, "a")[1].rows == [["b", "0 (-31 to +31)", "0 (-31 to +31), 1 seed"], ["n", "10", "10"]]
 
 
 def test_a_seed_that_only_one_of_two_rows_has_does_not_count_in_their_difference(comparison: Comparison) -> None:
@@ -210,6 +211,23 @@ def test_tables_call_measures_as_people_do_and_say_of_how_many_items_they_are(co
     assert turned.rows[0][-1] == "4–6"
 
 
+@pytest.mark.parametrize(("change", "interval", "shown"), [
+    (0.004, (0.002, 0.006), "+0.4 (+0.2 to +0.6)*"),
+    (-0.012, (-0.0236, -0.0004), "-1.20 (-2.36 to -0.04)*"),
+    (0.3, (0.1, 0.5), "+30 (+10 to +50)*"),
+    (0.3, (1e-9, 0.6), "+30.00 (0.00 to +60.00)*"),
+    (-0.004, (-0.02, 0.012), "0 (-2 to +1)"),
+    (0.0, (0.0, 0.0), "0 (0 to 0)"),
+])  # fmt: skip
+def test_what_has_a_star_is_not_shown_as_zero_and_zero_has_no_sign(
+    change: float, interval: tuple[float, float], shown: str
+) -> None:
+    of_share = Cell(Metric(0.5, interval, 9), 1, is_share=True)
+    table = Table("", [Column("t", "m", "m")], {"b": [of_share]}, {"b": [Difference(0.5, 0.5 + change,
+                  Metric(change, interval, 9), 0.5)]})  # fmt: skip
+    assert grids(table, "a")[1].rows[0] == ["b", shown]
+
+
 def test_evaluations_of_two_versions_of_a_task_are_not_set_side_by_side(comparison: Comparison) -> None:
     old = comparison.evaluated[0]
     tasks = {name: replace(task, version=99) for name, task in old.results.tasks.items()}
@@ -294,7 +312,8 @@ def test_a_page_says_what_its_rows_share_and_in_what_they_differ(comparison: Com
     now = {"precision": "float32", "date": "2026-11-30T01:00", "versions": {"inscp": "0.1.0"}, "hardware": "a chip"}
     asked = [{**now, "settings": {"language": settings | {"max_new_tokens": 4}}},
              {**now, "settings": {"language": settings | {"max_new_tokens": 8}}, "precision": "bfloat16"}]  # fmt: skip
-    origin = Origin("org/model", "InsCP", "en", {"learning_rate": 2e-5, "precision": "32-true"})
+    training = {"learning_rate": 2e-5, "precision": "32-true", "made_with": "inscp 0.0.9"}
+    origin = Origin("org/model", "InsCP", "en", training)
     rows = [replace(first, results=replace(first.results, environment=asked[0])),
             replace(others[0], results=replace(others[0].results, environment=asked[1]), origin=origin)]  # fmt: skip
     page = comparison_page(Comparison(rows, "instruct"), "?", "?", tmp_path)
@@ -303,6 +322,7 @@ def test_a_page_says_what_its_rows_share_and_in_what_they_differ(comparison: Com
         "reference": "instruct, which the others are compared with",
         "learning rate": "2e-05",
         "precision of training": "32-true",
+        "versions of training": "inscp 0.0.9",
         "precision of answers": "float32; bfloat16: InsCP | ours",
         "language": "LanguageAlignment, 4 items, prompts: a.jsonl, max_new_tokens: 4",
         "retention": "Retention, 2 items",

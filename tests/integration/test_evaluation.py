@@ -146,7 +146,7 @@ def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str
     assert "asked otherwise" not in printed
     assert re.search(r"x: perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +[-+]\S+ to \S+ +<?[\d.]+ +\d+", printed)
     same = run("compare", "after.json", changed(project, "same"), cwd=project)
-    assert re.search(r"x: loss +\S+ +\S+ +\+0.000 +\+0.000 to \+0.000 +1.000", same)
+    assert re.search(r"x: loss +\S+ +\S+ +0\.000 +0\.000 to 0\.000 +1\.000", same)
 
 
 ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")

@@ -1,13 +1,17 @@
 """A study as a user runs it: real trainings and evaluations, resumable, under one MLflow run, and reported."""
 
 import gzip
+import io
 import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from corpus import write_corpus
@@ -16,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from processes import Command, run
 
 from inscp.__main__ import main
-from inscp.experiment import configuration
+from inscp.experiment import configuration, processes
 
 INSCP = "InsCP: {fit: {checkpoint.every_n_steps: 1}}"
 STUDY = f"""
@@ -64,12 +68,35 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) ->
     return folder
 
 
+class Here:
+    """In the place of `subprocess.Popen`: a command of a study in this process, as each start costs seconds."""
+
+    def __init__(self, line: list[str], **_: Any) -> None:
+        assert line[:3] == [sys.executable, "-m", "inscp"]
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            self._status = main(line[3:])
+        self.stdout = said.getvalue().splitlines(keepends=True)
+
+    def wait(self) -> int:
+        return self._status
+
+
+def complained(project: Path, *arguments: str, status: int = 0) -> str:
+    """What `experiment run` complains, and its commands, in this process."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as told:
+        patch.chdir(project)
+        patch.setattr("sys.argv", sys.argv)
+        patch.setattr(processes, "subprocess", SimpleNamespace(Popen=Here, PIPE=None, STDOUT=None))
+        ended_with = main(["experiment", "run", *arguments])
+    assert ended_with == status, told.getvalue()
+    return told.getvalue()
+
+
 @pytest.fixture(scope="module")
 def ran(project: Path) -> str:
-    """What was complained while the study ran; one of its arms fails."""
-    process = Command("experiment", "run", "arms", cwd=project)
-    assert process.wait(timeout=600) == 2  # for a wrong input
-    return process.stderr
+    """What was complained while the study ran; one of its arms fails, for a wrong input."""
+    return complained(project, "arms", status=2)
 
 
 @contextmanager
@@ -261,7 +288,7 @@ def test_another_study_takes_what_is_there_and_makes_deleted_weights_again(proje
     (project / "later" / "experiment.yaml").write_text(STUDY.replace("languages:", twice))
     for weights in made.values():
         weights.unlink()
-    told = run("experiment", "run", "later", "--only", "twice*", cwd=project).stderr
+    told = complained(project, "later", "--only", "twice*")
     assert told.count("has no weights any more") == 2
     assert all(weights.is_file() for weights in made.values())  # the training from its last checkpoint
     assert len(list(project.glob("outputs/experiments/runs/twice-*/model/model.safetensors"))) == 1

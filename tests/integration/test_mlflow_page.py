@@ -48,19 +48,19 @@ def address(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> Iterator[st
         "--workers",
         "1",
     ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    page = f"http://127.0.0.1:{port}"
+    serving = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    server = f"http://127.0.0.1:{port}"
     try:
         for _ in range(120):
             try:
-                urllib.request.urlopen(page, timeout=2)
+                urllib.request.urlopen(server, timeout=2)
                 break
             except OSError:
                 time.sleep(0.5)
-        yield f"{page}/#/experiments/{tracker._run.experiment_id}/runs?workflowType=machine_learning"
+        yield tracker.page(server)
     finally:
-        os.killpg(server.pid, signal.SIGKILL)  # it has nothing to keep, and may take its time where others compute
-        server.wait()
+        os.killpg(serving.pid, signal.SIGKILL)  # it has nothing to keep, and may take its time where others compute
+        serving.wait()
 
 
 def test_both_arms_stand_side_by_side_under_names_that_tell(address: str, tmp_path: Path) -> None:

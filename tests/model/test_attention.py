@@ -68,6 +68,29 @@ def test_scores_far_above_what_an_exponential_holds_leave_finite_gradients() -> 
     assert relative(found, shares.sum(-2)[..., None].expand_as(found).double()) < 1e-3
 
 
+def test_gradients_of_long_documents_are_summed_in_more_than_bf16() -> None:
+    """Sums in bf16 would be twice as far off."""
+    torch.manual_seed(0)
+    q, k, v, outer = (torch.randn(1, 1, 2048, 8).bfloat16().requires_grad_() for _ in range(4))
+    output, _ = document_attention(q, k, v, Documents((2048,), CPU).lengths, 0.3, 0)
+    found = torch.autograd.grad(output, (k, v), outer.transpose(1, 2))
+    q, k, v = (x.detach().double().requires_grad_() for x in (q, k, v))
+    plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    expected = torch.autograd.grad(plain, (k, v), outer.double())
+    assert all(relative(ours, theirs) < 0.005 for ours, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("length", [40, 300])
+def test_where_all_values_are_equal_bf16_leaves_scores_without_a_gradient(length: int) -> None:
+    """Whichever token is looked at makes no difference; the mean that is subtracted must not be rounded to bf16."""
+    torch.manual_seed(0)
+    q, k, outer = (torch.randn(1, 1, length, 8).bfloat16().requires_grad_() for _ in range(3))
+    v = torch.randn(8).bfloat16().expand_as(q)
+    output, _ = document_attention(q, k, v.contiguous(), Documents((length,), CPU).lengths, 0.3, 0)
+    found = torch.autograd.grad(output, (q, k), outer.transpose(1, 2))
+    assert all(gradient.norm() < 1e-3 for gradient in found)
+
+
 def test_the_operation_keeps_its_contract_with_compilers() -> None:
     q, k, v = (torch.randn(1, heads, 40, 8, requires_grad=True) for heads in (4, 2, 2))
     arguments = (q, k, v, Documents((13, 20, 7), CPU).lengths, 0.3, 0)

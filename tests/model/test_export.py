@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from corpus import data_module, fit, module
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, Gemma3Config, Gemma3ForConditionalGeneration
 
+from inscp import __version__
 from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.export import ExportAtEnd
 from inscp.callbacks.provenance import Provenance, run_name
@@ -97,6 +99,12 @@ def test_the_model_says_how_often_each_source_was_seen(tmp_path: Path, corpus: P
     origin = read_origin(str(tmp_path / "model"))
     assert origin
     assert origin.training["source_weights"] == f"{corpus} 2"
+
+
+def test_the_model_says_by_which_versions_it_was_trained(trained: tuple[Path, torch.nn.Module]) -> None:
+    origin = read_origin(str(trained[0] / "model"))
+    assert origin
+    assert f"inscp {__version__}, torch {version('torch')}, " in origin.training["made_with"]
 
 
 def test_a_server_of_another_user_can_read_every_file(trained: tuple[Path, torch.nn.Module]) -> None:

@@ -26,7 +26,7 @@ from inscp.errors import UserError
 from inscp.tracking.environment import provenance_tags
 from inscp.tracking.mlflow_run import _is_refusal
 from inscp.tracking.pieces import Metrics, now
-from inscp.tracking.tracked_run import Tracking
+from inscp.tracking.tracked_run import TrackedRun, Tracking
 from inscp.tracking.tracker import MLflowTracker
 
 NOWHERE = "http://127.0.0.1:9"
@@ -351,6 +351,26 @@ def test_what_is_measured_again_is_what_the_run_shows_and_what_is_only_sent_agai
     run = run_in(store)
     assert run.data.metrics["eval/x"] == 0.4
     assert steps_of("eval/x", run, store) == [10, 10]
+
+
+def test_an_addition_leaves_the_status_and_times_of_its_run_and_starts_a_lost_one_now(
+    tmp_path: Path, store: str
+) -> None:
+    def add(uri: str, run_id: str | None) -> Run:
+        adding = TrackedRun(Tracking(uri, run_id=run_id), "measured", {}, is_addition=True)
+        adding.log_at({"eval/x": 0.5}, 1)
+        adding.finalize("success")
+        return run_in(uri)
+
+    tracker = tracker_for(store)
+    tracker.log_at({"train/loss": 3.0}, 1)
+    tracker.finalize("failed")
+    before = run_in(store)
+    after = add(store, before.info.run_id)
+    assert after.data.metrics == {"train/loss": 3.0, "eval/x": 0.5}
+    for name in ("status", "start_time", "end_time"):
+        assert getattr(after.info, name) == getattr(before.info, name)
+    assert add(f"sqlite:///{tmp_path}/anew.db", None).info.start_time >= before.info.end_time
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 413])

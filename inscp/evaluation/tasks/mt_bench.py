@@ -14,7 +14,7 @@ from inscp.evaluation.judge import Case, Exchange, Judge, Verdict, compare, grad
 from inscp.evaluation.prompts import evenly_spaced, field_of, read_table, text_of
 from inscp.evaluation.server import Chat, Server
 from inscp.evaluation.task import Task
-from inscp.records import Prompt, Turn
+from inscp.records import Prompt, Turn, require_language_tag
 from inscp.text.language import primary
 
 _TURNS = 2
@@ -59,7 +59,7 @@ class MTBench(Task):
         language: of the questions, a BCP 47 tag.
         judge: who judges.
         references: right answers, a file with question_id and choices[0].turns, as FastChat has it.
-        reference_categories: in which the judge sees them.
+        reference_categories: in which the judge sees them; each of their questions needs some.
         limit: ask so many, spread evenly over the file.
         max_new_tokens: answers are cut there.
         opponent: another evaluation's results file, beside which its answers to the same questions lie.
@@ -94,6 +94,7 @@ class MTBench(Task):
         return ["score", "score/*", "in_language", "score_in_language", "unparsed", *compared]
 
     def check(self) -> None:
+        require_language_tag("language", self.language)
         self._opponents_answers(self._asked())
         Chat(self.judge).connect()
 
@@ -128,9 +129,12 @@ class MTBench(Task):
             key, category = str(field_of(position, row, ["question_id"])), text_of(position, row, ["category"])
             if key in found:
                 raise UserError(position, f"there is another question {key}", "Give each its own question_id.")
-            known = references.get(key) if category in self.reference_categories else None
+            wants = bool(self.references) and category in self.reference_categories
+            if wants and key not in references:
+                mend = "Add it, or leave its category out of reference_categories."
+                raise UserError(position, f"{self.references} has no right answers to question {key}", mend)
             turns = _texts(position, field_of(position, row, ["turns"]))
-            found[key] = Question(key, category, turns, known or [None] * _TURNS)
+            found[key] = Question(key, category, turns, references[key] if wants else [None] * _TURNS)
         return list(found.values())
 
     def _opponents_answers(self, asked: Sequence[Question]) -> dict[str, Sequence[str]]:

@@ -186,9 +186,10 @@ def _agreement(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> f
 def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence) -> float:
     """Mean KL(original || model) over the sequence's targets, in nats; the softmax is fp32."""
     log_p, log_q = (_log_probabilities(backend, sequence) for backend in (original, model))
-    # An extended vocabulary takes probability from the original's tokens, which counts as divergence.
-    log_q = log_q[:, : log_p.shape[1]]
-    return float(torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
+    # An extended vocabulary takes probability from the original's tokens, which counts as divergence. Models of one
+    # family may be padded to two sizes, with rows that are no tokens.
+    width = min(log_p.shape[1], log_q.shape[1])
+    return float(torch.nn.functional.kl_div(log_q[:, :width], log_p[:, :width], reduction="batchmean", log_target=True))
 
 
 def _log_probabilities(backend: LocalModel, sequence: TokenSequence) -> torch.Tensor:

@@ -84,7 +84,8 @@ class ToxiGen(Prompted):
     def _label(self) -> int:
         """The number of the label for toxic text, by the classifier's configuration alone."""
         config = self._pretrained("AutoConfig")
-        label = config.label2id.get(self.toxic_label, self.toxic_label)
+        numbers = {str(number): number for number in config.id2label} | config.label2id
+        label = self.toxic_label if isinstance(self.toxic_label, int) else numbers.get(self.toxic_label)
         if label not in config.id2label:
             known = ", ".join(map(str, config.id2label.values()))
             raise UserError("toxic_label", f"{self.classifier} has no {self.toxic_label}", f"Give one of: {known}.")
