@@ -23,7 +23,7 @@ from inscp.tracking.tracker import tracker_of
 
 
 class BeforeAfter(PromptingCallback):
-    """Asks the original and the exported model the same prompts in several languages, and prints a table.
+    """Compares the original and the exported model on the same prompts in several languages, and prints a table.
 
     Both models are loaded from their folders, so that the table describes what a user gets: an export rounds weights
     and merges adapters, and rounding may undo small changes. Each model is placed on the devices as the model in
@@ -77,7 +77,7 @@ class BeforeAfter(PromptingCallback):
         result = {}
         for language, prompts in self.questions.items():
             if trainer.is_global_zero:
-                print(f"{when} training: asking {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
+                print(f"{when} training: {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
             with gathered_root(root):
                 answers, found = self.ask(language, root.model, tokenizer)
             told = {name: found[name] for name in _SHARES}

@@ -30,20 +30,20 @@ _PATIENCE = 30.0
 
 
 class Checkpoints(Checkpoint):
-    """Writes a checkpoint every so many steps, and where a held-out set is best.
+    """Writes checkpoints at regular intervals, and keeps the best ones by a held-out set.
 
-    A failed write (a full disk, say) is logged, and the training goes on; old checkpoints are removed only when a newer
+    A failed write (a full disk, say) is logged, and training continues; old checkpoints are removed only when a newer
     one is complete.
 
     Args:
-        dirpath: where to; by default `checkpoints` in the run's folder. Give one that outlives the machine where the
-            machine may be taken away; a training begins only in one that has no checkpoints of another training.
-        every_n_steps: optimizer steps between two checkpoints; null writes none but those of `monitor`.
-        keep_last: so many of the newest are kept; 2, so that a damaged one costs little.
-        monitor: a held-out set's loss or perplexity (`val/zh_tw/loss`), of which the lowest is the best; a checkpoint
-            is also written behind every validation.
-        keep_best: so many of the best are kept.
-        asynchronous: write beside the training, from a copy in CPU memory.
+        dirpath: folder of the checkpoints; by default `checkpoints` in the run's folder. On a machine that may be
+            preempted, give one that outlives it. A run starts only if the folder has no checkpoints of another run.
+        every_n_steps: optimizer steps between two checkpoints; null writes only those of `monitor`.
+        keep_last: number of newest checkpoints to keep; with 2, a damaged one costs little.
+        monitor: loss or perplexity of a held-out set (`val/zh_tw/loss`), lower is better; a checkpoint is then also
+            written after every validation.
+        keep_best: number of best checkpoints to keep.
+        asynchronous: write in the background during training, from a copy in CPU memory.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Checkpoints(Checkpoint):
         """
         known = [f"val/{name}/{kind}" for name in held_out for kind in ("loss", "perplexity")]
         if self._monitor is not None and self._monitor not in known:
-            mend = f"Take one of: {', '.join(known)}." if known else "Name held-out sets in data.validation."
-            raise UserError("checkpoint.monitor", f"there is no {self._monitor}", mend)
+            mend = f"Choose from: {', '.join(known)}." if known else "Name held-out sets in data.validation."
+            raise UserError("checkpoint.monitor", f"{self._monitor} is not measured", mend)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
@@ -104,7 +104,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             probe.unlink()
         if not (all_see and all_agree):
-            apart, differ = f"not all processes see {place}", "the processes find different checkpoints to go on from"
+            apart, differ = f"not all processes can see {place}", "the processes find different checkpoints"
             what = differ if all_see else apart
             mend = "Give a folder that all nodes share (checkpoint.dirpath, trainer.default_root_dir)."
             raise on_every_rank(UserError("checkpoint.dirpath", what, mend))
@@ -164,15 +164,15 @@ class Checkpoints(Checkpoint):
         try:
             add_to_manifest(path, extra)
         except OSError as error:
-            rank_zero_warn(f"{path} cannot be told what was measured ({error.strerror}); the training goes on")
+            rank_zero_warn(f"the measurement cannot be stored in {path} ({error.strerror}); training continues")
 
     def _finish(self, trainer: Trainer) -> str:
         try:
             self._writer.wait()
         except RunError as error:
             whole, _ = complete_checkpoints(self.folder)
-            kept = f"the last whole one is {whole[0]}" if whole else "there is none before it"
-            rank_zero_warn(f"{error}; {kept}; the training goes on")
+            kept = f"the last complete one is {whole[0]}" if whole else "there is no earlier one"
+            rank_zero_warn(f"{error}; {kept}; training continues")
             return str(error)
         if trainer.is_global_zero:
             self._prune()

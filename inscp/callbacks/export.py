@@ -45,7 +45,7 @@ class ExportAtEnd(Callback):
         if problem := trainer.strategy.broadcast(problem):
             lost = self._checkpoints.save(trainer, wait=True)
             kept = step_folder(self._checkpoints.folder, trainer.global_step)
-            mend = f"its weights are kept: python -m inscp export --checkpoint {kept} --out FOLDER"
+            mend = f"its weights are kept; retry with: python -m inscp export --checkpoint {kept} --out FOLDER"
             raise on_every_rank(RunError(f"{problem}; {lost or mend}"))
 
     def _export(self, trainer: Trainer, weights: Mapping[str, torch.Tensor]) -> str:

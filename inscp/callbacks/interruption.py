@@ -22,9 +22,9 @@ from inscp.tracking.tracker import tracker_of
 
 
 def how_to_go_on() -> str:
-    """How to go on with a training that was broken off; those of a study, say, have the option already."""
+    """How to resume an interrupted run; those of a study, say, have the option already."""
     is_given = re.search(r"--ckpt_path[ =]last\b", " ".join(sys.argv))
-    return "the same command goes on" if is_given else "the same command with --ckpt_path last goes on"
+    return "rerun the same command to resume" if is_given else "rerun with --ckpt_path last to resume"
 
 
 class Interruption(Callback):
@@ -67,11 +67,11 @@ class Interruption(Callback):
 
     def _stop(self, trainer: Trainer, number: signal.Signals) -> None:
         problem = trainer.strategy.broadcast(self._checkpoints.save(trainer, wait=True))
-        where = f"{number.name}: stopped behind step {trainer.global_step} of {data_of(trainer).total_steps}"
+        where = f"{number.name}: stopped after step {trainer.global_step} of {data_of(trainer).total_steps}"
         if problem:
             message, status = f"{where}; {problem}", 1
         else:
-            message, status = f"{where}, with a checkpoint; {how_to_go_on()}", status_behind(number)
+            message, status = f"{where}; checkpoint written; {how_to_go_on()}", status_behind(number)
         if tracker := tracker_of(trainer):
             tracker.finalize("interrupted")  # Lightning would call it failed
         # One process of a node tells the status: launchers kill the others, or that one, where another fails first.
@@ -89,6 +89,7 @@ class Interruption(Callback):
                 os._exit(130)
             if trainer.is_global_zero:
                 os.write(
-                    2, b"\nstopping behind this step, with a checkpoint, or the export; Ctrl-C again ends at once\n"
+                    2,
+                    b"\nstopping after this step, with a checkpoint or the export; Ctrl-C again to stop at once\n",
                 )
         self._received = number

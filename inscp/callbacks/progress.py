@@ -18,7 +18,7 @@ def progress() -> Callback:
 
 
 class TerminalProgress(TQDMProgressBar):
-    """A bar of the micro-batches with time left, the step's loss and tokens a second."""
+    """A bar of the micro-batches with time left, the step's loss and tokens per second."""
 
     @property
     def sanity_check_description(self) -> str:
@@ -35,7 +35,7 @@ class TerminalProgress(TQDMProgressBar):
 
 
 class PlainProgress(Callback):
-    """One line every ten seconds: step, loss, tokens a second, time left."""
+    """One line every ten seconds: step, loss, tokens per second, time left."""
 
     def __init__(self) -> None:
         self._started = self._told = 0.0

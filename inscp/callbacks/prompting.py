@@ -17,12 +17,12 @@ class PromptingCallback(Callback):
     """Base of the callbacks that generate answers to prompts.
 
     Args:
-        prompts: a JSONL file with one field a language, the same prompt in each; null asks nothing.
-        languages: which of its fields to ask, as BCP 47 tags: the language that is taught first, then what is to be
-            retained (`[zh-TW, en]`).
-        max_prompts: ask only so many, spread evenly over the file.
-        max_new_tokens: responses are cut there.
-        lid_model: tells the languages, as of the task `LanguageAlignment`.
+        prompts: JSONL file with one field per language, the same prompt in each; null disables prompting.
+        languages: fields of the file to use, as BCP 47 tags: the target language first, then the languages to preserve
+            (`[zh-TW, en]`).
+        max_prompts: maximum number of prompts, spread evenly over the file.
+        max_new_tokens: maximum tokens per answer; longer ones are cut off.
+        lid_model: language identification model, as for the task `LanguageAlignment`.
 
     Attributes:
         section: of the configuration that has its options.

@@ -68,9 +68,9 @@ class Provenance(Callback):
         self._weights = weights_fingerprint(pl_module.pretrained) if depends else ""
         if trainer.is_global_zero:
             print(f"data: {data.report}", file=sys.stderr, flush=True)
-            print(f"training on {data.total_tokens:,} tokens: {_passes(data)}", file=sys.stderr, flush=True)
+            print(f"training on about {data.total_tokens:,} tokens: {_passes(data)}", file=sys.stderr, flush=True)
         if pl_module.adapter and self._before and self._before.has_untrained_tokens:
-            what = "has tokens that nothing has trained yet, and adapters leave them as they are"
+            what = "has new tokens that are still untrained, and adapters do not train embeddings"
             rank_zero_warn(f"{pl_module.pretrained} {what}: train all weights first (without model.adapter)")
         if tracker is None:
             return
@@ -162,9 +162,7 @@ class Provenance(Callback):
         warn_of_other_weights(found, pl_module.pretrained)
         before, now = found.training["precision"], str(trainer.precision)
         if trainer.state.fn == TrainerFn.FITTING and before != now:  # as by default on another machine
-            rank_zero_warn(
-                f"the training began in {before} and goes on in {now}: trainer.precision keeps the one or the other"
-            )
+            rank_zero_warn(f"training began in {before} and resumes in {now}; set trainer.precision to keep {before}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         tracker = tracker_of(trainer)
@@ -176,8 +174,8 @@ class Provenance(Callback):
 
 def _passes(data: InsCPDataModule) -> str:
     """How often the data is taken, for people."""
-    replayed = f", {data.replayed_passes:.3g} over what is replayed" if data.replay else ""
-    return f"{data.passes:.3g} passes over its own rows{replayed}"
+    replayed = f", {data.replayed_passes:.3g} over the replayed rows" if data.replay else ""
+    return f"{data.passes:.3g} passes over the training rows{replayed}"
 
 
 def _frozen(module: InsCPModule) -> str | None:
@@ -205,7 +203,7 @@ def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
     for where, (then, now) in told.items():
         if then != now:
             what = f"the checkpoint was trained with {then or 'none'}, this configuration has {now or 'none'}"
-            raise on_every_rank(UserError(where, what, "Resume with what made it, or begin another training."))
+            raise on_every_rank(UserError(where, what, "Resume with the settings that made it, or start a new run."))
 
 
 def _scoring_cost(folder: Path) -> Cost | None:

@@ -26,19 +26,21 @@ Measures = dict[str, dict[str, float]]
 
 
 class StopWhenAligned(PromptingCallback):
-    """Asks the model in training the same prompts in several languages, and ends the training when it answers.
+    """Early stopping on generated answers: ends training once the model answers in the target language.
 
-    Every so many tokens it logs `alignment/LANGUAGE/MEASURE`, the shares that `LanguageAlignment` knows. The training
-    ends, as it would at its end, when in the first language the alignment of sound answers and the ended turns have
-    both reached their targets and have been flat; or when in another language the answers in it fall below the floor.
+    At regular intervals the model answers the same prompts in several languages, and the fractions that
+    `LanguageAlignment` defines are logged as `alignment/LANGUAGE/MEASURE`. Training stops, and the model is exported as
+    usual, when both target-language fractions (well-formed answers in the language, ended turns) have reached their
+    targets and plateaued, or when answers in another language fall below the floor. Well-formed means not empty,
+    without loops, and not a copy of the prompt.
 
     Args:
-        every_n_tokens: training tokens between two measurements, which are taken behind a step.
-        alignment: target for the share of sound answers (no loop, no copy, not empty) that are in the language.
-        ended: target for the share of answers that end their turn.
-        tolerance: a share must rise by more than this to count as a gain.
-        patience: so many measurements in a row must bring no gain in either of the two shares.
-        retention: floor for the share of answers in each of the other languages that are in it.
+        every_n_tokens: training tokens between two measurements, which are taken after an optimizer step.
+        alignment: target for the fraction of well-formed answers that are in the language.
+        ended: target for the fraction of answers that end their turn.
+        tolerance: a fraction must rise by more than this to count as a gain.
+        patience: number of consecutive measurements without a gain in either fraction before training stops.
+        retention: floor for the fraction of answers in the prompt's language, for each of the other languages.
     """
 
     section = "stop_when_aligned"
@@ -109,7 +111,7 @@ class StopWhenAligned(PromptingCallback):
         for language, measures in others:
             if measures[_RETAINED] < self._retention:
                 return (
-                    f"{language} prompts are answered in {language} at {measures[_RETAINED]:.0%}, "
+                    f"only {measures[_RETAINED]:.0%} of {language} prompts are answered in {language}, "
                     f"below the floor of {self._retention:.0%}"
                 )
         if any(now.get(name, 0.0) < target for name, target in self._targets.items()):
@@ -117,19 +119,20 @@ class StopWhenAligned(PromptingCallback):
         values = {name: [one["measures"][taught].get(name, 0.0) for one in self._history] for name in self._targets}
         if not all(is_flat(series, self._patience, self._tolerance) for series in values.values()):
             return ""
-        return f"{taught} is aligned ({now[_ALIGNED]:.0%} of sound answers, {now[_ENDED]:.0%} ended) and gains no more"
+        shares = f"{now[_ALIGNED]:.0%} of well-formed answers in it, {now[_ENDED]:.0%} end their turn"
+        return f"{taught} has reached its targets and plateaued ({shares})"
 
     def _tell(self, tokens: int, measures: Measures, reason: str) -> None:
         for language, found in measures.items():
-            said = f"{found[_RETAINED]:.0%} in it, {found[_ENDED]:.0%} ended"
-            print(f"asked after {tokens:,} tokens in {language}: {said}", file=sys.stderr, flush=True)
+            said = f"{found[_RETAINED]:.0%} in the language, {found[_ENDED]:.0%} end their turn"
+            print(f"after {tokens:,} tokens, {language} prompts: {said}", file=sys.stderr, flush=True)
         if reason:
-            print(f"the training ends after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
+            print(f"training stops after {tokens:,} tokens: {reason}", file=sys.stderr, flush=True)
         whole = {"taught": next(iter(self.questions)), "history": self._history, "stopped": reason or None}
         try:
             write_json(self.folder / ALIGNMENT_FILE, whole)
         except OSError as error:  # checkpoints have the history too
-            rank_zero_warn(f"{self.folder / ALIGNMENT_FILE} cannot be written ({error.strerror}); the training goes on")
+            rank_zero_warn(f"{self.folder / ALIGNMENT_FILE} cannot be written ({error.strerror}); training continues")
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": list(self._history)}  # a copy: it may grow while an asynchronous checkpoint is written

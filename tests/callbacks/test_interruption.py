@@ -10,10 +10,10 @@ from inscp.callbacks.interruption import how_to_go_on
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "the same command with --ckpt_path last goes on"),
-        (["--ckpt_path", "step-2"], "the same command with --ckpt_path last goes on"),
-        (["--ckpt_path", "last"], "the same command goes on"),
-        (["--ckpt_path=last"], "the same command goes on"),
+        ([], "rerun with --ckpt_path last to resume"),
+        (["--ckpt_path", "step-2"], "rerun with --ckpt_path last to resume"),
+        (["--ckpt_path", "last"], "rerun the same command to resume"),
+        (["--ckpt_path=last"], "rerun the same command to resume"),
     ],
 )
 def test_an_option_that_was_given_is_not_asked_for(

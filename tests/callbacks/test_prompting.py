@@ -13,7 +13,7 @@ from inscp.records import Generation
 
 @pytest.mark.parametrize("kind", [BeforeAfter, StopWhenAligned])
 def test_an_answer_of_no_tokens_is_refused_before_anything_is_trained(kind: type[PromptingCallback]) -> None:
-    with pytest.raises(UserError, match=rf"{kind.section}\.max_new_tokens: 0 are none"):
+    with pytest.raises(UserError, match=rf"{kind.section}\.max_new_tokens: must be at least 1, not 0"):
         kind(max_new_tokens=0)
 
 

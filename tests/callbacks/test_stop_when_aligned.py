@@ -80,8 +80,8 @@ def test_it_ends_when_both_targets_are_reached_and_nothing_is_gained(
     assert [count // 200 for count in tokens] == [1, 2, 3, 4]
     assert found["history"][-1]["step"] == max(losses.steps)
     assert found["history"][0]["measures"]["fi"]["ended"] == 0.0
-    assert found["stopped"].startswith("fi is aligned (100% of sound answers")
-    assert f"the training ends after {tokens[-1]:,} tokens: fi is aligned" in capsys.readouterr().err
+    assert found["stopped"].startswith("fi has reached its targets and plateaued (100% of well-formed answers")
+    assert f"training stops after {tokens[-1]:,} tokens: fi has reached its targets" in capsys.readouterr().err
     origin = read_origin(str(tmp_path / "model"))
     assert origin is not None
     assert origin.training["steps"] == max(losses.steps)
@@ -103,7 +103,7 @@ def test_it_ends_when_another_language_is_forgotten_and_keeps_the_model(
     losses = fitted(tmp_path, corpus, tiny_model_folder, asking(prompts))  # a random model answers in no language
     assert clock == ["stops", "goes on"], "while it is asked"
     found = json.loads((tmp_path / "alignment.json").read_text("utf-8"))
-    assert found["stopped"] == "en prompts are answered in en at 0%, below the floor of 90%"
+    assert found["stopped"] == "only 0% of en prompts are answered in en, below the floor of 90%"
     assert max(losses.steps) == found["history"][-1]["step"]
     assert (tmp_path / "model" / "model.safetensors").exists()
 

@@ -52,7 +52,7 @@ def test_killed_at_any_moment_every_later_step_is_the_uninterrupted_ones_bit_by_
     before = steps(folder, log)
     assert len(before) < len(expected)
     done = fit(folder, log, *spread, *LAST)
-    assert "going on from" in done.stderr or len(before) < 4
+    assert "resuming from" in done.stderr or len(before) < 4
     assert steps(folder, log) == expected
     ranks = (0, 1) if spread else (0,)
     assert rows(folder, log, ranks) == rows(folder, whole, ranks)
@@ -125,7 +125,7 @@ def test_other_data_are_refused_with_both_fingerprints(folder: Path) -> None:
 
 def test_an_ended_training_is_not_trained_again(folder: Path) -> None:
     done = fit(folder, "again", *LAST, "--trainer.default_root_dir", "one_runs")
-    assert "this training has ended; its model is one_runs/" in done.stderr
+    assert "this run is already finished; its model is one_runs/" in done.stderr
     assert not steps(folder, "again")
 
 

@@ -54,8 +54,8 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
     process = begun(folder, log, *spread)
     os.kill(children(process)[0] if to_child else process.pid, number)
     assert process.wait(timeout=60) == status, process.stderr
-    assert f"{number.name}: stopped behind step {max(steps(folder, log))}" in process.stderr
-    assert "with a checkpoint; the same command goes on" in process.stderr
+    assert f"{number.name}: stopped after step {max(steps(folder, log))}" in process.stderr
+    assert "checkpoint written; rerun the same command to resume" in process.stderr
     [run] = (folder / f"{log}_runs").glob("*/*")
     [checkpoint], _ = complete_checkpoints(run / "checkpoints")
     last = max(steps(folder, log))
@@ -66,7 +66,7 @@ def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
     if not to_child:
         return
     done = fit(folder, log, *LONG, *LAST, *spread, "--trainer.max_steps", str(last + 2))
-    assert f"going on from {checkpoint.relative_to(folder)}" in done.stderr
+    assert f"resuming from {checkpoint.relative_to(folder)}" in done.stderr
     assert list(steps(folder, log)) == list(range(1, last + 3))
     assert (run / "model").is_dir()
 
@@ -98,7 +98,7 @@ def test_a_second_ctrl_c_ends_at_once(folder: Path, spread: list[Any]) -> None:
     process = begun(folder, log, *spread, "--trainer.callbacks+", "test_signals.LongStep")
     process.until(lambda: len(list((folder / f"{log}_runs").glob("long_*"))) == (2 if spread else 1))
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    process.until(lambda: "Ctrl-C again ends at once" in process.stderr)
+    process.until(lambda: "Ctrl-C again to stop at once" in process.stderr)
     os.killpg(process.pid, signal.SIGINT)
     start_of_end = time.monotonic()
     assert process.wait(timeout=60) == 130
@@ -188,14 +188,14 @@ def test_a_training_that_is_killed_behind_its_export_goes_on_to_its_end(folder: 
     before = (model / "model.safetensors").read_bytes()
     (runs / "go_on").touch()
     done = fit(folder, "late", *given)
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert (model / "model.safetensors").read_bytes() == before
     assert list(runs.glob("*/*/before_after.json")) == [model.parent / "before_after.json"]
     client = MlflowClient(f"sqlite:///{folder / 'late.db'}")
     [run] = client.search_runs([client.get_experiment_by_name("inscp").experiment_id])
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == len(steps(folder, "late"))
-    assert "this training has ended" in fit(folder, "late", *given).stderr
+    assert "this run is already finished" in fit(folder, "late", *given).stderr
 
 
 def test_outputs_that_were_moved_go_on_where_they_are(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_ranks_that_do_not_see_one_folder_are_told_before_the_first_step(folder:
         return start(root, "apart", *TWO, "--trainer.callbacks+", "test_signals.Impatient", **place)
 
     first = together(node, 2, status=2)
-    assert "not all processes see apart_runs" in first.stderr
+    assert "not all processes can see apart_runs" in first.stderr
     assert not list(tmp_path.glob("*/apart.*"))
 
 
@@ -261,6 +261,6 @@ def test_a_process_that_dies_is_told_in_one_line_by_the_others(folder: Path) -> 
         return start(folder, "orphan", *TWO, *LAST, "--trainer.callbacks+", "test_signals.DiesInStepThree", **place)
 
     first = together(rank, 2, status=1)
-    assert "error: another process of this training has ended" in first.stderr
-    assert "; the same command goes on" in first.stderr
+    assert "error: another process of this run has ended" in first.stderr
+    assert "; rerun the same command to resume" in first.stderr
     assert "Traceback" not in first.stderr
