@@ -23,7 +23,7 @@ Teach a chat model a language without losing its alignment (InstructionCP, arXiv
 commands:
 {commands}
 
-  python -m inscp COMMAND --help   the options of a command
+  python -m inscp COMMAND --help   show the options of a command
   python -m inscp fit --config configs/quickstart.yaml
 options: --version, --debug (show the traceback of an error)
 """
@@ -74,7 +74,7 @@ def _main(arguments: list[str]) -> int:
         if os.environ.get("INSCP_DEBUG") or not is_of_disk:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""  # a write does not say where
-        print(f"error: {where}{error.strerror}. Check the path, its rights and the disk.", file=sys.stderr)
+        print(f"error: {where}{error.strerror}. Check the path, its permissions and the disk.", file=sys.stderr)
         return 2 if isinstance(error, _WRONG_PATHS) else 1
     except Stopped as stopped:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second Ctrl-C would only change the status
@@ -104,8 +104,8 @@ def _run(command: str, arguments: list[str]) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
-        mend = "Lower the batch's size or its length, or take more devices; doctor tells what a training needs."
-        raise RunError(f"the device's memory does not suffice ({first_line(error).rstrip('.')}). {mend}") from error
+        mend = "Lower the batch size or row length, or use more devices; `doctor` estimates what a run needs."
+        raise RunError(f"the device ran out of memory ({first_line(error).rstrip('.')}). {mend}") from error
     return 0
 
 

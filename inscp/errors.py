@@ -1,4 +1,4 @@
-"""How a wrong input reaches the user: one line that says where, what and how to mend, and exit status 2."""
+"""How a wrong input reaches the user: one line that says where, what and how to fix it, and exit status 2."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +44,7 @@ def require_some(count: int | None, where: str, of: str = "") -> None:
         UserError: there would be none.
     """
     if count is not None and count < 1:
-        raise UserError(where, f"{count} {of} are none", "Give a number from 1.")
+        raise UserError(where, f"must be at least 1, not {count} {of}".rstrip(), "Give 1 or more.")
 
 
 def first_line(error: BaseException) -> str:

@@ -70,7 +70,7 @@ def open_model(
 
     Args:
         model: a folder, Hub id, GGUF file or PyPI wheel; behind a server what it serves, which it may call otherwise.
-        server: that answers in the place of this process.
+        server: answers instead of this process.
         folder: of the answers.
         precision: bf16 where the hardware multiplies faster in it, else fp32.
         batch_size: prompts that are answered at once.
@@ -81,7 +81,7 @@ def open_model(
         UserError: the server does not answer, or the folder holds answers of something else.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("WORLD_SIZE", "several processes would all ask the same", "Start one.")
+        raise UserError("WORLD_SIZE", "several processes would all compute the same answers", "Start a single process.")
     counter, cost_record = WorkCounter(), None
     backend: Backend
     if server:

@@ -21,13 +21,13 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def chat(model: str, system: str | None = None, max_new_tokens: int = 512, temperature: float = 0.0) -> None:
-    """Talk to a model; an empty line, end of input or Ctrl-C ends.
+    """Chat with a model; an empty line, end of input or Ctrl-C ends the chat.
 
     Args:
-        model: a model's folder, Hub id, GGUF file or PyPI wheel.
-        system: text of a system turn; by default what the template has.
-        max_new_tokens: of an answer.
-        temperature: 0 takes the likeliest token, more is more varied.
+        model: folder, Hub id, GGUF file or PyPI wheel of a model.
+        system: system prompt; by default the one of the chat template, if any.
+        max_new_tokens: maximum tokens per answer.
+        temperature: sampling temperature; 0 is greedy, higher values vary more.
     """
     from transformers import TextStreamer
 
@@ -47,13 +47,13 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         except EOFError:
             break
         except UnicodeError as error:
-            raise UserError("standard input", "it is not UTF-8", "Convert it.") from error
+            raise UserError("standard input", "it is not UTF-8", "Convert it to UTF-8.") from error
         if not said:
             break
         turns.append({"role": "user", "content": said})
         asked = prompt_ids(tokenizer, turns)
         if len(asked) + max_new_tokens > longest:
-            raise UserError("chat", f"the conversation has grown to {len(asked):,} tokens", "Begin another one.")
+            raise UserError("chat", f"the conversation has grown to {len(asked):,} tokens", "Start a new one.")
         ids = torch.tensor([asked], device=llm.device)
         with default_generation_config(llm):  # so that it answers as it does where it is evaluated
             output = llm.generate(  # type: ignore[operator]

@@ -63,8 +63,8 @@ def require_supported(
     require_trainer(trainer)
     checkpoints.require_measured(data.validation)
     if module.distillation and not data.replay:
-        mend = "Give data.replay, as configs/data/replay_en.yaml, or leave it out."
-        raise UserError("model.distillation", "nothing is replayed", mend)
+        mend = "Set data.replay, as in configs/data/replay_en.yaml, or remove model.distillation."
+        raise UserError("model.distillation", "it needs replayed rows, and there are none", mend)
 
 
 def require_texts(module: InsCPModule, data: InsCPDataModule) -> None:
@@ -88,23 +88,23 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
     """
     for name, harmless in _LENGTH_LIMITS.items():
         if (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in harmless]:  # 1 is no 1.0
-            mend = "Leave it out, and set data.epochs, data.token_budget or trainer.max_steps."
-            raise UserError(f"trainer.{name}", "the length of a training is a matter of its steps and data", mend)
+            mend = "Remove it, and set data.epochs, data.token_budget or trainer.max_steps."
+            raise UserError(f"trainer.{name}", "the length of a run is set by its steps or data", mend)
     for name, (least, *others) in _MINIMUM.items():
         if isinstance(value := trainer[name], int | float) and value < least and value not in others:
-            raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or leave it out.")
+            raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or remove it.")
     if trainer["barebones"]:
-        raise UserError("trainer.barebones", "nothing would be kept of the training", "Leave it out.")
+        raise UserError("trainer.barebones", "it would keep nothing of the training run", "Remove it.")
     if trainer["precision"] is not None and str(trainer["precision"]) not in COMPUTE_DTYPES:
-        mend = "Take bf16-mixed or 32-true, which keep fp32 weights."
-        raise UserError("trainer.precision", f"{trainer['precision']} is not offered", mend)
+        mend = "Use bf16-mixed or 32-true, which keep fp32 weights."
+        raise UserError("trainer.precision", f"{trainer['precision']} is not supported", mend)
     require_strategy(trainer["strategy"])
 
 
 def warn_of_precision(precision: str | None) -> None:
     """Warn if a training computes in bf16 on hardware where that takes two to a hundred times as long as in fp32."""
     if COMPUTE_DTYPES.get(str(precision)) == torch.bfloat16 and not has_fast_bf16():
-        rank_zero_warn("this hardware multiplies more slowly in bf16 than in fp32: set trainer.precision to 32-true")
+        rank_zero_warn("this hardware computes more slowly in bf16 than in fp32: set trainer.precision to 32-true")
 
 
 def warn_of_languages(data: InsCPDataModule) -> None:
@@ -130,11 +130,11 @@ def warn_of_languages(data: InsCPDataModule) -> None:
             (other, count), total = found.most_common(1)[0] if found else ("und", 0), found.total()
             if other not in (language, "und") and count > _MISMATCH_SHARE * total:
                 what = f"{count} of {total} texts of {key} look like {other}"
-                rank_zero_warn(f"{what}, and data.language is {data.language}: set the one or the other")
+                rank_zero_warn(f"{what}, but data.language is {data.language}: correct one of the two")
             elif total >= _FEW and found[language] < _MISMATCH_SHARE * total:
                 what = f"only {found[language]} of {total} texts of {key} are recognised as {language}"
                 mend = "lid_model: cis-lmu/glotlid (before_after, evaluate) may know the language better"
-                rank_zero_warn(f"{what}, and answers in it will be told as badly; {mend}")
+                rank_zero_warn(f"{what}; the languages of answers will be misidentified as well; {mend}")
 
 
 def require_promptable(data: InsCPDataModule, prompted: Mapping[str, Sequence[str]]) -> None:
@@ -150,8 +150,8 @@ def require_promptable(data: InsCPDataModule, prompted: Mapping[str, Sequence[st
     for name, languages in prompted.items():
         if not languages:
             continue
-        mend = f", or set {name}.prompts to null, which asks it nothing"
+        mend = f", or disable prompting by setting {name}.prompts to null"
         require_chat_template(data.tokenizer, data.pretrained, mend)
         if data.language != "und" and primary(data.language) not in map(primary, languages):
-            what = f"{name} asks in {' and '.join(languages)}, and not in {data.language} (data.language)"
+            what = f"{name} has prompts in {' and '.join(languages)}, but none in {data.language} (data.language)"
             rank_zero_warn(f"{what}: set {name}.prompts and {name}.languages")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from inscp.model.origin import Origin
 
 _RUN = re.compile(r"[0-9a-f]{32}")
-_WHAT = "Print how each metric differs from the first evaluation's on the items that both have."
-_RUNS = "results files of `evaluate`, or ids of MLflow runs that were evaluated; the first is compared with"
+_WHAT = "Print how each metric differs from the first evaluation, on the items that both share."
+_RUNS = "results files of `evaluate`, or ids of evaluated MLflow runs; the others are compared with the first"
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -37,23 +37,23 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str | None = None) -> None:
-    """Print how each metric differs from the first evaluation's on the items that both have.
+    """Print how each metric differs from the first evaluation, on the items that both share.
 
     Args:
-        runs: results files of `evaluate`, or ids of MLflow runs that were evaluated.
-        out: a folder for a report of all of them: tables and plots as Markdown, PNG and one HTML page.
-        tracking_uri: where the MLflow runs are; by default as in training.
+        runs: results files of `evaluate`, or ids of evaluated MLflow runs.
+        out: folder for a report on all of them: tables and plots as Markdown, PNG and one HTML page.
+        tracking_uri: MLflow store of the runs; by default as for `fit`.
 
     Raises:
         UserError: one is no evaluation, there is only one, or one is named twice.
     """
     places = [Path(given).resolve() for given in runs]
     if twice := next((given for number, given in enumerate(runs) if places[number] in places[:number]), None):
-        raise UserError(twice, "it is named twice", "Name evaluations that may differ.")
+        raise UserError(twice, "it is named twice", "Name each evaluation once.")
     with tempfile.TemporaryDirectory() as temporary:
         files = [_results_file(given, tracking_uri, Path(temporary)) for given in runs]
         if len(files) < 2:
-            raise UserError(runs[0], "there is nothing to compare it with", "Name two evaluations or more.")
+            raise UserError(runs[0], "there is nothing to compare it with", "Name two or more evaluations.")
         for given, file in zip(runs[1:], files[1:], strict=True):
             _print(runs[0], files[0], given, file)
         if out is not None:
@@ -76,8 +76,8 @@ def _results_file(given: str, tracking_uri: str | None, temporary: Path) -> Path
         file = Path(client.download_artifacts(given, RESULTS, str(folder)))
         client.download_artifacts(given, ITEMS, str(folder))
     except MlflowException as error:
-        what = f"{uri} has no results of this run ({first_line(error):.200})"
-        raise UserError(given, what, "Evaluate its model, or give --tracking_uri.") from error
+        what = f"{uri} has no evaluation results of this run ({first_line(error):.200})"
+        raise UserError(given, what, "Evaluate its model first, or give another --tracking_uri.") from error
     return file
 
 
@@ -88,17 +88,17 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
     for name in shared:
         found = differences(*(read_values(items_folder(file), name) for file in (old, new)))
         if not found:
-            what = f"none of the items of {name} is in {before}"
-            raise UserError(after, what, "Evaluate both by the same configuration.")
+            what = f"it shares no item of {name} with {before}"
+            raise UserError(after, what, "Evaluate both with the same configuration.")
         print(f"\n{name:<44}{'before':>9}{'after':>9}{'change':>10}{'95 % interval':>23}{'p':>8}{'n':>7}")
         one, other = (result.tasks[name] for result in results)
         no_means = _no_means(one, other, found)
         for metric, difference in {**found, **no_means}.items():
             print(_line(label(one.kind, metric), difference))
         for loss in filter(is_loss, no_means):
-            print(f"  {label(one.kind, loss)} and perplexity are over other tokens; compare bits a byte")
+            print(f"  {label(one.kind, loss)} and perplexity are over other tokens; compare bits per byte")
         for setting in other_settings(results[0], results[1], name):
-            print(f"  asked otherwise: {setting}")
+            print(f"  different settings: {setting}")
     print()
 
 
@@ -117,7 +117,7 @@ def _no_means(old: TaskResult, new: TaskResult, found: Mapping[str, Difference])
 def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequence[str]:
     shared = [name for name in old.tasks if name in new.tasks]
     if not shared:
-        raise UserError(after, f"it shares no task with {before}", "Evaluate both by the same configuration.")
+        raise UserError(after, f"it shares no task with {before}", "Evaluate both with the same configuration.")
     for name in shared:
         require_same_measure(name, after, new.tasks[name], before, old.tasks[name])
     return shared

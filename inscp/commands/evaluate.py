@@ -1,4 +1,4 @@
-"""`evaluate`: what a model can do and what it is like, in numbers with intervals, by the tasks of a configuration."""
+"""`evaluate`: metrics of a model with intervals, on the tasks of a configuration."""
 
 import math
 import platform
@@ -52,23 +52,24 @@ def evaluate(
     mlflow: Tracking = Tracking(),  # noqa: B008  # frozen
     cost: Ledger = Ledger(),  # noqa: B008  # frozen
 ) -> None:
-    """Measure a model by some tasks; the same command goes on where it was interrupted.
+    """Evaluate a model on some tasks; rerun the same command to resume after an interruption.
 
     Args:
-        model: a model's folder, Hub id, GGUF file or PyPI wheel.
-        tasks: name -> class_path and init_args of a task.
-        out: the results file. What every item was worth goes into OUT.items beside it, as do the answers.
-        only: names of those of the tasks that are to be run; all without it. What else OUT has of this model stays.
-        precision: bf16 where the hardware multiplies faster in it, else fp32.
-        batch_size: prompts that are answered at once.
-        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process; tasks that measure
-            likelihoods, which it does not give, are an error then. `model` is what is served there, by which its run
-            is found, and how the server calls it unless `server.model` says otherwise.
-        mlflow: where it is tracked: in the run that made the model, else in a new one.
-        cost: what is counted of its cost, and at which prices; nothing where a server answers.
+        model: folder, Hub id, GGUF file or PyPI wheel of a model.
+        tasks: mapping from a name to the class_path and init_args of a task.
+        out: results file (JSON). Per-item scores and answers are written next to it, into a folder with the same name,
+            but `.items` instead of `.json`.
+        only: names of the tasks to run; by default all. Other results of this model in OUT are kept.
+        precision: number format of the computation; by default bf16 if the hardware is faster in it, else fp32.
+        batch_size: prompts per batch.
+        server: OpenAI-compatible endpoint (vLLM, say) that answers instead of this process; tasks that need likelihoods
+            are then an error. `model` still names the served model: its MLflow run is found by it, and it is the name
+            sent to the server unless `server.model` is given.
+        mlflow: MLflow tracking, in the run that made the model, else in a new one.
+        cost: cost accounting and prices; nothing is counted if a server answers.
     """
     if Path(out).is_dir():
-        raise UserError("--out", f"{out} is a folder", "Name a file, as results.json.")
+        raise UserError("--out", f"{out} is a folder", "Name a file, such as results.json.")
     tasks = _chosen(tasks, only)
     _earlier(out, only)  # what is no results file is told now
     require_runnable(tasks, server)
@@ -134,9 +135,9 @@ def _beside(earlier: Results, now: Results) -> Results:
 
 def _chosen(tasks: dict[str, Task], only: list[str] | None) -> dict[str, Task]:
     if not tasks:
-        raise UserError("tasks", "there is none", "Take a configuration from configs/evaluate.")
+        raise UserError("tasks", "no task is given", "Use a configuration from configs/evaluate.")
     if unknown := set(only or ()) - tasks.keys():
-        raise UserError("only", f"there is no task {min(unknown)}", f"Name some of {', '.join(tasks)}.")
+        raise UserError("only", f"there is no task {min(unknown)}", f"Choose from: {', '.join(tasks)}.")
     return {name: task for name, task in tasks.items() if only is None or name in only}
 
 
@@ -148,10 +149,10 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
     """
     for name, task in tasks.items():
         if not _TASK_NAME.fullmatch(name):
-            raise UserError(f"tasks.{name}", "a file is called after it", "Name it by letters, digits, - and _ alone.")
+            raise UserError(f"tasks.{name}", "the name is used as a file name", "Use only letters, digits, - and _.")
         if server and task.needs_likelihoods:
-            mend = "Leave it out of `only`, or leave out the server."
-            raise UserError(f"tasks.{name}", "it needs likelihoods, which a server does not give", mend)
+            mend = "Remove it from `only`, or remove the server."
+            raise UserError(f"tasks.{name}", "it needs likelihoods, which a server does not provide", mend)
         task.check()
 
 

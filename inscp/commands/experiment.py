@@ -39,19 +39,22 @@ def run_study(
     gpus: int = 1,
     measured: str | None = None,
 ) -> None:
-    """Run what is not done of a study; the same command goes on where it was interrupted.
+    """Run the unfinished runs of a study; rerun the same command to resume after an interruption.
 
     Args:
-        folder: that holds experiment.yaml.
-        out: models and results go into its folder `runs`, which studies share; the rest into one of the study's name.
-        only: run those whose name is like this (`InsCP, fi*`) or one of these, and what they start from.
-        dry_run: list the runs, and run nothing.
-        jobs: write job files of what is not done, for a scheduler to run them side by side, and run nothing.
-        gpus: of a job.
-        measured: a folder that `experiment keep` wrote: its runs, measured elsewhere, are done too.
+        folder: study folder, which contains experiment.yaml.
+        out: output folder. Models and results go into its subfolder `runs`, shared by all studies; the rest into a
+            subfolder named after the study.
+        only: run only those whose name matches this pattern (`InsCP, fi*`), or one of several, and the runs that they
+            start from.
+        dry_run: list the runs without running anything.
+        jobs: write job files for the unfinished runs, so that a scheduler can run them in parallel, without running
+            anything.
+        gpus: GPUs per job.
+        measured: folder written by `experiment keep`; the runs in it count as finished.
     """
     if jobs and dry_run:
-        raise UserError("--jobs", "a dry run writes nothing", "Leave one of them out.")
+        raise UserError("--jobs", "a dry run writes nothing", "Give only one of --jobs and --dry-run.")
     study, where = read_study(Path(folder)), _places(out, measured)
     every = _runs(study, folder, where)
     runs = _chosen(every, only)
@@ -65,7 +68,7 @@ def run_study(
         script = write_jobs(jobs, left, folder, where, gpus, into)
         where.claim(study.name, Path(folder))
         ParentRun(study.mlflow, study.name, study.question).begin()  # which the jobs find
-        print(f"submit     {script}" if left else "nothing is left to be run")
+        print(f"submit     {script}" if left else "nothing is left to run")
         return
     if dry_run:
         _list(runs, every, where)
@@ -78,12 +81,12 @@ def run_study(
 
 
 def report_study(folder: str, out: str = OUT, measured: str | None = None) -> None:
-    """What the runs that are done come to: Markdown, PNG and one HTML page, kept in the study's MLflow run.
+    """Report the finished runs as Markdown, PNG and one HTML page, also kept in the study's MLflow run.
 
     Args:
-        folder: that holds experiment.yaml.
-        out: as it was given to `experiment run`.
-        measured: likewise.
+        folder: study folder, which contains experiment.yaml.
+        out: output folder, as given to `experiment run`.
+        measured: folder written by `experiment keep`, as given to `experiment run`.
     """
     study, where = read_study(Path(folder)), _places(out, measured)
     into = where.of_study(study.name, Path(folder)) / "report"
@@ -100,26 +103,26 @@ def report_study(folder: str, out: str = OUT, measured: str | None = None) -> No
     ParentRun(study.mlflow, study.name, study.question).keep(into, "report")
     print(f"report     {into / HTML}\n           {into / MARKDOWN}")
     if missing:
-        print(f"{len(missing)} of {len(runs)} runs are not in it: they have not been run")
+        print(f"{len(missing)} of {len(runs)} runs are missing: they have not been run yet")
         print(f"\nnext:\n  {where.command('run', folder)}")
 
 
 def keep_study(folder: str, kept: str, out: str = OUT) -> None:
-    """Keep what a report needs of the runs that are measured: figures, cost and origin; no text, no weights.
+    """Keep what a report needs of the evaluated runs: metrics, cost and origin, but no texts and no weights.
 
-    A machine may go then, and another one goes on: give that folder to `run` and `report` as `--measured`.
+    The machine can then be released: pass the folder to `run` and `report` on another one as `--measured`.
 
     Args:
-        folder: that holds experiment.yaml.
-        kept: the folder to add them to, of any number of studies.
-        out: as it was given to `experiment run`.
+        folder: study folder, which contains experiment.yaml.
+        kept: folder to add them to; several studies may share it.
+        out: output folder, as given to `experiment run`.
     """
     study, where = read_study(Path(folder)), Places(Path(out), Path(kept))
     with said_in(folder):
         runs = [run for run in study.runs() if run.evaluate]
     print(f"{keep(map(where.made, runs), Path(kept))} runs added to {kept}")
     if missing := where.left(runs):
-        print(f"{len(runs) - len(missing)} of {len(runs)} kept; not measured: {named(missing)}")
+        print(f"{len(runs) - len(missing)} of {len(runs)} kept; not evaluated: {named(missing)}")
 
 
 def _runs(study: Study, folder: str, where: Places) -> list[Run]:
@@ -136,7 +139,7 @@ def _places(out: str, measured: str | None) -> Places:
         UserError: there is no such folder of measured runs.
     """
     if measured is not None and not Path(measured).is_dir():
-        raise UserError("--measured", f"there is no folder {measured}", "`experiment keep` makes it.")
+        raise UserError("--measured", f"there is no folder {measured}", "Create it with `experiment keep`.")
     return Places(Path(out), Path(measured) if measured else None)
 
 
@@ -147,7 +150,7 @@ def _chosen(runs: list[Run], only: str | list[str] | None) -> list[Run]:
     for name in [only] if isinstance(only, str) else only:
         alike = [run for run in runs if name in (run.title, run.name) or fnmatch(run.title, name)]
         if not alike:
-            raise UserError("--only", f"no run is like {name}", f"There are: {'; '.join(run.title for run in runs)}.")
+            raise UserError("--only", f"no run matches {name}", f"Choose from: {'; '.join(run.title for run in runs)}.")
         chosen += alike
     return list({one.name: one for run in chosen for one in run.lineage}.values())
 
@@ -159,12 +162,12 @@ def _list(runs: list[Run], every: list[Run], where: Places) -> None:
     print(f"{'':<{wide}}{'tokens':>12}   {'state':<16}{'time':>8}")
     for at in map(where.measured_or_made, runs):
         run = at.run
-        state = "done" if at.is_done else "to be measured" if at.model and run.evaluate else "to be run"
+        state = "done" if at.is_done else "to evaluate" if at.model and run.evaluate else "to run"
         seconds = 0.0 if at.is_done else forecast.seconds(at)
         left += seconds or 0.0
         time = "" if at.is_done else "?" if seconds is None else duration(seconds)
         tokens = f"{run.budget:,}" if run.trains and run.budget else ""
         print(f"{run.title:<{wide}}{tokens:>12}   {state:<16}{time:>8}".rstrip())
     if left:
-        note = "" if forecast.knows_evaluations else "   and evaluations, of which none is done yet"
+        note = "" if forecast.knows_evaluations else "   plus evaluations, of which none is finished yet"
         print(f"{'':<{wide}}{'':>12}   {'left, about':<16}{duration(left):>8}{note}")

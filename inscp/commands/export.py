@@ -22,9 +22,10 @@ def export(checkpoint: str, out: str, dtype: Literal["bfloat16", "float32", "flo
     """Turn a checkpoint into a Hugging Face folder.
 
     Args:
-        checkpoint: what `fit` wrote, on any number of ranks, with or without LoRA and EMA (…/checkpoints/step-…).
-        out: the new folder.
-        dtype: of the weights.
+        checkpoint: checkpoint written by `fit` (…/checkpoints/step-…), on any number of ranks, with or without LoRA and
+            EMA.
+        out: folder to create.
+        dtype: dtype of the saved weights.
     """
     path = Path(checkpoint)
     origin = Origin(**read_metadata(path)[ORIGIN_KEY])

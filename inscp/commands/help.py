@@ -9,13 +9,13 @@ from jsonargparse import DefaultHelpFormatter
 from inscp.commands import COMMANDS
 
 _KEYS = """\
-Every key may stand in the file (row_length: 512 under data:) or on the command line; of these the last one counts. An
-environment variable ({variable}) counts where neither says otherwise.
+Each key can be set in the file (row_length: 512 under data:) or on the command line; the last one given wins.
+An environment variable ({variable}) applies if neither sets the key.
 """
-_TRAINER = "Keys of lightning.Trainer (https://lightning.ai/docs/pytorch/stable/common/trainer.html) and their defaults"
+_TRAINER = "Keys of lightning.Trainer and defaults (https://lightning.ai/docs/pytorch/stable/common/trainer.html)"
 _CHECKPOINTS = {
-    "ckpt_path": "to go on from, or to measure; last finds the newest of this configuration.",
-    "weights_only": "read tensors and plain data alone, which cannot run code. (default: true)",
+    "ckpt_path": "checkpoint to resume from, or to measure; `last` finds the newest one of this configuration.",
+    "weights_only": "read only tensors and plain data, which cannot run code. (default: true)",
 }
 
 
@@ -48,7 +48,8 @@ class HelpInOrder:
     def format_help(self) -> str:
         if not self.command_name:  # that of a class in a key
             return super().format_help()  # type: ignore[misc,no-any-return]
-        self.usage = f"{self.command_name} --config FILE [--KEY VALUE ...]"
+        config = "[--config FILE]" if self.command_name.endswith(" doctor") else "--config FILE"
+        self.usage = f"{self.command_name} {config} [--KEY VALUE ...]"
         purpose, variable = (
             COMMANDS[self.command_name.rpartition(" ")[2]],
             f"{self.env_prefix}_DATA__ROW_LENGTH".upper(),

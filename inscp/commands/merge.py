@@ -20,13 +20,13 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def merge(model: str, method: Merging, out: str, dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16") -> None:
-    """Merge a model that learned a language with the one that it was made from, or with others.
+    """Merge a model that learned a language with its original model, or with others.
 
     Args:
-        model: its folder.
-        method: Average, ChatVector or ElChat.
-        out: the new folder.
-        dtype: of the weights.
+        model: folder of the model.
+        method: merging method: Average, ChatVector or ElChat.
+        out: folder to create.
+        dtype: dtype of the saved weights.
     """
     require_new(Path(out))
     result = merged(model, method, getattr(torch, dtype))

@@ -68,7 +68,7 @@ class OneLineErrors:
             named = (self.description or "").rpartition("=")[2]
             of = locate(named) if named.startswith("inscp.") else None
             if isinstance(of, type) and isabstract(of):
-                self.epilog = f"Take one of: {', '.join(class_names([of]))}."
+                self.epilog = f"Choose from: {', '.join(class_names([of]))}."
         return super().format_help()  # type: ignore[misc,no-any-return]
 
     def _check_value_key(self, action: Action, value: Any, *args: Any, **options: Any) -> Any:
@@ -110,6 +110,10 @@ class NoSubConfigs:
 
 class Parser(NoSubConfigs, OneLineErrors, ArgumentParser):
     """Parser of the commands that take no training configuration."""
+
+    def format_help(self) -> str:  # type: ignore[override]
+        """With the spelling of `experiment run --dry-run` that people use."""
+        return super().format_help().replace("--dry_run {true,false}", "--dry-run")
 
 
 def call(command: str, function: Components, arguments: list[str], as_positional: bool = False) -> None:

@@ -72,10 +72,10 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
     if given := _NO_SECTION.search(message):
         keys = {f"{name}.{last}": value for last, value in _SWITCHES_OFF.items() if given[1] in _SWITCHES_OFF.values()}
         off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
-        mend = f"To switch it off, set {off}." if off else f"Give them. {see_help}"
+        mend = f"To switch it off, set {off}." if off else f"Set its keys. {see_help}"
         if name in _FIRST and given[1] != "null":
             mend = f"Did you mean --{name}.{_FIRST[name]} {given[1]}?"
-        return UserError(f"{name}{file}", f"it is a section, and {given[1]} holds none of its keys", mend)
+        return UserError(f"{name}{file}", f"it is a section of keys, but {given[1]} sets none of them", mend)
     if told := NESTED_ERROR.search(message):
         entry = _ENTRY.match(message, told.end())
         mend = see_help if told[3] == _UNDER else told[3]
@@ -85,7 +85,7 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
     if (given := _NO_ENTRY.search(message)) and (wrong := _wrong_entry(name, given[2], files)):
         return UserError(f"{wrong[0]}{file}", *wrong[1:])
     what, mend = _wrong_value(_types(parser, key[1]), message)
-    return UserError(f"{name}{file}", what or _readable(message), mend or (see_help if command else "Mend the value."))
+    return UserError(f"{name}{file}", what or _readable(message), mend or (see_help if command else "Fix the value."))
 
 
 _files: ContextVar[dict[str, Mapping[str, Any]] | None] = ContextVar("_files", default=None)
@@ -184,9 +184,9 @@ def _wrong_entry(name: str, given: str, files: Mapping[str, Mapping[str, Any]]) 
     for key, value in known:
         if repr(value) == given:
             if value is None:
-                return key, "it has no value", "Give it a class_path, or leave it out."
+                return key, "it has no value", "Give a class_path, or remove the key."
             if not isinstance(value, Mapping) or "class_path" not in value:
-                return key, "it names no class", "Give it its class_path: {class_path: …, init_args: {…}}."
+                return key, "it names no class", "Give its class_path: {class_path: …, init_args: {…}}."
             if other := next((one for one in value if one not in ("class_path", "init_args")), None):
                 return f"{key}.{other}", "no such key", _UNDER
     return None
@@ -196,7 +196,7 @@ def _suggestion(parser: ArgumentParser, name: str, is_command: bool) -> tuple[st
     """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
     keys = list(known_keys(parser))
     if name in keys:
-        return "it is given by its place, without its name", ""
+        return "it is a positional argument, given without its name", ""
     section, last = name.partition(".")[0], name.rpartition(".")[2]
     if not is_command:  # of a class in a key, which knows its own part of it
         name = last
@@ -207,7 +207,7 @@ def _suggestion(parser: ArgumentParser, name: str, is_command: bool) -> tuple[st
     if not near:  # of another section, or of none
         by_end = {key.rpartition(".")[2]: key for key in reversed(keys)}
         near = [by_end[part] for part in get_close_matches(last, by_end, n=1, cutoff=0.7)]
-    known = "" if is_command else f"There are: {', '.join(keys)}."
+    known = "" if is_command else f"Choose from: {', '.join(keys)}."
     return "no such key", f"Did you mean {near[0]}?" if near else known
 
 
@@ -247,16 +247,16 @@ def _wrong_value(types: Sequence[type], message: str) -> tuple[str, str]:
             needed = [field.name for field in fields(types[0])
                       if field.default is MISSING and field.default_factory is MISSING]  # fmt: skip
             keys = ", ".join(f"{name}: …" for name in needed or [fields(types[0])[0].name])
-            return f"{named[1]} is none of its values", f"Write its keys, as {{{keys}}}."
-        return f"there is no class {named[1]}", f"Take one of: {', '.join(fitting)}." if fitting else ""
+            return f"{named[1]} is not a valid value", f"Write its keys, as {{{keys}}}."
+        return f"there is no class {named[1]}", f"Choose from: {', '.join(fitting)}." if fitting else ""
     if entry := _NO_ENTRY.search(message):
         if entry[2] == "None":
-            return "it has no value", f"Take one of: {', '.join(class_names(types))}."
-        return f"an entry names no {entry[1]} ({entry[2]})", "Give it its class_path, or mend the entry's name."
+            return "it has no value", f"Choose from: {', '.join(class_names(types))}."
+        return f"an entry names no {entry[1]} ({entry[2]})", "Give its class_path, or fix the entry's name."
     if shape := _SHAPE.search(message):
         inside = "…" if shape[2] in ("[]", "{}") else shape[2]
         written = f"[{inside}]" if shape[1] == "list" else f"{{NAME: {inside}}}"
-        return f"{shape[2]} is no {'list' if shape[1] == 'list' else 'mapping'}", f"Write '{written}'."
+        return f"{shape[2]} is not a {'list' if shape[1] == 'list' else 'mapping'}", f"Write '{written}'."
     return "", ""
 
 

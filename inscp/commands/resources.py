@@ -31,7 +31,7 @@ _PARTS = {
     "optimizer": "optimizer states",
     "average": "weight average",
     "activations": "activations, logits, gathered and cast weights",
-    "kept": "freed memory that is kept for the next step",
+    "kept": "freed memory kept for the next step",
 }
 _GPU_SIZES, _USABLE = (16, 24, 32, 40, 48, 80, 96, 141, 192), 0.92
 """GB of the GPUs that are sold and rented, and what CUDA itself and gaps leave of them."""
@@ -118,16 +118,16 @@ class Training:
     def recommendation(self, need: MemoryNeed) -> str:
         """What to rent, where this machine has nothing to compare with."""
         if need.device == "CPU":
-            return f"takes a host with {gib(self.local_ranks * need.needed)} of memory"
+            return f"needs a host with {gib(self.local_ranks * need.needed)} of memory"
         card = next((size for size in _GPU_SIZES if need.needed <= _USABLE * size * 2**30), None)
         less = ", or ".join(self.remedies(need, has_room_for_shards=True).values())
-        return f"takes a GPU of {card} GB; for a smaller one: {less}" if card else f"no GPU has as much: {less}"
+        return f"needs a GPU with {card} GB; for a smaller one: {less}" if card else f"no GPU is that large: {less}"
 
     def remedies(self, need: MemoryNeed, has_room_for_shards: bool) -> dict[str, str]:
         """Configuration key -> what to do with it, the most helpful first."""
         found = {}
         if need.asks_most:
-            found["before_after.prompts"] = "set before_after.prompts to null, which asks no second model"
+            found["before_after.prompts"] = "set before_after.prompts to null, so that no second model is loaded"
         # Where a step alone would fit, what it takes does not matter.
         counts_step = not need.asks_most or (need.available is not None and need.step > need.available)
         has_room_for_shards = has_room_for_shards and counts_step
@@ -138,10 +138,10 @@ class Training:
         if has_room_for_shards:
             found["data.row_length"] = f"lower data.row_length ({self.shape.row_length})"
         if self.on_gpu:
-            found["trainer.devices"] = f"share it between more trainer.devices ({self.local_ranks}) by FSDP2"
+            found["trainer.devices"] = f"shard it over more trainer.devices ({self.local_ranks}) with FSDP2"
         if self.module.adapter is None and counts_step:
             found["model.adapter"] = "train a model.adapter (LoRA)"
-        return found | {"model.pretrained": "take a smaller model.pretrained"}
+        return found | {"model.pretrained": "use a smaller model.pretrained"}
 
 
 def report_training(training: Training) -> None:
@@ -162,7 +162,7 @@ def report_training(training: Training) -> None:
     estimate = step_memory(model, training.module, layout, shape, keeps_freed)
     needs = training.memory_needs(estimate, parameters, process)
     ranks = f"rank 1 of {layout.ranks}" if layout.ranks > 1 else "the only rank"
-    rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens a step"
+    rows = f"{shape.micro_batches} x {shape.rows} x {shape.row_length} tokens per step"
     head = (
         title(training.module.pretrained),
         ranks,
@@ -177,7 +177,7 @@ def report_training(training: Training) -> None:
         print(_row("the process itself", process))
     for need in needs:
         if need.asks_most:
-            print(_row("while before_after asks a second model", need.asking))
+            print(_row("while before_after runs a second model", need.asking))
         print(_row(f"needed on the {need.device}", need.needed))
         if need.available is not None:
             print(_row("available there", need.available))
@@ -189,7 +189,8 @@ def report_training(training: Training) -> None:
             print(training.recommendation(need))
         elif need.needed > need.available:
             remedies = training.remedies(need, need.step - estimate.activations < need.available)
-            what = f"a rank needs {gib(need.needed)} of memory on the {need.device} and has {gib(need.available)}"
+            there = f"only {gib(need.available)} are available"
+            what = f"a rank needs {gib(need.needed)} of memory on the {need.device}, but {there}"
             mend = ", or ".join(remedies.values())
             raise UserError(next(iter(remedies)), what, f"{mend[0].upper()}{mend[1:]}.")
     if all(need.available for need in needs):
@@ -208,15 +209,15 @@ def _cost_estimate(training: Training, model: PreTrainedModel) -> str:
     flops *= tokens / data.row_length
     device = (training.is_here and find_device(torch.cuda.get_device_name())) or find_device(PROJECTED_ON)
     assert device
-    of = f"{device.hours(flops):.3g} {device.name} hours at {UTILISATION:.0%} of its rate"
-    return f"{tokens:,} tokens: {flops:.2g} FLOPs, {of}, by formula"
+    of = f"{device.hours(flops):.3g} {device.name} hours at {UTILISATION:.0%} of its peak rate"
+    return f"{tokens:,} tokens: {flops:.2g} FLOPs, {of} (by formula)"
 
 
 def _report_disk(training: Training, size: int) -> None:
     count, free = training.keep_last + 1, free_disk(training.outputs)  # the oldest goes when the newest is whole
     print(_row(f"{count} checkpoints on disk", count * size))
     if count * size > free:
-        what = f"{count} x {gib(size)} do not fit into the {gib(free)} that are free at {training.outputs}"
+        what = f"{count} x {gib(size)} do not fit into the {gib(free)} of free disk space at {training.outputs}"
         print(f"warning: checkpoint.keep_last: {what}", file=sys.stderr)
 
 

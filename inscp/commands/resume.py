@@ -84,7 +84,7 @@ def _has_ended(folder: Path) -> bool:
 
 
 def _ended(folder: Path) -> Stopped:
-    message = f"this training has ended; its model is {folder / 'model'}"
+    message = f"this run is already finished; its model is {folder / 'model'}"
     return Stopped("" if getattr(rank_zero_only, "rank", 0) else message, 0)
 
 
@@ -100,12 +100,12 @@ def _newest(folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         whole, damaged = complete_checkpoints(folder)
         for error in damaged:
-            _tell(f"warning: {error.where}: {error.what}; passed over")
+            _tell(f"warning: {error.where}: {error.what}; skipped")
         if whole:
-            _tell(f"going on from {whole[0]}")
+            _tell(f"resuming from {whole[0]}")
             return whole[0]
         if damaged:
-            raise UserError(str(folder), "every checkpoint is damaged", "Move them away to start from the beginning.")
+            raise UserError(str(folder), "every checkpoint is damaged", "Move them away to start over.")
     _tell("no checkpoint yet: starting from the beginning")
     return None
 
@@ -121,10 +121,10 @@ def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
     found = []
     for folder in sorted((file.parent for file in runs.glob(f"*/{CONFIG}")), reverse=True):
         if not (kept := _read(folder / CONFIG)):
-            _tell(f"warning: {folder / CONFIG}: it is cut or damaged; this run is passed over")
+            _tell(f"warning: {folder / CONFIG}: truncated or corrupt; this run is skipped")
         elif other := next(_differing(_deciding(kept), _deciding(config)), None):
             if (folder / CHECKPOINTS).exists():
-                _tell(f"{folder} has another {other}: not gone on from (--ckpt_path CHECKPOINT does)")
+                _tell(f"{folder} has a different {other}: not resumed (--ckpt_path CHECKPOINT would)")
         else:
             found.append(folder)
     return found
@@ -154,8 +154,8 @@ def _require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
     """
     kept = yaml.safe_load(read_metadata(checkpoint).get(CONFIG, "{}"))
     if other := next(_differing(_deciding(kept), _deciding(config)), None):
-        what = f"{checkpoint} is of a training with another {other}"
-        raise UserError(_DIRPATH, what, f"Give a folder of its own, or --ckpt_path {checkpoint} to go on from it.")
+        what = f"{checkpoint} is from a run with a different {other}"
+        raise UserError(_DIRPATH, what, f"Give this run its own folder, or resume with --ckpt_path {checkpoint}.")
 
 
 def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
@@ -170,8 +170,8 @@ def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
     """
     whole, _ = complete_checkpoints(folder)
     if whole and not (goes_on_from and whole[0].samefile(goes_on_from)):
-        what = f"{whole[0]} is there, which this training does not go on from"
-        raise UserError(_DIRPATH, what, "Give a folder of its own, or go on from the newest: --ckpt_path last.")
+        what = f"it contains {whole[0]}, from which this run does not resume"
+        raise UserError(_DIRPATH, what, "Give this run its own folder, or resume from the newest: --ckpt_path last.")
 
 
 def _read(file: Path) -> dict[str, Any]:

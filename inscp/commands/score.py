@@ -65,25 +65,24 @@ def score(
 ) -> None:
     """Score every record of the data: summed negative log-likelihood, tokens, perplexity, bits per byte.
 
-    The same command goes on where it was interrupted. Under torchrun the ranks share the work.
+    Rerun the same command to resume after an interruption. Under torchrun the ranks share the work.
 
     Args:
-        model: a model's folder, Hub id, GGUF file or PyPI wheel.
-        data: a path, a Hub id, or a list of sources with options, as data.train of a training.
-        out: the folder that gets the scores, as Parquet.
-        given: what the text follows: nothing (`text`), the template with an empty user turn (`template`), or its
-            prompt (`response`).
-        window: how many tokens the model sees at once.
-        overlap: how many tokens of context a later window of a long record repeats; by default 256, at most half the
+        model: folder, Hub id, GGUF file or PyPI wheel of a model.
+        data: a path, a Hub id, or a list of sources with options, as for data.train of `fit`.
+        out: folder for the scores, in Parquet.
+        given: context of the scored text: none (`text`), the chat template with an empty user turn (`template`), or the
+            record's prompt (`response`).
+        window: tokens that the model sees at once.
+        overlap: tokens of context that each later window of a long record repeats; by default 256, at most half the
             window.
-        batch_tokens: the most tokens in a forward pass; by default 4096 on a CPU and 32768 on a GPU. A model that
-            cannot tell texts in a row apart has each by itself.
-        precision: the number format that the model computes in; by default bf16 where the hardware multiplies faster in
-            it, else fp32.
-        max_characters: a longer record is a bad one.
-        on_bad_record: stop, or skip and count.
-        shard_model: spread the model over the ranks (FSDP2), where it does not fit one.
-        cost: which costs of the scoring are counted, and at which prices.
+        batch_tokens: maximum tokens per forward pass; by default 4096 on a CPU and 32768 on a GPU. A model that cannot
+            keep packed texts apart scores each by itself.
+        precision: number format of the computation; by default bf16 if the hardware is faster in it, else fp32.
+        max_characters: maximum characters per record; a longer record is invalid.
+        on_bad_record: stop at an invalid record (`error`), or skip and count it (`skip`).
+        shard_model: shard the model over the ranks (FSDP2), if it does not fit on one.
+        cost: cost accounting and prices.
     """
     rank, ranks = _join_ranks()
     sources = as_sources(data)
@@ -211,7 +210,7 @@ def _loss(spec: str, dtype: torch.dtype, is_sharded: bool) -> NextTokenLoss:
     if not is_sharded:
         return scoring_model(spec, dtype)
     if not dist.is_initialized():
-        raise UserError("--shard_model", "there is one rank only", "Start it with torchrun --nproc-per-node N.")
+        raise UserError("--shard_model", "there is only one rank", "Start it with torchrun --nproc-per-node N.")
     mesh = init_device_mesh(best_device().type, (dist.get_world_size(),))
     spread = partial(shard, mesh=mesh, compute_dtype=dtype, reshard_after_forward=True, cpu_offload=False)
     return sharded_model(spec, dtype, attention_for(dtype), best_device(), spread)
@@ -243,7 +242,7 @@ def _tell(folder: ScoreFolder, reports: list[ReadReport], cost: Cost | None) -> 
     skipped = {source["name"]: dict(count) for source, count in zip(folder.sources, counts, strict=True) if count}
     report = {name: summary(*columns) for name, columns in [*rows, ("all", every)]}
     folder.write_report({"sources": report, "skipped": skipped, "cost": cost.plain() if cost else folder.cost})
-    print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   of records: 5 %, half, 95 %")
+    print(f"{'':<40}{'records':>9}{'tokens':>12}{'perplexity':>12}{'bits/byte':>11}   per record: 5 %, median, 95 %")
     for name, row in report.items():
         if row["records"]:
             spread = "  ".join(f"{row[f'perplexity_p{place}']:,.1f}" for place in (5, 50, 95))

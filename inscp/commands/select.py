@@ -40,22 +40,23 @@ def select(
     examples: int = 20,
     seed: int = 0,
 ) -> None:
-    """Choose records; writes a folder that data.train of a training takes, and a report of what was dropped and why.
+    """Select records; writes a folder for data.train of `fit`, and a report of what was dropped and why.
 
     Args:
-        data: a path, a Hub id, or a list of sources with options, as data.train of a training.
-        out: the new folder: Parquet, _report.json and _report.html.
-        filters: class_path and init_args of each, in the order in which they are applied.
-        budget: how many tokens to keep of what the filters leave, and which.
-        scores: the folder that `score` wrote for this data.
-        model: whose tokenizer counts tokens, where there are no scores.
-        max_characters: a longer record is a bad one, where there are no scores.
-        on_bad_record: stop, or skip and count (a record without a score is one).
-        examples: how many records the report shows of what each filter drops, and of what is kept.
-        seed: of the choice of these examples.
+        data: a path, a Hub id, or a list of sources with options, as for data.train of `fit`.
+        out: folder to create, with Parquet files, _report.json and _report.html.
+        filters: class_path and init_args of each filter, in the order in which they are applied.
+        budget: number of tokens to keep after filtering, and how to rank them.
+        scores: folder written by `score` for this data.
+        model: model whose tokenizer counts the tokens, if there are no scores.
+        max_characters: maximum characters per record, if there are no scores; a longer record is invalid.
+        on_bad_record: stop at an invalid record (`error`), or skip and count it (`skip`). A record without a score is
+            invalid too.
+        examples: number of example records in the report, per filter (dropped) and kept.
+        seed: random seed for the choice of these examples.
     """
     if scores is None and model is None:
-        raise UserError("select", "nothing tells how many tokens a record has", "Give `scores`, or `model`.")
+        raise UserError("select", "there is nothing to count tokens with", "Give `scores` or `model`.")
     folder, sources = Path(out), as_sources(data)
     require_new(folder)
     require_outside(folder, sources)
@@ -83,7 +84,7 @@ def select(
         _tell(report)
         if not written:
             where = next((step.name for step in funnel.steps if not step.records), out)
-            raise UserError(where, "it leaves no record", "Loosen it; nothing was written.")
+            raise UserError(where, "it drops every record; nothing was written", "Loosen it.")
         reports.write(report, partial)
     print(f"\nselected   {folder}\nreport     {folder / reports.HTML}\n\nnext:\n"
           f"  python -m inscp fit --config … --data.train {quote(str(folder))}")  # fmt: skip

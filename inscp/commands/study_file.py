@@ -20,17 +20,17 @@ def read_study(folder: Path) -> Study:
         UserError: no such file, or a study that cannot be.
     """
     if folder.is_file():
-        raise UserError(str(folder), "it is a file", f"Name its folder: {folder.parent}.")
+        raise UserError(str(folder), "it is a file", f"Give its folder: {folder.parent}.")
     file = folder / FILE
     if not file.is_file():
-        raise UserError(str(file), "no such file", "Name a folder of `experiments` that holds an experiment.yaml.")
+        raise UserError(str(file), "no such file", "Name a folder that contains an experiment.yaml.")
     parser = Parser(prog="python -m inscp experiment run")
     parser.add_class_arguments(Study, skip={"name"})
-    given = read_configs([str(file)], "Write a study into it: question, fit, arms, languages.")
+    given = read_configs([str(file)], "Write the keys of a study: question, fit, arms, languages.")
     with said_in(folder):
         filled = {field.name for field in fields(Study) if field.default is not None}
         if empty := next((key for key, value in given.items() if value is None and key in filled), None):
-            raise UserError(empty, "it has no value", "Give it one, or leave it out.")  # the parser would name flags
+            raise UserError(empty, "it has no value", "Give a value, or remove the key.")  # the parser would name flags
         arms = {name: _section(Arm, f"arms.{name}", arm) for name, arm in _mapping("arms", given.get("arms")).items()}
         languages = {
             tag: _section(Language, f"languages.{tag}", _language(tag, of))
@@ -60,15 +60,15 @@ def _section(kind: type[T], where: str, given: Any) -> T:
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key, value in _mapping(where, given).items():
         if key not in known:
-            raise UserError(f"{where}.{key}", "no such key", f"There are: {', '.join(known)}.")
+            raise UserError(f"{where}.{key}", "no such key", f"Choose from: {', '.join(known)}.")
         if value is None:  # an arm that has no `fit` would be the original
-            raise UserError(f"{where}.{key}", "it has no value", "Write {} where nothing differs, or leave it out.")
+            raise UserError(f"{where}.{key}", "it has no value", "Write {} if nothing differs, or remove it.")
     return kind(**given)
 
 
 def _mapping(where: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
-        raise UserError(where, "it is no section of keys", "Write {KEY: VALUE, …}.")
+        raise UserError(where, "it is not a section of keys", "Write {KEY: VALUE, …}.")
     return given
 
 

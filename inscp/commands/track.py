@@ -15,16 +15,16 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def track(file: str, tracking_uri: str | None = None) -> None:
-    """Send what a training could not send to MLflow, and delete the file.
+    """Upload the tracking data that a run could not send to MLflow, and delete the file.
 
     Args:
-        file: the mlflow_unsent.jsonl that the training left.
-        tracking_uri: another store than that of the training, or another address of it.
+        file: mlflow_unsent.jsonl of the run.
+        tracking_uri: MLflow store to send to, if not the one of the run, or if its URL has changed.
     """
     path = Path(file)
     start, rest = read_run(path)
     if not rest:  # the mlflow_run.jsonl beside it, by which evaluate finds the run
-        raise UserError(file, "nothing in it is left to send", "Give the mlflow_unsent.jsonl of a training.")
+        raise UserError(file, "it contains nothing to send", "Give the mlflow_unsent.jsonl of a run.")
     start = replace(start, tracking_uri=tracking_uri or start.tracking_uri)
     destination = MLflowRun(start)
     destination.connect()
@@ -40,7 +40,7 @@ def track(file: str, tracking_uri: str | None = None) -> None:
     except RunError:
         raise
     except Exception as error:  # whatever the store, the network or the server raises
-        what = f"{start.tracking_uri} cannot be reached ({reason(error)}). {file} is kept; send it later."
+        what = f"{start.tracking_uri} cannot be reached ({reason(error)}). {file} is kept; try again later."
         raise RunError(what) from error
     path.unlink()
     print(f"{start.tracking_uri} (experiment {start.experiment}, run {destination.run_id})")

@@ -39,8 +39,8 @@ def test_what_can_be_is_offered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({"distillation": Distillation()}, r"model\.distillation: nothing is replayed"),
-        ({"monitor": "val/hold/loss"}, r"monitor: there is no val/hold/loss\. Take one of: val/held/loss"),
+        ({"distillation": Distillation()}, r"model\.distillation: it needs replayed rows"),
+        ({"monitor": "val/hold/loss"}, r"monitor: val/hold/loss is not measured\. Choose from: val/held/loss"),
         ({"shield": Shield("nowhere.jsonl")}, r"nowhere\.jsonl: no such file"),
     ],
 )
@@ -81,7 +81,7 @@ def test_a_language_that_the_identifier_knows_badly_is_told(tmp_path: Path) -> N
     ]
     records = [json.dumps({"text": sentence}) for sentence in sentences * 4]
     (tmp_path / "a.jsonl").write_text("\n".join(records), "utf-8")
-    with pytest.warns(UserWarning, match=r"only \d of 12 texts of data.train are recognised as sw, .*glotlid"):
+    with pytest.warns(UserWarning, match=r"only \d of 12 texts of data.train are recognised as sw; .*glotlid"):
         warn_of_languages(InsCPDataModule(str(tmp_path / "a.jsonl"), language="sw"))
 
 
@@ -94,8 +94,8 @@ def test_a_device_that_is_full_is_told_in_a_line(
     monkeypatch.setattr("inscp.commands.doctor.report", full)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == (
-        "error: the device's memory does not suffice (CUDA out of memory. Tried to allocate 2.00 GiB). Lower the "
-        "batch's size or its length, or take more devices; doctor tells what a training needs.\n"
+        "error: the device ran out of memory (CUDA out of memory. Tried to allocate 2.00 GiB). Lower the batch size or "
+        "row length, or use more devices; `doctor` estimates what a run needs.\n"
     )
 
 

@@ -23,7 +23,7 @@ def test_own_keys_are_told_in_full_and_before_those_of_lightning(fit_help: str) 
     )
     assert "--trainer.max_steps -1\n" in lightnings
     assert "--trainer." not in own
-    assert " ".join(own.split()).count("a JSONL file with one field a language, the same prompt in each;") == 2
+    assert " ".join(own.split()).count("JSONL file with one field per language, the same prompt in each;") == 2
 
 
 def test_usage_and_variables_are_told_once(fit_help: str) -> None:
@@ -36,10 +36,10 @@ def test_usage_and_variables_are_told_once(fit_help: str) -> None:
     ("arguments", "told"),
     [
         (["fit", "--data.tagger.help", "InsCPTagger"], "--data.tagger.loss {all,response}"),
-        (["fit", "--data.tagger.help"], "Take one of: ConversationTagger, InsCPTagger, PlainTagger."),
+        (["fit", "--data.tagger.help"], "Choose from: ConversationTagger, InsCPTagger, PlainTagger."),
         (["fit", "--model.adapter.help"], "--model.adapter.rank RANK"),
-        (["merge", "--method.help"], "Take one of: Average, ChatVector, ElChat."),
-        (["evaluate", "--tasks.help"], "Take one of: BOLD, Knowledge, LanguageAlignment,"),
+        (["merge", "--method.help"], "Choose from: Average, ChatVector, ElChat."),
+        (["evaluate", "--tasks.help"], "Choose from: BOLD, Knowledge, LanguageAlignment,"),
     ],
 )
 def test_the_help_of_a_key_is_that_of_its_class_or_names_the_classes(

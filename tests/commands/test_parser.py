@@ -42,7 +42,7 @@ def test_a_command_s_data_is_not_read_as_a_configuration(unread: str) -> None:
 
 
 def test_what_a_source_cannot_be_is_told_in_the_source_s_own_words() -> None:
-    with pytest.raises(UserError, match=r"limit of x\.jsonl: 0 records are none\. Give a number from 1\."):
+    with pytest.raises(UserError, match=r"limit of x\.jsonl: must be at least 1, not 0 records\. Give 1 or more\."):
         call("read", read, ["--data", "{path: x.jsonl, limit: 0}"])
 
 
@@ -88,12 +88,13 @@ def test_null_is_refused_where_a_value_is_needed(key: str, may_be: bool) -> None
     ("{class_path: LanguageAlignment, init_args: {languages: [en], max_prompts: 3}}",
      ".init_args.max_prompts in tasks.yaml: no such key. Did you mean limit?"),
     ("{class_path: LanguageAlignment, init_args: {languages: [en], wibble: 3}}",
-     ".init_args.wibble in tasks.yaml: no such key. There are: languages, prompts, limit, max_new_tokens, lid_model."),
+     ".init_args.wibble in tasks.yaml: no such key. Choose from: languages, prompts, limit, max_new_tokens, "
+     "lid_model."),
     ("{class_path: LanguageAlignment, init_args: {languages: [en]}, limit: 3}",
      ".limit in tasks.yaml: no such key. Give it under init_args: {class_path: …, init_args: {…}}."),
     ("{init_args: {languages: [en]}}",
-     " in tasks.yaml: it names no class. Give it its class_path: {class_path: …, init_args: {…}}."),
-    ("null", " in tasks.yaml: it has no value. Give it a class_path, or leave it out."),
+     " in tasks.yaml: it names no class. Give its class_path: {class_path: …, init_args: {…}}."),
+    ("null", " in tasks.yaml: it has no value. Give a class_path, or remove the key."),
 ])  # fmt: skip
 def test_an_entry_that_is_no_task_is_told_by_its_name(
     entry: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -121,7 +122,7 @@ def test_a_key_that_several_entries_have_is_told_where_it_is_wrong(
 
 def test_what_is_written_in_the_place_of_an_empty_list_is_an_entry(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--model", "org/x", "--tasks", "[]"]) == 2
-    assert capsys.readouterr().err == "error: tasks: [] is no mapping. Write '{NAME: …}'.\n"
+    assert capsys.readouterr().err == "error: tasks: [] is not a mapping. Write '{NAME: …}'.\n"
 
 
 def test_what_is_given_for_a_configuration_is_looked_at_where_it_is_a_file(
@@ -142,7 +143,7 @@ def test_what_is_given_for_a_configuration_is_looked_at_where_it_is_a_file(
         "none.yaml": "no such file",
         "latin.yaml": "UTF-8",
         "control.yaml": "UTF-8",
-        "twice.yaml:3": "key c is there twice",
+        "twice.yaml:3": "key c is given twice",
     }
     for wrong, complaint in told.items():
         with pytest.raises(UserError, match=rf"^{wrong}: .*{complaint}"):

@@ -150,7 +150,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> No
     resumed = run("fit", "--config", config.name, *changes, *again, cwd=config.parent)
     table = re.compile(r"(?s)before +after.*held perplexity[^\n]*")
     assert table.findall(resumed.stdout) == table.findall(whole.stdout) != []
-    asked = [done.stderr.count("before training: asking") for done in (whole, resumed)]
+    asked = [done.stderr.count("before training: ") for done in (whole, resumed)]
     assert asked == [2, 0]  # a checkpoint brings what the original answered
     client = MlflowClient(f"sqlite:///{config.parent}/mlflow.db")
     [found] = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])  # one run for both
@@ -170,18 +170,18 @@ def test_last_goes_on_from_the_same_training_alone(config: Path) -> None:
     first = config.parent / model_folder(run(*command, "null", cwd=config.parent).stdout)
     shutil.rmtree(first)  # as if it had been killed before it was written
     other = run(*command, "last", "--model.optimizer.learning_rate", "0.001", cwd=config.parent)
-    assert f"{first.parent.name} has another model.optimizer.learning_rate" in other.stderr
+    assert f"{first.parent.name} has a different model.optimizer.learning_rate" in other.stderr
     assert "starting from the beginning" in other.stderr
     assert model_folder(other.stdout) != str(first.relative_to(config.parent))
     same = run(*command, "last", "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2", cwd=config.parent)
-    assert f"going on from lasting/inscp-tiny-llama-zh-tw/{first.parent.name}/checkpoints" in same.stderr
+    assert f"resuming from lasting/inscp-tiny-llama-zh-tw/{first.parent.name}/checkpoints" in same.stderr
     assert model_folder(same.stdout) == str(first.relative_to(config.parent))
     shutil.rmtree(first)
     damaged = runs / "20990101-000000" / "config.yaml"  # as a full disk leaves it
     damaged.parent.mkdir()
     damaged.write_text("model: {pretrained: [", "utf-8")
     again = run(*command, "last", cwd=config.parent)
-    assert f"{damaged.parent.name}/config.yaml: it is cut or damaged; this run is passed over" in again.stderr
+    assert f"{damaged.parent.name}/config.yaml: truncated or corrupt; this run is skipped" in again.stderr
     assert model_folder(again.stdout) == str(first.relative_to(config.parent))
     shutil.rmtree(damaged.parent)
     shutil.rmtree(first)
@@ -215,7 +215,7 @@ def test_a_configuration_that_is_no_yaml_is_told_by_its_file_and_line(
     Path("broken.yaml").write_text("data:\n  train: x\n   y: 2\n")
     first = ["--config", config.name] if command == "fit" else []
     assert main([command, *first, "--config=broken.yaml"]) == 2
-    assert "error: broken.yaml:3: no YAML (mapping values are not allowed" in capsys.readouterr().err
+    assert "error: broken.yaml:3: invalid YAML (mapping values are not allowed" in capsys.readouterr().err
 
 
 def test_a_training_too_short_for_a_checkpoint_is_not_made_again(config: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_training_too_short_for_a_checkpoint_is_not_made_again(config: Path) -
     whole = run(*command, cwd=config.parent)
     assert model_folder(trial.stdout) != model_folder(whole.stdout)
     again = run(*command, cwd=config.parent)
-    assert f"this training has ended; its model is {model_folder(whole.stdout)}" in again.stderr
+    assert f"this run is already finished; its model is {model_folder(whole.stdout)}" in again.stderr
     assert "starting from the beginning" not in again.stderr
 
 
@@ -240,18 +240,18 @@ def test_no_training_touches_the_checkpoints_of_another(config: Path) -> None:
     older, newest = (f"shared/{path.name}" for path in kept)
     other = ["--model.optimizer.learning_rate", "0.001"]
     for changes, complaint in (
-        ([], f"{newest} is there, which this training does not go on from"),
-        (["--ckpt_path", older], f"{newest} is there, which this training does not go on from"),
-        (["--ckpt_path", newest], f"{newest} is there, which this training does not go on from"),  # it has ended
-        ([*other, "--ckpt_path", "last"], f"{newest} is of a training with another model.optimizer.learning_rate"),
+        ([], f"it contains {newest}, from which this run does not"),
+        (["--ckpt_path", older], f"it contains {newest}, from which this run does not"),
+        (["--ckpt_path", newest], f"it contains {newest}, from which this run does not"),  # it has ended
+        ([*other, "--ckpt_path", "last"], f"{newest} is from a run with a different model.optimizer.learning_rate"),
     ):
         refused = run(*command, *changes, cwd=config.parent, status=2)
         assert f"error: checkpoint.dirpath: {complaint}" in refused.stderr
-    assert "has ended" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
+    assert "already finished" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
     assert sorted((config.parent / "shared").iterdir()) == kept
     run_folder = (config.parent / model_folder(first.stdout)).parent
     shutil.rmtree(run_folder)  # of a machine that was taken away, say
-    assert f"going on from {newest}" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
+    assert f"resuming from {newest}" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
 
 
 def test_text_and_requests_in_another_language_than_is_said_are_told(config: Path) -> None:
@@ -260,8 +260,8 @@ def test_text_and_requests_in_another_language_than_is_said_are_told(config: Pat
     changes = ["--data.train", "finnish.jsonl", "--data.tagger.user", "[Erzähl mir bitte etwas Neues.]"]
     others = ["--before_after.prompts", "null", "--data.validation", "null", "--mlflow.enabled", "false"]
     told = run("fit", "--config", config.name, *changes, *others, cwd=config.parent).stderr
-    assert "3 of 3 texts of data.train look like fi, and data.language is zh-TW" in told
-    assert "1 of 1 texts of data.tagger.user look like de, and data.language is zh-TW" in told
+    assert "3 of 3 texts of data.train look like fi, but data.language is zh-TW" in told
+    assert "1 of 1 texts of data.tagger.user look like de, but data.language is zh-TW" in told
     told = run("fit", "--config", config.name, *changes[:2], *others, "--data.language", "fi", cwd=config.parent).stderr
     assert "look like" not in told
 
@@ -296,7 +296,7 @@ def test_chat_answers_as_the_model_does_where_it_is_evaluated(
 
 def test_chat_is_no_colder_than_greedy(capsys: pytest.CaptureFixture) -> None:
     assert main(["chat", "--model", "of no matter", "--temperature", "-1"]) == 2
-    assert "temperature: -1.0 is negative. Give 1, or 0 for the likeliest." in capsys.readouterr().err
+    assert "temperature: it must not be negative, but is -1.0. Give 1, or 0 for greedy." in capsys.readouterr().err
 
 
 def test_chat_answers_what_is_piped_in(fitted: str, config: Path) -> None:
@@ -333,7 +333,7 @@ def test_what_a_signal_breaks_off_leaves_no_part_of_rows_in_the_cache(config: Pa
     process.until(lambda: list(tmp_path.glob("cache/rows/.*.partial/rows.arrow")))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command takes it up again")
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; rerun the same command to resume")
     assert not [path for path in tmp_path.glob("cache/rows/*") if path.suffix != ".lock"]
 
 
@@ -367,69 +367,69 @@ def test_later_files_command_line_and_environment_override(config: Path) -> None
     (["--config", "wrong_key.yaml"], r"data\.token_buget in wrong_key\.yaml: no such key\. .* data\.token_budget\?"),
     (["--config", "wrong_type.yaml"], r"data\.batch_size in wrong_type\.yaml: expected int"),
     (["--config", "inner/wrong.yaml"], r"data\.batch_size in inner/wrong\.yaml: expected int"),
-    (["--config", "empty.yaml"], r"empty\.yaml: it holds no keys"),
+    (["--config", "empty.yaml"], r"empty\.yaml: it contains no keys"),
     (["--trainer.max_step", "3"], r"trainer\.max_step: no such key\. Did you mean trainer\.max_steps\?"),
     (["--data.epoch", "1"], r"data\.epoch: no such key\. Did you mean data\.epochs\?"),
     (["--before_after.limit", "9"], r"before_after\.limit: no such key\. Did you mean before_after\.max_prompts\?"),
     (["--lr", "1e-5"], r"lr: no such key\. See python -m inscp fit --help"),
     (["--data.tagger", "InsCP"], r"data\.tagger: there is no class InsCP\. Did you mean InsCPTagger\?"),
-    (["--data.tagger", "Chat"], r"data\.tagger: .*Take one of: ConversationTagger, InsCPTagger, PlainTagger\."),
+    (["--data.tagger", "Chat"], r"data\.tagger: .*Choose from: ConversationTagger, InsCPTagger, PlainTagger\."),
     (["--data.tagger", "null"], r"data\.tagger: it has no value\. .* ConversationTagger, InsCPTagger, PlainTagger\."),
     (["--model.adapter", "lora"], r"model\.adapter: there is no class lora\. Did you mean LoRA\?"),
-    (["--data.replay", "my.jsonl"], r"data\.replay: my\.jsonl is none of its values.*\{sources: …, share: …\}"),
-    (["--data.validation", "my.jsonl"], r"data\.validation: my\.jsonl is no mapping\. Write '\{NAME: my\.jsonl\}'"),
-    (["--before_after.languages", "fi"], r"before_after\.languages: fi is no list\. Write '\[fi\]'"),
-    (["--before_after", "null"], r"before_after: it is a section, .* off, set --before_after\.prompts null\."),
-    (["--model", "outputs/model"], r"model: it is a section, .*\. Did you mean --model\.pretrained outputs/model\?"),
-    (["--data", "nowhere.jsonl"], r"data: it is a section, .*\. Did you mean --data\.train nowhere\.jsonl\?"),
-    (["--data", "corpus.jsonl"], r"data: it is a section, .*\. Did you mean --data\.train corpus\.jsonl\?"),
-    (["--config", "off.yaml"], r"cost in off\.yaml: it is a section, .* off, set --cost\.enabled false\."),
-    (["--checkpoint", "no.yaml"], r"checkpoint: it is a section, and no\.yaml holds none of its keys\. Give them\."),
+    (["--data.replay", "my.jsonl"], r"data\.replay: my\.jsonl is not a valid value.*\{sources: …, share: …\}"),
+    (["--data.validation", "my.jsonl"], r"data\.validation: my\.jsonl is not a mapping\. Write '\{NAME: my\.jsonl\}'"),
+    (["--before_after.languages", "fi"], r"before_after\.languages: fi is not a list\. Write '\[fi\]'"),
+    (["--before_after", "null"], r"before_after: it is a section of .* off, set --before_after\.prompts null\."),
+    (["--model", "outputs/model"], r"model: it is a section of .*\. Did you mean --model\.pretrained outputs/model\?"),
+    (["--data", "nowhere.jsonl"], r"data: it is a section of .*\. Did you mean --data\.train nowhere\.jsonl\?"),
+    (["--data", "corpus.jsonl"], r"data: it is a section of .*\. Did you mean --data\.train corpus\.jsonl\?"),
+    (["--config", "off.yaml"], r"cost in off\.yaml: it is a section of .* off, set --cost\.enabled false\."),
+    (["--checkpoint", "no.yaml"], r"checkpoint: it is a section of keys, but .* sets none of them\. Set its keys\."),
     (["--config", "nowhere.yaml"], r"nowhere\.yaml: no such file"),
-    (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: cannot be loaded"),
+    (["--model.pretrained", "org/no-such-model"], r"org/no-such-model: it cannot be loaded"),
     (["--model.pretrained", "./no-such-folder"], r"\./no-such-folder: no such model"),
     (["--model.pretrained", "templateless"], r"templateless: it has no chat template.*instruct version"),
     (["--trainer.val_check_interval", "99"], r"trainer\.val_check_interval: it is longer than the training"),
     (["--trainer.max_epochs", "3"], r"trainer\.max_epochs: the length.*data\.epochs"),
     (["--model.attn_implementation", "nonsense"], r"model\.attn_implementation: nonsense cannot be used"),
     (["--before_after.prompts", "nowhere.jsonl"], r"before_after: nowhere\.jsonl: no such file"),
-    (["--trainer.strategy", "deepspeed"], r"trainer\.strategy: deepspeed is not offered\. Take auto, ddp, fsdp2"),
+    (["--trainer.strategy", "deepspeed"], r"trainer\.strategy: deepspeed is not supported\. Use auto, ddp, fsdp2"),
     (["--model.ema_decay", "2"], r"model\.ema_decay: 2\.0 is not between 0 and 1"),
-    (["--model.activation_checkpointing", "0"], r"model\.activation_checkpointing: every 0-th block"),
+    (["--model.activation_checkpointing", "0"], r"model\.activation_checkpointing: must be at least 1, not 0"),
     (["--model.adapter", "LoRA", "--model.adapter.targets", "[nothing]"], r"model\.adapter\.targets: .*nothing"),
     (["--model.adapter", "LoRA", "--model.adapter.targets", "[embed_tokens]"], r"model\.adapter\.targets: adapters"),
-    (["--trainer.precision", "bf16-true"], r"trainer\.precision: bf16-true is not offered\. Take bf16-mixed or"),
-    (["--trainer.precision", "16-mixed"], r"trainer\.precision: 16-mixed is not offered"),
+    (["--trainer.precision", "bf16-true"], r"trainer\.precision: bf16-true is not supported\. Use bf16-mixed or"),
+    (["--trainer.precision", "16-mixed"], r"trainer\.precision: 16-mixed is not supported"),
     (["--model.optimizer.learning_rate", "-1"], r"model\.optimizer\.learning_rate: -1\.0 is out of range"),
-    (["--data.document_length", "4096"], r"data\.document_length: 4096 tokens are no part of a row\. Give 1 to"),
-    (["--data.language", "Finnish"], r"data\.language: Finnish is no BCP 47 tag\. Give one, as fi or zh-TW"),
-    (["--data.seed", "-1"], r"data\.seed: -1 is negative"),
-    (["--data.epochs", "1", "--data.token_budget", "1000"], r"data\.epochs: data\.token_budget \(1,000\) says how"),
-    (["--before_after.languages", "[]"], r"before_after: languages: none is given for .*prompts\.jsonl"),
-    (["--checkpoint.monitor", "val/held/los"], r"checkpoint\.monitor: there is no val/held/los\. Take"),
+    (["--data.document_length", "4096"], r"data\.document_length: 4096 tokens do not fit into a row\. Give 1 to"),
+    (["--data.language", "Finnish"], r"data\.language: Finnish is not a BCP 47 tag\. Give one, such as fi or zh-TW"),
+    (["--data.seed", "-1"], r"data\.seed: it must not be negative"),
+    (["--data.epochs", "1", "--data.token_budget", "1000"], r"data\.epochs: data\.token_budget \(1,000\) already"),
+    (["--before_after.languages", "[]"], r"before_after: languages: no language is given for .*prompts\.jsonl"),
+    (["--checkpoint.monitor", "val/held/los"], r"checkpoint\.monitor: val/held/los is not measured\. Choose"),
     (["--trainer.gradient_clip_val", "-1"], r"trainer\.gradient_clip_val: -1 is too small"),
     (["--trainer.accumulate_grad_batches", "0"], r"trainer\.accumulate_grad_batches: 0 is too small"),
-    (["--trainer.limit_train_batches", "5"], r"trainer\.limit_train_batches: the length of a training is a matter of"),
+    (["--trainer.limit_train_batches", "5"], r"trainer\.limit_train_batches: the length of a run is set by"),
     (["--trainer.overfit_batches", "2"], r"trainer\.overfit_batches: .* set data\.epochs, data\.token_budget or"),
     (["--trainer.fast_dev_run", "true"], r"trainer\.fast_dev_run: the length"),
     (["--trainer.limit_train_batches", "1"], r"trainer\.limit_train_batches: the length"),
     (["--trainer.max_time", "00:01:00:00"], r"trainer\.max_time: the length"),
     (["--trainer.max_steps", "0"], r"trainer\.max_steps: 0 is too small"),
-    (["--data.train", '[{"path": "corpus.jsonl", "limit": -1}]'], r"limit of corpus\.jsonl: -1 records are none"),
-    (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*field is no option of a source"),
+    (["--data.train", '[{"path": "corpus.jsonl", "limit": -1}]'], r"limit of corpus\.jsonl: must be at least 1"),
+    (["--data.train", '{"path": "corpus.jsonl", "field": "x"}'], r"\{.*field is not an option of a source"),
     (["--data.train", '[corpus.jsonl, {"path": "corpus.jsonl"}, {"pth": "x"}]'],
-     r"\{'pth': 'x'\}: pth is no option of"),
-    (["--config", "list.yaml"], r"data\.train\[1\]\.limit in list\.yaml: expected int\. Mend the value\."),
+     r"\{'pth': 'x'\}: pth is not an option of"),
+    (["--config", "list.yaml"], r"data\.train\[1\]\.limit in list\.yaml: expected int\. Fix the value\."),
     (["--data.replay", '{"sources": [a.jsonl, {"path": "x", "limt": 3}], "share": 0.5}'],
      r"data\.replay: sources: limt: no such key, in \{'path': 'x', 'limt': 3\}\. Did you mean limit\?"),
-    (["--data.train", '{"path": "corpus.jsonl", "text_unit": "x"}'], r"\{.*no such value\. .*file, paragraph or line"),
-    (["--data.row_length", "100000"], r"data\.row_length: 100,000 tokens are more than the 512 that the model can see"),
+    (["--data.train", '{"path": "corpus.jsonl", "text_unit": "x"}'], r"\{.*is invalid\. .*file, paragraph or line"),
+    (["--data.row_length", "100000"], r"data\.row_length: 100,000 tokens exceed the model"),
     (["--config", "tasks.yaml"], r"tasks\.\S+ in tasks\.yaml: no such key\. It is a key of evaluate"),
     (["broken.jsonl"], r"broken\.jsonl: it is given without a key\. Did you mean --config broken\.jsonl\?"),
     (["--model.pretrained", "templateless", "--data.tagger", "PlainTagger", "--data.validation_tagger", "PlainTagger"],
-     r"templateless: it has no chat template.*or set before_after\.prompts to null"),
+     r"templateless: it has no chat template.*setting before_after\.prompts to null"),
     (["--data.tagger", "InsCPTaggr"], r"data\.tagger: .*Did you mean InsCPTagger\?"),
-    (["--model.adapter", "LoRA", "--model.adapter.rank", "0"], r"model\.adapter\.rank: 0 is not positive"),
+    (["--model.adapter", "LoRA", "--model.adapter.rank", "0"], r"model\.adapter\.rank: it must be positive"),
     (["--stop_when_aligned.retention", "90"], r"stop_when_aligned\.retention: 90 is not between 0 and 1"),
     (["--checkpoint.keep_last", "0"], r"checkpoint\.keep_last: 0 is not positive"),
     (["--ckpt_path", "nowhere"], r"nowhere: no such checkpoint"),

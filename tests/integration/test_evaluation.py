@@ -143,7 +143,7 @@ def test_two_evaluations_are_compared_item_by_item(project: Path, evaluated: str
     assert row is not None
     assert [float(row[1]), float(row[2])] == pytest.approx(values, abs=1e-3)
     assert int(row[6]) == results[0]["retention"]["counts"]["held_out/x/loss"]
-    assert "asked otherwise" not in printed
+    assert "different settings" not in printed
     assert re.search(r"x: perplexity +[\d,.]+ +[\d,.]+ +[-+][\d,.]+ +[-+]\S+ to \S+ +<?[\d.]+ +\d+", printed)
     same = run("compare", "after.json", changed(project, "same"), cwd=project)
     assert re.search(r"x: loss +\S+ +\S+ +0\.000 +0\.000 to 0\.000 +1\.000", same)
@@ -155,13 +155,13 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
 @pytest.mark.parametrize(("arguments", "complaint"), [
     ([*ALIGNMENT, "[fi]"], "no prompts in fi"),
     ([*ALIGNMENT, "[en]", "--tasks.t.prompts", "none.jsonl"], "no such file"),
-    ([*ALIGNMENT, "[en]", "--tasks.t.prompts", "empty.jsonl"], "nothing in it"),
+    ([*ALIGNMENT, "[en]", "--tasks.t.prompts", "empty.jsonl"], "it is empty"),
     ([*ALIGNMENT, "[en]", "--tasks.t.max_new_tokens", "9999"], "leaves room"),
-    ([*ALIGNMENT, "[en]", "--tasks.t.max_new_tokens", "0"], "max_new_tokens: 0 are none"),
-    ([*ALIGNMENT, "[en]", "--batch_size", "0"], "batch_size: 0 prompts are none"),
+    ([*ALIGNMENT, "[en]", "--tasks.t.max_new_tokens", "0"], "max_new_tokens: must be at least 1, not 0"),
+    ([*ALIGNMENT, "[en]", "--batch_size", "0"], "batch_size: must be at least 1, not 0 prompts"),
     ([*ALIGNMENT, "[en]", "--model", "no_template", "--out", "plain.json"], "no chat template"),
     ([*ALIGNMENT, "[en]", "--out", "corpus.jsonl/results.json"], "corpus.jsonl/results.items: it cannot be written"),
-    (["--tasks.answers", "LanguageAlignment", "--tasks.answers.languages", "[en]"], "tasks.answers: a file is called"),
+    (["--tasks.answers", "LanguageAlignment", "--tasks.answers.languages", "[en]"], "tasks.answers: the name is"),
     (["--tasks.t", "Retention"], "neither held_out nor prompts"),
     (["--config", "tasks.yaml", "--only", "[language, none]"], "only: there is no task none"),
     (["--config", "tasks.yaml", "--server", "{address: 'http://host/v1', model: m}"], "tasks.retention: it needs"),
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_asked_is_told_before_a_run_or_a_file_is_made(
     (tmp_path / "prompts.jsonl").write_text('{"en": "Why?", "group": "x", "domain": "x"}', "utf-8")
     asked = [*ALIGNMENT, "[en]", "--tasks.t.prompts", "prompts.jsonl"]
     told = run("evaluate", "--model", "base", *asked, cwd=tmp_path, status=2)
-    assert told.endswith("Take the instruct version of the model, or leave out t.")
+    assert told.endswith("Use the instruct version of the model, or leave out t.")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "prompts.jsonl"}
     going_on = ["--tasks.b", "BOLD", "--tasks.b.prompts", "prompts.jsonl", "--tasks.b.prompt_field", "en"]
     assert "b " in run("evaluate", "--model", "base", *going_on, "--tasks.b.chat", "false", cwd=tmp_path)
@@ -213,7 +213,7 @@ def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained
         "--server.address",
         server.address,
     ]
-    assert "no server answers there" in run("evaluate", *gone, cwd=project, status=2)
+    assert "no server responds" in run("evaluate", *gone, cwd=project, status=2)
 
 
 def test_a_served_model_is_tracked_under_the_name_that_the_server_knows(project: Path) -> None:
@@ -295,12 +295,12 @@ def test_what_cannot_be_compared_is_told_in_one_line(project: Path, evaluated: s
     others = changed(project, "others")
     items = project / "others.items" / "language.jsonl"
     items.write_text(items.read_text("utf-8").replace('"id": "', '"id": "other '), "utf-8")
-    assert "none of the items of language is in before.json" in complaint(others)
+    assert "it shares no item of language with before.json" in complaint(others)
 
 
 def test_what_was_asked_otherwise_is_told_beside_the_numbers(project: Path, evaluated: str) -> None:
     printed = run("compare", "before.json", changed(project, "longer", settings={"limit": 5}), cwd=project)
-    assert re.findall("asked otherwise: .*", printed) == ["asked otherwise: limit None, after 5"]
+    assert re.findall("different settings: .*", printed) == ["different settings: limit None, after 5"]
 
 
 def test_stopped_by_a_signal_it_goes_on_in_the_same_mlflow_run(project: Path, tiny_model_folder: str) -> None:
@@ -314,7 +314,7 @@ def test_stopped_by_a_signal_it_goes_on_in_the_same_mlflow_run(project: Path, ti
     process.until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 20)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command takes it up again")
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; rerun the same command to resume")
     spent = json.loads((project / "many.items" / "cost.json").read_text("utf-8"))
     assert spent["tokens"] > 0
     n_answered = answers.read_bytes().count(b"\n")

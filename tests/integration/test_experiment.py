@@ -144,8 +144,8 @@ def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path
     [
         ("data.train: broken.jsonl", "data.train: nowhere.jsonl", "nowhere.jsonl: no such file"),
         ("data.train: broken.jsonl", "data.tain: broken.jsonl", "tain: no such key. Did you mean data.train?"),
-        ("data.train: broken.jsonl", "trainer.precision: 16-mixed", "trainer.precision: 16-mixed is not offered"),
-        ("data.train: broken.jsonl", "trainer.strategy: deepspeed", "trainer.strategy: deepspeed is not offered"),
+        ("data.train: broken.jsonl", "trainer.precision: 16-mixed", "trainer.precision: 16-mixed is not supported"),
+        ("data.train: broken.jsonl", "trainer.strategy: deepspeed", "trainer.strategy: deepspeed is not supported"),
         ("weight: 0.5", "wait: 0.5", "wait"),
         ("data: corpus.jsonl, tokens", "data: nowhere.jsonl, tokens", "nowhere.jsonl: no such file"),
         ("zh-TW: {}", "zh-TW: {evaluate: {tasks.language.init_args.prompts: none.jsonl}}", "none.jsonl: no such file"),
@@ -181,13 +181,13 @@ def test_what_is_done_is_not_done_again(
         weights.rename(weights.with_suffix(".deleted"))  # which leaves what was measured
     assert main(["experiment", "run", "arms", "--dry_run"]) == 0
     assert main(["experiment", "report", "arms"]) == 0
-    assert "What the training cost" in (project / "outputs/experiments/arms/report/report.md").read_text("utf-8")
+    assert "Training cost" in (project / "outputs/experiments/arms/report/report.md").read_text("utf-8")
     for weights in project.glob("outputs/experiments/runs/*/**/model.deleted"):
         weights.rename(weights.with_suffix(".safetensors"))
     printed = capsys.readouterr().out
     assert printed.count(" done") == 2 + 4
     assert "broken, zh-TW, 1,000 tokens, seed 0" in printed
-    assert "to be run" in printed
+    assert "to run" in printed
 
 
 def test_one_mlflow_run_holds_those_of_all_arms(project: Path, ran: str) -> None:
@@ -211,9 +211,9 @@ def test_the_report_sets_the_arms_side_by_side_and_stands_in_mlflow(
     markdown = (project / "outputs/experiments/arms/report/report.md").read_text("utf-8")
     for title in (
         "Language alignment (Table 1)",
-        "change against instruct",
-        "What the training cost",
-        "at other sizes",
+        "change from instruct",
+        "Training cost",
+        "at other model sizes",
     ):
         assert title in markdown
     for row in ("| instruct |", "| InsCP |", "| averaged |", "| more tokens |"):
@@ -259,7 +259,7 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
         assert main(["experiment", "report", "arms", *elsewhere]) == 0
         said = capsys.readouterr()
         assert re.search(r"^warning: arms\.broken\.fit in zh-TW.*corpus\.jsonl: no such file", said.err, re.MULTILINE)
-        assert "1 of 5 runs are not in it" in said.out
+        assert "1 of 5 runs are missing" in said.out
         assert main(["experiment", "report", "arms"]) == 2  # nothing says what they held
     here, there = (
         re.findall(r"^\|.*", (project / out / "arms/report/report.md").read_text("utf-8"), re.MULTILINE)
@@ -276,7 +276,7 @@ def test_a_folder_of_measured_runs_that_is_not_there_is_told(
     assert main(["experiment", "run", "arms", "--measured", "nowhere"]) == 2
     assert "--measured: there is no folder nowhere" in capsys.readouterr().err.splitlines()[-1]
     assert main(["experiment", "keep", "arms", "--kept", "kept"]) == 2
-    assert "kept: it is given by its place" in capsys.readouterr().err
+    assert "kept: it is a positional argument" in capsys.readouterr().err
 
 
 def test_another_study_takes_what_is_there_and_makes_deleted_weights_again(project: Path, ran: str) -> None:
@@ -305,9 +305,9 @@ def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, ti
     process.until(lambda: list(tmp_path.glob("out/runs/*/*/*/checkpoints/step-*/whole.json")))
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert "--ckpt_path" not in process.stderr, "which is no option of a study"
+    assert "--ckpt_path" not in process.stderr, "which is not an option of a study"
     assert not list(tmp_path.glob("out/runs/*/*/*/model"))
     run(*line, cwd=tmp_path)
     assert len(list(tmp_path.glob("out/runs/*/*/*/model"))) == 1
     [log] = tmp_path.glob("out/runs/*/fit.log")
-    assert log.read_text().count("no checkpoint yet") == log.read_text().count("going on from ") == 1
+    assert log.read_text().count("no checkpoint yet") == log.read_text().count("resuming from ") == 1

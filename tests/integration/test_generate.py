@@ -88,11 +88,11 @@ def test_what_the_model_says_is_trained_on_as_its_answers(
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        (["--out", "prompts.jsonl"], "it is there already"),
-        (["--temperature", "-1"], "-1.0 is negative"),
-        (["--max_new_tokens", "1"], "no answer is whole"),
+        (["--out", "prompts.jsonl"], "it already exists"),
+        (["--temperature", "-1"], "negative, but is -1.0"),
+        (["--max_new_tokens", "1"], "no answer is usable"),
         (["--max_characters", "5"], "a prompt of more than 5 characters"),
-        (["--data", "answers.jsonl"], "nobody asks in it"),
+        (["--data", "answers.jsonl"], "it has no user turn"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(
@@ -123,7 +123,7 @@ def test_stopped_by_a_signal_it_goes_on_with_what_is_not_answered(tmp_path: Path
     process.until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 20)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 75
-    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; the same command takes it up again")
+    assert process.stderr.splitlines()[-1].startswith("SIGTERM: stopped; rerun the same command to resume")
     assert json.loads(Path("own.jsonl.items/cost.json").read_text("utf-8"))["tokens"] > 0
     assert 20 <= answers.read_bytes().count(b"\n") < 400
 

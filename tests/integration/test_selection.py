@@ -180,13 +180,13 @@ def test_what_is_selected_is_what_the_filters_say_and_fit_trains_on_it(
     ("changes", "message"),
     [
         ({"filters": [{"class_path": "Perplexity", "init_args": {"maximum": 1.001}}], "budget": None},
-         "error: Perplexity: it leaves no record"),
-        ({"budget": {"tokens": 10**6}}, "error: budget.tokens: 1,000,000 tokens are asked for and"),
+         "error: Perplexity: it drops every record"),
+        ({"budget": {"tokens": 10**6}}, "error: budget.tokens: 1,000,000 tokens are requested"),
         ({"budget": {"tokens": 1000, "replay": "english.jsonl", "replay_share": 0.9}},
-         "error: budget.replay_share: 900 tokens are asked for and"),
+         "error: budget.replay_share: 900 tokens are requested"),
         ({"data": "english.jsonl"}, "error: scores: english.jsonl was not scored in it"),
-        ({"scores": None}, "error: select: nothing tells how many tokens"),
-        ({"scores": "english.jsonl"}, "error: english.jsonl: no scores in it"),
+        ({"scores": None}, "error: select: there is nothing to count tokens with"),
+        ({"scores": "english.jsonl"}, "error: english.jsonl: it contains no scores"),
         ({"filters": [{"class_path": "Perplexety"}]}, "Perplexety"),
         ({"filters": [{"class_path": "Language", "init_args": {"languages": ["finnish"]}}]}, "finnish"),
         ({"filters": [{"class_path": "Language", "init_args": {"languages": 5}}]}, "languages"),
@@ -199,7 +199,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(project.glob("nothing*"))
-    assert ("dropped" in done.stdout) == ("budget.tokens: " in message or "no record" in message)  # the funnel
+    assert ("dropped" in done.stdout) == ("budget.tokens: " in message or "drops every record" in message)  # the funnel
 
 
 @pytest.mark.parametrize("name", ["zh_tw", "shard"])
@@ -215,5 +215,5 @@ def test_a_shipped_configuration_selects_from_the_shipped_sample(
         command += ["--model", tiny_model_folder]
     done = run(*command, cwd=tmp_path, status=0 if name == "zh_tw" else 2)
     # The shard's language is Finnish, and its filter says so of Chinese text.
-    expected = (done.stdout, "Budget") if name == "zh_tw" else (done.stderr, "error: Language: it leaves no record")
+    expected = (done.stdout, "Budget") if name == "zh_tw" else (done.stderr, "error: Language: it drops every record")
     assert expected[1] in expected[0]
