@@ -87,7 +87,7 @@ def co2_intensity(country: str, region: str | None) -> float:
     _silence()
     data = library("codecarbon.input", "cost").DataSource()
     if country.upper() not in data.get_global_energy_mix_data():
-        raise UserError("cost.country", f"{country} is not known", "Give three letters, as FIN, TWN, USA.")
+        raise UserError("cost.country", f"{country} is not known", "Give a three-letter code, such as FIN, TWN or USA.")
     kwh = library("codecarbon.core.units", "cost").Energy.from_energy(1.0)
     place = library("codecarbon.external.geography", "cost").GeoMetadata(country, region=region)
     return float(emissions.Emissions(data).get_private_infra_emissions(kwh, place))

@@ -89,18 +89,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is counted of a run's cost, and at which prices.
+    """Cost accounting of a run, and the prices.
 
-    Energy is measured where the devices have counters that can be read (NVML, RAPL; `pip install "inscp[cost]"`), else
-    estimated as the devices' rated power over the whole time; the numbers say which.
+    Energy is measured if the devices have readable counters (NVML, RAPL; `pip install "inscp[cost]"`), else estimated
+    as the devices' rated power over the whole time; the results say which.
 
     Args:
-        enabled: false counts nothing.
-        prices: of one device an hour, by a part of its name (`H100`, `CPU` for the whole processor).
-        currency: of the prices.
-        country: whose electricity it is, three letters (`FIN`); null tells nothing about CO2. Needs `inscp[cost]`.
-        region: of the country, where it matters (US states, Canadian provinces, Nordic price areas).
-        watts: power of one device for an estimate; by default the rated one of known GPUs, and 5 W a core of a CPU.
+        enabled: false disables cost accounting.
+        prices: price per device hour, by part of the device's name (`H100`; `CPU` is the whole CPU).
+        currency: currency of the prices.
+        country: country of the electricity, for CO2, as a three-letter code (`FIN`); null reports no CO2. Needs
+            `inscp[cost]`.
+        region: region of the country, if it matters (US states, Canadian provinces, Nordic price areas).
+        watts: power of one device, for estimates; by default the rated power of known GPUs, and 5 W per CPU core.
     """
 
     enabled: bool = True
@@ -114,7 +115,7 @@ class Ledger:
         negative = next((name for name, price in self.prices.items() if price < 0), None)
         if negative or (self.watts is not None and self.watts <= 0):
             where = f"cost.prices.{negative}" if negative else "cost.watts"
-            raise UserError(where, "it is not positive", "Give a positive number.")
+            raise UserError(where, "it must be positive", "Give a positive number.")
 
     def start(self, devices: Sequence[torch.device], nodes: int = 1, earlier: Cost | None = None) -> "CostMeter":
         """Begin a stage, or go on with one.

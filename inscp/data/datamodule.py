@@ -28,29 +28,30 @@ class InsCPDataModule(LightningDataModule):
     """Target-language text, tagged, packed and batched.
 
     Args:
-        train: training sources: a path, a Hub id, or a list of them, each by itself or with options; what is not
-            trained needs none.
+        train: training sources: a path, a Hub id, or a list of them, each plain or with options. Not needed by commands
+            that do not train.
         language: BCP 47 tag of the target language (`zh-TW`, `fi`), for names and reports.
-        tagger: the method: InsCPTagger, PlainTagger or ConversationTagger.
-        replay: text from other sources that is mixed in, so that what the model knew is not forgotten.
-        validation: held-out sets by name, each a source. Their texts are split by rows, so that perplexities compare
-            between trainings whose rows are as long; those of the task `Retention` always do.
-        validation_tagger: how held-out text is presented. The same for every arm, so that their losses compare; by
-            default in the assistant's place with the loss on the text, which is how the model will be used.
-        row_length: tokens a packed row.
-        document_length: tokens a training document has at most, tags included, which may take half of them; a longer
-            text becomes several documents, each tagged, split where a sentence ends. By default as many as a row. What
-            is as long as an answer teaches to end one. Conversations stay whole.
-        batch_size: rows a micro-batch.
-        token_budget: train on about so many tokens (whole steps), over again where the data has fewer; replayed
-            ones count.
-        epochs: passes over the training's own data, in the place of a token budget; 1 where there is neither.
-        on_bad_record: `error` stops at a record that does not fit, `skip` leaves it out and counts it.
-        seed: of the order of rows, of dropout and of an adapter's first weights.
-        num_workers: processes that load batches beside the training.
-        force_resume: let a checkpoint of other data go on with these, at the same place of the row order.
-        pretrained: whose tokenizer is used (taken from the model).
-        max_steps: optimizer steps after which the rows end at the latest, -1 for no limit (taken from the trainer).
+        tagger: training method: InsCPTagger, PlainTagger or ConversationTagger.
+        replay: text from other sources that is mixed in, to reduce forgetting.
+        validation: held-out sets by name, each a source. Long texts are split at `row_length`, so perplexities are
+            comparable only between runs with the same `row_length`; those of the task `Retention` are always
+            comparable.
+        validation_tagger: how held-out text is presented, the same for every arm so that losses are comparable; by
+            default as the assistant's turn with the loss on the text, which is how the model will be used.
+        row_length: tokens per packed row.
+        document_length: maximum tokens per training document, template included (which may take at most half of them);
+            by default `row_length`. A longer text is split at sentence boundaries into several documents, each tagged.
+            Documents as long as an answer teach the model to end its answers. Conversations stay whole.
+        batch_size: rows per micro-batch.
+        token_budget: approximate number of training tokens (whole steps), replayed ones included; the data is repeated
+            if it has fewer.
+        epochs: passes over the training data (without replay), instead of a token budget; 1 if neither is given.
+        on_bad_record: `error` stops at an invalid record, `skip` leaves it out and counts it.
+        seed: random seed for the order of rows, dropout and the initialisation of adapters.
+        num_workers: worker processes that load batches.
+        force_resume: resume a checkpoint of other data on this data, at the same position of the row order.
+        pretrained: model whose tokenizer is used (taken from `model`).
+        max_steps: maximum optimizer steps, -1 for no limit (taken from the trainer).
 
     Attributes:
         validation_rows: the held-out sets by name (after `setup`).
@@ -79,18 +80,19 @@ class InsCPDataModule(LightningDataModule):
         super().__init__()
         for name, value in {"row_length": row_length, "batch_size": batch_size, "epochs": epochs}.items():
             if value is not None and value <= 0:
-                raise UserError(f"data.{name}", f"{value} is not positive", "Give a positive number.")
+                raise UserError(f"data.{name}", f"it must be positive, but is {value}", "Give a positive number.")
         require_language_tag("data.language", language)
         for name, value in {"seed": seed, "num_workers": num_workers}.items():
             if value < 0:
-                raise UserError(f"data.{name}", f"{value} is negative", "Give 0 or more.")
+                raise UserError(f"data.{name}", f"it must not be negative, but is {value}", "Give 0 or more.")
         if document_length is not None and not 0 < document_length <= row_length:
-            mend = f"Give 1 to {row_length} (data.row_length), or null for as many."
-            raise UserError("data.document_length", f"{document_length} tokens are no part of a row", mend)
+            mend = f"Give 1 to {row_length} (data.row_length), or null for the whole row."
+            raise UserError("data.document_length", f"{document_length} tokens do not fit into a row", mend)
         if token_budget is not None and token_budget <= 0:
-            raise UserError("data.token_budget", f"{token_budget} is not positive", "Give tokens, or null for all.")
+            what = f"it must be positive, but is {token_budget}"
+            raise UserError("data.token_budget", what, "Give a number of tokens, or null for all.")
         if token_budget is not None and epochs is not None:
-            what = f"data.token_budget ({token_budget:,}) says how long the training is"
+            what = f"data.token_budget ({token_budget:,}) already sets the length of the run"
             raise UserError("data.epochs", what, "Set one of the two to null.")
         self._train = as_sources(train or [])
         self.language = language
@@ -160,12 +162,12 @@ class InsCPDataModule(LightningDataModule):
             UserError: rows longer than what the model can see, or a token that it has no embedding for.
         """
         if self.row_length > self._longest:
-            what = f"{self.row_length:,} tokens are more than the {self._longest:,} that the model can see at once"
-            raise UserError("data.row_length", what, f"Give {self._longest} at most.")
+            what = f"{self.row_length:,} tokens exceed the model's context length of {self._longest:,}"
+            raise UserError("data.row_length", what, f"Give at most {self._longest}.")
         if self._unembedded:
             what = f"its tokenizer's {self._unembedded[0]} has no row in its embeddings"
             raise UserError(
-                self.pretrained, what, "Lengthen them, or take the tokenizer that the model was trained with."
+                self.pretrained, what, "Resize the embeddings, or use the tokenizer that the model was trained with."
             )
         return Pipeline(sources, self.tokenizer, tagger, self.row_length, self.on_bad_record, document_length)
 
@@ -299,7 +301,7 @@ class InsCPDataModule(LightningDataModule):
             return
         for key, now in self._identity.items():
             if state_dict[key] != now and not self.force_resume:
-                what = f"the checkpoint was trained with the data {key} {state_dict[key]}, this configuration has {now}"
+                what = f"the checkpoint was trained with data {key} {state_dict[key]}, but this configuration has {now}"
                 same = "the same data, tokenizer, tagger, seed and program"
                 mend = f"Resume with {same}, or force it: --data.force_resume true."
                 raise on_every_rank(UserError("--ckpt_path", what, mend))

@@ -79,8 +79,8 @@ def to_turns(
         found = (f"{name} ({type(value).__name__})" for name, value in row.items())
         with_text = [name for name, value in row.items() if isinstance(value, str)]
         name = max(with_text, key=lambda name: len(row[name]), default="FIELD")
-        mend = f"Name the one with the text, by options of the source: {{path: …, fields: {{text: {name}}}}}."
-        return BadRow("no known shape", f"its fields: {', '.join(found) or 'none'}", mend=mend)
+        mend = f"Name the text field in the options of the source: {{path: …, fields: {{text: {name}}}}}."
+        return BadRow("none of its fields is known", f"its fields: {', '.join(found) or 'none'}", mend=mend)
     missing = [field for field in names.values() if field not in row]
     if missing:
         return BadRow(f"the field {missing[0]} is missing", f"its fields: {', '.join(map(str, row)) or 'none'}")
@@ -97,7 +97,7 @@ def to_turns(
         user = f"{user}\n\n{context}"
     history = history or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        return BadRow(f"{names[HISTORY]} is no list of pairs")
+        return BadRow(f"{names[HISTORY]} is not a list of pairs")
     roles: tuple[Role, Role] = ("user", "assistant")
     before = [(role, text, names[HISTORY]) for pair in history for role, text in zip(roles, pair, strict=True)]
     last: list[_Spoken] = [("user", user, names[USER])]
@@ -115,7 +115,7 @@ def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | Ba
         content = _joined(next((item[key] for key in _CONTENT_KEYS if key in item), None))
         role = _ROLES.get(str(speaker).lower())
         if role is None:
-            return BadRow("a speaker is not known", f"{speaker!r} is none of {', '.join(_ROLES)}")
+            return BadRow("unknown speaker", f"{speaker!r} is not one of {', '.join(_ROLES)}")
         if item.get("tool_calls"):  # the answer goes on behind what the tool returns
             return BadRow("a turn calls a tool")
         turns.append((role, content, "a turn"))
@@ -161,9 +161,9 @@ def _checked(turns: Iterable[_Spoken]) -> tuple[Turn, ...] | BadRow:
         if not text.strip():
             return BadRow(f"{name} has no text")
         if SURROGATE.search(text):
-            return BadRow(f"{name} holds half a surrogate pair, which is no Unicode text")
+            return BadRow(f"{name} contains half a surrogate pair, which is not valid Unicode")
         said = (behind_reasoning(text) if role == "assistant" else text).strip()
         if not said:
-            return BadRow(f"{name} has no text behind its reasoning")
+            return BadRow(f"{name} has no text after its reasoning")
         result.append(Turn(role, said))
     return tuple(result)

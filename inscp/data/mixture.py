@@ -19,13 +19,13 @@ from inscp.errors import UserError
 
 @dataclass(frozen=True)
 class Replay:
-    """Text from other sources that is mixed into the training, so that what the model knew is not forgotten.
+    """Text from other sources that is mixed into the training data, to reduce forgetting.
 
     Args:
-        sources: as in `data.train`; English conversations, say.
-        share: of the training's rows, in (0, 1).
-        tagger: how they are presented: ConversationTagger gives real prompts with real answers. By default as the
-            training's own data.
+        sources: sources of the text, as in `data.train`; English conversations, say.
+        share: fraction of the training rows, in (0, 1).
+        tagger: how the text is presented: ConversationTagger keeps the prompts and answers of conversations. By default
+            the same as for the training data.
     """
 
     sources: Sources

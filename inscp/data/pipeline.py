@@ -54,9 +54,9 @@ def as_sources(given: Sources) -> list[Source]:
     if broken := next((item for item in items if isinstance(item, str) and item.startswith(("{", "["))), None):
         known = [field.name for field in fields(Source)]
         unknown = [(entry, name) for entry in _entries(broken) for name in entry if name not in known]
-        what = f"{unknown[0][1]} is no option of a source" if unknown else "an option of a source has no such value"
+        what = f"{unknown[0][1]} is not an option of a source" if unknown else "an option of a source is invalid"
         where = str(unknown[0][0]) if unknown else broken
-        raise UserError(where, what, f"There are: {', '.join(known)}; text_unit is file, paragraph or line.")
+        raise UserError(where, what, f"Options are: {', '.join(known)}; text_unit is file, paragraph or line.")
     return [Source(item) if isinstance(item, str) else item for item in items]
 
 
@@ -160,8 +160,8 @@ class Pipeline:
                 skipped = sum((read.skipped for read in self.reads), Counter[str]())
                 [(why, count)] = skipped.most_common(1)
                 first = next(read.examples[why] for read in self.reads if why in read.examples)
-                what = f"no record is left ({count:,} are left out as this one: {why})"
-                raise UserError(first, what, "Give a larger data.row_length, another tagger, or other data.")
+                what = f"no record is left ({count:,} are left out like this one: {why})"
+                raise UserError(first, what, "Use a larger data.row_length, another tagger, or other data.")
             for place, (source, read) in enumerate(zip(self.sources, self.reads, strict=True)):
                 numbers = {name: str(number) for number, name in enumerate(file_names(source))}
                 examples = {why: renamed(position, numbers) for why, position in read.examples.items()}

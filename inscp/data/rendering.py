@@ -68,7 +68,7 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
         return render(tokenizer, turns, **options)
     except Exception as error:  # a template may raise anything, its own refusals included
         roles = "/".join(turn["role"] for turn in turns)
-        what = f"its chat template refuses the turns {roles} ({error})"
+        what = f"its chat template rejects the turns {roles} ({error})"
         raise UserError(tokenizer_name(tokenizer), what, mend) from error
 
 
@@ -89,7 +89,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", m
     """
     if not tokenizer.chat_template:
         where = model or tokenizer_name(tokenizer)
-        mend = f"Take the instruct version of the model{mend}."
+        mend = f"Use the instruct version of the model{mend}."
         raise UserError(where, "it has no chat template, so this is not a chat model", mend)
 
 

@@ -85,13 +85,11 @@ def read_rows(path: Path, text_unit: TextUnit = "file") -> Iterator[tuple[str, R
     reader = _READERS.get(file_format(path))
     if reader is None:
         known = " ".join(sorted(_READERS))
-        raise UserError(
-            str(path), "this file format is not known", f"Give one of: {known} (text formats also .gz, .zst)."
-        )
+        raise UserError(str(path), "unknown file format", f"Use one of: {known} (text formats also .gz, .zst).")
     try:
         yield from reader(path, text_unit)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(str(path), f"cannot be read ({error})", "Check the file, or leave it out.") from error
+        raise UserError(str(path), f"it cannot be read ({error})", "Check the file, or remove it.") from error
 
 
 def is_supported(path: Path) -> bool:
@@ -122,7 +120,7 @@ def _parsed(raw: bytes) -> Any:
     except json.JSONDecodeError as error:
         return BadRow("not valid JSON", f"{error.msg} at column {error.colno}", error.lineno - 1)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        return BadRow("JSON beyond the limits of Python", str(error))
+        return BadRow("JSON that exceeds Python's limits", str(error))
 
 
 def _json_lines(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
@@ -203,7 +201,7 @@ def _require_delimiter(path: Path, delimiter: str) -> None:
     if delimiter not in header and (other := next((mark for mark in ";\t" if mark in header), None)):
         names = {";": "semicolons", "\t": "tabs"}
         mend = "Name it .tsv." if other == "\t" else "Save it with commas."
-        raise UserError(f"{path}:1", f"its fields are apart by {names[other]}", mend)
+        raise UserError(f"{path}:1", f"its fields are separated by {names[other]}", mend)
 
 
 def _has_a_row_a_line(path: Path) -> bool:

@@ -31,19 +31,19 @@ class Source:
     """One source of text.
 
     Args:
-        path: a file, a folder, `samples:...` for what ships with the package, a data set saved to disk, or a Hub id.
-        fields: which field is what, where the names are not common ones: `text`, or `user`, `context` and
-            `assistant` (and `history`, the pairs before), or `turns`, and `system` with the last two, each with the
-            name it has in the data. What `generate` asks needs no `assistant`.
-        text_unit: what one document is in a plain-text file.
-        limit: take only the first so many records.
-        weight: how often the rows of a training have each record: 2 is twice, 0.5 every second one. Whatever else reads
-            the source (`inspect`, `score`, `select`, …) has each once.
-        subset: configuration of a Hub data set.
-        split: of a Hub data set or of one saved to disk, `train` by default; of a folder that holds several, the files
-            and folders whose names begin so.
+        path: file, folder, `samples:...` (included in the package), data set saved to disk, or Hub id.
+        fields: mapping of names to the fields of the data, if these are not common ones: `text`, or `user`, `context`
+            and `assistant` (and `history`, the earlier pairs), or `turns`; `system` with the last two. Prompts for
+            `generate` need no `assistant`.
+        text_unit: unit of a plain-text file that makes one document.
+        limit: maximum number of records, from the beginning.
+        weight: how often training uses each record: 2 is twice, 0.5 every second one. Other commands (`inspect`,
+            `score`, `select`, …) read each record once.
+        subset: subset (configuration) of a Hub data set.
+        split: split of a Hub data set or of one saved to disk, by default `train`; for a folder with several splits,
+            the prefix of the names of its files and folders.
         revision: commit, tag or branch of a Hub data set.
-        licence: of the texts, for the model card: `CC-BY-SA-4.0`, say.
+        licence: licence of the texts, for the model card (`CC-BY-SA-4.0`, say).
     """
 
     path: str
@@ -64,14 +64,15 @@ class Source:
         names = set(self.fields or ())
         unknown = names - set(CANONICAL)
         if unknown:
-            raise UserError(f"fields of {self.path}", f"{unknown.pop()} is not known", f"Name {', '.join(CANONICAL)}.")
+            raise UserError(f"fields of {self.path}", f"unknown name {unknown.pop()}", f"Use {', '.join(CANONICAL)}.")
         core = names - {SYSTEM} - ({CONTEXT, HISTORY} if USER in names else set())
         if names and names != {TEXT} and core not in ({TURNS}, {USER}, {USER, ASSISTANT}):
             mend = "Give `text` alone, `turns` (and `system`), or `user` and `assistant` (and `context`, `history`)."
-            raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} make no record", mend)
+            raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} do not make up a record", mend)
         require_some(self.limit, f"limit of {self.path}", "records")
         if not 0 < self.weight < math.inf:
-            raise UserError(f"weight of {self.path}", f"{self.weight} is none", "Give 2 or 0.5, say, or leave it out.")
+            what = f"it must be a positive number, but is {self.weight}"
+            raise UserError(f"weight of {self.path}", what, "Give 2 or 0.5, say, or remove it.")
 
     @property
     def name(self) -> str:
@@ -114,7 +115,7 @@ class ReadReport:
         self.examples = later.examples | self.examples
 
 
-_MEND = "Mend or remove the record, or set on_bad_record to skip."
+_MEND = "Fix or remove the record, or set on_bad_record to skip."
 
 
 def bad_record(
@@ -176,7 +177,7 @@ def require_records(source: Source, report: ReadReport) -> None:
     """
     if not report.usable:
         [(why, _)] = report.skipped.most_common(1) or [("it is empty", 0)]
-        what = f"no usable record in it ({why})"
+        what = f"it contains no usable record ({why})"
         raise UserError(source.path, what, "Check the path, the format and the fields.")
 
 
@@ -191,8 +192,8 @@ def require_source(source: Source) -> None:
 
 def _require_answers(source: Source) -> None:
     if source.fields and USER in source.fields and ASSISTANT not in source.fields:
-        mend = "Name the field of the answer as `assistant`, or of text that nobody asks for as `text`."
-        raise UserError(f"fields of {source.path}", "they name what the user says and no answer", mend)
+        mend = "Name the answer's field as `assistant`, or plain text as `text`."
+        raise UserError(f"fields of {source.path}", "they name the user's text, but no answer", mend)
 
 
 def require_outside(out: Path, sources: Sequence[Source]) -> None:
@@ -204,7 +205,7 @@ def require_outside(out: Path, sources: Sequence[Source]) -> None:
     for source in sources:
         folder = local_path(source.path)
         if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-            raise UserError(str(out), f"it lies in {source.path}, which is read as data", "Name another place.")
+            raise UserError(str(out), f"it is inside {source.path}, which is read as data", "Give another path.")
 
 
 _READING = 2
@@ -242,7 +243,7 @@ def _files(source: Source) -> list[Path] | None:
     path = local_path(source.path)
     for name in ("subset", "revision") if path.exists() else ():
         if getattr(source, name):
-            raise UserError(f"{name} of {source.path}", "only a data set on the Hub has one", "Leave it out.")
+            raise UserError(f"{name} of {source.path}", "only a data set on the Hub has one", "Remove it.")
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED_TO_DISK):
             return None
@@ -250,11 +251,11 @@ def _files(source: Source) -> list[Path] | None:
         found = (p for p in path.rglob("*") if p.is_file() and is_supported(p) and not _ABOUT.fullmatch(p.stem))
         files = sorted(p for p in found if not any(part[0] in "_." for part in p.relative_to(path).parts))
         if not files:
-            raise UserError(source.path, "the folder holds no file of a known format", "Check the path.")
+            raise UserError(source.path, "the folder contains no file of a known format", "Check the path.")
         return _of_split(source, path, files)
     if path.exists():
         if source.split:
-            raise UserError(f"split of {source.path}", "a file has none", "Leave it out.")
+            raise UserError(f"split of {source.path}", "a file has no splits", "Remove it.")
         return [path]
     is_hub_id = source.path.count("/") == 1 and source.path[0] not in "./~" and not is_supported(path)
     if not is_hub_id:
@@ -267,12 +268,12 @@ def _of_split(source: Source, folder: Path, files: list[Path]) -> list[Path]:
     splits = {file: _split(file.relative_to(folder), source.split) for file in files}
     there = sorted({split for split in splits.values() if split})
     if source.split and source.split not in there:
-        what = f"no file or folder in it begins with {source.split}"
-        mend = f"Take one of {', '.join(there)}." if there else "Leave it out."
+        what = f"no file or folder in it has a name beginning with {source.split}"
+        mend = f"Use one of: {', '.join(there)}." if there else "Remove it."
         raise UserError(f"split of {source.path}", what, mend)
     if not source.split and "train" in there and len(there) > 1:
         mend = f"Name one: [{{path: {source.path}, split: train}}]."
-        raise UserError(source.path, f"the folder holds {' and '.join(there)}", mend)
+        raise UserError(source.path, f"the folder contains the splits {' and '.join(there)}", mend)
     return [file for file in files if source.split in (None, splits[file])]
 
 

@@ -47,7 +47,7 @@ def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: Template
     def tag(record: Record) -> list[TaggedText]:
         texts = [turn.text for turn in record.turns if turn.role != "system"]
         if not texts:
-            raise UserError(record.source, "nobody but the system speaks in it", "Leave it out.")
+            raise UserError(record.source, "it has only a system turn", "Remove it.")
         if pairs == "join":
             texts = ["\n\n".join(texts)]
         drawn = [starts[crc32(text.encode()) % len(starts)] for text in texts]
@@ -61,20 +61,20 @@ def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: Template
 
 @dataclass(frozen=True)
 class InsCPTagger(Tagger):
-    """Text as the assistant's turn after an empty user turn, or one that asks for it in the target language.
+    """Text as the assistant's turn, after a user turn that is empty or a generic prompt in the target language.
 
-    After an empty turn a small model learns that the assistant speaks the target language, whoever asks; after a
-    request in that language, that it answers in the language that it is asked in.
+    With an empty user turn a small model learns to answer every prompt in the target language; with a generic prompt in
+    that language it learns to answer in the language of the prompt.
 
     Args:
-        loss: on `all` tokens, the template's included (eq. 2 of the paper), or on the `response`, which is the text
-            and the end-of-turn token.
-        pairs: `split` makes question and answer two pieces, each in the assistant's place (the paper); `join` makes
-            them one text.
-        system: the system turn: `template` (as the template gives it by itself), `none`, or its text.
-        user: what the user says: nothing (the paper), or a request that any text of the language may answer (“Write
-            something.”, in that language); of several, each text has one. A text file has one a line:
-            `samples:requests/fi.txt` ships with the package.
+        loss: tokens that the loss is computed on: `all`, template included (eq. 2 of the paper), or `response`, the
+            text and the end-of-turn token.
+        pairs: how to handle instruction–response pairs: `split` makes two documents, the instruction and the
+            response, each as an assistant turn (the paper); `join` makes one text of both.
+        system: system turn: `template` (the template's default, if any), `none`, or its text.
+        user: user turn: empty (the paper), or a generic prompt that any text may answer (“Write something.”, in the
+            target language); with a list of several, each text gets one of them. A text file has one prompt per line;
+            `samples:requests/fi.txt` is included in the package.
     """
 
     loss: Loss = "all"
@@ -92,7 +92,7 @@ class InsCPTagger(Tagger):
         template = ChatTemplate(tokenizer, self.system)
         requests = [self.user] if isinstance(self.user, str) else self.user
         if not requests:
-            raise UserError("data.tagger.user", "there is no request", "Give one at least, or leave the key out.")
+            raise UserError("data.tagger.user", "there is no prompt", "Give at least one, or remove the key.")
         prefixes = [template.before_assistant(said) for said in requests]
         suffix = TemplateIds(template.after_assistant, is_target=True)
 
@@ -127,8 +127,8 @@ class PlainTagger(Tagger):
     """Text and the end-of-document token, no tags: plain continual pre-training.
 
     Args:
-        pairs: as in `InsCPTagger`, so that the arms see the same documents.
-        end_of_document: the token that ends a document; by default the one that the base model was pre-trained with.
+        pairs: how to handle instruction–response pairs, as in `InsCPTagger`, so that the arms see the same documents.
+        end_of_document: token that ends a document; by default the one that the base model was pre-trained with.
     """
 
     pairs: Pairs = "split"
@@ -148,8 +148,8 @@ class PlainTagger(Tagger):
         vocabulary = tokenizer.get_vocab()
         if self.end_of_document is not None:
             if self.end_of_document not in vocabulary:
-                mend = "Name a token of the tokenizer, or leave the key out."
-                raise UserError("data.tagger.end_of_document", f"{self.end_of_document!r} is no token", mend)
+                mend = "Name a token of the tokenizer, or remove the key."
+                raise UserError("data.tagger.end_of_document", f"{self.end_of_document!r} is not a token", mend)
             return int(vocabulary[self.end_of_document])
         try:
             end_of_turn = ChatTemplate(tokenizer).end_of_turn_id
@@ -161,7 +161,7 @@ class PlainTagger(Tagger):
         known = (vocabulary[token] for token in _END_OF_DOCUMENT if vocabulary.get(token) in special - {end_of_turn})
         end = next(known, tokenizer.eos_token_id)
         if end is None:
-            raise UserError("data.tagger.end_of_document", "the tokenizer names no end of sequence", "Name a token.")
+            raise UserError("data.tagger.end_of_document", "the tokenizer has no end of sequence", "Name a token.")
         return int(end)
 
 
@@ -170,8 +170,8 @@ class ConversationTagger(Tagger):
     """A conversation in its own turns: supervised fine-tuning.
 
     Args:
-        loss: on the assistant's `response` (its texts and end-of-turn tokens), or on `all` tokens.
-        system: the system turn where the record has none of its own, as in `InsCPTagger`.
+        loss: tokens that the loss is computed on: `response` (the assistant's texts and end-of-turn tokens) or `all`.
+        system: system turn for records that have none of their own, as in `InsCPTagger`.
     """
 
     loss: Loss = "response"
@@ -190,8 +190,8 @@ class ConversationTagger(Tagger):
         def tag(record: Record) -> list[TaggedText]:
             answers = [index for index, turn in enumerate(record.turns) if turn.role == "assistant"]
             if not answers:
-                mend = "Take pairs or conversations, or InsCPTagger, for which any text will do."
-                raise UserError(record.source, "nobody answers in it", mend)
+                mend = "Use pairs or conversations, or InsCPTagger, which takes any text."
+                raise UserError(record.source, "it has no assistant turn", mend)
             turns = record.turns[: answers[-1] + 1]
             around = literals(tuple(turn.role for turn in turns))
             parts: list[TemplateIds | TextSpan] = []

@@ -92,7 +92,7 @@ class ChatTemplate:
         raise UserError(
             self._name,
             "its chat template ends the assistant's turn with no special token, so a model could not learn to stop",
-            "Write the token that the model ends its turn with behind the assistant's text in the template.",
+            "In the template, write the model's end-of-turn token after the assistant's text.",
         )
 
     def _first_special(self, ids: Sequence[int]) -> int | None:
@@ -110,7 +110,7 @@ class ChatTemplate:
         end = self._first_special(ids)
         if end is None or (ids[end] != self.end_of_turn_id and ids[end] == self._opener):
             what = "its chat template ends an answer inside a conversation without the end-of-turn token"
-            raise UserError(self._name, what, "Mend it, or take single rounds.")
+            raise UserError(self._name, what, "Fix the template, or use single-turn conversations.")
         return end + 1
 
     @cached_property
@@ -134,7 +134,7 @@ class ChatTemplate:
             return TemplateText((*before.ids, *request, *between.ids), between.left_context)
         turn, nothing = (self._texts(("user", "assistant"), empty)[0] for empty in ((), (0,)))
         if not nothing.startswith(turn.rstrip()):
-            raise UserError(self._name, "its chat template leaves an empty user turn out", "Set data.tagger.user.")
+            raise UserError(self._name, "its chat template omits an empty user turn", "Set data.tagger.user.")
         return self.literals(("user", "assistant"), empty=(0,))[0]
 
     def literals(self, roles: Sequence[str], empty: Sequence[int] = ()) -> list[TemplateText]:
@@ -170,14 +170,14 @@ class ChatTemplate:
         turns = [{"role": role, "content": content} for role, content in zip(roles, sentinels, strict=True)]
         if self.system not in (SYSTEM_FROM_TEMPLATE, NO_SYSTEM) and roles[0] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
-        mend = "Leave data.tagger.system at template, or take data with turns that the template accepts."
+        mend = "Leave data.tagger.system at template, or use data with turns that the template accepts."
         rest = render_turns(self.tokenizer, turns, mend)
         is_lost = turns[0]["role"] == "system" and turns[0]["content"].strip() not in rest
         if is_lost and rest == render_turns(self.tokenizer, turns[1:], mend):  # and it is no switch that it obeys
             raise UserError(
                 self._name,
-                "its chat template leaves the system turn out where the assistant has the last word",
-                "Leave data.tagger.system at template, or take data without system turns.",
+                "its chat template omits the system turn if the assistant speaks last",
+                "Leave data.tagger.system at template, or use data without system turns.",
             )
         if roles[-1] == "assistant" and turns[1:] and rest.count(sentinels[-1]) == 1:
             opened, closed = rest.split(sentinels[-1])
@@ -191,7 +191,7 @@ class ChatTemplate:
                 raise UserError(
                     self._name,
                     f"its chat template renders the {role} turn of {'/'.join(roles)} {rest.count(sentinel)} times",
-                    "Mend the template, or take data whose turns are as the template expects.",
+                    "Fix the template, or use data with the turns that the template expects.",
                 )
             literal, rest = rest.split(sentinel)
             result.append(literal)
@@ -206,7 +206,7 @@ class ChatTemplate:
         if inside is None:
             raise UserError(
                 self._name,
-                "its chat template closes the last answer alone, so that what opens a turn cannot be told",
+                "its chat template closes only the last answer, so the opening of a turn cannot be identified",
                 "Leave data.tagger.system at template.",
             )
         # What closes an answer is a special token and all white space and special tokens that stand at the end too; and
@@ -279,7 +279,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) 
         return f"inscpsentinel{len(said) - 1}name"
 
     hiding = [{**turn, "content": named.sub(hidden, turn["content"])} for turn in turns]
-    text = render_prompt(tokenizer, hiding, "Ask without a system turn, or by turns that the template accepts.")
+    text = render_prompt(tokenizer, hiding, "Prompt without a system turn, or with turns that the template accepts.")
     ids: list[int] = []
     for number, piece in enumerate(re.split(r"inscpsentinel(\d+)name", text)):
         if number % 2:

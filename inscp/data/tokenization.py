@@ -85,7 +85,7 @@ def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterato
         if longest <= _MAX_CHARACTERS:
             yield document
         else:
-            mend = "divide it (a plain text by its source's option text_unit: paragraph)"
+            mend = "split it (a plain text with its source's option text_unit: paragraph)"
             on_too_long(
                 document.source, f"a text of more than {_MAX_CHARACTERS:,} characters takes too much memory; {mend}"
             )
@@ -158,7 +158,7 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], policy: _LengthP
     if room < least:  # pieces of a few tokens, each in a template of many, teach to say a few
         what = f"the chat template leaves {room} of {longest} tokens for text"
         raise UserError(
-            key, what, f"Give {2 * template} at least, or less ahead of the text (data.tagger.system: none)."
+            key, what, f"Give at least {2 * template}, or shorten what precedes the text (data.tagger.system: none)."
         )
     ahead, encode = len(span.left_context.text), partial(policy.encode, left_context=span.left_context)
     offsets = encoding.offsets[span.left_context.n_tokens :]

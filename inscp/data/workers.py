@@ -57,7 +57,7 @@ def parallel_map(work: Callable[[T], U], batches: Iterable[T], processes: int | 
     try:
         yield from _map_in_processes(count, work, todo)
     except BrokenProcessPool as error:
-        raise RunError("a process that prepares text was ended by the system: is there too little memory?") from error
+        raise RunError("the system ended a process that prepares text, probably for lack of memory") from error
 
 
 def _map_in_processes(processes: int, work: Callable[[T], U], batches: Iterator[T]) -> Iterator[U]:

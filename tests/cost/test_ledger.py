@@ -63,7 +63,7 @@ def test_co2_is_that_of_the_country_s_electricity(no_counters: None) -> None:
     cost = Ledger(country="POL").start([CPU]).stop(0, 0.0)
     assert cost.energy_kwh is not None
     assert cost.co2_kg == pytest.approx(cost.energy_kwh * co2_intensity("POL", None))
-    with pytest.raises(UserError, match="three letters"):
+    with pytest.raises(UserError, match="three-letter code"):
         Ledger(country="Atlantis").start([CPU])
 
 

@@ -75,7 +75,7 @@ def test_what_nobody_answers_is_found_only_where_requests_are_asked_for_and_behi
     if dict(expected).keys() & {"assistant", "document"}:
         assert shape(to_turns(row)) == expected
     else:
-        assert to_turns(row).why == "no known shape"
+        assert to_turns(row).why == "none of its fields is known"
 
 
 @pytest.mark.parametrize(
@@ -96,24 +96,24 @@ def test_named_fields_win_over_found_ones(fields, expected):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({}, "no known shape (its fields: none)"),
-        ({"title": "x", "text": None}, "no known shape (its fields: title (str), text (NoneType))"),
-        ({"messages": None}, "no known shape (its fields: messages (NoneType))"),
-        ({"question": "Q"}, "no known shape (its fields: question (str))"),
+        ({}, "none of its fields is known (its fields: none)"),
+        ({"title": "x", "text": None}, "none of its fields is known (its fields: title (str), text (NoneType))"),
+        ({"messages": None}, "none of its fields is known (its fields: messages (NoneType))"),
+        ({"question": "Q"}, "none of its fields is known (its fields: question (str))"),
         ({"text": ""}, "text has no text"),
         ({"text": " \n\t\u3000"}, "text has no text"),
-        ({"text": "half \ud83d"}, "text holds half a surrogate pair, which is no Unicode text"),
+        ({"text": "half \ud83d"}, "text contains half a surrogate pair, which is not valid Unicode"),
         ({"question": "Q", "answer": None}, "answer is not text but NoneType"),
         ({"question": 7, "answer": "A"}, "question is not text but int"),
         ({"question": "Q", "answer": " "}, "answer has no text"),
         ({"question": "Q", "context": ["C"], "answer": "A"}, "context is not text but list"),
-        ({"question": "Q", "context": "\udc80", "answer": "A"}, "question holds half a surrogate pair, which is no"),
-        ({"question": "Q", "answer": "A", "history": "Q"}, "history is no list of pairs"),
-        ({"question": "Q", "answer": "A", "history": [["Q", "A", "Q"]]}, "history is no list of pairs"),
+        ({"question": "Q", "context": "\udc80", "answer": "A"}, "question contains half a surrogate pair, which"),
+        ({"question": "Q", "answer": "A", "history": "Q"}, "history is not a list of pairs"),
+        ({"question": "Q", "answer": "A", "history": [["Q", "A", "Q"]]}, "history is not a list of pairs"),
         ({"messages": []}, "the conversation is empty"),
         ({"messages": ["Q", "A"]}, "a conversation must be a list of objects"),
-        ({"messages": [{"role": "alien", "content": "Q"}]}, "a speaker is not known ('alien' is none of system, devel"),
-        ({"messages": [{"content": "Q"}]}, "a speaker is not known (None is none of"),
+        ({"messages": [{"role": "alien", "content": "Q"}]}, "unknown speaker ('alien' is not one of system, devel"),
+        ({"messages": [{"content": "Q"}]}, "unknown speaker (None is not one of"),
         ({"messages": [{"role": "user"}]}, "a turn is not text but NoneType"),
         ({"messages": [{"role": "user", "content": ""}]}, "a turn has no text"),
         ({"messages": [{"role": "user", "content": []}]}, "a turn is not text but list"),
@@ -123,8 +123,8 @@ def test_named_fields_win_over_found_ones(fields, expected):
         ),
         ({"messages": [{"role": "assistant", "content": "Wait.", "tool_calls": [{}]}]}, "a turn calls a tool ()"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "a turn calls a tool ()"),
-        ({"question": "Q", "answer": "<think>\nhm\n</think>\n\n"}, "answer has no text behind its reasoning"),
-        ({"question": "Q", "answer": "<think>\nhm and"}, "answer has no text behind its reasoning"),
+        ({"question": "Q", "answer": "<think>\nhm\n</think>\n\n"}, "answer has no text after its reasoning"),
+        ({"question": "Q", "answer": "<think>\nhm and"}, "answer has no text after its reasoning"),
     ],
 )
 def test_what_does_not_fit_has_a_clear_reason(row, reason):

@@ -150,7 +150,7 @@ def test_a_record_that_nobody_answers_stops_a_fine_tuning_by_its_line_or_is_coun
     texts = tmp_path / "mixed.jsonl"
     texts.write_text('{"question": "What?", "answer": "That."}\n{"text": "nobody asks"}\n', "utf-8")
     options = {"tagger": ConversationTagger(), "validation": None}
-    with pytest.raises(UserError, match=r"mixed\.jsonl:2: nobody answers in it"):
+    with pytest.raises(UserError, match=r"mixed\.jsonl:2: it has no assistant turn"):
         data_module(texts, tiny_model_folder, **options).setup("fit")
     data = data_module(texts, tiny_model_folder, **options, on_bad_record="skip")
     data.setup("fit")

@@ -219,7 +219,7 @@ def test_a_damaged_compressed_file_is_an_error_not_a_short_file(tmp_path, suffix
     path.write_bytes(data[damage])
     with pytest.raises(UserError) as error:
         list(read_rows(path))
-    assert str(error.value).startswith(f"{path}: cannot be read (")
+    assert str(error.value).startswith(f"{path}: it cannot be read (")
     assert "\n" not in str(error.value)
 
 
@@ -258,7 +258,7 @@ def test_another_encoding_is_told_with_how_to_convert_it(tmp_path):
 def test_a_table_with_another_delimiter_is_told(tmp_path, header, told):
     path = tmp_path / "a.csv"
     path.write_text(f'{header}\n"one, two";"x"\n', "utf-8")
-    with pytest.raises(UserError, match=rf"a\.csv:1: its fields are apart by {told}"):
+    with pytest.raises(UserError, match=rf"a\.csv:1: its fields are separated by {told}"):
         list(read_rows(path))
 
 

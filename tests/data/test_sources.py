@@ -96,9 +96,9 @@ def test_skipped_records_are_counted_by_reason_and_the_others_kept(broken):
     assert report.records == 3
     assert report.skipped == {
         "not valid JSON": 2,
-        "no known shape": 1,
+        "none of its fields is known": 1,
         "text has no text": 1,
-        "text holds half a surrogate pair, which is no Unicode text": 1,
+        "text contains half a surrogate pair, which is not valid Unicode": 1,
     }
     assert report.examples["not valid JSON"] == f"{broken}:2"
 
@@ -114,7 +114,7 @@ def test_a_missing_file_is_an_error(path):
 
 
 def test_an_unknown_format_and_an_empty_folder_are_errors(tmp_path):
-    assert "format is not known" in refused(Source(jsonl(tmp_path / "a.docx", "x")))
+    assert "unknown file format" in refused(Source(jsonl(tmp_path / "a.docx", "x")))
     assert "no file of a known format" in refused(Source(str(tmp_path)))
 
 
@@ -137,7 +137,7 @@ def test_fields_without_an_answer_are_those_of_prompts_alone(tmp_path):
     source = Source(path, fields={"user": "q", "context": "c"})
     [record] = read_records(source, "error", ReadReport(), requests=True)
     assert record.turns == (Turn("user", "Why?\n\nIt rains."),)
-    assert "no answer. Name the field of the answer as `assistant`" in refused(source, "skip")
+    assert "no answer. Name the answer's field as `assistant`" in refused(source, "skip")
     with pytest.raises(UserError, match="no answer"):
         require_source(source)
 
@@ -245,8 +245,10 @@ def test_of_a_folder_of_splits_the_one_that_is_named_is_read(cut):
     assert [texts(Source(str(cut), split=split)) for split in ("train", "test")] == [["train"], ["test"]]
     assert source_fingerprint(Source(str(cut), split="train")) != source_fingerprint(Source(str(cut), split="test"))
     assert Source(str(cut), split="test").name == f"{cut} (test)"
-    assert "the folder holds test and train. Name one: [{path:" in refused(Source(str(cut)))
-    assert "no file or folder in it begins with dev. Take one of test, train." in refused(Source(str(cut), split="dev"))
+    assert "the folder contains the splits test and train. Name one: [{path:" in refused(Source(str(cut)))
+    assert "no file or folder in it has a name beginning with dev. Use one of: test, train." in refused(
+        Source(str(cut), split="dev")
+    )
     (cut / "data").rename(cut / "test")  # of a split is also what lies in a folder of that name
     (cut / "test" / "train-00000-of-00001.jsonl").unlink()
     assert texts(Source(str(cut))) == ["test"]
@@ -254,7 +256,7 @@ def test_of_a_folder_of_splits_the_one_that_is_named_is_read(cut):
 
 def test_what_only_some_sources_have_is_not_passed_over_with_the_others(cut):
     file = cut / "data" / "test-00000-of-00001.jsonl"
-    assert "a file has none" in refused(Source(str(file), split="test"))
+    assert "a file has no splits" in refused(Source(str(file), split="test"))
     assert "only a data set on the Hub has one" in refused(Source(str(cut), split="test", subset="en"))
     assert "only a data set on the Hub has one" in refused(Source(str(file), revision="main"))
     datasets.Dataset.from_dict({"text": ["one"]}).save_to_disk(cut / "saved")
@@ -262,7 +264,7 @@ def test_what_only_some_sources_have_is_not_passed_over_with_the_others(cut):
 
 
 def test_what_is_made_must_not_lie_among_the_data(cut):
-    with pytest.raises(UserError, match=r"it lies in .*cut, which is read as data"):
+    with pytest.raises(UserError, match=r"it is inside .*cut, which is read as data"):
         require_outside(cut / "data" / "scores", [Source(str(cut))])
     require_outside(cut.parent / "scores", [Source(str(cut))])
     require_outside(cut / "data" / "scores", [Source(str(cut / "data" / "test-00000-of-00001.jsonl"))])

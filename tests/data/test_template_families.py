@@ -264,7 +264,7 @@ def test_a_template_that_leaves_an_empty_user_turn_out_asks_for_a_request() -> N
         "{%- for turn in messages %}", "{%- for turn in messages if turn.content %}"
     )
     tokenizer = tokenizer_for(replace(STYLES["chatml"], template=template))
-    with pytest.raises(UserError, match=r"leaves an empty user turn out. Set data\.tagger\.user\."):
+    with pytest.raises(UserError, match=r"omits an empty user turn. Set data\.tagger\.user\."):
         tagged(InsCPTagger(), tokenizer, ("document", TEXT))
     assert "Who?" in tokenizer.decode(tagged(InsCPTagger(user="Who?"), tokenizer, ("document", TEXT)))
 

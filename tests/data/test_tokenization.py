@@ -218,7 +218,7 @@ def test_a_template_that_takes_most_of_a_document_is_an_error(tokenizer: PreTrai
     template = len(before) + len(after)
     assert len(list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template))) > 3
     why = f"leaves {template - 1} of {2 * template - 1} tokens for text"
-    mends = f"Give {2 * template} at least, or less ahead of the text (data.tagger.system: none)."
+    mends = f"Give at least {2 * template}, or shorten what precedes the text (data.tagger.system: none)."
     with pytest.raises(UserError, match=re.escape(f"data.document_length: the chat template {why}. {mends}")):
         list(tokenize(documents, tokenizer, 4096, refuse, document_length=2 * template - 1))
 

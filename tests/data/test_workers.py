@@ -69,7 +69,7 @@ def test_signals_to_all_processes_are_left_to_the_one_that_waits() -> None:
 
 
 def test_a_process_that_is_killed_ends_the_work_in_a_line() -> None:
-    with pytest.raises(RunError, match="too little memory"):
+    with pytest.raises(RunError, match="lack of memory"):
         list(parallel_map(lambda number: number and os.kill(os.getpid(), signal.SIGKILL), range(4), processes=1))
 
 
