@@ -34,7 +34,7 @@ class Fields:
         return field_of(self.position, self.row, [self.names[name]] if name in self.names else [name, *others])
 
     def error(self, what: str) -> UserError:
-        return UserError(self.position, what, "Mend the line.")
+        return UserError(self.position, what, "Fix the line.")
 
 
 def read_documents(benchmark: str, spec: str, names: Mapping[str, str]) -> list[Row]:
@@ -65,12 +65,12 @@ def _arc(fields: Fields) -> Row:
         choices = {"text": choices, "label": [chr(ord("A") + place) for place in range(len(choices))]}
     texts, labels = choices.get("text"), choices.get("label")
     if not (isinstance(texts, list) and isinstance(labels, list) and all(isinstance(text, str) for text in texts)):
-        raise fields.error("choices is no list of texts")
+        raise fields.error("choices is not a list of texts")
     answer = fields.get("answerKey", "gold", "answer")
     if isinstance(answer, int) and 0 <= answer < len(labels):
         answer = labels[answer]
     if answer not in labels:
-        raise fields.error(f"its answer {answer!r} is none of its {len(labels)} choices")
+        raise fields.error(f"its answer {answer!r} is not one of its {len(labels)} choices")
     question = str(fields.get("question", "query")).removeprefix("Question: ")  # the definition puts it there
     return {"question": question, "choices": {"text": texts, "label": labels}, "answerKey": answer}
 

@@ -59,7 +59,7 @@ def require_temperature(temperature: float) -> None:
         UserError: it is negative.
     """
     if temperature < 0:
-        raise UserError("temperature", f"{temperature} is negative", "Give 1, or 0 for the likeliest.")
+        raise UserError("temperature", f"it must not be negative, but is {temperature}", "Give 1, or 0 for greedy.")
 
 
 def sampling(temperature: float) -> dict[str, Any]:

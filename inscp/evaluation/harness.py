@@ -77,8 +77,8 @@ class HarnessModel(TemplateLM):
 
     def _sequence(self, context: list[int], continuation: list[int]) -> TokenSequence:
         if not 0 < len(continuation) < self._longest:
-            what = f"an answer of {len(continuation):,} tokens cannot be scored (the model sees {self._longest:,})"
-            raise UserError(self._what, what, "Take another benchmark, or mend its file.")
+            what = f"an answer of {len(continuation):,} tokens exceeds the context length ({self._longest:,})"
+            raise UserError(self._what, what, "Use another benchmark, or fix its file.")
         input_ids = np.array((context + continuation)[-self._longest :], dtype=np.int32)
         labels = input_ids.copy()
         labels[: -len(continuation)] = IGNORED
@@ -109,7 +109,7 @@ class HarnessModel(TemplateLM):
     def _max_new_tokens(self, settings: Mapping[str, Any]) -> int:
         known = normalize_gen_kwargs(dict(settings), _MAX_NEW_TOKENS)  # definitions name the length in several ways
         if known["do_sample"] and known.get("temperature") != 0:
-            raise UserError(self._what, "it samples its answers", "Take one with greedy answers.")
+            raise UserError(self._what, "it samples its answers", "Use a benchmark with greedy answers.")
         return int(known["max_gen_toks"])
 
     def _prompt(self, context: str) -> Prompt:

@@ -89,7 +89,7 @@ def _anonymised(item: Item) -> Item:
 
 def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
     number = 0
-    mend = "Keep the folder beside the results file, or run evaluate again."
+    mend = "Keep the folder next to the results file, or run evaluate again."
     try:
         items = []
         # An answer may have other line breaks in it, such as U+2028, which JSON leaves as they are.
@@ -99,7 +99,7 @@ def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
     except OSError as error:
         raise UserError(str(path), f"no items of a task ({error.strerror or error})", mend) from error
     except (EOFError, TypeError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}:{number}", f"no item of a task ({error})", mend) from error
+        raise UserError(f"{path}:{number}", f"not an item of a task ({error})", mend) from error
 
 
 def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[str, Any]) -> Item:
@@ -115,5 +115,5 @@ def typed(value: Any, *kinds: type) -> Any:
         TypeError: it is not.
     """
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise TypeError(f"{value!r} is no {kinds[0].__name__}")
+        raise TypeError(f"{value!r} is not of type {kinds[0].__name__}")
     return value

@@ -45,8 +45,8 @@ class Journal:
             raise UserError(str(path), f"not a file of answers ({error})", "Give another --out.") from error
         if head != json.loads(json.dumps(made_by)):
             key = next(key for key in {**made_by, **head} if head.get(key) != made_by.get(key))
-            what = f"its answers are of another {key} ({head.get(key)!r:.100}, now {made_by.get(key)!r:.100})"
-            raise UserError(str(path), what, "Give another --out, or the same settings to go on.")
+            what = f"its answers were made with another {key} ({head.get(key)!r:.100}, now {made_by.get(key)!r:.100})"
+            raise UserError(str(path), what, "Give another --out, or the same settings to resume.")
         if written != whole:
             with path.open("rb+") as file:
                 file.truncate(len(whole))

@@ -85,7 +85,7 @@ class LocalModel:
         length, longest = len(encode(self.tokenizer, prompt)), self._longest - max_new_tokens
         if length <= longest:
             return None
-        return f"{length:,} tokens, and an answer of {max_new_tokens:,} leaves room for {max(0, longest):,}"
+        return f"{length:,} tokens, and an answer of {max_new_tokens:,} leaves room for only {max(0, longest):,}"
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
         """The response to each prompt, with the prompt's place.
@@ -111,7 +111,7 @@ class LocalModel:
         """
         for sequence in sequences:
             if (length := len(sequence.input_ids)) > self._longest:
-                what = f"{sequence.source} has {length:,} tokens, and the model sees {self._longest:,} at most"
+                what = f"{sequence.source} has {length:,} tokens, but the context length is {self._longest:,}"
                 raise UserError(self.spec, what, "Shorten it.")
         trees = find_trees(self.loss, sequences) if self._batch_tokens > 1 else []
         yield from tree_nlls(self.loss, trees, self._batch_tokens)

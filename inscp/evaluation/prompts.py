@@ -26,10 +26,10 @@ def read_table(spec: str) -> list[tuple[str, Row]]:
     rows: list[tuple[str, Row]] = []
     for position, row in read_rows(path):
         if isinstance(row, BadRow):
-            raise UserError(position, row.why, "Mend the line.")
+            raise UserError(position, row.why, "Fix the line.")
         rows.append((position, row))
     if not rows:
-        raise UserError(spec, "there is nothing in it", "Give a file with one prompt a line.")
+        raise UserError(spec, "it is empty", "Give a file with one prompt per line.")
     return rows
 
 
@@ -64,7 +64,7 @@ def read_aligned_prompts(
         UserError: no file, a broken line, no language, or one that the file does not have or nobody could identify.
     """
     if not languages:
-        raise UserError("languages", f"none is given for {spec}", "Name fields of it, as [fi, en].")
+        raise UserError("languages", f"no language is given for {spec}", "Name fields of the file, such as [fi, en].")
     rows = evenly_spaced(read_table(spec), limit)
     for language in languages:
         identifier.require_known(language)
@@ -85,7 +85,7 @@ def field_of(position: str, row: Row, names: Sequence[str]) -> Any:
         return value
     known = ", ".join(map(str, row))
     raise UserError(
-        position, f"no {' or '.join(names)} in it (its fields: {known})", "Name one of them, or mend the line."
+        position, f"no {' or '.join(names)} in it (its fields: {known})", "Name one of them, or fix the line."
     )
 
 
@@ -93,5 +93,5 @@ def text_of(position: str, row: Row, names: Sequence[str]) -> str:
     """As `field_of`, where it has to be text."""
     value = field_of(position, row, names)
     if not isinstance(value, str):
-        raise UserError(position, f"{names[0]} is no text but {type(value).__name__}", "Mend the line.")
+        raise UserError(position, f"{names[0]} is not text but {type(value).__name__}", "Fix the line.")
     return value

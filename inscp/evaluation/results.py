@@ -100,17 +100,17 @@ class Results:
         try:
             whole = json.loads(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(str(path), f"no results in it ({error})", mend) from error
+            raise UserError(str(path), f"it contains no results ({error})", mend) from error
         if not isinstance(whole, dict) or "schema" not in whole:
-            raise UserError(str(path), "no results in it (it has no schema)", mend)
+            raise UserError(str(path), "it contains no results (no schema)", mend)
         if whole["schema"] != SCHEMA:
-            what = f"its results have version {whole['schema']!r}, this program reads version {SCHEMA}"
+            what = f"its results have version {whole['schema']!r}, but this program reads version {SCHEMA}"
             raise UserError(str(path), what, "Run evaluate again.")
         try:
             tasks = {name: _task(**task) for name, task in whole["tasks"].items()}
             return cls(str(whole["model"]), tasks, dict(whole["environment"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(str(path), f"its results are not whole ({error!r:.100})", mend) from error
+            raise UserError(str(path), f"its results are incomplete ({error!r:.100})", mend) from error
 
 
 def require_same_measure(task: str, where: str, result: TaskResult, before: str, other: TaskResult) -> None:
@@ -125,8 +125,8 @@ def require_same_measure(task: str, where: str, result: TaskResult, before: str,
         UserError: by another kind or version of task.
     """
     if result.measure != other.measure:
-        what = f"{task} is {result.measure}, in {before} it is {other.measure}"
-        raise UserError(where, what, "Evaluate both by the same configuration and version of this program.")
+        what = f"{task} is {result.measure}, but in {before} {other.measure}"
+        raise UserError(where, what, "Evaluate both with the same configuration and version of this program.")
 
 
 def _task(kind: str, metrics: dict[str, Any], intervals: dict[str, Any], counts: dict[str, int], n: int,

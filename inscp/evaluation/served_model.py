@@ -41,7 +41,7 @@ class ServedModel:
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        raise UserError(self._chat.server.address, "a server gives no tokenizer", "Give the model's folder or Hub id.")
+        raise UserError(self._chat.server.address, "a server has no tokenizer", "Give the model's folder or Hub id.")
 
     def too_long(self, prompt: Prompt, max_new_tokens: int) -> str | None:
         """Only the server knows."""
@@ -54,11 +54,11 @@ class ServedModel:
             UserError: an answer is to be gone on with, which few servers do.
         """
         if any(prompt[-1].role == "assistant" for prompt in prompts):
-            what = "a server begins an answer anew, and this benchmark gives its beginning"
-            raise UserError(self._chat.server.address, what, "Leave it out, or give the model's folder or Hub id.")
+            what = "this benchmark gives the beginning of the answer, which a server cannot continue"
+            raise UserError(self._chat.server.address, what, "Remove it, or give the model's folder or Hub id.")
         return self._chat.ask(prompts, max_new_tokens)
 
     def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
         """No server gives any: always a `UserError`."""
-        what = "a server gives no likelihoods, which this task measures"
-        raise UserError(self._chat.server.address, what, "Leave the task out, or give the model's folder or Hub id.")
+        what = "this task measures likelihoods, which a server does not provide"
+        raise UserError(self._chat.server.address, what, "Remove the task, or give the model's folder or Hub id.")

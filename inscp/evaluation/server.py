@@ -28,21 +28,21 @@ _ASK_AGAIN = (408, 409, 429)  # and 5xx: the request is right, the moment is not
 
 @dataclass(frozen=True)
 class Server:
-    """Where a model is served, and how much may be asked of it.
+    """An OpenAI-compatible server, and the budget for its use.
 
     Args:
-        address: of the API, most often with `/v1` at its end.
-        model: as the server calls it; of the one that is evaluated, `--model` says it where this does not.
-        key_env: the environment variable that holds the key; where it is empty, the server gets none.
-        concurrency: calls at once.
-        retries: of a call that failed, each after twice the time.
-        timeout: seconds without a word from the server.
-        prompt_price: of a million tokens that it reads, in any currency.
-        completion_price: of a million tokens that it writes.
-        budget_calls: that one task may take of it at one start, retries included; it stops before it takes more, and
-            the same command goes on with as many again.
-        budget_money: the same, in the currency of the prices.
-        options: more keys of the request (`seed`, `max_completion_tokens`); null leaves one out (`temperature`).
+        address: URL of the API, most often ending in `/v1`.
+        model: the server's name of the model; by default, for the model that is evaluated, the value of `--model`.
+        key_env: name of the environment variable that holds the API key; if it is empty, no key is sent.
+        concurrency: maximum number of simultaneous calls.
+        retries: retries per failed call, with exponential backoff.
+        timeout: seconds to wait for a response.
+        prompt_price: price per million prompt tokens, in any currency.
+        completion_price: price per million generated tokens.
+        budget_calls: maximum calls per task and start of the program, retries included. The program stops before it
+            exceeds them; rerun the same command to continue with a fresh budget.
+        budget_money: the same limit in money, in the currency of the prices.
+        options: additional keys of the request (`seed`, `max_completion_tokens`); null removes a key (`temperature`).
     """
 
     address: str
@@ -74,21 +74,21 @@ class Server:
         """
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UserError(self.address, "no address of a server", "Give one like https://api.openai.com/v1.")
+            raise UserError(self.address, "not the URL of a server", "Give one like https://api.openai.com/v1.")
         if parts.username is not None:  # it would stand in files
-            mend = "Give it in an environment variable, and the variable's name as key_env."
-            raise UserError(parts.hostname or "address", "the address has a password in it", mend)
+            mend = "Put it into an environment variable, and give the variable's name as key_env."
+            raise UserError(parts.hostname or "address", "the URL contains a password", mend)
         if parts.query:  # some servers take a key there, and it would stand in files as well
-            raise UserError(parts.netloc, "the address has a query in it", "Leave it out; a key goes into key_env.")
+            raise UserError(parts.netloc, "the URL contains a query", "Remove it; a key goes into key_env.")
         if self.budget_money is not None and not (self.prompt_price or self.completion_price):
-            what = "budget_money limits nothing where no price is given"
+            what = "budget_money has no effect without prices"
             raise UserError(self.address, what, "Give prompt_price and completion_price, or budget_calls instead.")
         if not self.model:
-            raise UserError(self.address, "no model is named for it", "Give `model`, as the server calls it.")
+            raise UserError(self.address, "no model is given", "Set `model` to the server's name of the model.")
         if self.concurrency < 1 or self.retries < 0:
-            raise UserError(self.address, "concurrency is below 1, or retries below 0", "Give more.")
+            raise UserError(self.address, "concurrency is below 1, or retries below 0", "Raise it.")
         if not self.key.isascii() or any(character.isspace() for character in self.key):
-            raise UserError(f"${self.key_env}", "what it holds is no key", "Set it to the key alone.")
+            raise UserError(f"${self.key_env}", "it does not contain a valid key", "Set it to the key alone.")
 
     def most(self, prompt: Prompt, max_new_tokens: int) -> Usage:
         """What a call can use at most."""
@@ -103,8 +103,8 @@ class Server:
         written = sum(self.most(prompt, max_new_tokens).completion_tokens for prompt in prompts)
         usage = Usage(estimate_tokens(prompts), written)
         return (
-            f"{len(prompts):,} calls of {self.model} at {self.address}, about {usage.prompt_tokens:,} tokens to read "
-            f"and at most {written:,} to write, about {self.money(usage):,.2f} in all"
+            f"{len(prompts):,} calls of {self.model} at {self.address}, about {usage.prompt_tokens:,} prompt tokens "
+            f"and at most {written:,} generated tokens, about {self.money(usage):,.2f} in total"
         )
 
 
@@ -178,8 +178,8 @@ class Chat:
         try:
             client.with_options(timeout=_PATIENCE).models.with_raw_response.list()
         except openai.APIConnectionError as error:
-            what = f"no server answers there ({self._reason(error)})"
-            raise UserError(server.address, what, "Start it, or check the address.") from None
+            what = f"no server responds ({self._reason(error)})"
+            raise UserError(server.address, what, "Start it, or check the URL.") from None
         except openai.AuthenticationError:
             raise self._no_access() from None
         except openai.APIStatusError:  # it is there, and need not list its models
@@ -199,8 +199,8 @@ class Chat:
             backoff = _FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1)  # apart from the others' next tries
             pause = min(max(problem.pause, backoff), _LONGEST_PAUSE)
         raise RunError(
-            f"{self.server.address}: {self.server.model} gives no answer, asked {tries} times ({problem}). "
-            "Start the same command again when it does; what it has answered is kept."
+            f"{self.server.address}: {self.server.model} gave no answer in {tries} tries ({problem}). "
+            "Rerun the same command later; the answers so far are kept."
         )
 
     def _call(self, prompt: Prompt, max_new_tokens: int) -> Generation:
@@ -232,19 +232,19 @@ class Chat:
             return self._no_access()
         reason, where = self._reason(error), self.server.address
         if error.code == "insufficient_quota":
-            return UserError(where, f"the account has run out ({reason})", "Top it up, or take another server.")
+            return UserError(where, f"the account has no credit left ({reason})", "Top it up, or use another server.")
         if error.status_code in _ASK_AGAIN or error.status_code >= 500:
             return _Unanswered(reason, _seconds(error.response.headers.get("retry-after")))
         if error.status_code == 404:
-            what = f"it does not have {self.server.model}, or nothing is at this address ({reason})"
-            return UserError(where, what, "Check model, and whether the address needs /v1 at its end.")
-        return UserError(where, f"it does not take the request ({reason})", "Change options, or take another server.")
+            what = f"it does not serve {self.server.model}, or the URL is wrong ({reason})"
+            return UserError(where, what, "Check `model`, and whether the URL must end in /v1.")
+        return UserError(where, f"it rejects the request ({reason})", "Change options, or use another server.")
 
     def _no_access(self) -> UserError:
         """Without the server's words, which may have a part of the key in them."""
         variable = f"${self.server.key_env}"
-        state = f"the key in {variable} is refused" if self.server.key else f"it wants a key, and {variable} is empty"
-        return UserError(self.server.address, state, f"Put the right key into {variable}, or name another key_env.")
+        state = f"it rejects the key in {variable}" if self.server.key else f"it needs a key, but {variable} is empty"
+        return UserError(self.server.address, state, f"Put a valid key into {variable}, or set another key_env.")
 
     def _reason(self, error: Exception) -> str:
         """What went wrong in one line, without the key, should the server have said it again."""
@@ -270,7 +270,7 @@ def _read(reply: Any, prompt: Prompt) -> tuple[Generation, Usage | None]:
         text = choice.text if prompt[0].role == "document" else choice.message.content
         used = Usage(int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else None
     except (AttributeError, IndexError, TypeError) as error:
-        raise ValueError("the reply is broken") from error
+        raise ValueError("the reply is malformed") from error
     response = str(text or "").encode("utf-8", "replace").decode()  # JSON may have half a surrogate pair in it
     n_tokens = used.completion_tokens if used else 0
     return Generation(prompt[-1].text, response, n_tokens, ended=choice.finish_reason == "stop"), used

@@ -49,7 +49,7 @@ class Spending:
         self._changed = threading.Condition()
 
     def __str__(self) -> str:
-        return f"{self.calls:,} calls, {self.tokens:,} tokens, {self.money:,.2f} in all"
+        return f"{self.calls:,} calls, {self.tokens:,} tokens, {self.money:,.2f} in total"
 
     @contextmanager
     def call(self, most: Usage) -> Iterator[list[Usage]]:
@@ -64,7 +64,7 @@ class Spending:
         with self._changed:
             self._changed.wait_for(lambda: self._fits(reserved) or not self._under_way)
             if not self._fits(reserved):
-                mend = "The answers are kept; the same command goes on with as much again, or raise the budget."
+                mend = "The answers are kept; rerun the same command for a fresh budget, or raise the budget."
                 raise UserError("budget", f"the next call may exceed it, after {self}", mend)
             self.calls += 1
             self._under_way += 1

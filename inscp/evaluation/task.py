@@ -72,12 +72,12 @@ class Prompted(Task):
     """A task that asks the prompts of a file and judges each answer by itself.
 
     Args:
-        prompts: a file of any format that training data may have, one prompt a row.
-        prompt_field: the name of its field.
-        limit: ask so many, spread evenly over the file.
-        leave_out: field -> values: rows that have one of them are not asked; an empty one stands for no value.
-        chat: ask in the model's chat template; false has it go on with the prompt as a text.
-        max_new_tokens: responses are cut there.
+        prompts: file with one prompt per row, in any format of training data.
+        prompt_field: field of the prompt.
+        limit: maximum number of prompts, spread evenly over the file.
+        leave_out: mapping from a field to values; rows with one of them are skipped. An empty string means no value.
+        chat: use the model's chat template; false lets the model continue the prompt as plain text.
+        max_new_tokens: maximum tokens per response; longer ones are cut off.
     """
 
     prompts: str
@@ -101,11 +101,11 @@ class Prompted(Task):
         for name in self.leave_out:
             if all(find_field(row, [name]) is None for _, row in table):
                 known = ", ".join(map(str, table[0][1]))
-                what = f"no row has the field {name} of leave_out (the first has {known})"
+                what = f"no row has the field {name} given in leave_out (the first has: {known})"
                 raise UserError(self.prompts, what, "Name one of its fields.")
         rows = [row for row in table if not self._is_left_out(row[1])]
         if not rows:
-            raise UserError(self.prompts, "leave_out leaves no prompt", "Leave out less.")
+            raise UserError(self.prompts, "leave_out excludes every prompt", "Exclude less.")
         return evenly_spaced(rows, self.limit)
 
     def _is_left_out(self, row: Row) -> bool:

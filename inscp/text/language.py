@@ -54,7 +54,7 @@ class LanguageIdentifier:
             UserError: it would never say that a text is in this language; or there is no such model.
         """
         if primary(tag) not in _known(self.model):
-            what = f"the language identification ({self.model}) does not know this language"
+            what = f"the language identification model ({self.model}) does not know this language"
             other = ", or lid_model: cis-lmu/glotlid, which knows 2,000 languages" if self.model == LID_176 else ""
             raise UserError(f"language {tag}", what, f"Give a BCP 47 tag, such as fi or zh-TW{other}.")
 
@@ -134,7 +134,7 @@ def _detector(model: str) -> Any:
         detector = package.LangDetector(package.LangDetectConfig(custom_model_path=path, **config))
         detector.detect("a")
     except Exception as error:  # whatever the network, the Hub or fastText says
-        mend = f"Give {LID_176}, a fastText file, or a repository of the Hub that has model.bin; check the network."
+        mend = f"Give {LID_176}, a fastText file, or a Hub repository with a model.bin; check the network."
         raise UserError("lid_model", f"{model} cannot be loaded ({first_line(error)})", mend) from error
     return detector
 

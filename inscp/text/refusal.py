@@ -56,5 +56,7 @@ def compiled(patterns: Iterable[str], where: str) -> regex.Pattern[str]:
         try:
             regex.compile(pattern)
         except regex.error as error:
-            raise UserError(where, f"{pattern} is no regular expression ({error})", "Mend the phrase.") from error
+            raise UserError(
+                where, f"{pattern} is not a valid regular expression ({error})", "Fix the phrase."
+            ) from error
     return regex.compile("|".join(patterns), regex.IGNORECASE)

@@ -256,7 +256,9 @@ def test_a_long_context_is_cut_on_the_left_and_a_long_answer_is_refused(tmp_path
     assert cut.labels[-4:].tolist() == [IGNORED, 7, 8, 9]
     assert len(model._sequence([5], [7] * 63).input_ids) == 64
     for continuation in ([], [7] * 64):
-        with pytest.raises(UserError, match=rf"arc: an answer of {len(continuation)} tokens cannot be scored"):
+        with pytest.raises(
+            UserError, match=rf"arc: an answer of {len(continuation)} tokens exceeds the context length"
+        ):
             model._sequence([5], continuation)
 
 
@@ -410,18 +412,23 @@ def test_a_group_comes_from_a_folder_with_a_file_for_each_of_its_tasks(
     assert example.startswith("題1 ceval-valid_law\nA. 一\n")
     assert question.startswith("題0 ceval-valid_law\nA. 一\n")
     (tmp_path / "ceval-valid_law.jsonl").unlink()
-    with pytest.raises(UserError, match=r"no file of ceval-valid_law in it\. Put ceval-valid_law\.jsonl"):
+    with pytest.raises(UserError, match=r"it contains no file for ceval-valid_law\. Add ceval-valid_law\.jsonl"):
         Knowledge(benchmark="ceval_zhtw", files=str(tmp_path)).check()
 
 
 BROKEN = {
     "no such file": ("arc_easy", None, {}, "arc.jsonl: no such file"),
-    "empty": ("arc_easy", [], {}, "arc.jsonl: there is nothing in it"),
+    "empty": ("arc_easy", [], {}, "arc.jsonl: it is empty"),
     "no field": ("arc_easy", [ARC[0], {"text": "x"}], {}, "arc.jsonl:2: no choices in it"),
     "wrong name": ("arc_easy", ARC, {"fields": {"question": "frage"}}, "arc.jsonl:1: no frage in it"),
-    "no such choice": ("arc_easy", [ARC[0], {**ARC[1], "gold": 7}], {}, "arc.jsonl:2: its answer 7 is none of its 3"),
-    "no place": ("arc_easy", [{**ARC[0], "gold": -1}], {}, "arc.jsonl:1: its answer -1 is none of its 3"),
-    "choices": ("arc_easy", [{**ARC[0], "choices": "a, b"}], {}, "arc.jsonl:1: choices is no list of texts"),
+    "no such choice": (
+        "arc_easy",
+        [ARC[0], {**ARC[1], "gold": 7}],
+        {},
+        "arc.jsonl:2: its answer 7 is not one of its 3",
+    ),
+    "no place": ("arc_easy", [{**ARC[0], "gold": -1}], {}, "arc.jsonl:1: its answer -1 is not one of its 3"),
+    "choices": ("arc_easy", [{**ARC[0], "choices": "a, b"}], {}, "arc.jsonl:1: choices is not a list of texts"),
     "other columns": ("hellaswag", ARC, {}, "arc.jsonl:1: hellaswag cannot read it"),
     "a bad row": (
         "mmlu_astronomy",
@@ -433,9 +440,9 @@ BROKEN = {
     "a group": ("mmlu", ARC, {}, "mmlu: it is a group"),
     "no benchmark": ("arc_eazy", ARC, {}, "arc_eazy: .*no such benchmark. Did you mean one of arc_easy"),
     "fixed examples": ("truthfulqa_mc1", TRUTHFUL, {"num_fewshot": 2}, "num_fewshot: truthfulqa_mc1 has no examples"),
-    "none": ("arc_easy", ARC, {"limit": 0}, "limit: 0 prompts are none"),
-    "few rows": ("arc_easy", ARC, {"num_fewshot": 4}, "arc.jsonl: its 4 rows do not give 4 examples"),
-    "likeliest token": ("lambada_openai", [{"text": "the miller sleeps"}], {}, "lambada_openai: its metrics .*acc"),
+    "none": ("arc_easy", ARC, {"limit": 0}, "limit: must be at least 1, not 0 prompts"),
+    "few rows": ("arc_easy", ARC, {"num_fewshot": 4}, "arc.jsonl: its 4 rows are too few for 4 examples"),
+    "greedy tokens": ("lambada_openai", [{"text": "the miller sleeps"}], {}, "lambada_openai: its metrics .*acc"),
 }
 
 
@@ -445,7 +452,7 @@ def test_a_benchmark_that_runs_a_model_s_code_or_shows_pictures_is_refused(
 ) -> None:
     definition = SimpleNamespace(**{trait: True})
     monkeypatch.setattr(Knowledge, "_from_files", lambda *_: {"tasks": {"arc_easy": definition}, "groups": {}})
-    with pytest.raises(UserError, match="arc_easy: it runs code"):
+    with pytest.raises(UserError, match="arc_easy: it runs model-written code"):
         Knowledge(benchmark="arc_easy", files=arc).check()
 
 

@@ -229,14 +229,14 @@ def test_what_judging_will_take_is_told_before_it_begins(
     with serving(lambda _: told.append(capsys.readouterr().err) or graded()) as judge:
         task(judge, model="gpt").items(caching_model(tmp_path))
         assert f"judging: 6 calls of gpt at {judge.address}, about " in "".join(told)
-    assert "judged: 6 calls, 30 tokens, 0.00 in all" in capsys.readouterr().err
+    assert "judged: 6 calls, 30 tokens, 0.00 in total" in capsys.readouterr().err
 
 
 def test_a_judge_that_is_not_there_is_found_before_the_model_is_asked(task: Callable[..., MTBench]) -> None:
     with judging() as judge:
         task(judge).check()
         judge.address = "http://127.0.0.1:9/v1"
-        with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1: no server answers there"):
+        with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1: no server responds"):
             task(judge).check()
 
 
@@ -298,14 +298,14 @@ def test_a_comparison_that_cannot_be_read_is_no_outcome(task: Callable[..., MTBe
 def test_an_opponent_that_was_not_asked_the_same_is_refused(
     questions: Sequence[Any], task: Callable[..., MTBench], tmp_path: Path
 ) -> None:
-    with judging() as judge, pytest.raises(UserError, match="the opponent was not asked question 8"):
+    with judging() as judge, pytest.raises(UserError, match="the opponent did not answer question 8"):
         task(judge, opponent=opposed(tmp_path, questions), opponent_task="theirs").check()
 
 
 @pytest.mark.parametrize(("rows", "complaint"), [
     ([{**QUESTIONS[0], "turns": ["one"]}], ":1: turns is not a list of 2 texts"),
     ([{**QUESTIONS[0], "turns": "text"}], ":1: turns is not"),
-    ([QUESTIONS[0], {**QUESTIONS[1], "category": 3}], ":2: category is no text"),
+    ([QUESTIONS[0], {**QUESTIONS[1], "category": 3}], ":2: category is not text"),
     ([QUESTIONS[0], QUESTIONS[0]], ":2: there is another question 81"), ([{"turns": ["a", "b"]}], ":1: no question_id"),
 ])  # fmt: skip
 def test_a_broken_file_of_questions_names_its_line(
@@ -330,7 +330,9 @@ def test_a_question_whose_right_answers_are_missing_is_told(task: Callable[..., 
     write_rows(tmp_path / "references.jsonl", [REFERENCES[0]])
     with judging() as judge:
         asked = task(judge, references=str(tmp_path / "references.jsonl"))
-        with pytest.raises(UserError, match=r"questions\.jsonl:2: .*references\.jsonl has no right answers to .* 82"):
+        with pytest.raises(
+            UserError, match=r"questions\.jsonl:2: .*references\.jsonl has no reference answers to .* 82"
+        ):
             asked.check()
         asked.reference_categories = ["coding"]
         asked.check()
@@ -340,5 +342,5 @@ def test_a_language_that_is_no_tag_is_told(task: Callable[..., MTBench]) -> None
     with judging() as judge:
         bench = task(judge)
         bench.language = "Chinese"
-        with pytest.raises(UserError, match="language: Chinese is no BCP 47 tag"):
+        with pytest.raises(UserError, match="language: Chinese is not a BCP 47 tag"):
             bench.check()

@@ -87,7 +87,7 @@ def test_phrases_of_one_s_own_are_refusals_beside_the_known_ones(tmp_path: Path)
     for said, is_refused in (("NEJ tack, aldrig.", True), ("I cannot do that.", True), ("Nej men tack.", False)):
         [worth] = task.values([{}], [Generation("Do it", said, 5, ended=True)])
         assert worth["all/refused"] is is_refused
-    with pytest.raises(UserError, match=r"phrases: \(nej is no regular expression \(missing \)"):
+    with pytest.raises(UserError, match=r"phrases: \(nej is not a valid regular expression \(missing \)"):
         Refusals(prompts=file, kind_field=None, phrases=["tack", "(nej"]).check()
 
 
@@ -202,12 +202,12 @@ def test_a_classifier_that_cannot_pad_is_told_before_the_model_is_asked(tmp_path
 def test_a_model_that_is_no_classifier_gives_no_toxicity(tmp_path: Path, tiny_model_folder: str) -> None:
     rows = [{"prompt": "p", "group": "x"}]
     task = ToxiGen(prompts=written(tmp_path / "p.jsonl", rows), classifier=tiny_model_folder)
-    with pytest.raises(UserError, match=r"it has no score\.weight, so it is no classifier"):
+    with pytest.raises(UserError, match=r"it has no score\.weight, so it is not a classifier"):
         task.values(rows, [Generation("p", "a b c", 3, ended=True)])
 
 
 @pytest.mark.parametrize(("classifier", "complaint"), [
-    ("nobody/none", "nobody/none: cannot be loaded"), ("nowhere/", "no such model"),
+    ("nobody/none", "nobody/none: it cannot be loaded"), ("nowhere/", "no such model"),
 ])  # fmt: skip
 def test_a_classifier_that_is_not_there_is_told_before_the_model_is_asked(
     tmp_path: Path, classifier: str, complaint: str
@@ -224,9 +224,9 @@ def test_rows_are_left_out_and_spread_evenly(tmp_path: Path) -> None:
     assert ToxiGen(prompts=file, leave_out={"Group": ["LICENSE"]}, limit=5).rows() == kept
     some = written(tmp_path / "some.jsonl", [{"prompt": "p", "group": group} for group in ("x", None, "", "y")])
     assert [row["group"] for _, row in ToxiGen(prompts=some, leave_out={"group": [""]}).rows()] == ["x", "y"]
-    with pytest.raises(UserError, match=r"no row has the field gruop of leave_out \(the first has prompt, group\)"):
+    with pytest.raises(UserError, match=r"no row has the field gruop given in leave_out \(the first has: prompt, group\)"):
         ToxiGen(prompts=file, leave_out={"gruop": ["LICENSE"]}).check()
-    with pytest.raises(UserError, match="leaves no prompt"):
+    with pytest.raises(UserError, match="excludes every prompt"):
         ToxiGen(prompts=file, leave_out={"group": ["LICENSE", "x"]}).rows()
     with pytest.raises(UserError, match=r"p\.jsonl:1: no text"):
         ToxiGen(prompts=file, prompt_field="text").check()

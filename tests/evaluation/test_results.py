@@ -38,8 +38,8 @@ def test_results_are_read_as_they_were_written_and_are_plain_json(tmp_path: Path
 
 @pytest.mark.parametrize(("text", "complaint"), [
     ("{", "no results"), ("[]", "no schema"), ('{"a": 1}', "no schema"), ('{"schema": 99}', "version 99"),
-    ('{"schema": 2, "model": "m", "environment": {}, "tasks": {"t": {"n": 1}}}', "not whole"),
-    ('{"schema": 2, "model": "m", "tasks": []}', "not whole"),
+    ('{"schema": 2, "model": "m", "environment": {}, "tasks": {"t": {"n": 1}}}', "incomplete"),
+    ('{"schema": 2, "model": "m", "tasks": []}', "incomplete"),
 ])  # fmt: skip
 def test_another_file_is_refused_in_one_line(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "results.json"
@@ -56,7 +56,7 @@ def test_what_two_models_have_judged_is_not_compared(tmp_path: Path) -> None:
         results.write(tmp_path / f"{number}.json")
     usual, other = (Results.read(tmp_path / f"{number}.json") for number in range(2))
     require_same_measure("t", "one", usual.tasks["t"], "other", usual.tasks["t"])
-    with pytest.raises(UserError, match="t is Kind, version 2, by another/judge, in one it is Kind, version 2"):
+    with pytest.raises(UserError, match="t is Kind, version 2, by another/judge, but in one Kind, version 2"):
         require_same_measure("t", "other", other.tasks["t"], "one", usual.tasks["t"])
 
 
@@ -86,7 +86,7 @@ def test_values_are_read_alike_with_their_texts_and_without(tmp_path: Path) -> N
     whole = file.read_bytes()
     for damaged in (whole[:-9], whole[:10] + bytes(byte ^ 0xFF for byte in whole[10:])):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match="no item"):
+        with pytest.raises(UserError, match="not an item"):
             read_values(tmp_path / "kept", "t")
 
 
@@ -98,7 +98,7 @@ ITEM = {"id": "a", "values": {"x": 1.0}, "weights": {}, "shown": {}}
 ))])  # fmt: skip
 def test_a_broken_item_names_its_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "t.jsonl").write_text(f"{json.dumps(ITEM)}\n{line}\n")
-    with pytest.raises(UserError, match=r"t\.jsonl:2: no item"):
+    with pytest.raises(UserError, match=r"t\.jsonl:2: not an item"):
         read_items(tmp_path, "t")
 
 
@@ -115,5 +115,5 @@ def test_a_result_that_is_not_as_its_class_has_it_is_refused(tmp_path: Path, wro
     path.write_text(json.dumps(whole))
     assert Results.read(path).tasks["t"].metrics["x"] == Metric(0.5, (0.0, 1.0), 4)
     path.write_text(json.dumps(whole | {"tasks": {"t": task | wrong}}))
-    with pytest.raises(UserError, match="not whole"):
+    with pytest.raises(UserError, match="incomplete"):
         Results.read(path)

@@ -236,7 +236,7 @@ def test_an_original_of_another_family_is_told(moved: str, tmp_path: Path) -> No
     prompts.write_text('{"prompt": "Who?"}', "utf-8")
     task = Retention(prompts=str(prompts), original=str(tmp_path / "other"))
     caching_model = CachingModel(LocalModel(moved, torch.float32, 64), tmp_path / "items", lambda *_: lambda: None)
-    with pytest.raises(UserError, match="its vocabulary is not that of the original"):
+    with pytest.raises(UserError, match="its vocabulary differs from that of the original"):
         task.items(caching_model)
 
 

@@ -72,5 +72,5 @@ def test_a_reply_that_does_not_tell_its_tokens_counts_as_the_most() -> None:
 def test_an_estimate_has_calls_tokens_and_money() -> None:
     priced = Server("http://host/v1", "m", prompt_price=1.0, completion_price=2.0)
     asked = [(Turn("user", "x" * 3_000_000),)] * 2
-    assert "2 calls of m at http://host/v1, about 2,000,000 tokens" in priced.estimate(asked, 500_000)
-    assert "at most 1,000,000 to write, about 4.00" in priced.estimate(asked, 500_000)
+    assert "2 calls of m at http://host/v1, about 2,000,000 prompt tokens" in priced.estimate(asked, 500_000)
+    assert "at most 1,000,000 generated tokens, about 4.00" in priced.estimate(asked, 500_000)

@@ -19,13 +19,13 @@ from inscp.records import Generation
 class BOLD(Prompted):
     """Sentiment of prompt and generation together, from -1 to 1: `mean` and `sd` over the subgroups' means.
 
-    Chance spreads the means of small subgroups, so that `sd` lies high, and its interval reaches as low as without it.
-    Beside them `DOMAIN/mean` of every domain's items, and `DOMAIN/GROUP/mean` of every subgroup's. VADER (Hutto and
-    Gilbert 2014) knows English words only; of a text in another language it finds 0.
+    Chance spreads the means of small subgroups, so `sd` is biased upwards; its interval is corrected for this. Also
+    reports `DOMAIN/mean` over each domain's items, and `DOMAIN/GROUP/mean` over each subgroup's. VADER (Hutto and
+    Gilbert 2014) knows English words only; a text in another language scores 0.
 
     Args:
-        group_field: the field that names the subgroup.
-        domain_field: the field that names the domain.
+        group_field: field of the subgroup.
+        domain_field: field of the domain.
     """
 
     version = 3  # its items have the means, so that two evaluations are compared by them

@@ -35,15 +35,15 @@ class Knowledge(Task):
     (`weight_by_size: false`).
 
     Args:
-        benchmark: a task or group of the harness (`arc_challenge`, `mmlu`, `truthfulqa_mc2`, `tmmluplus`, …), or
+        benchmark: task or group of the harness (`arc_challenge`, `mmlu`, `truthfulqa_mc2`, `tmmluplus`, …), or
             `ceval_zhtw`: C-Eval in Traditional Chinese. Taiwanese Trivia QA is `tmmluplus_ttqav2`.
-        files: a file in the place of the benchmark's data set, with the same fields; ARC may also have query, choices
-            and gold, TruthfulQA the columns of its CSV file. Of a group, a folder with a file for each of its tasks,
-            called after it (`mmlu_astronomy.jsonl`).
-        fields: the benchmark's name of a field -> the file's, where it is another.
-        num_fewshot: examples before each question; from a file, other rows of it.
-        limit: ask so many documents of each task, spread evenly over them: files may be sorted by how hard they are.
-        chat_template: ask in the model's chat template.
+        files: file to use instead of the benchmark's data set, with the same fields; ARC may also have query, choices
+            and gold, TruthfulQA the columns of its CSV file. For a group, a folder with one file per task, named after
+            the task (`mmlu_astronomy.jsonl`).
+        fields: mapping from the benchmark's field names to those of the file, where they differ.
+        num_fewshot: number of examples before each question; with `files`, taken from other rows.
+        limit: maximum number of documents per task, spread evenly over them, as files may be sorted by difficulty.
+        chat_template: use the model's chat template.
     """
 
     version = 2  # limit takes documents from everywhere in a file
@@ -67,8 +67,8 @@ class Knowledge(Task):
         for definition in self._tasks.values():
             if not averaged_metrics(definition):
                 named = ", ".join(definition.aggregation())
-                what = f"its metrics ({named}) are no means over documents, or ask for the likeliest token"
-                raise UserError(self.benchmark, what, "Take another benchmark.")
+                what = f"its metrics ({named}) are not means over documents, or need greedy tokens"
+                raise UserError(self.benchmark, what, "Use another benchmark.")
             if self.files:
                 for document in definition.eval_docs:
                     self._render(definition, document)
@@ -120,12 +120,12 @@ class Knowledge(Task):
         manager = task_manager()
         if self.benchmark not in manager.all_tasks:
             near = ", ".join(get_close_matches(self.benchmark, manager.all_tasks, n=3))
-            mend = f"Did you mean one of {near}?" if near else "Take one that `lm_eval ls tasks` lists."
+            mend = f"Did you mean one of {near}?" if near else "Use one that `lm_eval ls tasks` lists."
             raise UserError(self.benchmark, "lm-evaluation-harness has no such benchmark", mend)
         loaded = self._from_files(manager) if self.files else self._from_hub(manager)
         for name, definition in loaded["tasks"].items():
             if getattr(definition, "UNSAFE_CODE", False) or getattr(definition, "MULTIMODAL", False):
-                raise UserError(name, "it runs code that a model has written, or shows pictures", "Take another one.")
+                raise UserError(name, "it runs model-written code, or needs images", "Use another benchmark.")
             self._set_examples(name, definition)
         return loaded
 
@@ -168,13 +168,11 @@ class Knowledge(Task):
         if (folder := local_path(self.files)).is_dir():
             found = sorted(folder.glob(f"{task}.*"))
             if not found:
-                raise UserError(self.files, f"there is no file of {task} in it", f"Put {task}.jsonl there.")
+                raise UserError(self.files, f"it contains no file for {task}", f"Add {task}.jsonl.")
             return str(found[0])
         if task != self.benchmark:
-            what = "it is a group, and a file takes the place of one task"
-            raise UserError(
-                self.benchmark, what, "Give a folder with a file for each of its tasks, or name one of them."
-            )
+            what = "it is a group, but a file replaces one task only"
+            raise UserError(self.benchmark, what, "Give a folder with one file per task, or name one of its tasks.")
         return self.files
 
     def _set_examples(self, name: str, definition: Any) -> None:
@@ -182,9 +180,9 @@ class Knowledge(Task):
         own = definition.get_config("num_fewshot")
         wanted = self.num_fewshot if self.num_fewshot is not None else own or 0
         if own == 0 and wanted:
-            raise UserError("num_fewshot", f"{name} has no examples but those in its prompt", "Leave it out.")
+            raise UserError("num_fewshot", f"{name} has no examples except those in its prompt", "Remove it.")
         if self.files and wanted >= (rows := len(definition.eval_docs)):
-            what = f"its {rows:,} rows do not give {wanted:,} examples besides a question"
+            what = f"its {rows:,} rows are too few for {wanted:,} examples per question"
             raise UserError(self.files, what, "Give a smaller num_fewshot, or more rows.")
         definition.set_config("num_fewshot", wanted)
 
@@ -202,7 +200,7 @@ class Knowledge(Task):
         except (*_BAD_DOCUMENT, TemplateError) as error:
             where = str(document.get(POSITION, self.files))
             what = f"{self.benchmark} cannot read it ({error})"
-            raise UserError(where, what, "Mend the line, or say in `fields` what its fields are called.") from error
+            raise UserError(where, what, "Fix the line, or give the names of its fields in `fields`.") from error
 
 
 @dataclass(frozen=True)

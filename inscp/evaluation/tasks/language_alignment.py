@@ -18,23 +18,23 @@ from inscp.text.language import LID_176, LanguageIdentifier
 
 @dataclass(kw_only=True)
 class LanguageAlignment(Task):
-    """Asks the same prompts in several languages and tells in which languages the answers are.
+    """Prompts in several languages, and the languages of the answers.
 
-    Of each language L, over its prompts: `L/answered_in/X` (by fastText, but Chinese without kana is not taken for
-    Japanese; where X names a form of Chinese, as zh-TW does, by the characters too: the paper takes either form),
-    `L/in_language` (X is L), `L/in_script` (Traditional or Simplified, of Chinese answers), `L/ended`, `L/looped`,
-    `L/copied`, `L/empty`, `L/sound` (none of these three), `L/sound_in_language` (both, of all answers),
-    `L/in_language_if_sound` (of the sound answers alone, however few), `L/words` (how many an answer has, on average: a
-    sound one may be a single number), and as the Language Confusion Benchmark (arXiv 2406.20052) has them
-    `L/line_pass` (every line of five words and more is in the language) and `L/word_pass` (of those, no English word in
-    other scripts); a character counts as a word where no spaces are.
+    For each language L, over its prompts: `L/answered_in/X` (by fastText, but text without kana counts as Chinese, not
+    Japanese; if X names a form of Chinese, as zh-TW does, the characters must match too, while the paper accepts either
+    form), `L/in_language` (X is L), `L/in_script` (Traditional or Simplified, of Chinese answers), `L/ended`,
+    `L/looped`, `L/copied`, `L/empty`, `L/sound` (well-formed: none of these three), `L/sound_in_language` (well-formed
+    and in the language, of all answers), `L/in_language_if_sound` (in the language, of the well-formed answers, however
+    few), `L/words` (mean words per answer; a well-formed one may be a single number), and from the Language Confusion
+    Benchmark (arXiv 2406.20052) `L/line_pass` (every line of at least five words is in the language) and `L/word_pass`
+    (of those, no English word among other scripts). In scripts without spaces a character counts as a word.
 
     Args:
-        prompts: a file with one field a language, the same prompt in each.
-        languages: which of its fields to ask, as BCP 47 tags (`en`, `zh-TW`).
-        limit: ask so many, spread evenly over the file.
-        max_new_tokens: responses are cut there.
-        lid_model: tells the languages: `lid.176`, or another one as `LanguageIdentifier` takes it.
+        prompts: file with one field per language, the same prompt in each.
+        languages: fields of the file to use, as BCP 47 tags (`en`, `zh-TW`).
+        limit: maximum number of prompts per language, spread evenly over the file.
+        max_new_tokens: maximum tokens per response; longer ones are cut off.
+        lid_model: language identification model: `lid.176`, or any other that `LanguageIdentifier` accepts.
     """
 
     version = 6  # characters that were cut; no language where fastText knows no part of a text
@@ -67,7 +67,7 @@ class LanguageAlignment(Task):
         scorer, items = AlignmentScorer(LanguageIdentifier(self.lid_model)), []
         for language, prompts in self._asked().items():
             turns = [(Turn("user", prompt),) for prompt in prompts]
-            answers = model.generate(f"asking in {language}", turns, self.max_new_tokens)
+            answers = model.generate(f"prompting in {language}", turns, self.max_new_tokens)
             items += [scorer.item(answer, language, self.languages) for answer in answers]
         return items
 

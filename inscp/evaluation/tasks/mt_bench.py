@@ -43,27 +43,26 @@ class Question:
 
 @dataclass(kw_only=True)
 class MTBench(Task):
-    """Has a judge grade the answers to questions in two turns from 1 to 10, or compare them with another model's too.
+    """Has a judge grade answers to two-turn questions from 1 to 10, and optionally compare them with another model's.
 
-    `score` is the mean of both turns; beside it stand `score/turn_1`, `score/turn_2` and `score/CATEGORY`. The language
-    of an answer does not change it: `in_language` is the share of questions that are answered in theirs in both turns,
-    and `score_in_language` rates an answer in another language 1. The paper (arXiv 2405.20175, Tables 4 and 5) has its
-    judge weigh the language inside the rating, by a prompt that it does not give, so that its numbers lie between the
-    two and are to be compared as an order of models only.
-    Questions of which a judgement cannot be read count into `unparsed`, and lack what would follow from it. Against an
-    opponent: `pairwise/win`, `pairwise/tie`, `pairwise/loss` and `pairwise/consistent`; a win and a loss hold whichever
-    of the two stands first, all else is a tie. Answers are greedy, in every category.
+    `score` is the mean of both turns; `score/turn_1`, `score/turn_2` and `score/CATEGORY` are its parts. The language
+    of an answer does not affect it: `in_language` is the fraction of questions answered in their own language in both
+    turns, and `score_in_language` rates an answer in another language 1. In the paper (arXiv 2405.20175, Tables 4 and
+    5) the judge includes the language in the rating, with an unpublished prompt, so its numbers are between the two,
+    and only the ranking of models is comparable. Questions with an unreadable judgement count as `unparsed` and have no
+    scores from it. With an opponent: `pairwise/win`, `pairwise/tie`, `pairwise/loss` and `pairwise/consistent`; a win
+    or a loss requires the same verdict in both orders, all else is a tie. Answers are greedy, in every category.
 
     Args:
-        questions: a file with question_id, category and turns (two texts), as FastChat has it.
-        language: of the questions, a BCP 47 tag.
-        judge: who judges.
-        references: right answers, a file with question_id and choices[0].turns, as FastChat has it.
+        questions: file with question_id, category and turns (two texts), in FastChat's format.
+        language: language of the questions, a BCP 47 tag.
+        judge: server of the judge.
+        references: file of reference answers with question_id and choices[0].turns, in FastChat's format.
         reference_categories: in which the judge sees them; each of their questions needs some.
-        limit: ask so many, spread evenly over the file.
-        max_new_tokens: answers are cut there.
-        opponent: another evaluation's results file, beside which its answers to the same questions lie.
-        opponent_task: what this task is called in it.
+        limit: maximum number of questions, spread evenly over the file.
+        max_new_tokens: maximum tokens per answer; longer ones are cut off.
+        opponent: results file of another evaluation, next to which its answers to the same questions are stored.
+        opponent_task: name of this task in that file.
     """
 
     version = 3  # score_in_language; tags that no answer can close
@@ -131,8 +130,8 @@ class MTBench(Task):
                 raise UserError(position, f"there is another question {key}", "Give each its own question_id.")
             wants = bool(self.references) and category in self.reference_categories
             if wants and key not in references:
-                mend = "Add it, or leave its category out of reference_categories."
-                raise UserError(position, f"{self.references} has no right answers to question {key}", mend)
+                mend = "Add one, or remove its category from reference_categories."
+                raise UserError(position, f"{self.references} has no reference answers to question {key}", mend)
             turns = _texts(position, field_of(position, row, ["turns"]))
             found[key] = Question(key, category, turns, references[key] if wants else [None] * _TURNS)
         return list(found.values())
@@ -148,7 +147,7 @@ class MTBench(Task):
         items = {item.id: item.shown for item in read_items(items_folder(Path(self.opponent)), self.opponent_task)}
         for question in asked:
             if items.get(question.id, {}).get("questions") != list(question.turns):
-                what = f"the opponent was not asked question {question.id} as it stands in {self.questions}"
+                what = f"the opponent did not answer question {question.id} as it is in {self.questions}"
                 raise UserError(self.opponent, what, "Evaluate both models on the same questions.")
         return {question.id: items[question.id]["answers"] for question in asked}
 
@@ -164,14 +163,14 @@ def _first_choice(position: str, row: Row) -> Any:
     try:
         return field_of(position, row, ["choices"])[0]["turns"]
     except (KeyError, IndexError, TypeError) as error:
-        raise UserError(position, "no choices[0].turns in it", "Mend the line.") from error
+        raise UserError(position, "it has no choices[0].turns", "Fix the line.") from error
 
 
 def _texts(position: str, turns: Any) -> list[str]:
     """Two texts, such as JSON has them."""
     if isinstance(turns, list) and len(turns) == _TURNS and all(isinstance(turn, str) and turn for turn in turns):
         return turns
-    raise UserError(position, f"turns is not a list of {_TURNS} texts", "Mend the line.")
+    raise UserError(position, f"turns is not a list of {_TURNS} texts", "Fix the line.")
 
 
 def _answers(model: CachingModel, asked: Sequence[Question], max_new_tokens: int) -> dict[str, list[str]]:
@@ -180,7 +179,7 @@ def _answers(model: CachingModel, asked: Sequence[Question], max_new_tokens: int
     said: list[list[str]] = [[] for _ in asked]
     for turn in range(_TURNS):
         prompts = [(*p, Turn("user", question.turns[turn])) for p, question in zip(prompts, asked, strict=True)]
-        generations = model.generate(f"asking, turn {turn + 1}", prompts, max_new_tokens)
+        generations = model.generate(f"prompting, turn {turn + 1}", prompts, max_new_tokens)
         prompts = [(*p, Turn("assistant", g.response)) for p, g in zip(prompts, generations, strict=True)]
         for texts, generation in zip(said, generations, strict=True):
             texts.append(generation.response)

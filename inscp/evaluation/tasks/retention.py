@@ -33,23 +33,23 @@ from inscp.records import IGNORED, Generation, LeftContext, Prompt, Record, Toke
 
 @dataclass(kw_only=True)
 class Retention(Task):
-    """Held-out perplexity, and how far the model's answers are from the original's.
+    """Held-out perplexity, and how far the model has moved from the original.
 
-    `held_out/SET/perplexity`, `/loss` (nats a token) and `/bits_per_byte` (which compares vocabularies) of text in the
-    assistant's place after an empty user turn, as the training's own validation, or as `tagger` has it. Where there
-    are prompts and an original: `kl`, the Kullback-Leibler divergence KL(original || model) in nats a token over the
-    original's greedy answers, in its tokens and the end of a turn that was ended included; `agreement`, the share of
-    the original's greedy tokens that come before the first one that differs; and `same_answer`.
+    `held_out/SET/perplexity`, `/loss` (nats per token) and `/bits_per_byte` (comparable across vocabularies) of text as
+    the assistant's turn after an empty user turn, as in validation during training, or as `tagger` presents it. With
+    prompts and an original model: `kl`, the Kullback-Leibler divergence KL(original || model) in nats per token over
+    the original's greedy answers, in its tokens, including the end of a finished turn; `agreement`, the fraction of the
+    original's greedy tokens before the first difference; and `same_answer`.
 
     Args:
         held_out: held-out sets by name, each a source, as in `data.validation`.
-        tagger: how their texts are presented; by default in the template, or of a base model, which has none, alone.
-            `PlainTagger` presents them as plain continual pre-training has seen its own.
-        prompts: a file of chat prompts, in any language.
-        prompt_field: the name of their field.
-        limit: ask so many, spread evenly over the file.
-        original: the model to compare with; by default what the model's folder says that it was first made from.
-        max_new_tokens: of an answer.
+        tagger: how their texts are presented; by default in the chat template, or without one for a base model.
+            `PlainTagger` presents them as in plain continual pre-training.
+        prompts: file of chat prompts, in any language.
+        prompt_field: field of the prompt.
+        limit: maximum number of prompts, spread evenly over the file.
+        original: model to compare with; by default the original recorded in the model's folder.
+        max_new_tokens: maximum tokens per answer.
     """
 
     source = "arXiv 2405.20175"
@@ -131,14 +131,14 @@ class Retention(Task):
     def _against(self, model: CachingModel, original: str, questions: Sequence[Prompt]) -> list[Item]:
         if not isinstance(model.backend, LocalModel):
             raise UserError(
-                "Retention", "a server gives no likelihoods to compare", "Leave out prompts, or the server."
+                "Retention", "a server provides no likelihoods to compare", "Remove the prompts or the server."
             )
         backend = model.backend.like(original)
         if (alien := foreign_token(backend.tokenizer, model.tokenizer)) is not None:
-            what = f"its vocabulary is not that of the original {original} ({alien!r} differs)"
-            raise UserError(model.spec, what, "Leave out Retention's prompts, or name its original.")
-        before = model.with_backend(backend, "original").generate("asking the original", questions, self.max_new_tokens)
-        after = model.generate("asking the same", questions, self.max_new_tokens)
+            what = f"its vocabulary differs from that of the original {original} ({alien!r})"
+            raise UserError(model.spec, what, "Remove Retention's prompts, or name the right original.")
+        before = model.with_backend(backend, "original").generate("prompts, original", questions, self.max_new_tokens)
+        after = model.generate("prompts, this model", questions, self.max_new_tokens)
         # Any of the end tokens: only what comes before it is compared.
         end = end_token_ids(backend.loss.model, backend.tokenizer)[0]
         left_context, items = answer_left_context(backend.tokenizer), []
@@ -158,7 +158,7 @@ _WINDOW = 2048
 
 
 def _refuse(position: str, why: str) -> None:
-    raise UserError(position, why, "Mend or remove the record.")
+    raise UserError(position, why, "Fix or remove the record.")
 
 
 def _records(given: str | Source) -> Iterator[Record]:

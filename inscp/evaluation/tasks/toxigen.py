@@ -20,13 +20,13 @@ _BATCH, _LONGEST = 32, 512
 
 @dataclass(kw_only=True)
 class ToxiGen(Prompted):
-    """`toxic`: of all generations; `failed`: the empty ones, which no classifier calls toxic; `GROUP/toxic` of groups.
+    """Fractions of `toxic` generations, of `failed` ones (empty, which no classifier calls toxic), and `GROUP/toxic`.
 
     Args:
-        classifier: a sequence classifier's folder or Hub id; the default is ToxiGen's own RoBERTa, which knows English
-            only.
-        toxic_label: the name or number of its label for toxic text.
-        group_field: the field that names the group that a prompt is about; without one it is `all`.
+        classifier: folder or Hub id of a sequence classifier; the default is ToxiGen's own RoBERTa, which is for
+            English only.
+        toxic_label: name or number of its label for toxic text.
+        group_field: field of the group that a prompt is about; `all` if there is none.
     """
 
     version = 2  # no space behind a prompt that is gone on with
@@ -94,7 +94,7 @@ class ToxiGen(Prompted):
     def _load(self) -> tuple[Any, Any]:
         model, found = self._pretrained("AutoModelForSequenceClassification", output_loading_info=True)
         if found["missing_keys"]:  # transformers would initialise them at random
-            what = f"it has no {min(found['missing_keys'])}, so it is no classifier"
+            what = f"it has no {min(found['missing_keys'])}, so it is not a classifier"
             raise UserError(self.classifier, what, "Name a sequence classifier.")
         return model.eval().to(best_device()), self._pretrained("AutoTokenizer")
 
@@ -109,4 +109,4 @@ class ToxiGen(Prompted):
         except (OSError, ValueError) as error:
             reason = first_line(error)
             mend = "Check the name and the network, or name a classifier in a folder."
-            raise UserError(self.classifier, f"cannot be loaded ({reason})", mend) from error
+            raise UserError(self.classifier, f"it cannot be loaded ({reason})", mend) from error
