@@ -21,9 +21,9 @@ _MADE = {
 """Conditions of a training -> what the report calls them."""
 _NO_SETTINGS = ("source", "licence")
 _WORDS = {
-    "sound": "not empty, without repeating itself, and no copy of the prompt",
-    "orgCP": "continual pre-training on the text alone, as the paper calls it",
-    "asked": "InsCP with a request in the user's turn, which is empty in the paper",
+    "well-formed": "not empty, without loops, and not a copy of the prompt",
+    "orgCP": "continual pre-training on plain text (the paper's name for it)",
+    "asked": "InsCP with a generic prompt as the user turn, which is empty in the paper",
 }
 
 
@@ -41,7 +41,7 @@ def setting(comparisons: Sequence[Comparison]) -> dict[str, str]:
             for name, label in _MADE.items()}  # fmt: skip
     found = {
         "model": by_rows(models),
-        "reference": f"{comparisons[0].reference}, which the others are compared with",
+        "reference": f"{comparisons[0].reference}, with which the others are compared",
         **made,
         OF_ANSWERS: by_rows((one.conditions[OF_ANSWERS], one.row) for one in evaluated),
         **_tasks(of.evaluated for of in comparisons),
@@ -60,7 +60,7 @@ def asked_otherwise(comparison: Comparison) -> dict[str, str]:
         before = {task: first.setdefault(task, one.results) for task in one.results.tasks}
         differing = [f"{task}: {what}" for task in before for what in other_settings(before[task], one.results, task)]
         if differing:
-            found[f"asked otherwise: {one.row}"] = "; ".join(differing)
+            found[f"different settings: {one.row}"] = "; ".join(differing)
     return found
 
 
@@ -96,7 +96,7 @@ def arms(study: Study, measured: Iterable[str]) -> dict[str, str]:
 def _arm(study: Study, name: str) -> str:
     arm = study.arms[name]
     if not arm.sections:
-        return "the model as it is"
+        return "the original model, unchanged"
     if arm.after:
         return _inline({"after": arm.after, **arm.sections})
     return _inline(arm.sections) if any(arm.sections.values()) else f"as {', '.join(study.fit)}"
@@ -107,7 +107,7 @@ def words(sections: Sequence[Section]) -> dict[str, dict[str, str]]:
     said = "\n".join(cell for section in sections for grid in section.grids for line in (grid.head, *grid.rows)
                      for cell in (line if line is grid.head else line[:1]))  # fmt: skip
     found = {word: what for word, what in _WORDS.items() if re.search(rf"(?<![\w-]){word}(?![\w-])", said)}
-    return {"Words": found} if found else {}
+    return {"Terms": found} if found else {}
 
 
 def _inline(values: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ LAYOUT = ("model.activation_checkpointing", "model.compile", "model.attn_impleme
 """Keys of a training that say how it is computed and not what: another value is the same training."""
 
 
-def read_configs(paths: Sequence[str], mend: str = "Name a configuration of fit or evaluate.") -> Config:
+def read_configs(paths: Sequence[str], mend: str = "Give a configuration of fit or evaluate.") -> Config:
     """Configuration files, the later over the earlier.
 
     Args:

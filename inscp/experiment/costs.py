@@ -54,11 +54,11 @@ def cost_grids(rows: Mapping[str, Sequence[Place]], stages: Mapping[str, Stage])
         for name in ("currency", "device", "energy_from")
     )
     heads = [f"money, {currencies}" if name == "money" else name.replace("_", " ") for name in known]
-    what = "All trainings behind the model, held-out sets in between included; on"
+    what = "All training runs that led to the model, validation included; on"
     note = f"{what} {devices}" + (f", energy {energies}." if energies else ".")
     measured = [[row, *map(_number, of.values()), _evaluation_hours(rows[row])] for row, of in means.items()]
     return [
-        Grid("What the training cost", note, ["", *heads, "and evaluation, device hours"], measured),
+        Grid("Training cost", note, ["", *heads, "evaluation, device hours"], measured),
         _projected(dict(_trainings(rows, {row: of["tokens"] for row, of in means.items()}, stages))),
     ]
 
@@ -97,11 +97,11 @@ def _projected(trainings: Mapping[str, _Trainings]) -> Grid:
     head = ["", "tokens", *(text for size in _SIZES for text in (f"{size}: FLOPs", f"{size}: {PROJECTED_ON} hours"))]
     here = ", ".join(f"{passes:g}" for passes in sorted({passes for of in trainings.values() for _, passes in of}))
     note = (
-        "By formula, not measured: FLOPs = passes x 2 x parameters x tokens; 3 passes for a training, 2 of adapters or "
-        f"new tokens alone, more where a teacher predicts or a stage that was not run says so (here {here}); "
+        "By formula, not measured: FLOPs = passes x 2 x parameters x tokens; 3 passes for training, 2 for adapters or "
+        f"new tokens only, more with a teacher or where a stage that was not run says so (here {here}); "
         f"hours = FLOPs / ({device.flops:.3g} FLOP/s x {UTILISATION:.0%}) / 3600."
     )
-    return Grid("The same tokens at other sizes", note, head, rows)
+    return Grid("The same tokens at other model sizes", note, head, rows)
 
 
 def _number(value: float) -> str:

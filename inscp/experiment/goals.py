@@ -22,13 +22,14 @@ _LITTLE = 1e-9
 
 @dataclass(frozen=True)
 class Goal:
-    """What an arm should reach: one bound.
+    """A goal for the arms: one metric with one bound.
 
     Args:
-        metric: TASK/METRIC, in which {language} stands for the study's: `language/{language}/ended`; a mean over items.
-        at_least: the lowest value that reaches it.
-        at_most: the highest one.
-        times_reference: the bound is a multiple of the reference's value.
+        metric: TASK/METRIC, a mean over items; {language} is replaced by the study's language:
+            `language/{language}/ended`.
+        at_least: lower bound.
+        at_most: upper bound.
+        times_reference: whether the bound is a multiple of the reference's value.
     """
 
     metric: str
@@ -39,7 +40,7 @@ class Goal:
     def __post_init__(self) -> None:
         bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
         if len(bounds) != 1 or bounds[0] <= 0:
-            raise UserError(f"goals: {self.metric}", "it has not one bound above 0", "Give at_least, or at_most.")
+            raise UserError(f"goals: {self.metric}", "it needs exactly one bound, above 0", "Give at_least or at_most.")
 
     def metric_in(self, language: str) -> str:
         """Its metric in one of the study's languages."""
@@ -140,14 +141,14 @@ def goal_grids(
         for label, bound, old, cell, is_reached in
         zip(labels, wanted, found.before, found.cells, found.reached, strict=True)
     ]  # fmt: skip
-    how = "The most goals, then the least missed, then the most gained"
-    first = f"Half of the items; ✓ where it is reached. {how} (the ratios to the goals multiplied) choose {chosen}."
+    how = "Ranked by goals reached, then by the worst miss, then by the product of the ratios to the goals"
+    first = f"Selection half of the items; ✓ marks a goal that is reached. {how}: {chosen} is chosen."
     first += "".join(_over_other_tokens(comparison, columns))
-    second = f"The items that had no part in choosing: {found.count} goals are reached."
+    second = f"Test half of the items, not used for the selection: {found.count} goals are reached."
     return [
-        Grid("Goals: the half that chooses", first, ["", "tokens", *heads, "reached"], rows),
-        Grid(f"Goals: {chosen} by the other half", second,
-             ["", "wanted", comparison.reference, chosen, "reached"], reported),
+        Grid("Goals: selection half", first, ["", "tokens", *heads, "reached"], rows),
+        Grid(f"Goals: {chosen} on the test half", second,
+             ["", "goal", comparison.reference, chosen, "reached"], reported),
     ]  # fmt: skip
 
 
@@ -170,8 +171,8 @@ def _scored(comparison: Comparison, goals: Sequence[Goal], columns: Sequence[Col
 def _over_other_tokens(comparison: Comparison, columns: Sequence[Column]) -> Iterator[str]:
     for column in columns:
         if rows := [row for row in comparison.by_row if not comparison.is_comparable(row, column)]:
-            what = f"{column.label} of {' | '.join(rows)} is over other tokens than that of {comparison.reference}"
-            yield f" {what} and reaches no goal; set one in bits a byte."
+            what = f"{column.label} of {' | '.join(rows)} is over other tokens than for {comparison.reference}"
+            yield f" {what} and reaches no goal; set one in bits per byte."
 
 
 def _least(cell: Cell) -> float:

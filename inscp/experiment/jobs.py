@@ -42,10 +42,10 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Pla
         UserError: a job would write where nothing is kept, or a number of GPUs that is none.
     """
     if gpus < 0:
-        raise UserError("--gpus", f"{gpus} is no number of GPUs", "Give 1, or as many as a training takes.")
+        raise UserError("--gpus", f"must be at least 1, not {gpus}", "Give the number of GPUs per run.")
     if scheduler == "skypilot" and not any(_lies_in(where.out, kept) for kept in ("outputs", "/outputs")):
-        what = f"a SkyPilot job keeps `outputs` and no {where.out}"
-        raise UserError("--out", what, "Name a folder in outputs: outputs/experiments, say.")
+        what = f"a SkyPilot job keeps only the folder `outputs`, not {where.out}"
+        raise UserError("--out", what, "Give a folder inside outputs, such as outputs/experiments.")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(files(__package__).joinpath(f"jobs/{scheduler}.jinja").read_text("utf-8"))
     submit = ["#!/usr/bin/env bash", "set -euo pipefail"]

@@ -17,8 +17,8 @@ from inscp.paths import write_atomically
 
 MARKDOWN, HTML = "report.md", "report.html"
 _HELD = {
-    2: " Of how seeds differ two say little: their intervals hold the truth in 87 of 100 cases at worst, not in 95.",
-    3: " Of how seeds differ three say little: their intervals hold the truth in 91 of 100 cases at worst, not in 95.",
+    2: " Two seeds show little of their variation: at worst the intervals cover the truth in 87 %, not 95 %.",
+    3: " Three seeds show little of their variation: at worst the intervals cover the truth in 91 %, not 95 %.",
 }
 """What is known of intervals over few seeds (`estimates`)."""
 _WIDE = 6  # columns; a table with more and fewer rows than columns is turned round
@@ -95,9 +95,9 @@ class Page:
 def grids(table: Table, reference: str) -> list[Grid]:
     """A table, and beside it how its rows differ from the reference."""
     seeds = max((cell.seeds for cells in table.rows.values() for cell in cells if cell), default=0)
-    over = f"Means over {seeds} seeds where no other number is given; " if seeds > 1 else ""
-    alone = "over items alone: how much another seed differs is not in them"
-    what = f"over seeds and items, of one seed {alone}" if seeds > 1 else alone
+    over = f"Means over {seeds} seeds unless another number is given; " if seeds > 1 else ""
+    alone = "over items only, without the variation between seeds"
+    what = f"over seeds and items; with one seed {alone}" if seeds > 1 else alone
     held = _HELD.get(seeds, "") + "".join(f" {remark}" for remark in table.remarks)
     note = f"{over}95 % intervals in brackets, {what}; n items.{held}"
     labels = [column.label for column in table.columns]
@@ -111,10 +111,10 @@ def grids(table: Table, reference: str) -> list[Grid]:
     if kept:
         changes = {row: [_changed(of[at], shares[at], most) for at in kept] for row, of in table.changes.items()}
         counts = [_range([change.n for of in table.changes.values() if (change := of[at])]) for at in kept]
-        what = f"{table.title}: change against {reference}"
+        what = f"{table.title}: change from {reference}"
         note = (
-            "Shares in points, paired by item where both have a value of the same items; 95 % intervals in brackets, * "
-            "where it does not hold 0 and no seed is missing. Of many comparisons one in twenty has a * by chance."
+            "Shares in percentage points, paired by item where both have values; 95 % intervals in brackets, * if "
+            "the interval excludes 0 and no seed is missing. One comparison in twenty has a * by chance."
             f"{held}"
         )
         found.append(_grid(what, note, [labels[at] for at in kept], _with_seeds(changes, most), counts))

@@ -63,5 +63,5 @@ class ParentRun:
             action()
         except Exception as error:  # whatever the store, the network or the server raises
             uri = self._tracking.uri
-            print(f"warning: MLflow at {uri} does not take the study's run ({reason(error)}); the study goes on",
+            print(f"warning: MLflow at {uri} does not accept the study's run ({reason(error)}); the study continues",
                   file=sys.stderr, flush=True)  # fmt: skip

@@ -76,8 +76,8 @@ class Place:
                 for section in (stage.training, stage.cost):
                     typed(section, dict)
         except (OSError, TypeError, ValueError) as error:
-            what = f"its {ORIGIN} does not say how the model was made ({error})"
-            raise UserError(str(model), what, "Keep the run or make the model again.") from error
+            what = f"its {ORIGIN} does not record how the model was made ({error})"
+            raise UserError(str(model), what, "Run `experiment keep` again, or make the model again.") from error
         return found
 
     @property
@@ -142,7 +142,7 @@ class Places:
         file, here = into / _STUDY, folder.resolve()
         there = Path(file.read_text("utf-8").strip()) if file.is_file() else here
         if there != here and (there / FILE).is_file():  # and was not moved
-            raise UserError(str(folder), f"{into} belongs to {there}", "Name another --out, or rename a study.")
+            raise UserError(str(folder), f"{into} belongs to {there}", "Give another --out, or rename a study.")
         return into
 
     def claim(self, name: str, folder: Path) -> None:
@@ -194,8 +194,8 @@ def _read_contents(file: Path) -> Contents:
             typed(name, str): typed(of, str) for name, of in typed(json.loads(file.read_text("utf-8")), dict).items()
         }
     except (OSError, TypeError, ValueError) as error:
-        mend = "Keep the runs again, or delete this run's folder."
-        raise UserError(str(file), f"it does not say what files held ({error})", mend) from error
+        mend = "Run `experiment keep` again, or delete this run's folder."
+        raise UserError(str(file), f"it does not record the digests of the files ({error})", mend) from error
 
 
 def _place(run: Run, runs: Path) -> Place:

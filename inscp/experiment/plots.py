@@ -93,7 +93,7 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str) -> Figure | 
                           color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
     if not axis.containers:  # each row was asked in one of the two
         return None
-    axis.set_xlabel(f"{target} prompts: sound answers in {target}", fontsize=8)
+    axis.set_xlabel(f"{target} prompts: well-formed answers in {target}", fontsize=8)
     axis.set_ylabel(f"{kept} prompts answered in {kept}", fontsize=8)
     axis.set_xlim(right=1.02)
     axis.set_ylim(top=1.009)
@@ -157,7 +157,7 @@ def perplexity_bands(comparison: Comparison) -> Figure | None:
     for axis, name in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
         is_cut_alike = comparison.is_cut_alike(rows, name)
         measure = name if is_cut_alike else name.removesuffix("loss") + "bits_per_byte"
-        unit = "perplexity" if is_cut_alike else "bits a byte"
+        unit = "perplexity" if is_cut_alike else "bits per byte"
         for place, row in enumerate(rows):
             found = [item.values[measure] for one in comparison.by_row[row] for of in one.items.values() for item in of
                      if measure in item.values]  # fmt: skip

@@ -102,13 +102,13 @@ class Commands:
                 except BlockingIOError:
                     if not waits:
                         holder = file.read_text("utf-8") or "another process"
-                        tell(f"    {holder}, or a command that it began, holds {file}; waiting")
+                        tell(f"    {holder}, or a command started by it, holds the lock {file}; waiting")
                     waits = True
                     self.leave_if_told()
                     time.sleep(0.5)
                 except OSError as error:
-                    what = f"its file system knows no locks ({error.strerror})"
-                    raise UserError(str(file), what, "Name a folder on another one by --out.") from error
+                    what = f"its file system does not support locks ({error.strerror})"
+                    raise UserError(str(file), what, "Give a folder on another file system with --out.") from error
             opened.truncate(0)
             opened.write(f"process {os.getpid()} on {gethostname()}")
             opened.flush()
@@ -120,7 +120,7 @@ class Commands:
             Stopped: this process was asked to stop.
         """
         if self._stopped_by:
-            raise Stopped("the study was stopped; the same command goes on", status_behind(self._stopped_by))
+            raise Stopped("the study was stopped; rerun the same command to resume", status_behind(self._stopped_by))
 
 
 def tell(line: str) -> None:

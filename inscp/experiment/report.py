@@ -36,8 +36,8 @@ def study_page(study: Study, runs: Sequence[Run], given: str, where: Places, fol
     """
     places = [at for run in runs if run.evaluate and (at := where.measured_or_made(run)).results.is_file()]
     if not places:
-        mend = f"Run `{where.command('run', given)}` first." if study.evaluate else "Give it `evaluate`."
-        raise UserError(given, "nothing has been measured yet", mend)
+        mend = f"Run `{where.command('run', given)}` first." if study.evaluate else "Add `evaluate` to the study."
+        raise UserError(given, "nothing has been evaluated yet", mend)
     has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
     languages: dict[str, _Rows] = {}
     for at in places:
@@ -96,10 +96,10 @@ def _section(
 ) -> Section:
     target = language or _taught(comparison, kept)
     curves, others = side_by_side(histories)
-    apart = f", without the losses a token of other vocabularies: {'; '.join(others)}" if others else ""
+    apart = f", without the per-token losses of other vocabularies: {'; '.join(others)}" if others else ""
     wanted: dict[str, tuple[str, plots.Plot]] = {
         "answers": (f"Answers to {target} prompts", partial(plots.bars, comparison, target)),
-        "kept": (f"{kept} kept, {target} gained", partial(plots.gained_and_kept, comparison, target, kept)),
+        "kept": (f"{kept} kept against {target} gained", partial(plots.gained_and_kept, comparison, target, kept)),
         "tokens": (f"{target} against tokens", partial(plots.against_tokens, comparison, amounts, target)),
         "perplexities": ("Held-out perplexity, text by text", partial(plots.perplexity_bands, comparison)),
         "training": (f"Training{apart}", partial(plots.curves, curves, list(comparison.by_row))),

@@ -51,7 +51,7 @@ class Runner:
             self._places.runs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = f"{self._places.out} cannot be made ({error.strerror})"
-            raise UserError("--out", what, "Name another folder.") from error
+            raise UserError("--out", what, "Give another folder.") from error
         todo = self._places.left(runs)
         started, status = time.monotonic(), "KILLED"
         self._parent.begin()
@@ -70,7 +70,7 @@ class Runner:
             titles = {run.name: run.title for run in runs}
             what = "; ".join(f"{titles[name]}: {failure.why}" for name, failure in self._failed.items())
             if all(failure.status == 2 for failure in self._failed.values()):
-                raise UserError(where, what, "Mend it; the same command goes on.")
+                raise UserError(where, what, "Fix it, then rerun the same command to resume.")
             raise RunError(f"{where}: {what}")
 
     def _try(self, run: Run, action: Callable[[Place, int], Failure | None]) -> None:
@@ -95,12 +95,12 @@ class Runner:
         if at.model is not None:
             return None
         if run.before and run.before.name not in self._failed and self._places.made(run.before).model is None:
-            tell(f"    {run.before.title}, from which it starts, has no weights any more: they are made again")
+            tell(f"    {run.before.title}, from which it starts, has no weights any more; making them again")
             self._try(run.before, self._make)
         before = self._places.made(run.before).model if run.before else run.original
         if before is None:
             assert run.before is not None
-            return Failure(2, f"{run.before.title}, from which it starts, is not there")
+            return Failure(2, f"{run.before.title}, from which it starts, does not exist")
         for exported in at.exported:  # of which the weights were deleted: both commands would find it made
             shutil.rmtree(exported)
         for items in at.folder.glob("results-*.items"):  # of answers that another model had begun to give

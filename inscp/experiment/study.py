@@ -17,15 +17,15 @@ FILE = "experiment.yaml"
 
 @dataclass(frozen=True)
 class Arm:
-    """One method: a training, a merge, an extended vocabulary, or (with none of them) the original model as it is.
+    """One method: a training run, a merge, an extended vocabulary, or (with none of them) the unchanged original model.
 
-    In its values {language} stands for the study's, as in `data.tagger.user: samples:requests/{language}.txt`.
+    In its values {language} is replaced by the language, as in `data.tagger.user: samples:requests/{language}.txt`.
 
     Args:
-        fit: keys of the training that differ from the base (`data.tagger: PlainTagger`); {} where none does.
+        fit: keys of `fit` that differ from the base (`data.tagger: PlainTagger`); {} if none does.
         merge: keys of `merge` (`method: {class_path: Average, init_args: {weight: 0.5}}`).
         extend: keys of `extend` (`data: my.jsonl`, `tokens: 4000`).
-        after: the arm whose model is the start, in the place of the original.
+        after: arm whose model is the starting point, instead of the original.
     """
 
     fit: dict[str, Any] | None = None
@@ -42,11 +42,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Language:
-    """What a language changes.
+    """The changes for one language.
 
     Args:
-        fit: keys of the training that differ from the base (`data.train`, `data.language`, …).
-        evaluate: keys of the evaluation that differ from the base.
+        fit: keys of `fit` that differ from the base (`data.train`, `data.language`, …).
+        evaluate: keys of `evaluate` that differ from the base.
     """
 
     fit: dict[str, Any] = field(default_factory=dict)
@@ -55,13 +55,13 @@ class Language:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training that is not run, whose cost the report projects by formula.
+    """A training stage that is not run, and whose cost the report projects by formula.
 
     Args:
-        after: the arm that it would follow.
-        tokens_per_token: its tokens, for every one of the trainings behind that arm.
-        passes: what a token costs, in forward passes: 3 training; 4 preference tuning by DPO (arXiv 2305.18290), in
-            which the original's likelihoods are a fourth.
+        after: arm that it would follow.
+        tokens_per_token: its tokens, per training token of that arm.
+        passes: cost per token, in forward passes: 3 for training, 4 for DPO (arXiv 2305.18290), which also needs the
+            original model's likelihoods.
     """
 
     after: str
@@ -71,22 +71,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Study:
-    """What `experiment.yaml` holds. Paths in it are relative to the current folder.
+    """The content of `experiment.yaml`. Paths in it are relative to the current folder.
 
     Args:
-        name: of the study's folder.
-        question: that the study answers.
-        fit: complete configuration files of `fit`, the later over the earlier.
-        evaluate: configuration files of `evaluate`; none measures nothing.
-        arms: by name.
-        languages: by BCP 47 tag; in the file, a language may also be the path of a file that holds it.
-        seeds: of the order of rows and of whatever else is drawn; an arm that trains nothing has none.
-        budgets: tokens to train on; without any, what the configuration has.
-        reference: the arm that the others are compared with; by default the first.
-        kept: the language that must not be lost, as the tasks call it: against it the report sets what is gained.
-        goals: that an arm should reach; the report chooses one by half of the items and judges it by the other half.
-        projected: stages that are not run, by name, for the costs at other sizes.
-        mlflow: where all of it is tracked, under one parent run.
+        name: name of the study and of its output folder.
+        question: question that the study answers.
+        fit: complete configuration files of `fit`; later files override earlier ones.
+        evaluate: configuration files of `evaluate`; without any, nothing is evaluated.
+        arms: arms by name.
+        languages: languages by BCP 47 tag; a language may also be given as the path of a file.
+        seeds: random seeds; an arm that trains nothing has none.
+        budgets: token budgets; without any, the one of the configuration.
+        reference: arm with which the others are compared; by default the first.
+        kept: language to preserve, by its name in the tasks; the report plots what is gained against it.
+        goals: goals for the arms; the report selects an arm on one half of the items and tests it on the other half.
+        projected: stages that are not run, by name, for the cost projection at other model sizes.
+        mlflow: MLflow tracking of the study, under one parent run.
     """
 
     name: str
@@ -110,28 +110,28 @@ class Study:
         """
         for name, values in {"arms": self.arms, "languages": self.languages, "seeds": self.seeds}.items():
             if not values:
-                raise UserError(name, "there is none", "Name one at least.")
+                raise UserError(name, "it is empty", "Give at least one.")
         if wrong := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
-            raise UserError("seeds", f"{wrong[0]} is none", "Give whole numbers from 0 to 4294967295.")
+            raise UserError("seeds", f"{wrong[0]} is not a valid seed", "Give whole numbers from 0 to 4294967295.")
         for name in (*self.arms, *self.languages):
             if not isinstance(name, str):  # YAML reads 1e-5 and no as something else
-                raise UserError("names", f"{name!r} is no name", "Write it in quotes.")
+                raise UserError("names", f"{name!r} is not a name", "Write it in quotes.")
         for name in (self.name, *self.arms, *self.languages, *self.projected):
             if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
-                raise UserError("names", f"{name!r} has a line break or another control character", "Leave it out.")
+                raise UserError("names", f"{name!r} has a line break or another control character", "Remove it.")
         for names in (self.arms, self.languages):
             slugs = [slug(name) for name in names]
             if twice := next((name for name in names if slugs.count(slug(name)) > 1 or not slug(name)), None):
-                raise UserError(twice, "folders could not be told apart by this name", "Take another one.")
+                raise UserError(twice, "its folder would have the same name as another one's", "Choose another name.")
         changes = {f"arms.{name}": [*arm.sections.values()] for name, arm in self.arms.items()}
         changes |= {f"languages.{tag}": [of.fit, of.evaluate] for tag, of in self.languages.items()}
         for where, sections in changes.items():
             if not all(isinstance(section, Mapping) for section in sections):
-                raise UserError(where, "what it changes is no section of keys", "Write {KEY: VALUE, …}.")
+                raise UserError(where, "its changes are not a section of keys", "Write {KEY: VALUE, …}.")
         for name, arm in self.arms.items():
             if len(arm.sections) > 1:
                 what = f"it has {' and '.join(arm.sections)}"
-                raise UserError(f"arms.{name}", what, "Make an arm of each, the second `after` the first.")
+                raise UserError(f"arms.{name}", what, "Make each an arm of its own, the second `after` the first.")
             if arm.after and not arm.sections:
                 raise UserError(
                     f"arms.{name}", f"nothing happens after {arm.after}", "Give `fit`, `merge` or `extend`."
@@ -140,14 +140,14 @@ class Study:
             while (before := self.arms[seen[-1]].after) is not None:
                 if not isinstance(before, str) or before not in self.arms:
                     known = ", ".join(self.arms)
-                    raise UserError(f"arms.{seen[-1]}.after", f"there is no arm {before}", f"Name one of: {known}.")
+                    raise UserError(f"arms.{seen[-1]}.after", f"there is no arm {before}", f"Choose from: {known}.")
                 if before in seen:
-                    raise UserError(f"arms.{name}.after", "the arm follows itself", "Begin with the original.")
+                    raise UserError(f"arms.{name}.after", "the arm follows itself", "Start from the original.")
                 seen.append(before)
         named = {"reference": self.reference} | {f"projected.{name}": of.after for name, of in self.projected.items()}
         for where, arm_name in named.items():
             if arm_name is not None and arm_name not in self.arms:
-                raise UserError(where, f"there is no arm {arm_name}", f"Name one of: {', '.join(self.arms)}.")
+                raise UserError(where, f"there is no arm {arm_name}", f"Choose from: {', '.join(self.arms)}.")
 
     @property
     def baseline(self) -> str:
@@ -211,7 +211,8 @@ def _require_tasks(evaluate: Config, language: str) -> None:
     tasks = evaluate.get("tasks", {})
     sections = {"tasks": tasks} | ({f"tasks.{name}": tasks[name] for name in tasks} if isinstance(tasks, dict) else {})
     if wrong := next((where for where, section in sections.items() if not isinstance(section, Mapping)), None):
-        raise UserError(f"{language}: {wrong}", "it is no section of keys", "Write {class_path: TASK, init_args: {…}}.")
+        what = "it is not a section of keys"
+        raise UserError(f"{language}: {wrong}", what, "Write {class_path: TASK, init_args: {…}}.")
 
 
 def _in_language(value: Any, language: str) -> Any:
@@ -230,7 +231,7 @@ def _original(config: Config) -> str:
     """
     for section in ("model", "data"):
         if not isinstance(config.get(section), Mapping):
-            raise UserError(section, "it is no section of keys", "Write {KEY: VALUE, …}, or KEY.KEY: VALUE.")
+            raise UserError(section, "it is not a section of keys", "Write {KEY: VALUE, …}, or KEY.KEY: VALUE.")
     if not config["model"].get("pretrained"):
-        raise UserError("model.pretrained", "there is none", "Name the model in a configuration of `fit`.")
+        raise UserError("model.pretrained", "it is not set", "Name the model in a configuration of `fit`.")
     return str(config["model"]["pretrained"])

@@ -190,8 +190,8 @@ class Comparison:
     def _cut_otherwise(self, others: Sequence[str], columns: Sequence[Column]) -> Iterable[str]:
         for column in (column for column in columns if is_loss(column.metric)):
             if rows := [row for row in others if not self.is_comparable(row, column)]:
-                what = f"and perplexity of {' | '.join(rows)} are over other tokens than those of {self.reference}"
-                yield f"{column.label} {what}; compare bits a byte."
+                what = f"and perplexity of {' | '.join(rows)} are over other tokens than for {self.reference}"
+                yield f"{column.label} {what}; compare bits per byte."
 
     def is_cut_alike(self, rows: Iterable[str], loss: str) -> bool:
         """Whether a loss of these rows is over the same tokens, as it is where their tokenizers cut texts alike."""

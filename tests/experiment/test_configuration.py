@@ -74,7 +74,7 @@ def test_a_key_that_is_there_twice_is_told_and_an_anchor_may_be_changed(tmp_path
     file.write_text("a: {x: 1}\nb: &one {x: 1, y: 2}\nc: &two {<<: *one, y: 3}\nd: {<<: *two, y: 4, x: 5}\n")
     assert read_configs([str(file)])["d"] == {"x": 5, "y": 4}
     file.write_text("data:\n  train: x\n  seed: 1\n  train: y\n")
-    with pytest.raises(UserError, match=r"base\.yaml:4: the key train is there twice"):
+    with pytest.raises(UserError, match=r"base\.yaml:4: the key train is given twice"):
         read_configs([str(file)])
 
 

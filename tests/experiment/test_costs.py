@@ -46,7 +46,7 @@ def test_a_row_has_cost_the_mean_of_its_seeds_in_what_is_known_of_all() -> None:
     asked = Cost(device_hours=0.5)
     rows = {"InsCP": [place(run(), trained=cost, evaluated=asked) for cost in seeds], "original": [place(run())]}
     measured, _ = cost_grids(rows, {})
-    assert measured.head == ["", "tokens", "flops", "device hours", "and evaluation, device hours"]
+    assert measured.head == ["", "tokens", "flops", "device hours", "evaluation, device hours"]
     assert measured.rows == [["InsCP", "200", "3.00e+09", "2", "0.5"]]
 
 

@@ -48,7 +48,7 @@ def test_what_was_lucky_where_it_was_chosen_is_judged_elsewhere() -> None:
     reached = {row[0]: row[-1] for row in choosing.rows}
     assert reached == {"instruct": "1 of 2", "lucky": "2 of 2", "forgetful": "1 of 2"}
     assert [row[1] for row in choosing.rows] == ["–", "1,000", "–"]  # all that there are, of the last
-    assert judging.title == "Goals: lucky by the other half"
+    assert judging.title == "Goals: lucky on the test half"
     ended, perplexity = judging.rows
     assert ended[0] == "fi: end their turn"
     assert ended[1] == "≥ 2 x instruct"
@@ -66,7 +66,7 @@ def test_an_arm_of_fewer_seeds_says_so_where_it_is_chosen_by_them() -> None:
 def test_of_equally_many_goals_the_one_that_misses_least_is_chosen() -> None:
     goals = [Goal("language/{language}/ended", at_least=0.9)]
     found = goal_grids(Comparison([ORIGINAL, STEADY, LUCKY], "instruct"), goals, "fi", TRAINED)
-    assert found[1].title == "Goals: lucky by the other half"
+    assert found[1].title == "Goals: lucky on the test half"
     assert [row[-1] for row in found[0].rows] == ["0 of 1", "0 of 1", "1 of 1"]
 
 
@@ -76,13 +76,13 @@ def test_of_those_that_reach_all_the_one_that_gains_most_is_chosen() -> None:
     arms = [ORIGINAL, cautious, evaluated("bold", [1, 1, 1, 1, 1, 1, 1, 1], 3.0)]
     found = goal_grids(Comparison(arms, "instruct"), GOALS, "fi", {"cautious": 1, "bold": 1})
     assert [row[-1] for row in found[0].rows] == ["1 of 2", "2 of 2", "2 of 2"]
-    assert found[1].title == "Goals: bold by the other half"
+    assert found[1].title == "Goals: bold on the test half"
 
 
 def test_what_was_trained_is_chosen_also_where_it_is_the_reference() -> None:
     goals = [Goal(GOALS[0].metric, at_least=0.4)]
     found = goal_grids(Comparison([STEADY, ORIGINAL], "steady"), goals, "fi", TRAINED)
-    assert found[1].title == "Goals: steady by the other half"
+    assert found[1].title == "Goals: steady on the test half"
 
 
 def test_a_multiple_of_nothing_is_reached_by_something_alone() -> None:
@@ -127,7 +127,7 @@ def test_one_goal_in_which_nothing_is_left_does_not_outweigh_all_others(is_rever
     arms = [arm("barely", 0, 1), arm("much", 1, 12), arm("more", 0, 12)][:: -1 if is_reversed else 1]
     for rows, best in ((arms, "more"), ([one for one in arms if one.row != "more"], "much")):
         found = goal_grids(Comparison([arm("ref", 6, 0), *rows], "ref"), goals, "fi", {one.row: 1 for one in rows})
-        assert found[1].title == f"Goals: {best} by the other half"
+        assert found[1].title == f"Goals: {best} on the test half"
 
 
 def test_a_perplexity_over_other_tokens_reaches_no_goal_and_is_told() -> None:
@@ -139,9 +139,9 @@ def test_a_perplexity_over_other_tokens_reaches_no_goal_and_is_told() -> None:
     arms = [cut(ORIGINAL, 5.0), cut(STEADY, 5.0), more_tokens]
     choosing, _ = goal_grids(Comparison(arms, "instruct"), GOALS[1:], "fi", {"steady": 1, "more tokens": 1})
     assert {row[0]: row[2:] for row in choosing.rows}["more tokens"] == ["–", "0 of 1"]
-    assert "choose steady." in choosing.note
-    told = "en: perplexity of more tokens is over other tokens than that of instruct and reaches no goal; set one in"
-    assert choosing.note.endswith(f"{told} bits a byte.")
+    assert ": steady is chosen." in choosing.note
+    told = "en: perplexity of more tokens is over other tokens than for instruct and reaches no goal; set one in"
+    assert choosing.note.endswith(f"{told} bits per byte.")
     alike, _ = goal_grids(Comparison(arms[:2], "instruct"), GOALS[1:], "fi", {"steady": 1})
     assert "other tokens" not in alike.note
 
@@ -165,7 +165,7 @@ def test_a_goal_that_was_not_measured_has_no_part_in_choosing() -> None:
     for unmeasured in ([], [Goal("language/fi/nothing", at_least=0.5)]):
         trained = {"by much": 1, "by little": 1}
         found = goal_grids(Comparison([ORIGINAL, by_much, by_little], "instruct"), goals + unmeasured, "fi", trained)
-        assert found[1].title == "Goals: by little by the other half"
+        assert found[1].title == "Goals: by little on the test half"
 
 
 def test_a_goal_that_is_no_mean_over_items_is_told_as_not_measured() -> None:

@@ -47,7 +47,7 @@ def test_waiting_for_another_process_is_told_and_can_be_stopped(
         with pytest.raises(Stopped) as stopped, commands.locked(file):
             raise AssertionError
     assert stopped.value.status == Stopped.RESTART
-    assert capsys.readouterr().err.count(f"process {os.getpid()} on {gethostname()}, or a command that it began") == 1
+    assert capsys.readouterr().err.count(f"process {os.getpid()} on {gethostname()}, or a command started by it") == 1
 
 
 def test_where_files_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def test_where_files_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    told = pytest.raises(UserError, match=r"lock: its file system knows no locks \(Function not implemented\)")
+    told = pytest.raises(UserError, match=r"lock: its file system does not support locks \(Function not implemented\)")
     with told, Commands().locked(tmp_path / "lock"):
         raise AssertionError
 
@@ -80,7 +80,7 @@ def test_a_server_that_is_down_is_told_and_stops_nothing(capsys: pytest.CaptureF
     parent.keep(tmp_path, "report")
     parent.end("FINISHED")
     assert parent.run_id is None
-    assert "does not take the study's run" in capsys.readouterr().err
+    assert "does not accept the study's run" in capsys.readouterr().err
     assert time.monotonic() - started < 60
 
 

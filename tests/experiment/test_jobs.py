@@ -75,14 +75,14 @@ def test_what_several_languages_have_in_common_is_one_job(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("out", ["out", "/data/outputs", "outputs/../elsewhere", "outputs2"])
 def test_a_skypilot_job_does_not_write_where_nothing_is_kept(out: str, runs: list[Run], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--out: a SkyPilot job keeps `outputs`"):
+    with pytest.raises(UserError, match="--out: a SkyPilot job keeps only the folder `outputs`"):
         write_jobs("skypilot", runs, "study", Places(Path(out)), 1, tmp_path / "jobs")
     assert not (tmp_path / "jobs").exists()
     write_jobs("slurm", runs, "study", Places(Path(out)), 1, tmp_path / "jobs")
 
 
 def test_a_job_takes_no_negative_number_of_gpus(runs: list[Run], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--gpus: -1 is no number of GPUs"):
+    with pytest.raises(UserError, match="--gpus: must be at least 1, not -1"):
         write_jobs("slurm", runs, "study", Places(Path("out")), -1, tmp_path / "jobs")
 
 

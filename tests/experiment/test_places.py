@@ -92,7 +92,7 @@ def test_what_was_not_kept_is_told(study: Study, capsys: pytest.CaptureFixture[s
     keep_study("study", "kept")
     assert capsys.readouterr().out.splitlines() == [
         "1 runs added to kept",
-        "1 of 3 kept; not measured: instruct, fi; CP then SFT, fi, seed 0",
+        "1 of 3 kept; not evaluated: instruct, fi; CP then SFT, fi, seed 0",
     ]
     measure(study, Places(Path("outputs/experiments")))
     keep_study("study", "kept")
@@ -107,7 +107,7 @@ def test_two_studies_of_one_name_do_not_take_each_others_report(study: Study, tm
     assert where.of_study("same", Path("x/same")) == Path("out/same")
     where.claim("same", Path("x/same"))
     assert where.of_study("same", tmp_path / "y" / ".." / "x" / "same") == Path("out/same")
-    with pytest.raises(UserError, match=r"y/same: out/same belongs to .*/x/same\. Name another --out"):
+    with pytest.raises(UserError, match=r"y/same: out/same belongs to .*/x/same\. Give another --out"):
         where.of_study("same", Path("y/same"))
     Path("x").rename("z")
     assert where.of_study("same", Path("z/same")) == Path("out/same")
@@ -129,7 +129,7 @@ def test_damaged_contents_of_kept_runs_are_told(study: Study, text: str) -> None
     keep(map(Places(Path("out")).made, study.runs()), Path("kept"))
     file = next(Path("kept").glob("*/contents-*.json"))
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=rf"{file}: it does not say what files held"):
+    with pytest.raises(UserError, match=rf"{file}: it does not record the digests of the files"):
         left(study, Path("kept"))
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_origin_is_told(study: Study, text: str) -> None:
     origin = Places(Path("out")).made(run).folder / "a" / "b" / "model" / "inscp.json"
     origin.parent.mkdir(parents=True)
     origin.write_text(text)
-    with pytest.raises(UserError, match=f"{origin.parent}: its inscp.json does not say how the model was made"):
+    with pytest.raises(UserError, match=f"{origin.parent}: its inscp.json does not record how the model was made"):
         training_cost(Places(Path("out")).made(run))
 
 
@@ -165,13 +165,13 @@ def test_a_report_says_above_its_tables_what_it_is_about(study: Study) -> None:
     measure(study, where, "orgCP", model="name/20260101-000000/model")
     page = study_page(study, study.runs(), "study", where, Path("page"))
     assert page.about[""]["precision of training"] == "32-true"
-    assert page.about["Arms"] == {"instruct": "the model as it is", "orgCP": "as base.yaml"}
-    assert page.about["Words"].keys() == {"orgCP"}
+    assert page.about["Arms"] == {"instruct": "the original model, unchanged", "orgCP": "as base.yaml"}
+    assert page.about["Terms"].keys() == {"orgCP"}
     measure(study, where, "CP then SFT")
     page = study_page(study, study.runs(), "study", where, Path("page"))
     assert page.about["Arms"]["CP then SFT"] == "after: orgCP, fit: {data.epochs: 2}"
     notes = {grid.title: grid.note for grid in page.sections[0].grids}
-    assert "held-out sets in between included" in notes["What the training cost"]
+    assert "validation included" in notes["Training cost"]
     page.write(Path("page"))
     for form, line in (("report.md", "- orgCP: as base.yaml"), ("report.html", "<dt>orgCP</dt><dd>as base.yaml</dd>")):
         text = (Path("page") / form).read_text("utf-8")

@@ -9,7 +9,7 @@ from inscp.experiment.plots import Amount
 from inscp.experiment.tables import Comparison, Evaluated
 
 
-@pytest.mark.parametrize(("tokens", "unit"), [(10.0, "perplexity"), (7.0, "bits a byte")])
+@pytest.mark.parametrize(("tokens", "unit"), [(10.0, "perplexity"), (7.0, "bits per byte")])
 def test_texts_that_vocabularies_cut_otherwise_are_compared_by_bits_a_byte(tokens: float, unit: str) -> None:
     def measured(row: str, n_tokens: float) -> Evaluated:
         names = ("held_out/fi/loss", "held_out/fi/bits_per_byte")
@@ -26,8 +26,8 @@ def test_texts_that_vocabularies_cut_otherwise_are_compared_by_bits_a_byte(token
     [axis] = figure.axes
     assert axis.get_title() == f"fi: {unit} of held-out texts"
     middles = [float(line.get_xdata()[0]) for line in axis.lines]
-    assert middles == pytest.approx([3.0] * 2 if unit == "bits a byte" else [2.718281828**3] * 3)
-    assert [text.get_text() for text in axis.texts] == (["no bits a byte"] if unit == "bits a byte" else [])
+    assert middles == pytest.approx([3.0] * 2 if unit == "bits per byte" else [2.718281828**3] * 3)
+    assert [text.get_text() for text in axis.texts] == (["no bits per byte"] if unit == "bits per byte" else [])
 
 
 def of_shares(shares: dict[str, float]) -> Comparison:

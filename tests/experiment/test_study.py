@@ -121,14 +121,15 @@ def test_a_goal_is_of_what_may_be_measured(study: Study, tmp_path: Path, metric:
     bold = {"tasks.bold": {"class_path": "BOLD", "init_args": {"prompts": "x"}}}
     languages = {tag: Language(of.fit, of.evaluate | held | bold) for tag, of in study.languages.items()}
     runs = replace(study, languages=languages).runs()
-    with pytest.raises(UserError, match="goals: bold/sd: the evaluation measures no such mean over items"):
+    with pytest.raises(UserError, match="goals: bold/sd: no task of the evaluation measures this mean over items"):
         check_goals([Goal("bold/sd", at_most=0.2)], runs)
     check_goals([Goal(known, at_least=0.5) for known in ("t/{language}/ended", near)], runs)
     if metric != near:
         with pytest.raises(UserError) as told:
             check_goals([Goal(metric, at_least=0.5)], runs)
         assert (
-            str(told.value) == f"goals: {metric}: the evaluation measures no such mean over items. Did you mean {near}?"
+            str(told.value)
+            == f"goals: {metric}: no task of the evaluation measures this mean over items. Did you mean {near}?"
         )
 
 
@@ -154,14 +155,14 @@ def test_another_version_of_a_task_measures_again(study: Study, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("arms", "complaint"), [
-    ({}, "arms: there is none"),
+    ({}, "arms: it is empty"),
     ({"a": Arm(fit={}, after="b")}, "no arm b"),
     ({"a": Arm(fit={}, after="b"), "b": Arm(fit={}, after="a")}, "follows itself"),
     ({"a": Arm(fit={}, merge={})}, "it has fit and merge"),
     ({"a": Arm(extend={}, merge={})}, "it has merge and extend"),
     ({"a": Arm(), "b": Arm(after="a")}, "nothing happens after a"),
-    ({"InsCP": Arm(), "inscp": Arm(fit={})}, "could not be told apart"),
-    ({"a": Arm(fit="x")}, "no section of keys"),  # type: ignore[arg-type]
+    ({"InsCP": Arm(), "inscp": Arm(fit={})}, "would have the same name"),
+    ({"a": Arm(fit="x")}, "not a section of keys"),  # type: ignore[arg-type]
     ({"a": Arm(fit={}, after=["b"])}, r"there is no arm \['b'\]"),  # type: ignore[arg-type]
 ])  # fmt: skip
 def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], complaint: str) -> None:
@@ -171,7 +172,7 @@ def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], compla
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_is_none_is_told(study: Study, seed: int) -> None:
-    with pytest.raises(UserError, match=f"seeds: {seed} is none"):
+    with pytest.raises(UserError, match=f"seeds: {seed} is not a valid seed"):
         replace(study, seeds=[0, seed]).check()
 
 
@@ -214,9 +215,9 @@ def test_names_of_several_lines_are_told(study: Study, name: str) -> None:
 
 
 @pytest.mark.parametrize(("changes", "complaint"), [
-    (Language(fit="x"), r"languages\.fi: what it changes is no section of keys"),  # type: ignore[arg-type]
-    (Language(evaluate={"tasks": ["t"]}), "fi: tasks: it is no section of keys"),
-    (Language(evaluate={"tasks.t": None}), r"fi: tasks\.t: it is no section of keys"),
+    (Language(fit="x"), r"languages\.fi: its changes are not a section of keys"),  # type: ignore[arg-type]
+    (Language(evaluate={"tasks": ["t"]}), "fi: tasks: it is not a section of keys"),
+    (Language(evaluate={"tasks.t": None}), r"fi: tasks\.t: it is not a section of keys"),
 ])  # fmt: skip
 def test_languages_that_cannot_be_are_told(study: Study, changes: Language, complaint: str) -> None:
     def spelled_out() -> None:
@@ -266,16 +267,16 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
     (STUDY.replace("{fit: {data", "{fitt: {data"), "arms.InsCP.fitt: no such key"),
     (STUDY.replace("{fit: {data.tagger: PlainTagger}}", "{fit: }"), "arms.InsCP.fit: it has no value"),
     (STUDY.replace("{fi: {}}", "{fi: {data.train: x}}"), "languages.fi.data.train: no such key"),
-    (STUDY.replace("{fi: {}}", "[fi]"), "languages: it is no section"),
-    (STUDY.replace("{InsCP: {fit: {data.tagger: PlainTagger}}}", "{InsCP: null}"), "arms.InsCP: it is no section"),
+    (STUDY.replace("{fi: {}}", "[fi]"), "languages: it is not a section"),
+    (STUDY.replace("{InsCP: {fit: {data.tagger: PlainTagger}}}", "{InsCP: null}"), "arms.InsCP: it is not a section"),
     (STUDY + "budgets: [many]\n", "budgets"),
-    (STUDY + "seeds:\n", "experiment.yaml: seeds: it has no value. Give it one, or leave it out."),
+    (STUDY + "seeds:\n", "experiment.yaml: seeds: it has no value. Give a value, or remove the key."),
     (STUDY + "reference: other\n", "there is no arm other"),
     ("question: q\n", "arms"),
-    (STUDY + "arms: {other: {}}\n", "experiment.yaml:5: the key arms is there twice. Leave one of them out."),
-    (STUDY.replace("{fi: {}}", "{fi: {}, fi: {fit: {data.train: x}}}"), "experiment.yaml:4: the key fi is there twice"),
-    ("- question: q\n", "experiment.yaml: it holds no keys. Write a study into it: question, fit, arms, languages"),
-    (STUDY.replace("{fi: {}}", "{fi: a.yaml}"), "a.yaml: it holds no keys. Write what the language changes"),
+    (STUDY + "arms: {other: {}}\n", "experiment.yaml:5: the key arms is given twice. Remove one of them."),
+    (STUDY.replace("{fi: {}}", "{fi: {}, fi: {fit: {data.train: x}}}"), "experiment.yaml:4: the key fi is given twice"),
+    ("- question: q\n", "experiment.yaml: it contains no keys. Write the keys of a study: question, fit, arms"),
+    (STUDY.replace("{fi: {}}", "{fi: a.yaml}"), "a.yaml: it contains no keys. Write what the language changes"),
 ])  # fmt: skip
 def test_what_is_wrong_in_its_file_is_told_by_its_key(
     text: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -335,7 +336,7 @@ def test_a_dry_run_reads_each_configuration_once_and_looks_for_files_behind_the_
     Path("study/experiment.yaml").write_text(STUDY.replace("PlainTagger}}", "PlainTagger}}, other: {fit: {}}"))
     assert main(["experiment", "run", "study", "--dry-run"]) == 2
     said = capsys.readouterr()
-    assert said.out.count("to be run") == 2
+    assert said.out.count("to run") == 2
     assert said.err.startswith("error: study/experiment.yaml: arms.InsCP.fit in fi: x.jsonl: no such file")
     assert read == ["inscp.data.tagging.PlainTagger", "inscp.data.tagging.InsCPTagger"]
 

@@ -202,7 +202,7 @@ def test_tables_call_measures_as_people_do_and_say_of_how_many_items_they_are(co
     tables = Comparison([original, one, more], "instruct").tables()
     table = next(of for of in tables if "answers are" in of.title)
     values, changes = grids(table, "instruct")
-    assert values.head == ["", "en: end their turn", "en: in the language, of the sound", "en: repeat themselves"]
+    assert values.head == ["", "en: end their turn", "en: in the language, of well-formed", "en: repeat themselves"]
     assert values.rows[-1] == ["n", "4–6", "4–6", "4–6"]
     assert changes.rows[-1] == ["n", "4", "4", "4"], "items that both were asked"
     rows = {row: [*cells] * 3 for row, cells in table.rows.items()}
@@ -250,8 +250,8 @@ def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison)
     assert rows[1]["lost a seed, 1 seed"].endswith(")"), "an interval of one seed is narrower than one of two"
     assert "seed" not in "".join(map("".join, (*rows[0].values(), *rows[1].values())))
     for grid in (values, changes):
-        assert "two say little: their intervals hold the truth in 87 of 100 cases at worst" in grid.note
-    assert "over seeds and items, of one seed over items alone" in values.note
+        assert "Two seeds show little of their variation: at worst the intervals cover the truth in 87 %" in grid.note
+    assert "over seeds and items; with one seed over items only" in values.note
     alone = next(of for of in Comparison([original, one], "instruct").tables() if "answers are" in of.title)
     assert all("87" not in grid.note for grid in grids(alone, "instruct"))
 
@@ -289,7 +289,7 @@ def test_losses_over_other_tokens_are_not_compared(comparison: Comparison, token
     }
     assert (changes["held_out/x/loss"] is None) == (tokens != 1.0)
     assert changes["held_out/x/bits_per_byte"] is not None
-    told = "x: loss and perplexity of more tokens are over other tokens than those of instruct; compare bits a byte."
+    told = "x: loss and perplexity of more tokens are over other tokens than for instruct; compare bits per byte."
     assert [grid.note.endswith(told) for grid in grids(table, "instruct")] == [tokens != 1.0] * 2
 
 
@@ -319,7 +319,7 @@ def test_a_page_says_what_its_rows_share_and_in_what_they_differ(comparison: Com
     page = comparison_page(Comparison(rows, "instruct"), "?", "?", tmp_path)
     assert page.about[""] == {
         "model": "instruct; model: InsCP | ours",
-        "reference": "instruct, which the others are compared with",
+        "reference": "instruct, with which the others are compared",
         "learning rate": "2e-05",
         "precision of training": "32-true",
         "versions of training": "inscp 0.0.9",
@@ -329,9 +329,9 @@ def test_a_page_says_what_its_rows_share_and_in_what_they_differ(comparison: Com
         "hardware": "a chip",
         "date": "2026-11-30",
         "versions": "inscp 0.1.0",
-        "asked otherwise: InsCP | ours": "language: max_new_tokens 4, after 8",
+        "different settings: InsCP | ours": "language: max_new_tokens 4, after 8",
     }
-    assert page.about["Words"].keys() == {"sound"}
+    assert page.about["Terms"].keys() == {"well-formed"}
     page.write(tmp_path)
     for form in ("report.md", "report.html"):
         assert "max_new_tokens 4, after 8" in (tmp_path / form).read_text("utf-8")
