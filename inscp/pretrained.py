@@ -73,8 +73,8 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if spec.startswith(REMOTE_CODE):
         name, revision = resolve(spec.removeprefix(REMOTE_CODE))
         if not Path(name).is_dir() and not _COMMIT.fullmatch(revision or ""):
-            mend = f"Write {REMOTE_CODE}{name}@COMMIT, with the 40 digits of the commit whose code you have read."
-            raise UserError(spec, "its code would be executed, and a branch can change", mend)
+            mend = f"Write {REMOTE_CODE}{name}@COMMIT, with the 40-digit hash of a commit whose code you have read."
+            raise UserError(spec, "its code would be executed, and a branch may change", mend)
         return name, revision
     if spec.startswith("pypi:"):
         wheel = Wheel.of(spec)
@@ -88,7 +88,7 @@ def resolve(spec: str) -> tuple[str, str | None]:
         return str(build_once(folder, partial(_import_gguf, path))), None
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(spec, "the folder holds no config.json, so it is no model", "Give a Hugging Face folder.")
+            raise UserError(spec, "the folder has no config.json, so it is not a model", "Give a Hugging Face folder.")
         return str(path), None
     hub = _HUB.fullmatch(spec)
     if hub is None:
@@ -96,7 +96,7 @@ def resolve(spec: str) -> tuple[str, str | None]:
         raise UserError(spec, "no such model", mend)
     if not hub["revision"] and path.parent.is_dir():  # to ask the Hub for a mistyped path takes a minute
         what = f"there is no such folder in {path.parent}"
-        raise UserError(spec, what, f"Check the path, or write {spec}@main where a model of the Hub is meant.")
+        raise UserError(spec, what, f"Check the path, or write {spec}@main if you mean a model on the Hub.")
     return hub["id"], hub["revision"]
 
 
@@ -203,7 +203,7 @@ def _code(spec: str) -> dict[str, Any]:
     path, revision = resolve(spec)
     settings = _loaded(spec, lambda: PretrainedConfig.get_config_dict(path, revision=revision)[0])
     if elsewhere := [value for value in settings.get("auto_map", {}).values() if "--" in str(value)]:
-        raise UserError(spec, f"its code lies in another place ({elsewhere[0]})", "Copy it beside the weights.")
+        raise UserError(spec, f"its code is in another place ({elsewhere[0]})", "Copy it next to the weights.")
     return {"trust_remote_code": True, "code_revision": revision}
 
 
@@ -251,7 +251,7 @@ def require_dense(spec: str) -> None:
         if found := getattr(part, "quantization_config", None):
             method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
             what = f"its weights are quantized ({method or 'by an unnamed method'}), and cannot be trained or merged"
-            raise UserError(spec, what, "Take the model's bf16 version.")
+            raise UserError(spec, what, "Use the model's bf16 version.")
 
 
 def weights_folder(spec: str) -> Path:
@@ -310,7 +310,7 @@ def _made(spec: str, make: Callable[[], "PreTrainedModel"], attn_implementation:
             if attn_implementation is None or not (is_about_it or attn_implementation in str(error)):
                 raise
             what = f"{attn_implementation} cannot be used ({first_line(error)})"
-            raise UserError("model.attn_implementation", what, "Leave it out, or install what it needs.") from error
+            raise UserError("model.attn_implementation", what, "Remove it, or install what it needs.") from error
 
     return _loaded(spec, made)
 
@@ -322,11 +322,11 @@ def _loaded(spec: str, load: Callable[[], T]) -> T:
         reason = first_line(error)
         mend = "Check the name, the network and (for a private or gated model) HF_TOKEN."
         if _HUB.fullmatch(spec) and not Path(spec).exists():
-            mend = f"There is no such folder here; on the Hub, {mend[0].lower()}{mend[1:]}"
+            mend = f"There is no such local folder; for a model on the Hub, {mend[0].lower()}{mend[1:]}"
         if "Unrecognized configuration class" in str(error):
             reason = "transformers has no text-only class for it"
-            mend = "Take the text model of its family."
+            mend = "Use the text model of its family."
         if "trust_remote_code" in str(error):
-            reason = "it comes with code of its own"
-            mend = f"Read that code; to let it run, write {REMOTE_CODE} before the model's name."
-        raise UserError(spec, f"cannot be loaded ({reason})", mend) from error
+            reason = "it needs custom code"
+            mend = f"Read that code; to allow it to run, write {REMOTE_CODE} before the model's name."
+        raise UserError(spec, f"it cannot be loaded ({reason})", mend) from error

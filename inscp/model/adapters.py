@@ -19,13 +19,13 @@ _FROZEN = ".base_layer"
 
 @dataclass(frozen=True)
 class LoRA:
-    """Train adapters and leave the model's own weights as they are; `export` adds the two.
+    """Train low-rank adapters and keep the model's own weights frozen; `export` merges the two.
 
     Args:
-        rank: of the adapters.
-        alpha: their output is multiplied by alpha / rank.
-        dropout: of their input.
-        targets: `all-linear` (every `nn.Linear` that text passes through but the output layer), or names of modules
+        rank: rank of the adapters.
+        alpha: scale of the adapters, whose output is multiplied by alpha / rank.
+        dropout: dropout of the adapters' input.
+        targets: `all-linear` (every `nn.Linear` that text passes through, except the output layer), or names of modules
             (`q_proj`, `v_proj`, …).
     """
 
@@ -36,7 +36,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UserError("model.adapter.rank", f"{self.rank} is not positive", "Give 16, say.")
+            raise UserError("model.adapter.rank", f"it must be positive, but is {self.rank}", "Give 16, say.")
         if not 0 <= self.dropout < 1:
             raise UserError("model.adapter.dropout", f"{self.dropout:g} is out of range", "Give 0 to below 1.")
 
@@ -60,8 +60,8 @@ class LoRA:
             raise UserError("model.adapter.targets", first_line(error), "Name modules of this model.") from error
         # Tied, an adapter would be trained on one side and exported on both.
         if any(hasattr(layer, "lora_A") for layer in (model.get_input_embeddings(), model.get_output_embeddings())):
-            what = "adapters of embeddings and output layer are not offered"
-            raise UserError("model.adapter.targets", what, "Name matrices of the blocks, or take all-linear.")
+            what = "adapters of embeddings and output layer are not supported"
+            raise UserError("model.adapter.targets", what, "Name matrices of the blocks, or use all-linear.")
 
     @torch.no_grad()
     def initialise(self, model: nn.Module, seed: int) -> None:

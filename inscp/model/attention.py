@@ -117,8 +117,8 @@ def _attention(
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)  # type: ignore
     if dropout:
-        what = "its attention has dropout, which packed rows are not given"
-        raise UserError("model", what, "Set model.attn_implementation eager.")
+        what = "its attention uses dropout, which packed rows do not support"
+        raise UserError("model", what, "Set model.attn_implementation to eager.")
     if torch.is_autocast_enabled(query.device.type):  # under which rotary embeddings leave query and key in fp32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) for x in (query, key, value))
@@ -130,8 +130,8 @@ def _attention(
     if query.device.type == "cpu":
         return document_attention(query, key, value, documents.lengths, scale, window)[0][..., :width], None
     if not query.is_cuda or query.dtype == torch.float32:
-        what = f"torch has no attention by document for {query.dtype} on {query.device.type}"
-        raise UserError("trainer.precision", what, "Take bf16-mixed, or model.attn_implementation eager.")
+        what = f"torch has no per-document attention for {query.dtype} on {query.device.type}"
+        raise UserError("trainer.precision", what, "Use bf16-mixed, or set model.attn_implementation to eager.")
     rows, _, length, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     output = varlen_attn(q, k, v, documents.ends, documents.ends, documents.longest, documents.longest,

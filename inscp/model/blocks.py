@@ -64,7 +64,7 @@ def checkpoint_activations(model: "PreTrainedModel", how: ActivationCheckpointin
     if how == "none":
         return
     if isinstance(how, int) and how < 1:
-        raise UserError("model.activation_checkpointing", f"every {how}-th block", "Give 1 or more, or none.")
+        raise UserError("model.activation_checkpointing", f"must be at least 1, not {how}", "Give 1 or more, or none.")
     context: dict[str, Any] = {"context_fn": _selective_contexts} if how == "selective" else {}
     for block in blocks(model)[:: how if isinstance(how, int) else 1]:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)  # type: ignore[method-assign]

@@ -14,22 +14,21 @@ from inscp.pretrained import REMOTE_CODE, licence_of
 
 _METHODS = {
     "InsCP": "instruction continual pre-training (InstructionCP, arXiv 2405.20175): target-language text in the "
-    "assistant's turn of the model's own chat template, after a user turn that is empty or holds a request (`user`)",
+    "assistant's turn of the model's own chat template, after a user turn that is empty or a generic prompt (`user`)",
     "orgCP": "plain continual pre-training on target-language text, without the chat template",
-    EXTENDED: "adding tokens of the language to the vocabulary (continued BPE training, arXiv 2512.03989), each of "
-    "which begins as the mean of those that it stands for",
+    EXTENDED: "adding tokens of the language to the vocabulary (continued BPE training, arXiv 2512.03989), each "
+    "initialised to the mean of the tokens that it replaces",
     "SFT": "supervised fine-tuning on conversations",
     "Average": "averaging with the weights of the original model (WiSE-FT, arXiv 2109.01903)",
     "ChatVector": "adding a chat vector, the difference of a chat model and its base model (arXiv 2310.04799)",
     "ElChat": "merging with the source chat model and copying the weights of its special tokens (arXiv 2412.11704)",
 }
 
-_WITHOUT_REASONING = """It was trained to answer without reasoning first: servers are told so by each request, vLLM by
-`"chat_template_kwargs": {"enable_thinking": false}`."""
+_WITHOUT_REASONING = """It was trained to answer without reasoning first. When serving it, disable reasoning in each
+request; with vLLM: `"chat_template_kwargs": {"enable_thinking": false}`."""
 
-_BEHIND_AN_OPENING = """It was trained to answer behind `{opening}`, which its chat template leaves to the model.
-Write that behind the prompt, or at the end of the template's `add_generation_prompt`: what the model says elsewhere was
-not trained."""
+_BEHIND_AN_OPENING = """It was trained to answer after `{opening}`, which its chat template does not add to the prompt.
+Append it to the prompt, or to the template's `add_generation_prompt`: it was not trained to answer without it."""
 
 
 def model_card(origin: Origin, may_reason: bool = False, opening: str = "") -> str:
@@ -108,7 +107,7 @@ def _sections(stage: Origin, head: str) -> str:
         losses = "\n".join(
             f"| {name} | {values['before']:.3f} | {_after(values)} |" for name, values in stage.held_out.items()
         )
-        sections["loss of held-out text, nats a token"] = f"| set | before | after |\n|---|---|---|\n{losses}"
+        sections["loss on held-out text, nats per token"] = f"| set | before | after |\n|---|---|---|\n{losses}"
     titles = {title: head + title if head else title[0].upper() + title[1:] for title in sections}
     return "".join(f"\n## {titles[title]}\n\n{text}\n" for title, text in sections.items())
 

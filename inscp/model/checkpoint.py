@@ -143,19 +143,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: no such checkpoint, or one of which a file is missing or cut.
     """
     if not (path / _MANIFEST).is_file():
-        raise UserError(str(path), "no such checkpoint", "Give a checkpoint that fit wrote (…/checkpoints/step-…).")
+        raise UserError(str(path), "no such checkpoint", "Give a checkpoint written by fit (…/checkpoints/step-…).")
     try:
         manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text("utf-8"))
         sizes = manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            str(path / _MANIFEST), "the checkpoint's manifest is damaged", "Take the checkpoint before."
+            str(path / _MANIFEST), "the checkpoint's manifest is damaged", "Use the previous checkpoint."
         ) from error
     for name, size in sizes.items():
         found = (path / name).stat().st_size if (path / name).is_file() else 0
         if found != size:
-            what = f"the checkpoint is damaged: {found:,} of {size:,} bytes are there"
-            raise UserError(str(path / name), what, "Take the checkpoint before, or --ckpt_path last.")
+            what = f"the checkpoint is damaged: {found:,} of {size:,} bytes exist"
+            raise UserError(str(path / name), what, "Use the previous checkpoint, or --ckpt_path last.")
     return manifest
 
 
@@ -171,13 +171,13 @@ def read_metadata(path: Path) -> dict[str, Any]:
         UserError: no such checkpoint, a damaged one, or not one of this program.
     """
     if whole := complete_checkpoints(path)[0]:
-        raise UserError(str(path), "it is the folder of the checkpoints", f"Give one of them, as {whole[0]}.")
+        raise UserError(str(path), "it is the folder of all checkpoints", f"Give one of them, such as {whole[0]}.")
     read_manifest(path)
     try:
         about: dict[str, Any] = torch.load(path / _METADATA, map_location="cpu", weights_only=True)
         about[ORIGIN_KEY]
     except Exception as error:  # torch raises a dozen types for files that are not its own
-        raise UserError(str(path), "not a checkpoint of this program", "Give one that fit wrote.") from error
+        raise UserError(str(path), "not a checkpoint of this program", "Give one written by fit.") from error
     return about
 
 

@@ -24,13 +24,13 @@ from inscp.records import PackedBatch
 
 @dataclass(frozen=True)
 class Distillation:
-    """Learn on replayed rows (`data.replay`) what a teacher predicts, in the place of their tokens.
+    """Self-distillation on replayed rows (`data.replay`): KL divergence to a teacher's predictions as the loss.
 
     Args:
-        teacher: a model with the same vocabulary, named as in `model.pretrained`; by default that one, as it is before
-            the training. Beneath adapters it is there already; else it takes memory of its own.
-        weight: how much a replayed token's divergence counts beside the negative log-likelihood of another token; in
-            `train/loss` as well, but not in `train/divergence`.
+        teacher: model with the same vocabulary, named as in `model.pretrained`; by default that model, as it is before
+            training. With adapters it is the frozen base model; else it needs memory for a second copy of the weights.
+        weight: weight of a replayed token's divergence, relative to the negative log-likelihood of other tokens; also
+            applied in `train/loss`, but not in `train/divergence`.
     """
 
     teacher: str | None = None
@@ -38,7 +38,7 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise UserError("model.distillation.weight", f"{self.weight:g} is not positive", "Give 1, say.")
+            raise UserError("model.distillation.weight", f"it must be positive, but is {self.weight:g}", "Give 1, say.")
 
     def teacher_of(self, pretrained: str) -> str:
         """The teacher's name, where the model was loaded from `pretrained`."""
@@ -118,15 +118,15 @@ def require_teacher(teacher: str, pretrained: str, row_length: int) -> None:
     if teacher != pretrained:
         both = load_tokenizer(teacher), load_tokenizer(pretrained)
         if (alien := foreign_token(*both) or foreign_token(*reversed(both))) is not None:
-            what = f"{teacher} has other tokens ({alien!r} differs)"
-            raise UserError("model.distillation.teacher", what, "Take one with the model's tokens.")
+            what = f"{teacher} has a different vocabulary ({alien!r})"
+            raise UserError("model.distillation.teacher", what, "Use one with the model's vocabulary.")
     if row_length > (longest := longest_input(teacher)):
-        what = f"{teacher} sees {longest:,} tokens at most, and rows have {row_length:,}"
-        raise UserError("model.distillation.teacher", what, f"Set data.row_length to {longest}, or take another.")
+        what = f"{teacher} has a context length of {longest:,} tokens, but rows have {row_length:,}"
+        raise UserError("model.distillation.teacher", what, f"Set data.row_length to {longest}, or use another.")
     sizes = [embedding_rows(spec) for spec in (teacher, pretrained)]
     if len(set(sizes)) > 1:
-        what = f"its output layer has {sizes[0]:,} rows and the model's {sizes[1]:,}"
-        raise UserError("model.distillation.teacher", what, "Take one with as many.")
+        what = f"its output layer has {sizes[0]:,} rows, but the model's has {sizes[1]:,}"
+        raise UserError("model.distillation.teacher", what, "Use one with as many.")
 
 
 def _dummy_batch(batch: PackedBatch) -> PackedBatch:

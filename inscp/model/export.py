@@ -37,7 +37,7 @@ def assemble(
     model = load_model(origin.pretrained, dtype)
     found = model.load_state_dict(dict(weights), strict=False, assign=True)
     if found.unexpected_keys:
-        mend = "Give the checkpoint's own original model."
+        mend = "Use the original model of the checkpoint."
         raise UserError(origin.pretrained, f"it has no {found.unexpected_keys[0]}, which was trained", mend)
     model.tie_weights()
     return model

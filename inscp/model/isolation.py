@@ -87,9 +87,9 @@ def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device, row_
     require_isolated_length(loss.model.config, spec, row_length)
     if isolates_documents(loss, device):
         return
-    what = "its layers let a document of a packed row see the one before it"
+    what = "its layers let a document in a packed row see the previous one"
     loss.model.set_attn_implementation("eager")
     if isolates_documents(loss, device):
-        raise UserError(spec, what, "Train it with model.attn_implementation eager, which keeps them apart.")
-    mend = "Take a model with plain attention in every layer (Llama, Qwen3, Gemma 3, …); eager attention does not help."
+        raise UserError(spec, what, "Set model.attn_implementation to eager, which keeps them apart.")
+    mend = "Use a model with plain attention in every layer (Llama, Qwen3, Gemma 3, …); eager attention does not help."
     raise UserError(spec, what, mend)

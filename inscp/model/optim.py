@@ -21,13 +21,13 @@ class Optimizer:
 
     Args:
         learning_rate: the highest one. It decides what is forgotten: too high, and the model loses its English.
-        weight_decay: of weight matrices (norms and biases have none).
-        betas: of Adam.
-        eps: of Adam.
-        schedule: after the warm-up: `cosine` or `linear` decay, `wsd` (stays, then falls over the last fifth;
-            Hu et al. 2024, arXiv 2404.06395), or `constant`.
-        warmup: share of the training in which the rate rises from 0, below 1.
-        final: the rate at the end, as a share of the highest.
+        weight_decay: weight decay of matrices (norms and biases have none).
+        betas: Adam betas.
+        eps: Adam epsilon.
+        schedule: learning-rate schedule after the warm-up: `cosine` or `linear` decay, `wsd` (constant, then decay over
+            the last fifth; Hu et al. 2024, arXiv 2404.06395), or `constant`.
+        warmup: fraction of the run in which the learning rate rises from 0, in [0, 1).
+        final: learning rate at the end, as a fraction of the peak.
 
     Raises:
         UserError: a number with which nothing could be trained.

@@ -108,5 +108,5 @@ def warn_of_other_weights(origin: Origin, pretrained: str) -> None:
         pretrained: the model whose adapters it holds, or who was its teacher.
     """
     if is_first_rank() and origin.weights and weights_fingerprint(pretrained) != origin.weights:
-        what = f"{pretrained} is not as it was when this training began; what was trained may not fit any more"
+        what = f"{pretrained} has changed since this run began; the trained weights may no longer fit it"
         warnings.warn(what, stacklevel=2)

@@ -93,7 +93,7 @@ def split_tensors(model: PreTrainedModel, mesh: DeviceMesh) -> list[str]:
     config = model.config.get_text_config()
     for heads in ("num_attention_heads", "num_key_value_heads"):
         if (number := getattr(config, heads, mesh.size())) % mesh.size():
-            raise UserError(key, f"{number} {heads} cannot be shared by {mesh.size()} ranks", "Take a divisor of it.")
+            raise UserError(key, f"{number} {heads} cannot be split over {mesh.size()} ranks", "Give a divisor of it.")
     summed = []
     for name, module in model.named_modules():
         style = next((style for pattern, style in plan.items() if fnmatchcase(name, pattern)), None)

@@ -28,14 +28,14 @@ from inscp.model.sharded import full_tensor, local_tensor
 
 @dataclass(frozen=True)
 class Shield:
-    """Freeze the columns of every linear layer that matter most to text of the source language.
+    """Source-shielded updates: freeze the columns of every linear layer that matter most for the source language.
 
     Args:
-        sources: as in `data.train`: conversations in English, say.
-        share: of the columns of every linear layer that are frozen, in (0, 1); experts that are no `nn.Linear` and the
-            output layer are trained as ever.
-        tagger: how they are presented; by default as conversations (ConversationTagger).
-        records: read only the first so many of each source.
+        sources: text of the source language, as in `data.train`: English conversations, say.
+        share: fraction of the columns of every linear layer to freeze, in (0, 1); the output layer, and experts that
+            are not an `nn.Linear`, are trained as usual.
+        tagger: how the text is presented; by default as conversations (ConversationTagger).
+        records: maximum number of records per source, from the beginning.
     """
 
     sources: Sources
@@ -45,7 +45,7 @@ class Shield:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            raise UserError("model.shield.share", f"{self.share} is not between 0 and 1", "Give 0.5, say.")
+            raise UserError("model.shield.share", f"it must be between 0 and 1, but is {self.share}", "Give 0.5, say.")
         require_some(self.records, "model.shield.records", "records")
 
     def read(self, make: Callable[[list[Source], Tagger], Pipeline]) -> CachedRows:
@@ -76,7 +76,7 @@ class FrozenColumns(FrozenParts):
             if isinstance(module, nn.Linear) and module is not head and f"{name}.weight" in weights
         }
         if not self._modules:
-            mend = "Leave it out, or take a model with such matrices."
+            mend = "Remove it, or use a model with such matrices."
             raise UserError("model.shield", "the model has no nn.Linear whose columns could be frozen", mend)
         matrices = {name: weights[name] for name in self._modules}
         self.tensors = {

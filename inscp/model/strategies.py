@@ -104,17 +104,17 @@ class DDP(_Checkpoints, DDPStrategy):
 
 
 class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
-    """Weights, gradients and optimizer states in shards over the devices (fully sharded data parallel).
+    """Weights, gradients and optimizer states sharded over the devices (fully sharded data parallel).
 
     Shards of what is trained are fp32; with `precision: bf16-mixed` the weights are gathered and multiplied in bf16 and
     the gradients reduced in fp32.
 
     Args:
-        replicate: keep so many copies of the sharded model (hybrid sharding, HSDP), or one a node (`nodes`): gathering
-            stays inside a copy, only gradients cross.
-        tensor_parallel: so many ranks share each matrix of a block, as the model's plan says.
-        reshard_after_forward: free gathered weights between a block's forward and backward pass: less memory, one
-            more gathering. A number keeps them in shards over so many ranks.
+        replicate: number of copies of the sharded model (hybrid sharding, HSDP), or `nodes` for one per node; weights
+            are gathered within a copy, only gradients are exchanged between copies.
+        tensor_parallel: number of ranks that share each matrix of a block, by the model's tensor-parallel plan.
+        reshard_after_forward: free gathered weights between a block's forward and backward pass: less memory, but a
+            second gather. A number keeps them sharded over that many ranks.
         cpu_offload: keep shards and optimizer states in CPU memory.
     """
 
@@ -149,7 +149,7 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         copies = self.copies(num_nodes)
         shards, rest = divmod(ranks, copies * self.tensor_parallel)
         if rest or not shards:
-            what = f"{copies} copies x {self.tensor_parallel} ranks a matrix do not divide {ranks} ranks"
+            what = f"{copies} copies x {self.tensor_parallel} ranks per matrix do not divide {ranks} ranks"
             raise UserError("trainer.strategy", what, "Change replicate or tensor_parallel.")
         self._device_mesh = init_device_mesh(
             device, (copies, shards, self.tensor_parallel), mesh_dim_names=("copies", "shards", "heads")
@@ -222,8 +222,8 @@ def require_strategy(given: Any) -> None:
     """
     if given != "auto" and given not in _NAMED and not isinstance(given, _Checkpoints):
         name = given if isinstance(given, str) else type(given).__name__
-        mend = "Take auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
-        raise UserError("trainer.strategy", f"{name} is not offered", mend)
+        mend = "Use auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
+        raise UserError("trainer.strategy", f"{name} is not supported", mend)
 
 
 def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> Strategy:
@@ -239,7 +239,7 @@ def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> 
     ranks = num_nodes * _count(accelerator, devices)
     started = int(os.environ.get("WORLD_SIZE", ranks)) if "LOCAL_RANK" in os.environ else ranks
     if started != ranks:
-        what = f"{started} processes were started for {ranks}"
+        what = f"{started} processes were started for {ranks} devices"
         raise UserError(
             "trainer.devices", what, f"Give {started} devices in all (devices x num_nodes), or start {ranks}."
         )

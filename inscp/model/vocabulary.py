@@ -130,8 +130,8 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
     if state["model"].get("type") != "BPE":
-        what = "its tokenizer is none of byte-pair encoding, which alone can learn more tokens"
-        raise UserError(tokenizer_name(tokenizer), what, "Train the model with the tokens that it has.")
+        what = "its tokenizer does not use byte-pair encoding, so tokens cannot be added"
+        raise UserError(tokenizer_name(tokenizer), what, "Train the model with its own tokens.")
     return dict(state)
 
 

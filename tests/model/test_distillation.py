@@ -232,16 +232,16 @@ def test_a_teacher_of_another_vocabulary_is_refused(tmp_path: Path, corpus: Path
     tokenizer.add_tokens(["夜市"])
     load_model(tiny_model_folder, torch.float32).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match="has other tokens"):
+    with pytest.raises(UserError, match="has a different vocabulary"):
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "other")))
-    with pytest.raises(UserError, match="has other tokens"):  # one fewer
+    with pytest.raises(UserError, match="has a different vocabulary"):  # one fewer
         require_teacher(tiny_model_folder, str(tmp_path / "other"), 64)
     tokenizer = load_tokenizer(tiny_model_folder)
     model = load_model(tiny_model_folder, torch.float32)
     model.resize_token_embeddings(len(tokenizer) + 8)
     model.save_pretrained(tmp_path / "padded")
     tokenizer.save_pretrained(tmp_path / "padded")
-    with pytest.raises(UserError, match=r"its output layer has .* rows and the model's"):
+    with pytest.raises(UserError, match=r"its output layer has .* rows, but the model's"):
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "padded")))
 
 
@@ -251,14 +251,14 @@ def test_a_teacher_that_cannot_see_a_row_is_refused(tmp_path: Path, corpus: Path
     short.save_pretrained(tmp_path / "short")
     load_tokenizer(tiny_model_folder).save_pretrained(tmp_path / "short")
     require_teacher(str(tmp_path / "short"), tiny_model_folder, 32)
-    with pytest.raises(UserError, match="sees 32 tokens at most, and rows have 64"):
+    with pytest.raises(UserError, match="has a context length of 32 tokens, but rows have 64"):
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "short")))
 
 
 def test_how_often_the_replayed_text_is_taken_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     learner = fitted(tmp_path, corpus, tiny_model_folder)
     told = Provenance(tmp_path).origin(learner.trainer).training["passes"]
-    own, replayed = re.fullmatch(r"(\S+) passes over its own rows, (\S+) over what is replayed", told).groups()  # type: ignore[union-attr]
+    own, replayed = re.fullmatch(r"(\S+) passes over the training rows, (\S+) over the replayed rows", told).groups()  # type: ignore[union-attr]
     rows = learner.trainer.datamodule.mixture
     taken = rows.n_own * float(own) + (len(rows.rows.n_tokens) - rows.n_own) * float(replayed)
     assert taken == pytest.approx(learner.trainer.datamodule.total_rows, rel=0.01)

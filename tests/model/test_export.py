@@ -238,7 +238,7 @@ def test_the_card_tells_what_a_server_leaves_out_ahead_of_an_answer(tiny_model_f
     tokenizer.chat_template = plain + "{{ '<think>\n' if add_generation_prompt }}"
     export_model(model, tokenizer, tmp_path / "model", Origin(tiny_model_folder, "InsCP", "fi"))
     card = (tmp_path / "model" / "README.md").read_text("utf-8")
-    assert r"trained to answer behind `\n</think>\n\n`, which its chat template leaves to the model" in card
+    assert r"trained to answer after `\n</think>\n\n`, which its chat template does not add to the prompt" in card
 
 
 @pytest.mark.parametrize("may_reason", [False, True])
@@ -257,7 +257,7 @@ def test_the_card_s_code_runs_and_asks_without_reasoning(tiny_model_folder: str,
 
 def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         export(str(complete_checkpoints(trained[0] / "checkpoints")[0][0]), str(tmp_path / "mine"))
     assert list((tmp_path / "mine").iterdir()) == []
 

@@ -85,4 +85,4 @@ def test_a_checkpoint_s_adapters_count_as_they_did_when_they_were_trained(
         fitted(LoRA(rank=2, alpha=256), resume=checkpoint)
     told = fitted(LoRA(rank=2, dropout=0.1), resume=checkpoint, epochs=2.0)
     assert "rank=2" in told["adapter"]
-    assert told["passes"] == "2 passes over its own rows"
+    assert told["passes"] == "2 passes over the training rows"

@@ -113,7 +113,7 @@ def test_a_teacher_is_one_more_model_in_the_precision_that_computes(folder: Path
 
 def test_a_teacher_that_the_training_would_refuse_is_refused_by_the_estimate_too(tmp_path: Path) -> None:
     short = write(tmp_path, LlamaConfig(architectures=["LlamaForCausalLM"], max_position_embeddings=64, **SIZES))
-    with pytest.raises(UserError, match="sees 64 tokens at most, and rows have 128"):
+    with pytest.raises(UserError, match="has a context length of 64 tokens, but rows have 128"):
         estimate(short, distillation=Distillation())
 
 

@@ -141,16 +141,16 @@ def test_models_that_do_not_fit_together_are_told_in_one_line(
     shutil.copytree(tiny_model_folder, tmp_path / "alien")
     tokenizer.add_tokens(["夜市夜市"])
     tokenizer.save_pretrained(tmp_path / "alien")
-    with pytest.raises(UserError, match=r"alien: its vocabulary is not that of .*夜市夜市"):
+    with pytest.raises(UserError, match=r"alien: its vocabulary differs from that of .*夜市夜市"):
         merged(adapted, Average(original=str(tmp_path / "alien")), torch.float32)
-    with pytest.raises(UserError, match="does not say what it was made from"):
+    with pytest.raises(UserError, match="does not record its original model"):
         merged(tiny_model_folder, Average(), torch.float32)
 
 
 def test_nothing_is_written_over(adapted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     assert main(["merge", "--model", adapted, "--method", "Average", "--out", str(tmp_path / "mine")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'mine'}: it is there already")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'mine'}: it already exists")
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -166,7 +166,7 @@ def test_a_model_whose_output_layer_is_its_embeddings_is_merged_with_such_alone(
 ) -> None:
     tied = moved(tiny_model_folder, tmp_path / "tied", seed=3, tied=True)
     for one, two in ((adapted, tied), (tied, adapted)):
-        with pytest.raises(UserError, match=r"its output layer is .*its embeddings, otherwise than"):
+        with pytest.raises(UserError, match=r"its output layer is .*its embeddings, unlike that of"):
             merged(one, Average(0.5, two), torch.float32)
 
 

@@ -40,7 +40,7 @@ def test_layers_that_carry_a_state_from_document_to_document(
     entry: str, tmp_path: Path, corpus: Path, leaking: str
 ) -> None:
     run = getattr(trainer(tmp_path), entry)
-    with pytest.raises(UserError, match="tiny-lfm2: its layers let a document of a packed row see the one before it"):
+    with pytest.raises(UserError, match="tiny-lfm2: its layers let a document in a packed row see the previous one"):
         run(module(leaking), datamodule=data_module(corpus, leaking, validation={"held-out": str(corpus)}))
 
 

@@ -221,8 +221,8 @@ def test_wrong_input_of_the_command_is_told_in_one_line(
     once = tmp_path / "once.jsonl"
     once.write_text('{"text": "xq"}', "utf-8")
     for arguments, told in (
-        (["--data", str(folder / "texts.jsonl"), "--tokens", "0"], "tokens: 0 are none"),
-        (["--data", str(once)], "data: no two tokens come together twice in it"),
+        (["--data", str(folder / "texts.jsonl"), "--tokens", "0"], "tokens: must be at least 1, not 0"),
+        (["--data", str(once)], "data: no pair of tokens occurs twice in it"),
         (["--data", str(tmp_path / "none.jsonl")], "none.jsonl: no such file"),
     ):
         assert main(["extend", "--model", tiny_model_folder, "--out", str(tmp_path / "out"), *arguments]) == 2
