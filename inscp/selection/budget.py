@@ -24,15 +24,15 @@ class Budget(Selector):
     """Keeps the best candidates, up to a number of tokens.
 
     Args:
-        tokens: how many are wanted, those of the replay included.
-        ranking: what is best: the lowest `perplexity` (what the model is least surprised by); `diversity`, the texts
-            whose words the ones before them had least; the `mix` of both ranks; or a `random` order.
-        weights: name of a source, as the report has it -> its weight, in proportion to which the sources share the
-            tokens; by default all sources are ranked together.
-        replay: a source of English (or any other) text that is not filtered but mixed in.
-        replay_share: the share of the tokens, between 0 and 1, that is taken at random from `replay`.
-        on_shortage: where there are fewer tokens than asked for: stop with an `error`, or take `all` there are.
-        seed: of the random ranking and of the choice of the replay.
+        tokens: number of tokens to keep, replay included.
+        ranking: ranking of the candidates: lowest `perplexity` first; `diversity`, texts whose words occur least in the
+            texts before them; `mix`, the mean of both ranks; or `random` order.
+        weights: mapping from a source's name, as in the report, to its weight; the tokens are divided in proportion. By
+            default all sources are ranked together.
+        replay: source of English (or any other) text that is mixed in without filtering.
+        replay_share: fraction of the tokens, between 0 and 1, taken at random from `replay`.
+        on_shortage: if there are too few tokens: stop with an `error`, or take `all` there are.
+        seed: random seed of the random ranking and of the choice of the replay.
     """
 
     tokens: int
@@ -89,8 +89,8 @@ class Budget(Selector):
         for members, wanted in self._shares(list(numbers), np.asarray(sources, dtype=np.int64), order):
             there = int(tokens[members].sum())
             if there < wanted and self.on_shortage == "error":
-                what = f"{wanted:,} tokens are asked for and {there:,} are left"
-                mend = "Ask for fewer, give more text or looser filters, or set budget.on_shortage all."
+                what = f"{wanted:,} tokens are requested, but only {there:,} are left"
+                mend = "Request fewer, give more text or looser filters, or set budget.on_shortage to all."
                 raise UserError(self._key, what, mend)
             keeps[members[_taken(tokens[members], wanted)]] = True
         return keeps
@@ -116,8 +116,8 @@ class Budget(Selector):
             return [(order, wanted)]
         unknown = set(self.weights) ^ set(names)
         if unknown:
-            what = f"{sorted(unknown)[0]} has a weight or is left by the filters, and not both"
-            raise UserError("budget.weights", what, f"Give one to each of {', '.join(names) or 'no source'}.")
+            what = f"{sorted(unknown)[0]} has a weight but no records left, or records but no weight"
+            raise UserError("budget.weights", what, f"Give a weight to each of: {', '.join(names) or 'no source'}.")
         whole = sum(self.weights.values())
         return [
             (order[sources[order] == number], round(wanted * self.weights[name] / whole))

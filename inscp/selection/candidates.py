@@ -66,7 +66,7 @@ def require_names(sources: Sequence[Source]) -> None:
         UserError: two sources have one name, by which filters and reports tell them apart.
     """
     if len({source.name for source in sources}) < len(sources):
-        raise UserError("data", "one source is named twice", "Name each once.")
+        raise UserError("data", "one source is given twice", "Give each once.")
 
 
 def bounded(
@@ -100,7 +100,7 @@ def scored(
         yield Candidate(record, source.name, score.n_tokens, score.perplexity)
         score = next(stream, None)
     if score is not None:
-        raise UserError(str(scores.folder), f"{score.id} was scored and is not in {source.path}", "Score it again.")
+        raise UserError(str(scores.folder), f"{score.id} was scored, but is not in {source.path}", "Score it again.")
 
 
 def _inside(position: str, path: str) -> str:

@@ -30,9 +30,9 @@ _NEWEST = 1 << 20
 
 @dataclass
 class ExactDuplicates(Selector):
-    """Leaves out a text that was there before, case, spaces and punctuation aside (8 to 16 bytes a record).
+    """Drops exact duplicates, ignoring case, spaces and punctuation (8 to 16 bytes of memory per record).
 
-    Signs that mean something stay: of arithmetic, money, programs (`2 + 2`, `5 €`, `C#`).
+    Signs that carry meaning count: arithmetic, money, programming languages (`2 + 2`, `5 €`, `C#`).
     """
 
     def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
@@ -40,7 +40,7 @@ class ExactDuplicates(Selector):
         for candidate in candidates:
             normal = " ".join(words(candidate.text, _UNIT_OR_SIGN)) or candidate.text
             digest = int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
-            yield candidate, candidate if seen.add(digest) else Drop("the same text again")
+            yield candidate, candidate if seen.add(digest) else Drop("exact duplicate")
 
 
 class _Digests:
@@ -64,14 +64,14 @@ class _Digests:
 
 @dataclass
 class NearDuplicates(Selector):
-    """Leaves out all but one of the texts that share most of their runs of words.
+    """Drops near duplicates: of texts that share most of their word n-grams, one is kept.
 
-    Of those it keeps the one with the lowest perplexity where there are scores, else the first.
+    That is the one with the lowest perplexity if there are scores, else the first.
 
     Args:
-        similarity: two texts count as the same from this Jaccard similarity of their sets of runs on, which is
-            estimated with a standard error of about 0.04.
-        n: words in a run (characters where words are not spaced, as in Chinese, Japanese, Thai and Khmer).
+        similarity: minimum Jaccard similarity of the n-gram sets of near duplicates, estimated with a standard error of
+            about 0.04.
+        n: words per n-gram (characters in scripts without spaces, such as Chinese, Japanese, Thai and Khmer).
     """
 
     similarity: float = 0.8
@@ -80,15 +80,15 @@ class NearDuplicates(Selector):
 
     def __post_init__(self) -> None:
         if not 0.3 <= self.similarity < 1:
-            raise UserError("NearDuplicates", f"a similarity of {self.similarity}", "Give 0.3 to 1, without 1.")
+            raise UserError("NearDuplicates.similarity", f"{self.similarity} is out of range", "Give 0.3 to below 1.")
         self._n_groups = 0
 
     def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
         twins = self._twins(candidates)
         self._n_groups = len(np.unique(twins[twins != np.arange(len(twins))]))
         for number, (candidate, twin) in enumerate(zip(candidates, twins, strict=True)):
-            detail = f"as record {twin + 1} that came here"
-            yield candidate, candidate if twin == number else Drop("nearly the same text", detail)
+            detail = f"of record {twin + 1} at this step"
+            yield candidate, candidate if twin == number else Drop("near duplicate", detail)
 
     def _twins(self, candidates: Iterable[Candidate]) -> np.ndarray:
         """For each candidate the number of the one of its group that is kept (its own where it is): int64 [N]."""

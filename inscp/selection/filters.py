@@ -77,21 +77,21 @@ def required_perplexity(candidate: Candidate, where: str) -> float:
         UserError: the candidate has no score.
     """
     if candidate.perplexity is None:
-        mend = "Run score on it and give its folder as `scores`, or leave the filter out (budget.ranking: random)."
+        mend = "Run `score` on it and give its folder as `scores`, or remove the filter (budget.ranking: random)."
         raise UserError(where, "the data has no scores", mend)
     return candidate.perplexity
 
 
 @dataclass
 class Perplexity(Selector):
-    """Keeps a band of perplexity under the scoring model.
+    """Keeps records in a band of perplexity under the scoring model.
 
     Args:
-        minimum: the lowest perplexity that is kept.
-        maximum: the highest perplexity that is kept. The paper's finding: data of at most 15 always worked.
-        lower: the quantile, from 0 to 1, at which the band begins. Quantiles are those of the perplexities that reach
-            this filter, of each source by itself.
-        upper: the quantile at which the band ends.
+        minimum: lowest perplexity to keep.
+        maximum: highest perplexity to keep. In the paper, data with a perplexity of at most 15 always worked.
+        lower: quantile, from 0 to 1, at which the band begins. Quantiles are computed per source, over the records that
+            reach this filter.
+        upper: quantile at which the band ends.
     """
 
     minimum: float | None = None
@@ -138,11 +138,11 @@ class Perplexity(Selector):
 
 @dataclass
 class Length(Filter):
-    """Keeps records of so many tokens.
+    """Keeps records by their number of tokens.
 
     Args:
-        minimum: the fewest tokens that all texts of a record may have together, as counted by the scoring model.
-        maximum: the most.
+        minimum: minimum tokens of all texts of a record together, counted with the scoring model's tokenizer.
+        maximum: maximum tokens.
     """
 
     minimum: int = 1

@@ -18,14 +18,15 @@ from inscp.text.language import LID_176, LanguageIdentifier, primary
 
 @dataclass
 class Language(Filter):
-    """Keeps records in some languages, by fastText's identification.
+    """Keeps records in certain languages, identified with fastText.
 
     Args:
-        languages: their codes, as `[zh]`. Varieties have their own: `arz` is Egyptian Arabic, `yue` Cantonese.
-        confidence: the least probability, from 0 to 1, that a record is in one of them. Names, lists and code make it
-            small in any language.
-        shorter: records of fewer characters are kept unseen: of a few words no language can be told.
-        lid_model: tells the languages: `lid.176`, or another one as `LanguageIdentifier` takes it.
+        languages: language codes, such as `[zh]`. Varieties have their own: `arz` is Egyptian Arabic, `yue` Cantonese.
+        confidence: minimum probability, from 0 to 1, that a record is in one of them. Names, lists and code lower it in
+            any language.
+        shorter: records with fewer characters are kept without a check, as the language of a few words cannot be
+            identified.
+        lid_model: language identification model: `lid.176`, or any other that `LanguageIdentifier` accepts.
     """
 
     languages: list[str]
@@ -57,11 +58,11 @@ class Language(Filter):
 
 @dataclass
 class Script(Filter):
-    """Keeps records whose letters are mostly of some scripts.
+    """Keeps records whose letters are mostly in certain scripts.
 
     Args:
-        scripts: Unicode's names, as `[Han, Bopomofo]` or `[Latin]`.
-        share: the least share of the letters, from 0 to 1, that must be of these scripts.
+        scripts: Unicode script names, such as `[Han, Bopomofo]` or `[Latin]`.
+        share: minimum fraction of the letters, from 0 to 1, in these scripts.
     """
 
     scripts: list[str]
@@ -73,7 +74,7 @@ class Script(Filter):
                 r"(?=\p{L})[" + "".join(rf"\p{{Script={name}}}" for name in self.scripts) + "]"
             )
         except regex.error as error:
-            raise UserError("Script", f"{', '.join(self.scripts)}: {error}", "Give names as Han, Latin.") from error
+            raise UserError("Script", f"{', '.join(self.scripts)}: {error}", "Give names like Han, Latin.") from error
 
     def judge(self, candidate: Candidate) -> Verdict:
         letters = len(_LETTER.findall(candidate.text))
@@ -88,16 +89,16 @@ _LETTER = regex.compile(r"\p{L}")
 
 @dataclass
 class Chinese(Filter):
-    """Keeps Chinese in Traditional or in Simplified characters, and if asked only that with the words of a region.
+    """Keeps Chinese in Traditional or Simplified characters, and optionally only with the vocabulary of one region.
 
-    Characters are those of `inscp.text.chinese`. Words (軟件 on the mainland, 軟體 in Taiwan) are those that
+    Characters are those of `inscp.text.chinese`. Regional words (軟件 on the mainland, 軟體 in Taiwan) are those that
     OpenCC would replace.
 
     Args:
-        characters: the form to keep.
-        foreign: the largest share of the Chinese characters, from 0 to 1, that may be of the other form.
-        words: the region whose words are kept, or `any`. A text is left out where it uses clearly more words of the
-            other region.
+        characters: form to keep.
+        foreign: maximum fraction of the Chinese characters, from 0 to 1, in the other form.
+        words: region whose vocabulary is kept, or `any`. A text is dropped if it clearly uses more words of the other
+            region.
     """
 
     characters: Form = "traditional"

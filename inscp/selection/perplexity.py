@@ -130,7 +130,7 @@ class Scorer:
             on_batch(n_tokens / whole_length, n_tokens)
         for source, (n, _) in totals.items():
             if not n and source not in told:
-                on_unusable(source, "no token of it is text")
+                on_unusable(source, "it contains no text tokens")
         return [Score(source, int(n), sizes[source], nll) for source, (n, nll) in totals.items() if n]
 
     def finish(self) -> None:

@@ -27,14 +27,14 @@ _MARKUP = regex.compile(r"<[/!]?[a-zA-Z][^<>]{0,500}>|&(?:nbsp|lt|gt|amp|quot|#\
 
 @dataclass
 class BrokenText(Filter):
-    """Leaves out text that is no text: wrongly decoded, full of mark-up, repeating itself, without any word.
+    """Drops broken text: wrongly decoded, full of mark-up, repetitive, or without words.
 
-    Every turn is judged by itself, because an answer may well repeat what it was asked about.
+    Every turn is judged by itself, because an answer may well repeat its prompt.
 
     Args:
-        markup: the largest share of the characters, from 0 to 1, that may be tags, entities and wiki brackets.
-        repeated_lines: the largest share of the lines of three words and more that may repeat an earlier line (Gopher,
-            arXiv 2112.11446).
+        markup: maximum fraction of the characters, from 0 to 1, in tags, entities and wiki brackets.
+        repeated_lines: maximum fraction of the lines of at least three words that repeat an earlier line (Gopher, arXiv
+            2112.11446).
     """
 
     markup: float = 0.1
@@ -64,10 +64,10 @@ def _is_mojibake(text: str) -> bool:
 
 @dataclass
 class Refusals(Filter):
-    """Leaves out what a chat model says about itself ("as an AI language model"), in en, zh, ja, fi and ar.
+    """Drops texts in which a chat model speaks of itself ("as an AI language model"), in en, zh, ja, fi and ar.
 
     Args:
-        phrases: more phrases to look for, as regular expressions, case ignored.
+        phrases: additional phrases, as case-insensitive regular expressions.
     """
 
     phrases: list[str] = field(default_factory=list)
@@ -94,12 +94,13 @@ _LONGEST_NUMBER, _SHORTEST_NUMBER = 40, 7
 
 @dataclass
 class PersonalData(Filter):
-    """Masks e-mail addresses, phone numbers and numbers of persons, cards and accounts; drops nothing.
+    """Masks e-mail addresses, phone numbers, and personal, card and account numbers; drops nothing.
 
     Args:
-        phone_regions: ISO 3166 codes of countries whose phone numbers are known without their prefix, as `[FI, TW]`;
-            numbers with a prefix (+358 …) are always known.
-        numbers: kinds by their name in python-stdnum, whose check digits must fit: `luhn` (cards), `iban`, `fi.hetu`.
+        phone_regions: ISO 3166 codes of countries whose phone numbers are recognised without country prefix, such as
+            `[FI, TW]`; numbers with a prefix (+358 …) are always recognised.
+        numbers: kinds of numbers by their name in python-stdnum, with valid check digits: `luhn` (cards), `iban`,
+            `fi.hetu`.
     """
 
     phone_regions: list[str] = field(default_factory=list)
@@ -110,11 +111,11 @@ class PersonalData(Filter):
         try:
             self._kinds = {name: import_module(f"stdnum.{name}") for name in self.numbers}
         except ImportError as error:
-            mend = 'Give names as in python-stdnum (luhn, iban, fi.hetu), with pip install "inscp[select]".'
-            raise UserError("PersonalData", f"{error.name} is not there", mend) from error
+            mend = 'Give names of python-stdnum (luhn, iban, fi.hetu), installed by pip install "inscp[select]".'
+            raise UserError("PersonalData", f"there is no {error.name}", mend) from error
         known = library("phonenumbers", "select").SUPPORTED_REGIONS if self.phone_regions else ()
         if unknown := next((region for region in self.phone_regions if region not in known), None):
-            raise UserError("PersonalData", f"{unknown} is no region", "Give ISO 3166 codes in capitals, as FI or TW.")
+            raise UserError("PersonalData", f"{unknown} is not a region", "Give ISO 3166 codes in capitals: FI, TW.")
 
     def judge(self, candidate: Candidate) -> Verdict:
         turns = tuple(Turn(turn.role, self._mask(turn.text)) for turn in candidate.record.turns)
@@ -168,15 +169,15 @@ def _beside(groups: list[Any], first: int, last: int) -> list[str]:
 
 @dataclass
 class Contamination(Filter):
-    """Leaves out what shares a long run of words with a benchmark, so that an evaluation measures no memory.
+    """Drops records that share a long run of words with a benchmark, so that evaluations do not measure memorisation.
 
     Args:
-        benchmarks: files, folders or Hub ids, as `data.train` takes them; every text in them counts, answers too.
-        evaluations: configurations of `evaluate`: the files and folders that their tasks name are benchmarks too.
-        n: how many words in a row must be shared (13: GPT-3, arXiv 2005.14165); in scripts without spaces two
-            characters count as a word.
-        shortest: the fewest words of a benchmark text that is looked for; one of fewer than n words is looked for
-            as a whole. A name alone has fewer.
+        benchmarks: files, folders or Hub ids, as for `data.train`; all texts in them count, answers too.
+        evaluations: configurations of `evaluate`; the files and folders that their tasks name are benchmarks too.
+        n: length of the shared run in words (13: GPT-3, arXiv 2005.14165); in scripts without spaces two characters
+            count as a word.
+        shortest: minimum words of a benchmark text to look for, so that single names are ignored; a text of fewer than
+            n words is looked for as a whole.
     """
 
     benchmarks: list[str] = field(default_factory=list)
@@ -188,21 +189,21 @@ class Contamination(Filter):
         task_files = (file for spec in self.evaluations for file in _files_of_tasks(spec))
         self._files = list(dict.fromkeys((*self.benchmarks, *task_files)))
         if not self._files:
-            raise UserError("Contamination", "it knows no benchmark", "Give `benchmarks` or `evaluations`.")
+            raise UserError("Contamination", "no benchmark is given", "Give `benchmarks` or `evaluations`.")
         self._known: dict[int, set[int]] = {}
         for spec in self._files:
             before = sum(map(len, self._known.values()))
             for position, row in source_rows(Source(spec)):
                 if isinstance(row, BadRow):
-                    raise UserError(position, row.why, "Mend the benchmark: what cannot be read protects nothing.")
+                    raise UserError(position, row.why, "Fix the benchmark; unreadable rows cannot be checked.")
                 for units in map(words, texts(row)):
                     size = 2 if is_unspaced(units) else 1
                     if len(units) >= self.shortest * size:
                         n = min(self.n * size, len(units))
                         self._known.setdefault(n, set()).update(_grams(units, n))
             if sum(map(len, self._known.values())) == before:
-                what = f"none of its texts has {self.shortest} words that are not known already"
-                raise UserError(spec, what, "Lower `shortest`, or leave the benchmark out.")
+                what = f"none of its texts has {self.shortest} words that are not in another benchmark"
+                raise UserError(spec, what, "Lower `shortest`, or remove the benchmark.")
 
     def contents(self) -> str:
         return " ".join(source_fingerprint(Source(spec)) for spec in self._files)
@@ -216,7 +217,7 @@ class Contamination(Filter):
         return candidate
 
 
-_EVALUATION = "Give a file as those in configs/evaluate."
+_EVALUATION = "Give a file like those in configs/evaluate."
 _NO_PROMPTS = ("class_path", "languages", "opponent", "original", "classifier")
 """Keys of tasks whose texts are no prompts, and name models or results where they name a file."""
 
@@ -235,9 +236,9 @@ def _files_of_tasks(evaluation: str) -> Iterator[str]:
         named = texts(task, but=_NO_PROMPTS)
         files = [text for text in named if is_supported(Path(text)) or os.path.isdir(text)]  # noqa: PTH112  # whatever it is
         if not files:
-            mend = "Give it its data as files, or take a configuration without it."
+            mend = "Give its data as files, or use a configuration without it."
             raise UserError(
-                evaluation, f"the task {name} names no file and no folder, so nothing is known of what it asks", mend
+                evaluation, f"the task {name} names no file and no folder, so its prompts are unknown", mend
             )
         yield from files
 

@@ -59,7 +59,7 @@ def _page(report: Mapping[str, Any]) -> str:
     template = files(__package__).joinpath("report.html.jinja").read_text("utf-8")
     plots = [
         ("Perplexity", _plot(report, "perplexity", "Perplexity")),
-        ("Tokens a record", _plot(report, "length", "Length")),
+        ("Tokens per record", _plot(report, "length", "Length")),
     ]
     environment = Environment(autoescape=True)
     return environment.from_string(template).render(

@@ -45,7 +45,7 @@ class ScoreFolder:
         try:
             self.made_by: dict[str, Any] = json.loads((folder / _MADE_BY).read_text("utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(str(folder), "no scores in it", "Give the folder that `score` wrote (--out).") from error
+            raise UserError(str(folder), "it contains no scores", "Give the folder that `score` wrote.") from error
         self.sources: list[dict[str, Any]] = self.made_by["sources"]
 
     @classmethod
@@ -61,7 +61,7 @@ class ScoreFolder:
         """
         if not (folder / _MADE_BY).exists():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise UserError(str(folder), "it is there and holds something else", "Give another --out.")
+                raise UserError(str(folder), "it already exists and holds other files", "Give another --out.")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / _MADE_BY, made_by)
         found = cls(folder)
@@ -70,7 +70,7 @@ class ScoreFolder:
                 what = f"its scores were made with another {key} ({found.made_by.get(key)!r:.200}, now {value!r:.200})"
                 if key == "sources":
                     what = "its scores are of other data, or of data that has changed"
-                raise UserError(str(folder), what, "Give another --out, or the same settings to go on.")
+                raise UserError(str(folder), what, "Give another --out, or the same settings to resume.")
         return found
 
     def remove_empty(self) -> None:

@@ -80,7 +80,7 @@ def test_a_folder_of_one_file_may_be_named_by_either(
 def test_scores_of_records_that_are_gone_are_an_error(docs: Path) -> None:
     folder = scores_of(docs, str(docs))
     folder.write(0, 1, [Score(f"{docs}/d/text.jsonl:1", 1, 1, 1.0)], {})
-    with pytest.raises(UserError, match="was scored and is not in"):
+    with pytest.raises(UserError, match="was scored, but is not in"):
         list(candidates(str(docs), folder, "skip", ReadReport()))
 
 
@@ -108,7 +108,7 @@ def test_tokens_are_counted_as_a_training_has_them(chatml_tokenizer: PreTrainedT
 
 
 def test_a_source_is_named_once(docs: Path, chatml_tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         Candidates([Source(str(docs))] * 2, None, chatml_tokenizer, 100, "error")
 
 

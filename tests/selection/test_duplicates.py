@@ -98,7 +98,7 @@ def test_of_a_group_the_least_surprising_stays_and_without_scores_the_first() ->
     one = NearDuplicates()
     verdicts = [verdict for _, verdict in one.verdicts(candidates(texts))]
     assert [isinstance(verdict, Drop) for verdict in verdicts] == [False, True, False, True]
-    assert {verdict.detail for verdict in verdicts if isinstance(verdict, Drop)} == {"as record 1 that came here"}
+    assert {verdict.detail for verdict in verdicts if isinstance(verdict, Drop)} == {"of record 1 at this step"}
     assert one.found() == {"kept of groups": 1}
     assert kept(NearDuplicates(), candidates(texts, [30.0, 10.0, 50.0, 20.0])) == [1, 2]
 

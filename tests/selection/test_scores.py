@@ -59,7 +59,7 @@ def test_scores_that_were_made_otherwise_are_not_mixed_in(
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("x")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other files"):
         ScoreFolder.create(tmp_path, MADE_BY)
 
 
