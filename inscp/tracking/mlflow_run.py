@@ -79,7 +79,7 @@ class MLflowRun:
                 self._client = store_client(uri)
         except Exception as error:  # whatever the driver raises
             what = f"the store {uri} cannot be opened ({error})"
-            raise UserError("mlflow.tracking_uri", what, "Name a file that can be written, or a server.") from error
+            raise UserError("mlflow.tracking_uri", what, "Give a writable file, or a server.") from error
 
     def open(self, goes_on: bool = True) -> None:
         """Find the run, or start it.
@@ -99,7 +99,7 @@ class MLflowRun:
         except Exception as error:
             if not _is_refusal(error):
                 raise
-            raise RunError(f"MLflow refused the run ({reason(error)})") from error
+            raise RunError(f"MLflow rejected the run ({reason(error)})") from error
         self.start, self.experiment_id = replace(self.start, run_id=run.info.run_id), run.info.experiment_id
 
     @property
@@ -130,7 +130,7 @@ class MLflowRun:
                 self.send([part])
         elif (kind := type(batch[0]).__name__) not in self._refused:
             self._refused.add(kind)
-            warnings.warn(f"MLflow refused {kind}, which is left out ({why}); the rest goes on.", stacklevel=2)
+            warnings.warn(f"MLflow rejected {kind}, which is left out ({why}); the rest is still sent.", stacklevel=2)
 
     def keep_files(self, folder: Path, artifact: str) -> None:
         """Keep the files of a folder as artifacts of the run, which is open."""

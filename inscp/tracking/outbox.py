@@ -71,14 +71,14 @@ class Outbox:
             try:
                 self._run.send(batch)
             except RunError as error:  # without the run nothing can be sent
-                warnings.warn(f"{error}; the training goes on, and what it tracks is kept in a file.", stacklevel=2)
+                warnings.warn(f"{error}; training continues, and the tracking data is kept in a file.", stacklevel=2)
                 with self._changed:
                     self._is_refused = True
                     self._changed.notify_all()
             except Exception as error:  # whatever the store, the network or the server raises
                 if not is_down:
-                    what = f"MLflow at {uri} does not take what is tracked ({reason(error)})"
-                    warnings.warn(f"{what}; the training goes on, and it is tried again.", stacklevel=2)
+                    what = f"MLflow at {uri} does not accept the tracking data ({reason(error)})"
+                    warnings.warn(f"{what}; training continues, and sending is retried.", stacklevel=2)
                 self._pause(pause)
                 pause, is_down = min(2 * pause, _LONGEST_PAUSE), True
             else:
@@ -87,7 +87,7 @@ class Outbox:
                         self._pieces.popleft()
                     self._changed.notify_all()
                 if is_down and self._is_open:
-                    what = f"MLflow at {uri} is back; what was tracked meanwhile is being sent."
+                    what = f"MLflow at {uri} is back; the tracking data is being sent."
                     warnings.warn(what, stacklevel=2)
                 pause, is_down = _PAUSE, False
 

@@ -33,17 +33,17 @@ _STATUSES = {"success": "FINISHED", "failed": "FAILED"}
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where a training is tracked. Nothing is opened or written before the training starts.
+    """MLflow tracking of a run. Nothing is opened or written before training starts.
 
     Args:
-        tracking_uri: `sqlite:///FILE` or the address of a tracking server; by default what MLFLOW_TRACKING_URI says,
+        tracking_uri: `sqlite:///FILE` or the URL of a tracking server; by default the value of MLFLOW_TRACKING_URI,
             else `sqlite:///mlflow.db`.
         experiment: name of the experiment.
-        name: of the run; by default method, model and language.
-        tags: more tags of the run.
-        run_id: continue this run instead of starting one.
-        enabled: false tracks nothing.
-        patience: how many seconds the end of a training waits for a server that is slow or down.
+        name: name of the run; by default method, model and language.
+        tags: additional tags of the run.
+        run_id: id of a run to continue, instead of starting one.
+        enabled: false disables tracking.
+        patience: seconds that the end of a run waits for a server that is slow or down.
     """
 
     tracking_uri: str | None = None
@@ -197,7 +197,7 @@ class TrackedRun:
             file = self.unsent_folder / "mlflow_unsent.jsonl"
             try:
                 write_run(file, self._run.start, unsent)
-                rest = f". Send it the rest with: python -m inscp track {file}"
+                rest = f". Send the rest with: python -m inscp track {file}"
             except OSError as error:
-                rest = f", and the rest cannot be kept in {file}: {error}"
-            warnings.warn(f"MLflow has not got everything{rest}", stacklevel=2)
+                rest = f", and the rest cannot be stored in {file}: {error}"
+            warnings.warn(f"MLflow has not received everything{rest}", stacklevel=2)

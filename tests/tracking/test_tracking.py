@@ -131,7 +131,7 @@ def test_a_server_that_was_killed_in_mid_training_gets_everything_once(
     tracker = tracker_for(server.uri)
     steps = fitted(tracker, After({3: kill, 6: server.start}))
     down, back = told()
-    assert "does not take" in down
+    assert "does not accept" in down
     assert "is back" in back
     assert tracker.is_sent
     run = run_in(server.uri)
@@ -151,7 +151,7 @@ def test_what_got_through_without_an_answer_is_kept_once(
             tracker.log_at({"train/loss": 1.0 / (step + 1)}, step)
         tracker.log_table({"prompt": ["a", "b"], "ended": [True, False]}, "answers/before.json")
         tracker.finalize("success")
-    assert "does not take" in told()[0]
+    assert "does not accept" in told()[0]
     run = run_in(server.uri, "forgotten")
     assert run.info.status == "FINISHED"
     assert run.data.params == {"arm": "InsCP", "seed": "0"}
@@ -208,7 +208,7 @@ def test_a_server_that_cannot_be_reached_is_told_once(
     tracker.unsent_folder = tmp_path
     assert fitted(tracker) > 2
     down, _ = told()
-    assert "does not take what is tracked ([Errno 111] Connection refused); the training goes on" in down
+    assert "does not accept the tracking data ([Errno 111] Connection refused); training continues" in down
 
 
 def test_a_continued_run_has_every_step_once_and_its_old_parameters(
@@ -273,7 +273,7 @@ def test_what_the_store_refuses_is_told_and_costs_nothing_else(store: str, told:
     tracker.log_at({"fine": 1.0, "a//b": 2.0}, 1)
     tracker.log_at({"fine": 0.5, "val/中文 (a)/loss": 1.0}, 2)
     tracker.finalize("success")
-    assert [line.split(",")[0] for line in told()] == ["MLflow refused Param", "MLflow refused Metrics"]
+    assert [line.split(",")[0] for line in told()] == ["MLflow rejected Param", "MLflow rejected Metrics"]
     run = run_in(store)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"arm": "InsCP", "long": "x" * 6000}
@@ -288,9 +288,9 @@ def test_a_run_that_the_store_does_not_know_is_told_and_kept(
     tracker.unsent_folder = tmp_path
     tracker.log_at({"train/loss": 1.0}, 1)
     tracker.finalize("killed")
-    assert "MLflow refused the run" in told()[0]
+    assert "MLflow rejected the run" in told()[0]
     assert main(["track", str(tmp_path / "mlflow_unsent.jsonl")]) == 1
-    assert "refused the run" in capsys.readouterr().err
+    assert "rejected the run" in capsys.readouterr().err
     assert (tmp_path / "mlflow_unsent.jsonl").exists()
 
 
@@ -335,7 +335,7 @@ def test_what_belongs_to_a_deleted_run_is_not_sent_to_a_new_one(
     client.set_terminated(first.run_id, "FINISHED", end_time=1)
     client.delete_run(first.run_id)
     assert main(["track", str(tmp_path / "mlflow_unsent.jsonl"), "--tracking_uri", store]) == 1
-    assert "refused the run" in capsys.readouterr().err
+    assert "rejected the run" in capsys.readouterr().err
     assert (tmp_path / "mlflow_unsent.jsonl").exists()
 
 
@@ -401,7 +401,7 @@ def test_track_takes_only_the_file_of_a_training(
     if content is not None:
         file.write_text(content)
     assert main(["track", str(file)]) == 2
-    assert "Give the mlflow_unsent.jsonl of a training" in capsys.readouterr().err
+    assert "Give the mlflow_unsent.jsonl of a run" in capsys.readouterr().err
 
 
 def test_track_leaves_the_file_by_which_an_evaluation_finds_the_run(
@@ -410,7 +410,7 @@ def test_track_leaves_the_file_by_which_an_evaluation_finds_the_run(
     tracker = tracker_for(store)
     tracker.note_run(tmp_path)
     assert main(["track", str(tmp_path / "mlflow_run.jsonl")]) == 2
-    assert "nothing in it is left to send" in capsys.readouterr().err
+    assert "it contains nothing to send" in capsys.readouterr().err
     assert (tmp_path / "mlflow_run.jsonl").exists()
 
 
