@@ -87,7 +87,7 @@ def with_progress(stream: Iterable[T], what: str, unit: str = "records") -> Iter
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
-            print(f"{what} {number:,} {unit}, {number / (now - started):,.0f} a second", file=sys.stderr, flush=True)
+            print(f"{what} {number:,} {unit}, {number / (now - started):,.0f} per second", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

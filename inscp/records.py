@@ -33,7 +33,7 @@ def require_language_tag(where: str, tag: str) -> None:
         UserError: it cannot be a BCP 47 tag.
     """
     if not LANGUAGE_TAG.fullmatch(tag):
-        raise UserError(where, f"{tag} is no BCP 47 tag", "Give one, as fi or zh-TW.")
+        raise UserError(where, f"{tag} is not a BCP 47 tag", "Give one, such as fi or zh-TW.")
 
 
 Role = Literal["system", "user", "assistant", "document"]

@@ -40,7 +40,7 @@ def stopping_well() -> Iterator[None]:
     """
 
     def stop(number: int, _: Any) -> None:
-        what = f"{signal.Signals(number).name}: stopped; the same command takes it up again"
+        what = f"{signal.Signals(number).name}: stopped; rerun the same command to resume"
         raise Stopped(what, status_behind(number))
 
     def once_more(dropped: Any) -> None:

@@ -25,12 +25,12 @@ def read_yaml(path: str | Path, mend: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         if isinstance(error, _KeyTwice):
-            raise UserError(f"{path}{line}", str(error.problem), "Leave one of them out.") from error
-        raise UserError(f"{path}{line}", f"no YAML ({error.problem})", "Mend the file.") from error
+            raise UserError(f"{path}{line}", str(error.problem), "Remove one of them.") from error
+        raise UserError(f"{path}{line}", f"invalid YAML ({error.problem})", "Fix the file.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(str(path), f"no YAML in UTF-8 ({first_line(error)})", "Mend the file.") from error
+        raise UserError(str(path), f"not YAML in UTF-8 ({first_line(error)})", "Fix the file.") from error
     if not isinstance(held, dict):
-        raise UserError(str(path), "it holds no keys", mend)
+        raise UserError(str(path), "it contains no keys", mend)
     return held
 
 
@@ -47,6 +47,6 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if (key.tag, str(key.value)) in seen:
-                raise _KeyTwice(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+                raise _KeyTwice(problem=f"the key {key.value} is given twice", problem_mark=key.start_mark)
             seen.add((key.tag, str(key.value)))
         return node
