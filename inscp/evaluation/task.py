@@ -69,7 +69,7 @@ class Task(ABC):
 
 @dataclass(kw_only=True)
 class Prompted(Task):
-    """A task that asks the prompts of a file and judges each answer by itself.
+    """A task that prompts the model with the rows of a file and scores each answer by itself.
 
     Args:
         prompts: file with one prompt per row, in any format of training data.

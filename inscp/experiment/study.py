@@ -59,7 +59,7 @@ class Stage:
 
     Args:
         after: arm that it would follow.
-        tokens_per_token: its tokens, per training token of that arm.
+        tokens_per_token: its tokens, per token of all training runs that lead to that arm.
         passes: cost per token, in forward passes: 3 for training, 4 for DPO (arXiv 2305.18290), which also needs the
             original model's likelihoods.
     """

@@ -20,7 +20,7 @@ class Optimizer:
     """AdamW with warm-up and decay.
 
     Args:
-        learning_rate: the highest one. It decides what is forgotten: too high, and the model loses its English.
+        learning_rate: peak learning rate. If it is too high, the model forgets its English.
         weight_decay: weight decay of matrices (norms and biases have none).
         betas: Adam betas.
         eps: Adam epsilon.
