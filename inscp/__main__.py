@@ -89,8 +89,8 @@ def _main(arguments: list[str]) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, n=1)
-        mend = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
-        raise UserError(command, "no such command", mend)
+        fix = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
+        raise UserError(command, "no such command", fix)
     try:
         with _module("inscp.commands.parser_errors").known_files(arguments):  # before seconds of a command's imports
             _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
@@ -104,8 +104,8 @@ def _run(command: str, arguments: list[str]) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
             raise
-        mend = "Lower the batch size or row length, or use more devices; `doctor` estimates what a run needs."
-        raise RunError(f"the device ran out of memory ({first_line(error).rstrip('.')}). {mend}") from error
+        fix = "Lower the batch size or row length, or use more devices; `doctor` estimates what a run needs."
+        raise RunError(f"the device ran out of memory ({first_line(error).rstrip('.')}). {fix}") from error
     return 0
 
 

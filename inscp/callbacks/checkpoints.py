@@ -73,8 +73,8 @@ class Checkpoints(Checkpoint):
         """
         known = [f"val/{name}/{kind}" for name in held_out for kind in ("loss", "perplexity")]
         if self._monitor is not None and self._monitor not in known:
-            mend = f"Choose from: {', '.join(known)}." if known else "Name held-out sets in data.validation."
-            raise UserError("checkpoint.monitor", f"{self._monitor} is not measured", mend)
+            fix = f"Choose from: {', '.join(known)}." if known else "Name held-out sets in data.validation."
+            raise UserError("checkpoint.monitor", f"{self._monitor} is not measured", fix)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
@@ -106,8 +106,8 @@ class Checkpoints(Checkpoint):
         if not (all_see and all_agree):
             apart, differ = f"not all processes can see {place}", "the processes find different checkpoints"
             what = differ if all_see else apart
-            mend = "Give a folder that all nodes share (checkpoint.dirpath, trainer.default_root_dir)."
-            raise on_every_rank(UserError("checkpoint.dirpath", what, mend))
+            fix = "Give a folder that all nodes share (checkpoint.dirpath, trainer.default_root_dir)."
+            raise on_every_rank(UserError("checkpoint.dirpath", what, fix))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path:

@@ -45,8 +45,8 @@ class ExportAtEnd(Callback):
         if problem := trainer.strategy.broadcast(problem):
             lost = self._checkpoints.save(trainer, wait=True)
             kept = step_folder(self._checkpoints.folder, trainer.global_step)
-            mend = f"its weights are kept; retry with: python -m inscp export --checkpoint {kept} --out FOLDER"
-            raise on_every_rank(RunError(f"{problem}; {lost or mend}"))
+            fix = f"its weights are kept; retry with: python -m inscp export --checkpoint {kept} --out FOLDER"
+            raise on_every_rank(RunError(f"{problem}; {lost or fix}"))
 
     def _export(self, trainer: Trainer, weights: Mapping[str, torch.Tensor]) -> str:
         """What went wrong; empty where nothing did."""

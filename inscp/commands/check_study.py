@@ -80,8 +80,8 @@ def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
         if not any(fnmatchcase(goal.metric_in(language), name) for language, name in known):
             in_any = [name.replace(f"/{language}/", "/{language}/") for language, name in known]
             near = get_close_matches(goal.metric, [*in_any, *(name for _, name in known)], n=1)
-            mend = f"Did you mean {near[0]}?" if near else "Choose a metric of one of its tasks."
-            raise UserError(f"goals: {goal.metric}", "no task of the evaluation measures this mean over items", mend)
+            fix = f"Did you mean {near[0]}?" if near else "Choose a metric of one of its tasks."
+            raise UserError(f"goals: {goal.metric}", "no task of the evaluation measures this mean over items", fix)
 
 
 def _require_made(run: Run) -> None:
@@ -97,8 +97,8 @@ def _require_made(run: Run) -> None:
     original = local_path(run.original.removeprefix(REMOTE_CODE))
     is_made = any(one.command for one in run.lineage[:-1]) or (original / ORIGIN).is_file()
     if not is_made and not names_other:
-        mend = "Name the arm whose model it merges in `after`."
-        raise UserError(f"arms.{run.arm}.merge", f"{run.original} was not made from another model", mend)
+        fix = "Name the arm whose model it merges in `after`."
+        raise UserError(f"arms.{run.arm}.merge", f"{run.original} was not made from another model", fix)
 
 
 class _Unstarted(InsCPCLI):

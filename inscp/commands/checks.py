@@ -63,8 +63,8 @@ def require_supported(
     require_trainer(trainer)
     checkpoints.require_measured(data.validation)
     if module.distillation and not data.replay:
-        mend = "Set data.replay, as in configs/data/replay_en.yaml, or remove model.distillation."
-        raise UserError("model.distillation", "it needs replayed rows, and there are none", mend)
+        fix = "Set data.replay, as in configs/data/replay_en.yaml, or remove model.distillation."
+        raise UserError("model.distillation", "it needs replayed rows, and there are none", fix)
 
 
 def require_texts(module: InsCPModule, data: InsCPDataModule) -> None:
@@ -88,16 +88,16 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
     """
     for name, harmless in _LENGTH_LIMITS.items():
         if (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in harmless]:  # 1 is no 1.0
-            mend = "Remove it, and set data.epochs, data.token_budget or trainer.max_steps."
-            raise UserError(f"trainer.{name}", "the length of a run is set by its steps or data", mend)
+            fix = "Remove it, and set data.epochs, data.token_budget or trainer.max_steps."
+            raise UserError(f"trainer.{name}", "the length of a run is set by its steps or data", fix)
     for name, (least, *others) in _MINIMUM.items():
         if isinstance(value := trainer[name], int | float) and value < least and value not in others:
             raise UserError(f"trainer.{name}", f"{value} is too small", f"Give {least:g} or more, or remove it.")
     if trainer["barebones"]:
         raise UserError("trainer.barebones", "it would keep nothing of the training run", "Remove it.")
     if trainer["precision"] is not None and str(trainer["precision"]) not in COMPUTE_DTYPES:
-        mend = "Use bf16-mixed or 32-true, which keep fp32 weights."
-        raise UserError("trainer.precision", f"{trainer['precision']} is not supported", mend)
+        fix = "Use bf16-mixed or 32-true, which keep fp32 weights."
+        raise UserError("trainer.precision", f"{trainer['precision']} is not supported", fix)
     require_strategy(trainer["strategy"])
 
 
@@ -133,8 +133,8 @@ def warn_of_languages(data: InsCPDataModule) -> None:
                 rank_zero_warn(f"{what}, but data.language is {data.language}: correct one of the two")
             elif total >= _FEW and found[language] < _MISMATCH_SHARE * total:
                 what = f"only {found[language]} of {total} texts of {key} are recognised as {language}"
-                mend = "lid_model: cis-lmu/glotlid (before_after, evaluate) may know the language better"
-                rank_zero_warn(f"{what}; the languages of answers will be misidentified as well; {mend}")
+                fix = "lid_model: cis-lmu/glotlid (before_after, evaluate) may know the language better"
+                rank_zero_warn(f"{what}; the languages of answers will be misidentified as well; {fix}")
 
 
 def require_promptable(data: InsCPDataModule, prompted: Mapping[str, Sequence[str]]) -> None:
@@ -150,8 +150,8 @@ def require_promptable(data: InsCPDataModule, prompted: Mapping[str, Sequence[st
     for name, languages in prompted.items():
         if not languages:
             continue
-        mend = f", or disable prompting by setting {name}.prompts to null"
-        require_chat_template(data.tokenizer, data.pretrained, mend)
+        fix = f", or disable prompting by setting {name}.prompts to null"
+        require_chat_template(data.tokenizer, data.pretrained, fix)
         if data.language != "und" and primary(data.language) not in map(primary, languages):
             what = f"{name} has prompts in {' and '.join(languages)}, but none in {data.language} (data.language)"
             rank_zero_warn(f"{what}: set {name}.prompts and {name}.languages")

@@ -151,8 +151,8 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
         if not _TASK_NAME.fullmatch(name):
             raise UserError(f"tasks.{name}", "the name is used as a file name", "Use only letters, digits, - and _.")
         if server and task.needs_likelihoods:
-            mend = "Remove it from `only`, or remove the server."
-            raise UserError(f"tasks.{name}", "it needs likelihoods, which a server does not provide", mend)
+            fix = "Remove it from `only`, or remove the server."
+            raise UserError(f"tasks.{name}", "it needs likelihoods, which a server does not provide", fix)
         task.check()
 
 

@@ -97,8 +97,8 @@ def run(command: str, arguments: list[str]) -> None:
     except ValueError as error:
         if "`val_check_interval`" not in str(error):
             raise
-        mend = "Give a number of micro-batches within the run, or a fraction of the run (0.25)."
-        raise UserError("trainer.val_check_interval", "it is longer than the training run", mend) from error
+        fix = "Give a number of micro-batches within the run, or a fraction of the run (0.25)."
+        raise UserError("trainer.val_check_interval", "it is longer than the training run", fix) from error
     except SystemExit as error:  # what Lightning makes of Ctrl-C outside the training loop
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error

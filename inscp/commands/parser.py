@@ -79,7 +79,7 @@ class OneLineErrors:
             return super()._check_value_key(action, value, *args, **options)  # type: ignore[misc]
         except UserError as error:  # of a class inside the value, which knows the end of the key alone
             where = whole_key(error.where, {action.dest: value}) or error.where
-            raise UserError(where, error.what, error.mend) from error
+            raise UserError(where, error.what, error.fix) from error
 
     def validate(self, *args: Any, **options: Any) -> Any:
         """As jsonargparse does, which takes `null` for any key by itself."""

@@ -58,8 +58,8 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
         if unknown[1] in arguments and Path(unknown[1]).is_file():
             return UserError(unknown[1], "it is given without a key", f"Did you mean --config {unknown[1]}?")
         name, file = _located(unknown[1], files, arguments)
-        what, mend = _suggestion(parser, name, bool(command))
-        return UserError(f"{name}{file}", what, mend or see_help)
+        what, fix = _suggestion(parser, name, bool(command))
+        return UserError(f"{name}{file}", what, fix or see_help)
     message = _AROUND.sub("", message)
     key = _KEY.search(message)
     if key is None:
@@ -67,25 +67,25 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
     given_value = _GIVEN.search(message)
     name, file = _located(key[1], files, arguments, given_value and given_value[1])
     if message.rstrip().endswith(("Got value: None", "Given value: None", "expected one argument")):
-        mend = f"Give one, as --{name} …. {see_help}" if command else see_help
-        return UserError(f"{name}{file}", "it has no value", mend)
+        fix = f"Give one, as --{name} …. {see_help}" if command else see_help
+        return UserError(f"{name}{file}", "it has no value", fix)
     if given := _NO_SECTION.search(message):
         keys = {f"{name}.{last}": value for last, value in _SWITCHES_OFF.items() if given[1] in _SWITCHES_OFF.values()}
         off = next((f"--{key} {value}" for key, value in keys.items() if key in known_keys(parser)), None)
-        mend = f"To switch it off, set {off}." if off else f"Set its keys. {see_help}"
+        fix = f"To switch it off, set {off}." if off else f"Set its keys. {see_help}"
         if name in _FIRST and given[1] != "null":
-            mend = f"Did you mean --{name}.{_FIRST[name]} {given[1]}?"
-        return UserError(f"{name}{file}", f"it is a section of keys, but {given[1]} sets none of them", mend)
+            fix = f"Did you mean --{name}.{_FIRST[name]} {given[1]}?"
+        return UserError(f"{name}{file}", f"it is a section of keys, but {given[1]} sets none of them", fix)
     if told := NESTED_ERROR.search(message):
         entry = _ENTRY.match(message, told.end())
-        mend = see_help if told[3] == _UNDER else told[3]
+        fix = see_help if told[3] == _UNDER else told[3]
         if told[1].startswith((f"{name}.", f"{name}[")):
-            return UserError(told[1], told[2], mend)
-        return UserError(f"{name}{file}", f"{told[1]}: {told[2]}{f', in {entry[1]}' if entry else ''}", mend)
+            return UserError(told[1], told[2], fix)
+        return UserError(f"{name}{file}", f"{told[1]}: {told[2]}{f', in {entry[1]}' if entry else ''}", fix)
     if (given := _NO_ENTRY.search(message)) and (wrong := _wrong_entry(name, given[2], files)):
         return UserError(f"{wrong[0]}{file}", *wrong[1:])
-    what, mend = _wrong_value(_types(parser, key[1]), message)
-    return UserError(f"{name}{file}", what or _readable(message), mend or (see_help if command else "Fix the value."))
+    what, fix = _wrong_value(_types(parser, key[1]), message)
+    return UserError(f"{name}{file}", what or _readable(message), fix or (see_help if command else "Fix the value."))
 
 
 _files: ContextVar[dict[str, Mapping[str, Any]] | None] = ContextVar("_files", default=None)

@@ -191,8 +191,8 @@ def report_training(training: Training) -> None:
             remedies = training.remedies(need, need.step - estimate.activations < need.available)
             there = f"only {gib(need.available)} are available"
             what = f"a rank needs {gib(need.needed)} of memory on the {need.device}, but {there}"
-            mend = ", or ".join(remedies.values())
-            raise UserError(next(iter(remedies)), what, f"{mend[0].upper()}{mend[1:]}.")
+            fix = ", or ".join(remedies.values())
+            raise UserError(next(iter(remedies)), what, f"{fix[0].upper()}{fix[1:]}.")
     if all(need.available for need in needs):
         print("it fits")
 

@@ -86,8 +86,8 @@ class InsCPDataModule(LightningDataModule):
             if value < 0:
                 raise UserError(f"data.{name}", f"it must not be negative, but is {value}", "Give 0 or more.")
         if document_length is not None and not 0 < document_length <= row_length:
-            mend = f"Give 1 to {row_length} (data.row_length), or null for the whole row."
-            raise UserError("data.document_length", f"{document_length} tokens do not fit into a row", mend)
+            fix = f"Give 1 to {row_length} (data.row_length), or null for the whole row."
+            raise UserError("data.document_length", f"{document_length} tokens do not fit into a row", fix)
         if token_budget is not None and token_budget <= 0:
             what = f"it must be positive, but is {token_budget}"
             raise UserError("data.token_budget", what, "Give a number of tokens, or null for all.")
@@ -303,8 +303,8 @@ class InsCPDataModule(LightningDataModule):
             if state_dict[key] != now and not self.force_resume:
                 what = f"the checkpoint was trained with data {key} {state_dict[key]}, but this configuration has {now}"
                 same = "the same data, tokenizer, tagger, seed and program"
-                mend = f"Resume with {same}, or force it: --data.force_resume true."
-                raise on_every_rank(UserError("--ckpt_path", what, mend))
+                fix = f"Resume with {same}, or force it: --data.force_resume true."
+                raise on_every_rank(UserError("--ckpt_path", what, fix))
         self._before = {"rows_before": state_dict["rows_seen"], "steps_before": state_dict["step"]}
 
 

@@ -79,8 +79,8 @@ def to_turns(
         found = (f"{name} ({type(value).__name__})" for name, value in row.items())
         with_text = [name for name, value in row.items() if isinstance(value, str)]
         name = max(with_text, key=lambda name: len(row[name]), default="FIELD")
-        mend = f"Name the text field in the options of the source: {{path: …, fields: {{text: {name}}}}}."
-        return BadRow("none of its fields is known", f"its fields: {', '.join(found) or 'none'}", mend=mend)
+        fix = f"Name the text field in the options of the source: {{path: …, fields: {{text: {name}}}}}."
+        return BadRow("none of its fields is known", f"its fields: {', '.join(found) or 'none'}", fix=fix)
     missing = [field for field in names.values() if field not in row]
     if missing:
         return BadRow(f"the field {missing[0]} is missing", f"its fields: {', '.join(map(str, row)) or 'none'}")

@@ -106,7 +106,7 @@ class Pipeline:
                 documents = self._tag(record)
             except UserError as error:
                 where = "" if error.where == record.source else f"{error.where}: "
-                bad_record(record.source, where + error.what, self.on_bad_record, report, mend=error.mend)
+                bad_record(record.source, where + error.what, self.on_bad_record, report, fix=error.fix)
             else:
                 yield from documents
 

@@ -58,7 +58,7 @@ def render(
     )
 
 
-def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str, **options: bool) -> str:
+def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], fix: str, **options: bool) -> str:
     """As `render`.
 
     Raises:
@@ -69,7 +69,7 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
     except Exception as error:  # a template may raise anything, its own refusals included
         roles = "/".join(turn["role"] for turn in turns)
         what = f"its chat template rejects the turns {roles} ({error})"
-        raise UserError(tokenizer_name(tokenizer), what, mend) from error
+        raise UserError(tokenizer_name(tokenizer), what, fix) from error
 
 
 def may_reason(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -77,23 +77,23 @@ def may_reason(tokenizer: PreTrainedTokenizerBase) -> bool:
     return "enable_thinking" in str(tokenizer.chat_template)
 
 
-def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", mend: str = "") -> None:
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", fix: str = "") -> None:
     """
     Args:
         tokenizer: the model's.
         model: how the user calls it; by default the tokenizer's own name.
-        mend: what else can be done.
+        fix: what else can be done.
 
     Raises:
         UserError: it has no chat template.
     """
     if not tokenizer.chat_template:
         where = model or tokenizer_name(tokenizer)
-        mend = f"Use the instruct version of the model{mend}."
-        raise UserError(where, "it has no chat template, so this is not a chat model", mend)
+        fix = f"Use the instruct version of the model{fix}."
+        raise UserError(where, "it has no chat template, so this is not a chat model", fix)
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], mend: str) -> str:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], fix: str) -> str:
     """The conversation up to where the assistant's answer begins.
 
     A reasoning block that the template opens there is closed. What the template writes ahead of every answer but leaves
@@ -102,7 +102,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]
     Raises:
         UserError: the template refuses the turns.
     """
-    text = render_turns(tokenizer, turns, mend, add_generation_prompt=True)
+    text = render_turns(tokenizer, turns, fix, add_generation_prompt=True)
     if text.rstrip().endswith("<think>"):
         text = f"{text.rstrip()}\n\n</think>\n\n"
     with suppress(Exception):  # a template may refuse an answer here

@@ -39,13 +39,13 @@ class BadRow:
         why: the reason, by which skipped rows are counted.
         detail: what differs from row to row.
         line: the line at fault, counted from the row's first line as 0.
-        mend: what to do about it, where that is not to mend the row.
+        fix: what to do about it, where that is not to fix the row.
     """
 
     why: str
     detail: str = ""
     line: int = 0
-    mend: str = ""
+    fix: str = ""
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -184,7 +184,7 @@ def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row |
             continue
         header = header or fields
         if any(map(SURROGATE.search, fields)):
-            yield f"{path}:{line}", BadRow("not valid UTF-8", mend=_CONVERT)
+            yield f"{path}:{line}", BadRow("not valid UTF-8", fix=_CONVERT)
         elif len(fields) != len(header):
             yield f"{path}:{line}", BadRow(f"expected {len(header)} fields as in the header", f"found {len(fields)}")
         elif fields is not header:
@@ -200,8 +200,8 @@ def _require_delimiter(path: Path, delimiter: str) -> None:
         header = file.readline().decode("utf-8", "replace")
     if delimiter not in header and (other := next((mark for mark in ";\t" if mark in header), None)):
         names = {";": "semicolons", "\t": "tabs"}
-        mend = "Name it .tsv." if other == "\t" else "Save it with commas."
-        raise UserError(f"{path}:1", f"its fields are separated by {names[other]}", mend)
+        fix = "Name it .tsv." if other == "\t" else "Save it with commas."
+        raise UserError(f"{path}:1", f"its fields are separated by {names[other]}", fix)
 
 
 def _has_a_row_a_line(path: Path) -> bool:

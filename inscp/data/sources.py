@@ -67,8 +67,8 @@ class Source:
             raise UserError(f"fields of {self.path}", f"unknown name {unknown.pop()}", f"Use {', '.join(CANONICAL)}.")
         core = names - {SYSTEM} - ({CONTEXT, HISTORY} if USER in names else set())
         if names and names != {TEXT} and core not in ({TURNS}, {USER}, {USER, ASSISTANT}):
-            mend = "Give `text` alone, `turns` (and `system`), or `user` and `assistant` (and `context`, `history`)."
-            raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} do not make up a record", mend)
+            fix = "Give `text` alone, `turns` (and `system`), or `user` and `assistant` (and `context`, `history`)."
+            raise UserError(f"fields of {self.path}", f"{', '.join(sorted(names))} do not make up a record", fix)
         require_some(self.limit, f"limit of {self.path}", "records")
         if not 0 < self.weight < math.inf:
             what = f"it must be a positive number, but is {self.weight}"
@@ -115,11 +115,11 @@ class ReadReport:
         self.examples = later.examples | self.examples
 
 
-_MEND = "Fix or remove the record, or set on_bad_record to skip."
+_FIX = "Fix or remove the record, or set on_bad_record to skip."
 
 
 def bad_record(
-    position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport, detail: str = "", mend: str = _MEND
+    position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport, detail: str = "", fix: str = _FIX
 ) -> None:
     """The one place that decides what a bad record does: stop with its position, or be counted.
 
@@ -128,7 +128,7 @@ def bad_record(
     """
     if on_bad_record == "error":
         what = f"{why} ({detail})" if detail else why
-        raise UserError(position, what, mend)
+        raise UserError(position, what, fix)
     report.skip(position, why)
 
 
@@ -160,7 +160,7 @@ def as_records(
         report.seen += 1
         turns = to_turns(row, source.fields, requests)
         if isinstance(turns, BadRow):
-            bad_record(position, turns.why, on_bad_record, report, turns.detail, turns.mend or _MEND)
+            bad_record(position, turns.why, on_bad_record, report, turns.detail, turns.fix or _FIX)
         else:
             report.usable += 1
             yield Record(position, turns)
@@ -192,8 +192,8 @@ def require_source(source: Source) -> None:
 
 def _require_answers(source: Source) -> None:
     if source.fields and USER in source.fields and ASSISTANT not in source.fields:
-        mend = "Name the answer's field as `assistant`, or plain text as `text`."
-        raise UserError(f"fields of {source.path}", "they name the user's text, but no answer", mend)
+        fix = "Name the answer's field as `assistant`, or plain text as `text`."
+        raise UserError(f"fields of {source.path}", "they name the user's text, but no answer", fix)
 
 
 def require_outside(out: Path, sources: Sequence[Source]) -> None:
@@ -269,11 +269,11 @@ def _of_split(source: Source, folder: Path, files: list[Path]) -> list[Path]:
     there = sorted({split for split in splits.values() if split})
     if source.split and source.split not in there:
         what = f"no file or folder in it has a name beginning with {source.split}"
-        mend = f"Use one of: {', '.join(there)}." if there else "Remove it."
-        raise UserError(f"split of {source.path}", what, mend)
+        fix = f"Use one of: {', '.join(there)}." if there else "Remove it."
+        raise UserError(f"split of {source.path}", what, fix)
     if not source.split and "train" in there and len(there) > 1:
-        mend = f"Name one: [{{path: {source.path}, split: train}}]."
-        raise UserError(source.path, f"the folder contains the splits {' and '.join(there)}", mend)
+        fix = f"Name one: [{{path: {source.path}, split: train}}]."
+        raise UserError(source.path, f"the folder contains the splits {' and '.join(there)}", fix)
     return [file for file in files if source.split in (None, splits[file])]
 
 
@@ -337,7 +337,7 @@ def _saved_or_hub(source: Source):  # type: ignore[no-untyped-def]  # a datasets
         return datasets.load_dataset(source.path, source.subset, split=split, revision=source.revision)
     except Exception as error:  # the Hub client raises a dozen unrelated types; each means that there is no data
         reason = first_line(error)
-        mend = "Check the path or Hub id, subset, split and network; a private data set needs HF_TOKEN."
+        fix = "Check the path or Hub id, subset, split and network; a private data set needs HF_TOKEN."
         raise UserError(
-            source.path, f"neither a local path nor a data set that can be loaded ({reason})", mend
+            source.path, f"neither a local path nor a data set that can be loaded ({reason})", fix
         ) from error

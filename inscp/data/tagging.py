@@ -148,8 +148,8 @@ class PlainTagger(Tagger):
         vocabulary = tokenizer.get_vocab()
         if self.end_of_document is not None:
             if self.end_of_document not in vocabulary:
-                mend = "Name a token of the tokenizer, or remove the key."
-                raise UserError("data.tagger.end_of_document", f"{self.end_of_document!r} is not a token", mend)
+                fix = "Name a token of the tokenizer, or remove the key."
+                raise UserError("data.tagger.end_of_document", f"{self.end_of_document!r} is not a token", fix)
             return int(vocabulary[self.end_of_document])
         try:
             end_of_turn = ChatTemplate(tokenizer).end_of_turn_id
@@ -190,8 +190,8 @@ class ConversationTagger(Tagger):
         def tag(record: Record) -> list[TaggedText]:
             answers = [index for index, turn in enumerate(record.turns) if turn.role == "assistant"]
             if not answers:
-                mend = "Use pairs or conversations, or InsCPTagger, which takes any text."
-                raise UserError(record.source, "it has no assistant turn", mend)
+                fix = "Use pairs or conversations, or InsCPTagger, which takes any text."
+                raise UserError(record.source, "it has no assistant turn", fix)
             turns = record.turns[: answers[-1] + 1]
             around = literals(tuple(turn.role for turn in turns))
             parts: list[TemplateIds | TextSpan] = []

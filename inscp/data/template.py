@@ -51,7 +51,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str = SYSTEM_FROM_TEMPLATE) -> None:
-        require_chat_template(tokenizer, mend=", or PlainTagger as data.tagger and data.validation_tagger")
+        require_chat_template(tokenizer, fix=", or PlainTagger as data.tagger and data.validation_tagger")
         self.tokenizer = tokenizer
         self.system = system
         self._name = tokenizer_name(tokenizer)
@@ -170,10 +170,10 @@ class ChatTemplate:
         turns = [{"role": role, "content": content} for role, content in zip(roles, sentinels, strict=True)]
         if self.system not in (SYSTEM_FROM_TEMPLATE, NO_SYSTEM) and roles[0] != "system":
             turns.insert(0, {"role": "system", "content": self.system})
-        mend = "Leave data.tagger.system at template, or use data with turns that the template accepts."
-        rest = render_turns(self.tokenizer, turns, mend)
+        fix = "Leave data.tagger.system at template, or use data with turns that the template accepts."
+        rest = render_turns(self.tokenizer, turns, fix)
         is_lost = turns[0]["role"] == "system" and turns[0]["content"].strip() not in rest
-        if is_lost and rest == render_turns(self.tokenizer, turns[1:], mend):  # and it is no switch that it obeys
+        if is_lost and rest == render_turns(self.tokenizer, turns[1:], fix):  # and it is no switch that it obeys
             raise UserError(
                 self._name,
                 "its chat template omits the system turn if the assistant speaks last",
@@ -181,7 +181,7 @@ class ChatTemplate:
             )
         if roles[-1] == "assistant" and turns[1:] and rest.count(sentinels[-1]) == 1:
             opened, closed = rest.split(sentinels[-1])
-            prompt = render_prompt(self.tokenizer, turns[:-1], mend)
+            prompt = render_prompt(self.tokenizer, turns[:-1], fix)
             rest = (opened if opened.startswith(prompt) else prompt) + sentinels[-1] + closed
         result = []
         for role, sentinel in zip(roles, sentinels, strict=True):

@@ -85,9 +85,9 @@ def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterato
         if longest <= _MAX_CHARACTERS:
             yield document
         else:
-            mend = "split it (a plain text with its source's option text_unit: paragraph)"
+            fix = "split it (a plain text with its source's option text_unit: paragraph)"
             on_too_long(
-                document.source, f"a text of more than {_MAX_CHARACTERS:,} characters takes too much memory; {mend}"
+                document.source, f"a text of more than {_MAX_CHARACTERS:,} characters takes too much memory; {fix}"
             )
 
 

@@ -123,7 +123,7 @@ class HarnessModel(TemplateLM):
         """
         require_chat_template(self.tokenizer, self._caching_model.spec)
         if add_generation_prompt:  # as `generate_until` asks
-            rendered = partial(render_prompt, self.tokenizer, mend="Set chat_template to false.")
+            rendered = partial(render_prompt, self.tokenizer, fix="Set chat_template to false.")
         else:
             rendered = partial(render, self.tokenizer, continue_final_message=True)
         try:

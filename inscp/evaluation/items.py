@@ -89,7 +89,7 @@ def _anonymised(item: Item) -> Item:
 
 def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
     number = 0
-    mend = "Keep the folder next to the results file, or run evaluate again."
+    fix = "Keep the folder next to the results file, or run evaluate again."
     try:
         items = []
         # An answer may have other line breaks in it, such as U+2028, which JSON leaves as they are.
@@ -97,9 +97,9 @@ def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
             items.append(_item(**json.loads(line)))
         return items
     except OSError as error:
-        raise UserError(str(path), f"no items of a task ({error.strerror or error})", mend) from error
+        raise UserError(str(path), f"no items of a task ({error.strerror or error})", fix) from error
     except (EOFError, TypeError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}:{number}", f"not an item of a task ({error})", mend) from error
+        raise UserError(f"{path}:{number}", f"not an item of a task ({error})", fix) from error
 
 
 def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[str, Any]) -> Item:

@@ -96,13 +96,13 @@ class Results:
         Raises:
             UserError: no such file, another file, or one of another version of this program.
         """
-        mend = "Give the file that `evaluate --out` wrote."
+        fix = "Give the file that `evaluate --out` wrote."
         try:
             whole = json.loads(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(str(path), f"it contains no results ({error})", mend) from error
+            raise UserError(str(path), f"it contains no results ({error})", fix) from error
         if not isinstance(whole, dict) or "schema" not in whole:
-            raise UserError(str(path), "it contains no results (no schema)", mend)
+            raise UserError(str(path), "it contains no results (no schema)", fix)
         if whole["schema"] != SCHEMA:
             what = f"its results have version {whole['schema']!r}, but this program reads version {SCHEMA}"
             raise UserError(str(path), what, "Run evaluate again.")
@@ -110,7 +110,7 @@ class Results:
             tasks = {name: _task(**task) for name, task in whole["tasks"].items()}
             return cls(str(whole["model"]), tasks, dict(whole["environment"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(str(path), f"its results are incomplete ({error!r:.100})", mend) from error
+            raise UserError(str(path), f"its results are incomplete ({error!r:.100})", fix) from error
 
 
 def require_same_measure(task: str, where: str, result: TaskResult, before: str, other: TaskResult) -> None:

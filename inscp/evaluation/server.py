@@ -76,8 +76,8 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(self.address, "not the URL of a server", "Give one like https://api.openai.com/v1.")
         if parts.username is not None:  # it would stand in files
-            mend = "Put it into an environment variable, and give the variable's name as key_env."
-            raise UserError(parts.hostname or "address", "the URL contains a password", mend)
+            fix = "Put it into an environment variable, and give the variable's name as key_env."
+            raise UserError(parts.hostname or "address", "the URL contains a password", fix)
         if parts.query:  # some servers take a key there, and it would stand in files as well
             raise UserError(parts.netloc, "the URL contains a query", "Remove it; a key goes into key_env.")
         if self.budget_money is not None and not (self.prompt_price or self.completion_price):

@@ -64,8 +64,8 @@ class Spending:
         with self._changed:
             self._changed.wait_for(lambda: self._fits(reserved) or not self._under_way)
             if not self._fits(reserved):
-                mend = "The answers are kept; rerun the same command for a fresh budget, or raise the budget."
-                raise UserError("budget", f"the next call may exceed it, after {self}", mend)
+                fix = "The answers are kept; rerun the same command for a fresh budget, or raise the budget."
+                raise UserError("budget", f"the next call may exceed it, after {self}", fix)
             self.calls += 1
             self._under_way += 1
             self._reserved += reserved

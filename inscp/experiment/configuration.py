@@ -22,19 +22,19 @@ LAYOUT = ("model.activation_checkpointing", "model.compile", "model.attn_impleme
 """Keys of a training that say how it is computed and not what: another value is the same training."""
 
 
-def read_configs(paths: Sequence[str], mend: str = "Give a configuration of fit or evaluate.") -> Config:
+def read_configs(paths: Sequence[str], fix: str = "Give a configuration of fit or evaluate.") -> Config:
     """Configuration files, the later over the earlier.
 
     Args:
         paths: of the files.
-        mend: what to do about one that holds no keys.
+        fix: what to do about one that holds no keys.
 
     Raises:
         UserError: one is not there, no YAML mapping, or has a key twice.
     """
     whole: Config = {}
     for path in paths:
-        whole = changed(whole, read_yaml(path, mend))
+        whole = changed(whole, read_yaml(path, fix))
     return whole
 
 

@@ -194,8 +194,8 @@ def _read_contents(file: Path) -> Contents:
             typed(name, str): typed(of, str) for name, of in typed(json.loads(file.read_text("utf-8")), dict).items()
         }
     except (OSError, TypeError, ValueError) as error:
-        mend = "Run `experiment keep` again, or delete this run's folder."
-        raise UserError(str(file), f"it does not record the digests of the files ({error})", mend) from error
+        fix = "Run `experiment keep` again, or delete this run's folder."
+        raise UserError(str(file), f"it does not record the digests of the files ({error})", fix) from error
 
 
 def _place(run: Run, runs: Path) -> Place:

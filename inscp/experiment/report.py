@@ -36,8 +36,8 @@ def study_page(study: Study, runs: Sequence[Run], given: str, where: Places, fol
     """
     places = [at for run in runs if run.evaluate and (at := where.measured_or_made(run)).results.is_file()]
     if not places:
-        mend = f"Run `{where.command('run', given)}` first." if study.evaluate else "Add `evaluate` to the study."
-        raise UserError(given, "nothing has been evaluated yet", mend)
+        fix = f"Run `{where.command('run', given)}` first." if study.evaluate else "Add `evaluate` to the study."
+        raise UserError(given, "nothing has been evaluated yet", fix)
     has_budgets = len({at.run.budget for at in places if at.run.budget}) > 1
     languages: dict[str, _Rows] = {}
     for at in places:

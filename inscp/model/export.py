@@ -37,8 +37,8 @@ def assemble(
     model = load_model(origin.pretrained, dtype)
     found = model.load_state_dict(dict(weights), strict=False, assign=True)
     if found.unexpected_keys:
-        mend = "Use the original model of the checkpoint."
-        raise UserError(origin.pretrained, f"it has no {found.unexpected_keys[0]}, which was trained", mend)
+        fix = "Use the original model of the checkpoint."
+        raise UserError(origin.pretrained, f"it has no {found.unexpected_keys[0]}, which was trained", fix)
     model.tie_weights()
     return model
 

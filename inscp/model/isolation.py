@@ -91,5 +91,5 @@ def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device, row_
     loss.model.set_attn_implementation("eager")
     if isolates_documents(loss, device):
         raise UserError(spec, what, "Set model.attn_implementation to eager, which keeps them apart.")
-    mend = "Use a model with plain attention in every layer (Llama, Qwen3, Gemma 3, …); eager attention does not help."
-    raise UserError(spec, what, mend)
+    fix = "Use a model with plain attention in every layer (Llama, Qwen3, Gemma 3, …); eager attention does not help."
+    raise UserError(spec, what, fix)

@@ -158,10 +158,10 @@ def step_memory(
                 return _step(root, teacher, module, layout, shape, keeps_freed, live)
             except RuntimeError as error:
                 what = f"its memory cannot be estimated ({first_line(error)})"
-                mend = "Try a few steps: fit --trainer.max_steps 3."
+                fix = "Try a few steps: fit --trainer.max_steps 3."
                 if not layout.is_mixed:  # in which alone some operations can be told of
-                    mend = f"Estimate it with --trainer.precision bf16-mixed. {mend}"
-                raise UserError(module.pretrained, what, mend) from error
+                    fix = f"Estimate it with --trainer.precision bf16-mixed. {fix}"
+                raise UserError(module.pretrained, what, fix) from error
 
 
 def _step(

@@ -138,8 +138,8 @@ def _require_share(weight: float) -> None:
 def _original(model: str) -> str:
     origin = read_origin(model)
     if origin is None:
-        mend = "Name the original model in the method's arguments."
-        raise UserError(model, "it does not record its original model", mend)
+        fix = "Name the original model in the method's arguments."
+        raise UserError(model, "it does not record its original model", fix)
     return origin.original
 
 

@@ -137,8 +137,8 @@ class InsCPModule(ValidationModule):
         }
         for name, what in reasons.items():
             if getattr(self, name):
-                mend = "Set trainer.strategy.tensor_parallel to 1, or remove it."
-                raise UserError(f"model.{name}", what, mend)
+                fix = "Set trainer.strategy.tensor_parallel to 1, or remove it."
+                raise UserError(f"model.{name}", what, fix)
 
     def bare_model(self, make: Callable[..., PreTrainedModel], compiles: bool = False) -> PreTrainedModel:
         """The model that is trained, neither sharded nor compiled yet, from `load_model` or `empty_model`."""

@@ -28,8 +28,8 @@ def first_new_token(pretrained: str) -> int:
     stages = reversed(origin.stages if origin else [])
     extended = next((stage for stage in stages if stage.arm == EXTENDED), None)
     if extended is None:
-        mend = "Add some first with: python -m inscp extend."
-        raise UserError("model.new_tokens_only", f"no tokens were added to {pretrained}", mend)
+        fix = "Add some first with: python -m inscp extend."
+        raise UserError("model.new_tokens_only", f"no tokens were added to {pretrained}", fix)
     return first_free_id(load_tokenizer(pretrained)) - int(extended.training["new tokens"])
 
 

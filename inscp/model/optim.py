@@ -46,8 +46,8 @@ class Optimizer:
         for name in ("learning_rate", "weight_decay", "betas", "eps", "warmup", "final"):
             given, end = getattr(self, name), below.get(name, math.inf)
             if not all(0 <= value < end for value in (given if name == "betas" else (given,))):
-                mend = f"Give a number from 0 to below {end:g}." if end < math.inf else "Give 0 or more."
-                raise UserError(f"model.optimizer.{name}", f"{given} is out of range", mend)
+                fix = f"Give a number from 0 to below {end:g}." if end < math.inf else "Give 0 or more."
+                raise UserError(f"model.optimizer.{name}", f"{given} is out of range", fix)
 
     def build(
         self, parameters: Collection[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()

@@ -76,8 +76,8 @@ class FrozenColumns(FrozenParts):
             if isinstance(module, nn.Linear) and module is not head and f"{name}.weight" in weights
         }
         if not self._modules:
-            mend = "Remove it, or use a model with such matrices."
-            raise UserError("model.shield", "the model has no nn.Linear whose columns could be frozen", mend)
+            fix = "Remove it, or use a model with such matrices."
+            raise UserError("model.shield", "the model has no nn.Linear whose columns could be frozen", fix)
         matrices = {name: weights[name] for name in self._modules}
         self.tensors = {
             name: torch.zeros(weight.shape[1], dtype=torch.bool, device=local_tensor(weight).device)

@@ -222,8 +222,8 @@ def require_strategy(given: Any) -> None:
     """
     if given != "auto" and given not in _NAMED and not isinstance(given, _Checkpoints):
         name = given if isinstance(given, str) else type(given).__name__
-        mend = "Use auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
-        raise UserError("trainer.strategy", f"{name} is not supported", mend)
+        fix = "Use auto, ddp, fsdp2, or class_path: inscp.model.strategies.FSDP2 with its init_args."
+        raise UserError("trainer.strategy", f"{name} is not supported", fix)
 
 
 def strategy_for(given: Any, accelerator: str, devices: Any, num_nodes: int) -> Strategy:

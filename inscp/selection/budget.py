@@ -90,8 +90,8 @@ class Budget(Selector):
             there = int(tokens[members].sum())
             if there < wanted and self.on_shortage == "error":
                 what = f"{wanted:,} tokens are requested, but only {there:,} are left"
-                mend = "Request fewer, give more text or looser filters, or set budget.on_shortage to all."
-                raise UserError(self._key, what, mend)
+                fix = "Request fewer, give more text or looser filters, or set budget.on_shortage to all."
+                raise UserError(self._key, what, fix)
             keeps[members[_taken(tokens[members], wanted)]] = True
         return keeps
 

@@ -77,8 +77,8 @@ def required_perplexity(candidate: Candidate, where: str) -> float:
         UserError: the candidate has no score.
     """
     if candidate.perplexity is None:
-        mend = "Run `score` on it and give its folder as `scores`, or remove the filter (budget.ranking: random)."
-        raise UserError(where, "the data has no scores", mend)
+        fix = "Run `score` on it and give its folder as `scores`, or remove the filter (budget.ranking: random)."
+        raise UserError(where, "the data has no scores", fix)
     return candidate.perplexity
 
 

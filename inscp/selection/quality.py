@@ -111,8 +111,8 @@ class PersonalData(Filter):
         try:
             self._kinds = {name: import_module(f"stdnum.{name}") for name in self.numbers}
         except ImportError as error:
-            mend = 'Give names of python-stdnum (luhn, iban, fi.hetu), installed by pip install "inscp[select]".'
-            raise UserError("PersonalData", f"there is no {error.name}", mend) from error
+            fix = 'Give names of python-stdnum (luhn, iban, fi.hetu), installed by pip install "inscp[select]".'
+            raise UserError("PersonalData", f"there is no {error.name}", fix) from error
         known = library("phonenumbers", "select").SUPPORTED_REGIONS if self.phone_regions else ()
         if unknown := next((region for region in self.phone_regions if region not in known), None):
             raise UserError("PersonalData", f"{unknown} is not a region", "Give ISO 3166 codes in capitals: FI, TW.")
@@ -236,10 +236,8 @@ def _files_of_tasks(evaluation: str) -> Iterator[str]:
         named = texts(task, but=_NO_PROMPTS)
         files = [text for text in named if is_supported(Path(text)) or os.path.isdir(text)]  # noqa: PTH112  # whatever it is
         if not files:
-            mend = "Give its data as files, or use a configuration without it."
-            raise UserError(
-                evaluation, f"the task {name} names no file and no folder, so its prompts are unknown", mend
-            )
+            fix = "Give its data as files, or use a configuration without it."
+            raise UserError(evaluation, f"the task {name} names no file and no folder, so its prompts are unknown", fix)
         yield from files
 
 

@@ -134,8 +134,8 @@ def _detector(model: str) -> Any:
         detector = package.LangDetector(package.LangDetectConfig(custom_model_path=path, **config))
         detector.detect("a")
     except Exception as error:  # whatever the network, the Hub or fastText says
-        mend = f"Give {LID_176}, a fastText file, or a Hub repository with a model.bin; check the network."
-        raise UserError("lid_model", f"{model} cannot be loaded ({first_line(error)})", mend) from error
+        fix = f"Give {LID_176}, a fastText file, or a Hub repository with a model.bin; check the network."
+        raise UserError("lid_model", f"{model} cannot be loaded ({first_line(error)})", fix) from error
     return detector
 
 

@@ -124,10 +124,10 @@ def read_run(path: Path) -> tuple[Start, list[Piece]]:
     Raises:
         UserError: there is no such file, or it is another one.
     """
-    mend = "Give the mlflow_unsent.jsonl of a run, or remove a broken mlflow_run.jsonl."
+    fix = "Give the mlflow_unsent.jsonl of a run, or remove a broken mlflow_run.jsonl."
     if not path.is_file():
-        raise UserError(str(path), "no such file", mend)
+        raise UserError(str(path), "no such file", fix)
     try:
         return loaded(path.read_text("utf-8").splitlines())
     except Exception as error:  # another file can be wrong in any way
-        raise UserError(str(path), "it contains no MLflow run", mend) from error
+        raise UserError(str(path), "it contains no MLflow run", fix) from error

@@ -17,8 +17,8 @@ def store_uri(given: str | None) -> str:
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}mlflow.db"
     if urlsplit(uri).password:
-        mend = "For a server use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database its own file."
-        raise UserError("mlflow.tracking_uri", "it contains a password, which would be stored with every run", mend)
+        fix = "For a server use MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for a database its own file."
+        raise UserError("mlflow.tracking_uri", "it contains a password, which would be stored with every run", fix)
     return uri
 
 

@@ -249,7 +249,7 @@ def test_another_encoding_is_told_with_how_to_convert_it(tmp_path):
     for name in ("a.txt", "a.csv"):
         (tmp_path / name).write_bytes("text,b\nHyvää päivää,x\n".encode("latin-1"))
         bad = [row for _, row in read_rows(tmp_path / name) if isinstance(row, BadRow)]
-        assert ["iconv" in row.mend for row in bad] == [True]
+        assert ["iconv" in row.fix for row in bad] == [True]
 
 
 @pytest.mark.parametrize(

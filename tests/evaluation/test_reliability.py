@@ -224,7 +224,9 @@ def test_rows_are_left_out_and_spread_evenly(tmp_path: Path) -> None:
     assert ToxiGen(prompts=file, leave_out={"Group": ["LICENSE"]}, limit=5).rows() == kept
     some = written(tmp_path / "some.jsonl", [{"prompt": "p", "group": group} for group in ("x", None, "", "y")])
     assert [row["group"] for _, row in ToxiGen(prompts=some, leave_out={"group": [""]}).rows()] == ["x", "y"]
-    with pytest.raises(UserError, match=r"no row has the field gruop given in leave_out \(the first has: prompt, group\)"):
+    with pytest.raises(
+        UserError, match=r"no row has the field gruop given in leave_out \(the first has: prompt, group\)"
+    ):
         ToxiGen(prompts=file, leave_out={"gruop": ["LICENSE"]}).check()
     with pytest.raises(UserError, match="excludes every prompt"):
         ToxiGen(prompts=file, leave_out={"group": ["LICENSE", "x"]}).rows()

@@ -73,8 +73,8 @@ def test_models_that_keep_documents_apart_pass(
 def test_models_that_do_not_are_refused_by_name(
     kind: str, attention: str, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    mend = "Set model.attn_implementation to eager" if kind == "nemotron" else "Use a model with plain attention"
-    with pytest.raises(UserError, match=rf"^org/{kind}: its layers let .* see the previous one\. .*{mend}"):
+    fix = "Set model.attn_implementation to eager" if kind == "nemotron" else "Use a model with plain attention"
+    with pytest.raises(UserError, match=rf"^org/{kind}: its layers let .* see the previous one\. .*{fix}"):
         require_isolation(NextTokenLoss(model(kind, attention, options).to(dtype)), f"org/{kind}", CPU, row_length=64)
 
 

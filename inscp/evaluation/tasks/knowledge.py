@@ -120,8 +120,8 @@ class Knowledge(Task):
         manager = task_manager()
         if self.benchmark not in manager.all_tasks:
             near = ", ".join(get_close_matches(self.benchmark, manager.all_tasks, n=3))
-            mend = f"Did you mean one of {near}?" if near else "Use one that `lm_eval ls tasks` lists."
-            raise UserError(self.benchmark, "lm-evaluation-harness has no such benchmark", mend)
+            fix = f"Did you mean one of {near}?" if near else "Use one that `lm_eval ls tasks` lists."
+            raise UserError(self.benchmark, "lm-evaluation-harness has no such benchmark", fix)
         loaded = self._from_files(manager) if self.files else self._from_hub(manager)
         for name, definition in loaded["tasks"].items():
             if getattr(definition, "UNSAFE_CODE", False) or getattr(definition, "MULTIMODAL", False):
@@ -134,8 +134,8 @@ class Knowledge(Task):
             return manager.load(self.benchmark)
         except (OSError, ValueError, ImportError) as error:
             reason = first_line(error)
-            mend = "Check the network, or give a file of its documents as `files`."
-            raise UserError(self.benchmark, f"its data set cannot be loaded ({reason})", mend) from error
+            fix = "Check the network, or give a file of its documents as `files`."
+            raise UserError(self.benchmark, f"its data set cannot be loaded ({reason})", fix) from error
 
     def _from_files(self, manager: Any) -> Mapping[str, Any]:
         from datasets import Dataset, disable_progress_bars
@@ -159,7 +159,7 @@ class Knowledge(Task):
             "fewshot_split": "test",
         }
         index = manager.task_index
-        with self._mending(first):
+        with self._fixing(first):
             return manager.load(TaskFactory().build(index[self.benchmark], overrides=changes, registry=index))
 
     def _file_of(self, task: str) -> str:
@@ -187,14 +187,14 @@ class Knowledge(Task):
         definition.set_config("num_fewshot", wanted)
 
     def _render(self, definition: Any, document: Mapping[str, Any]) -> None:
-        with self._mending(document):
+        with self._fixing(document):
             definition.doc_to_text(document)
             target = definition.doc_to_target(document)
             if definition.config.doc_to_choice is not None and isinstance(target, int):
                 definition.doc_to_choice(document)[target]
 
     @contextmanager
-    def _mending(self, document: Mapping[str, Any]) -> Iterator[None]:
+    def _fixing(self, document: Mapping[str, Any]) -> Iterator[None]:
         try:
             yield
         except (*_BAD_DOCUMENT, TemplateError) as error:

@@ -130,8 +130,8 @@ class MTBench(Task):
                 raise UserError(position, f"there is another question {key}", "Give each its own question_id.")
             wants = bool(self.references) and category in self.reference_categories
             if wants and key not in references:
-                mend = "Add one, or remove its category from reference_categories."
-                raise UserError(position, f"{self.references} has no reference answers to question {key}", mend)
+                fix = "Add one, or remove its category from reference_categories."
+                raise UserError(position, f"{self.references} has no reference answers to question {key}", fix)
             turns = _texts(position, field_of(position, row, ["turns"]))
             found[key] = Question(key, category, turns, references[key] if wants else [None] * _TURNS)
         return list(found.values())

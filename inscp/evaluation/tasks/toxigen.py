@@ -108,5 +108,5 @@ class ToxiGen(Prompted):
             return load(path, revision=revision, trust_remote_code=False, **options)
         except (OSError, ValueError) as error:
             reason = first_line(error)
-            mend = "Check the name and the network, or name a classifier in a folder."
-            raise UserError(self.classifier, f"it cannot be loaded ({reason})", mend) from error
+            fix = "Check the name and the network, or name a classifier in a folder."
+            raise UserError(self.classifier, f"it cannot be loaded ({reason})", fix) from error
