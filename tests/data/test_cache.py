@@ -198,7 +198,7 @@ def test_a_source_of_another_weight_is_seen_as_often_as_that_says(pipeline):
     once = pipeline.rows().report
     for weight, records in ((2, 18), (1.5, 14), (0.25, 3), (0.01, 1)):
         weighted = source(pipeline, weight=weight).rows().report
-        assert weighted.records == {pipeline.sources[0].path: records}, weight
+        assert weighted.records == {f"{pipeline.sources[0].path} (weight {weight:g})": records}, weight
         assert weighted.sequences == once.sequences * records / 9
 
 
