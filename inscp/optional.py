@@ -7,10 +7,10 @@ from inscp.errors import UserError
 
 
 def library(name: str, extra: str) -> Any:
-    """A module that `pip install "inscp[EXTRA]"` brings.
+    """Import a module that `pip install "inscp[EXTRA]"` provides.
 
     Raises:
-        UserError: it is not installed, or another version of what it needs is.
+        UserError: it is not installed, or cannot be imported.
     """
     try:
         return import_module(name)

@@ -1,4 +1,4 @@
-"""Where files live: the user's cache folder and the samples inside the package."""
+"""File locations (the user's cache folder, the samples in the package) and atomic writing."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from inscp.errors import UserError
 SAMPLES_SCHEME = "samples:"
 _SAMPLES = Path(__file__).parent / "samples"
 OUTPUTS = "outputs"
-"""The folder of trainings, where none is named."""
+"""The default folder of runs."""
 
 
 def cache_folder(name: str) -> Path:
@@ -28,7 +28,7 @@ def cache_folder(name: str) -> Path:
 
 
 def local_path(spec: str) -> Path:
-    """The path that `spec` names; `samples:zh_tw/x.jsonl` lies inside the installed package."""
+    """The path that `spec` names; `samples:zh_tw/x.jsonl` is inside the installed package."""
     if not spec.startswith(SAMPLES_SCHEME):
         return Path(spec).expanduser()
     path = _SAMPLES / spec.removeprefix(SAMPLES_SCHEME)
@@ -40,17 +40,17 @@ def local_path(spec: str) -> Path:
 
 
 def require_new(folder: Path) -> None:
-    """Refuse to write over what is there.
+    """Refuse to overwrite anything.
 
     Raises:
-        UserError: something is.
+        UserError: `folder` exists.
     """
     if folder.exists():
         raise UserError(str(folder), "it already exists", "Give another path, or remove it.")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is there as a whole or not at all."""
+    """Write a text file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, "utf-8")
@@ -64,7 +64,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` when the block ends well, and vanishes otherwise."""
+    """A folder to write into; it becomes `folder` if the block succeeds, and is removed otherwise."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -76,7 +76,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def build_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, made by `make(partial)` where it is not there yet; a second process waits for the first."""
+    """`folder`, made by `make(partial)` if it does not exist; a second process waits for the first."""
     if not folder.exists():
         with FileLock(f"{folder}.lock"):
             if not folder.exists():

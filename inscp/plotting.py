@@ -1,4 +1,4 @@
-"""What every plot needs whose names are a user's own."""
+"""Plot settings for axes and user-chosen names."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import Any
 
 _FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic",
           "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")  # fmt: skip
-"""For scripts that matplotlib's own font lacks, those of them that the system has."""
+"""Fonts for scripts that matplotlib's own font lacks; those that the system has are used."""
 
 
 def plain_logarithm(axis: Any) -> None:
-    """A logarithmic x axis with numbers as people write them, as many as there is room for, wide or narrow."""
+    """A logarithmic x axis with plain numbers, as many as fit."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     axis.set_xscale("log")
@@ -22,8 +22,8 @@ def plain_logarithm(axis: Any) -> None:
 
 @contextmanager
 def names_as_written() -> Iterator[None]:
-    """Plots made and saved in it show texts as they are: a `$` begins no formula, letters come from fonts that have
-    them, and where none has, a box says so by itself."""
+    """Plots made and saved inside show text literally: `$` begins no formula, glyphs come from any font that has them,
+    and a missing glyph is drawn as a box without a warning."""
     from matplotlib import font_manager, rc_context, rcParams
 
     known = set(font_manager.get_font_names())

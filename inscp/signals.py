@@ -1,4 +1,4 @@
-"""The signals that ask a process to stop: which they are, who hears them, and how the process then ends."""
+"""Signals that ask a process to stop, their handlers, and how the process then ends."""
 
 import os
 import signal
@@ -10,19 +10,19 @@ from typing import Any
 
 from inscp.errors import Stopped
 
-FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM warns by the second
+FROM_SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM warns with SIGUSR1
 ASKING_TO_STOP = (*FROM_SCHEDULERS, signal.SIGINT)
-_A_MOMENT = 0.1  # seconds
+_RETRY_AFTER = 0.1  # seconds
 
 
 def status_behind(number: int) -> int:
-    """The exit status of what a signal has stopped in order."""
+    """The exit status after an orderly stop on a signal."""
     return 130 if number == signal.SIGINT else Stopped.RESTART
 
 
 @contextmanager
 def received_by(handler: Callable[[int, Any], None], numbers: tuple[int, ...] = ASKING_TO_STOP) -> Iterator[None]:
-    """Inside, these signals go to `handler`."""
+    """Route these signals to `handler` inside the block."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -33,23 +33,23 @@ def received_by(handler: Callable[[int, Any], None], numbers: tuple[int, ...] = 
 
 @contextmanager
 def stopping_well() -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR1 end the command in order; at Ctrl-C Python raises an error of its own.
+    """Inside the block, SIGTERM and SIGUSR1 end the command in order; Ctrl-C raises KeyboardInterrupt as usual.
 
     Raises:
-        Stopped: a signal asked for it.
+        Stopped: on one of these signals.
     """
 
     def stop(number: int, _: Any) -> None:
         what = f"{signal.Signals(number).name}: stopped; rerun the same command to resume"
         raise Stopped(what, status_behind(number))
 
-    def once_more(dropped: Any) -> None:
-        if isinstance(dropped.exc_value, Stopped):  # it came while an object was deleted
-            Timer(_A_MOMENT, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    def send_again(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, Stopped):  # it came during the deletion of an object
+            Timer(_RETRY_AFTER, os.kill, (os.getpid(), signal.SIGTERM)).start()
         else:
             drop(dropped)
 
-    drop, sys.unraisablehook = sys.unraisablehook, once_more
+    drop, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         with received_by(stop, FROM_SCHEDULERS):
             yield

@@ -1,4 +1,4 @@
-"""YAML files of keys, or one line that says why a file is none."""
+"""Reading YAML files of keys, with one-line errors."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from inscp.errors import UserError, first_line
 
 
 def read_yaml(path: str | Path, fix: str) -> dict[str, Any]:
-    """The keys of a file and what they hold.
+    """The keys and values of a file.
 
     Args:
-        path: of the file.
-        fix: what to do about one that holds no keys.
+        path: the file.
+        fix: what to do about a file without keys.
 
     Raises:
-        UserError: it is not there, no YAML, holds no keys, or has one of them twice.
+        UserError: it does not exist, is not YAML, has no keys, or has one of them twice.
     """
     try:
         held = yaml.load(Path(path).expanduser().read_text("utf-8"), _Loader)
@@ -24,7 +24,7 @@ def read_yaml(path: str | Path, fix: str) -> dict[str, Any]:
         raise UserError(str(path), "no such file", "Check the path (it is relative to the current folder).") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        if isinstance(error, _KeyTwice):
+        if isinstance(error, _DuplicateKey):
             raise UserError(f"{path}{line}", str(error.problem), "Remove one of them.") from error
         raise UserError(f"{path}{line}", f"invalid YAML ({error.problem})", "Fix the file.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -34,19 +34,19 @@ def read_yaml(path: str | Path, fix: str) -> dict[str, Any]:
     return held
 
 
-class _KeyTwice(yaml.MarkedYAMLError):
+class _DuplicateKey(yaml.MarkedYAMLError):
     pass
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would drop the first in silence."""
+    """Rejects duplicate keys, of which PyYAML would silently drop the first."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Looks before anchors (`<<`) are merged into the section, which may have the same keys."""
+        """Check before anchors (`<<`) are merged into the mapping, which may have the same keys."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if (key.tag, str(key.value)) in seen:
-                raise _KeyTwice(problem=f"the key {key.value} is given twice", problem_mark=key.start_mark)
+                raise _DuplicateKey(problem=f"the key {key.value} is given twice", problem_mark=key.start_mark)
             seen.add((key.tag, str(key.value)))
         return node

@@ -1,4 +1,4 @@
-"""Streams in groups of a bounded size, so that memory does not depend on how long documents are."""
+"""Streams in groups of bounded size, so that memory does not depend on document length."""
 
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
@@ -25,7 +25,7 @@ def batches(stream: Iterable[T]) -> Iterator[list[T]]:
 
 
 def grouped(stream: Iterable[U], n_characters: Callable[[U], int]) -> Iterator[list[U]]:
-    """As `batches`, for members whose characters `n_characters` counts."""
+    """As `batches`, with the characters of a member counted by `n_characters`."""
     held: list[U] = []
     characters = 0
     for one in stream:

@@ -1,4 +1,4 @@
-"""Packed rows on disk: written once under a fingerprint of everything that made them, read by memory map."""
+"""Packed rows on disk: written once under a fingerprint of everything that determines them, and memory-mapped."""
 
 import gc
 import hashlib
@@ -20,7 +20,7 @@ from inscp.progress import skipped_lines, with_progress
 from inscp.records import IGNORED
 
 FORMAT_VERSION = 6
-"""Raised whenever the meaning of a cached row, or of the report beside it, changes."""
+"""Increased whenever the meaning of a cached row, or of its report, changes."""
 
 _ROWS_FILE, _REPORT_FILE = "rows.arrow", "report.json"
 _ROWS_AT_ONCE = 1024
@@ -28,9 +28,9 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass
 class DataReport:
-    """What became of the sources: kept with the rows, logged with the training, used by the model card.
+    """What became of the sources: stored with the rows, logged with the run, used by the model card.
 
-    Every count is of one pass, in which a record is as often as its source's weight says.
+    All counts are of one pass, in which a record occurs as often as its source's weight says.
     """
 
     fingerprint: str
@@ -47,14 +47,14 @@ class DataReport:
     licences: dict[str, str] = field(default_factory=dict)
 
     def add(self, source: str, records: int, skipped: Mapping[str, int], first_skipped: Mapping[str, str]) -> None:
-        """Count what was read of a source; those of one name count as one."""
+        """Add the counts of a source; sources with the same name are counted as one."""
         self.records[source] = self.records.get(source, 0) + records
         if skipped:
             self.skipped[source] = dict(Counter(self.skipped.get(source)) + Counter(skipped))
             self.first_skipped[source] = dict(first_skipped) | self.first_skipped.get(source, {})
 
     def __str__(self) -> str:
-        """One line for people, and one for every reason to skip records of a source."""
+        """One line of totals, and one per reason for which records of a source were skipped."""
         skipped = sum(sum(reasons.values()) for reasons in self.skipped.values())
         details = [
             f"\n  {line}"
@@ -78,7 +78,7 @@ class CachedRows:
     """Packed rows, memory-mapped.
 
     Attributes:
-        table: columns `input_ids`, `targets` (int32 [L] each) and `lengths` (of the documents, padding the last).
+        table: columns `input_ids`, `targets` (int32 [L] each) and `lengths` (of the documents, with padding last).
         n_targets, n_tokens: int64 [rows].
         report: how the rows were made.
     """
@@ -95,20 +95,20 @@ def cached_rows(
     finish: Callable[[DataReport], None],
     pad_id: int,
 ) -> CachedRows:
-    """The rows under a fingerprint, made where they are not there yet.
+    """The rows under a fingerprint, made if they are not cached yet.
 
     Args:
         digest: the fingerprint.
-        make: gives the rows as a stream, and the report that fills while the stream is read.
-        finish: completes the data report when the stream has ended (what was read and skipped).
-        pad_id: the token id of padding, which has no effect.
+        make: returns the rows as a stream, and a report that is filled while the stream is read.
+        finish: completes the data report after the stream has ended (what was read and skipped).
+        pad_id: the token id of padding, which does not affect training.
     """
 
     def write(partial: Path) -> None:
         rows, pack_report = make()
         with _gc_frozen():
-            told = with_progress(rows, "packing", "rows")
-            _write_arrow(partial / _ROWS_FILE, told, pack_report.row_length, pad_id)
+            shown = with_progress(rows, "packing", "rows")
+            _write_arrow(partial / _ROWS_FILE, shown, pack_report.row_length, pad_id)
         report = DataReport(digest, **asdict(pack_report), padding=pack_report.padding)
         finish(report)
         (partial / _REPORT_FILE).write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), "utf-8")
@@ -123,7 +123,7 @@ def cached_rows(
 
 @contextmanager
 def _gc_frozen() -> Iterator[None]:
-    """Keep the garbage collector from scanning every object of torch and transformers again and again."""
+    """Keep the garbage collector from repeatedly scanning every object of torch and transformers."""
     if gc.get_freeze_count():  # the command line has frozen them already
         yield
         return
@@ -159,7 +159,7 @@ def _write_arrow(path: Path, rows: Iterable[Row], row_length: int, pad_id: int) 
 
 
 def to_numpy(array: pa.Array) -> np.ndarray:
-    """As the array's own `to_numpy`, without its import of pandas, which takes longer than 10,000 rows do."""
+    """As the array's own `to_numpy`, without its import of pandas, which takes longer than 10,000 rows."""
     return np.from_dlpack(array)
 
 

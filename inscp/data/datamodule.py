@@ -1,4 +1,4 @@
-"""The data as Lightning takes it: training rows in a resumable order, held-out sets by name."""
+"""The Lightning data module: training rows in a resumable order, and named held-out sets."""
 
 import math
 from functools import cached_property
@@ -112,7 +112,7 @@ class InsCPDataModule(LightningDataModule):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, loaded when first asked for."""
+        """The model's tokenizer, loaded on first use."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.pretrained)
         return self._tokenizer
@@ -123,43 +123,43 @@ class InsCPDataModule(LightningDataModule):
 
     @cached_property
     def _unembedded(self) -> list[str]:
-        """Tokens of training documents without a row in the embeddings: they were added to the tokenizer alone."""
+        """Control tokens of training documents without an embedding row: added only to the tokenizer."""
         rows = embedding_rows(self.pretrained)
         return [name for name, index in used_control_tokens(self.tokenizer).items() if index >= rows]
 
     @property
     def train_sources(self) -> list[Source]:
-        """Of the training's own data.
+        """Sources of the training data, without replay.
 
         Raises:
-            UserError: none are named.
+            UserError: there are none.
         """
         if not self._train:
             raise UserError("data.train", "there is no text to train on", "Name a file, a folder or a Hub id.")
         return self._train
 
     def require_sources(self) -> None:
-        """See that a training has sources, and that there are files where paths were given, before anything is read.
+        """Check that there are training sources and that all paths exist, before anything is read.
 
         Raises:
-            UserError: it has none, or one is not there.
+            UserError: there are none, or a path does not exist.
         """
         replayed = as_sources(self.replay.sources) if self.replay else []
         for source in (*self.train_sources, *replayed, *chain.from_iterable(self.validation.values())):
             require_source(source)
 
     def pipelines(self) -> list[Pipeline]:
-        """The path of the training's own data and, where there is some, that of the replayed."""
+        """The pipeline of the training data and, if there is replay, that of the replayed data."""
         streams = [(self.train_sources, self.tagger)]
         if self.replay is not None:
             streams.append((as_sources(self.replay.sources), self.replay.tagger or self.tagger))
         return [self.pipeline(*stream, self.document_length) for stream in streams]
 
     def pipeline(self, sources: list[Source], tagger: Tagger, document_length: int | None = None) -> Pipeline:
-        """The path of any text, under the keys of this section; held-out text is split by rows alone.
+        """A pipeline with the settings of this section; held-out text is split only by `row_length`.
 
         Raises:
-            UserError: rows longer than what the model can see, or a token that it has no embedding for.
+            UserError: rows exceed the model's context length, or a token has no embedding.
         """
         if self.row_length > self._longest:
             what = f"{self.row_length:,} tokens exceed the model's context length of {self._longest:,}"
@@ -173,13 +173,13 @@ class InsCPDataModule(LightningDataModule):
 
     @property
     def mixture(self) -> Mixture:
-        """The training's rows (after `setup`)."""
+        """The rows of the run (after `setup`)."""
         assert self._mixture is not None
         return self._mixture
 
     @property
     def report(self) -> DataReport:
-        """What became of the training sources, replayed ones too (after `setup`)."""
+        """What became of the training sources, including replayed ones (after `setup`)."""
         return self.mixture.rows.report
 
     @property
@@ -189,7 +189,7 @@ class InsCPDataModule(LightningDataModule):
 
     @property
     def total_rows(self) -> int:
-        """Rows that the training takes: the token budget (rounded up to rows) or `epochs` passes; max_steps at most."""
+        """Rows of the run: the token budget (rounded up to rows) or `epochs` passes, limited by max_steps."""
         if self.token_budget is None:
             wanted = self.mixture.n_rows(math.ceil(self.mixture.n_own * self.epochs))
         else:
@@ -200,38 +200,38 @@ class InsCPDataModule(LightningDataModule):
 
     @property
     def total_tokens(self) -> int:
-        """How many tokens those rows have, estimated."""
+        """Estimated number of tokens in these rows."""
         return round(self.total_rows * self.mixture.tokens_per_row)
 
     @property
     def passes(self) -> float:
-        """How often the training takes its own data."""
+        """Number of passes over the training data, without replay."""
         return self.total_rows * (1 - self.mixture.share) / self.mixture.n_own
 
     @property
     def replayed_passes(self) -> float:
-        """How often the training takes what is replayed; 0 where nothing is."""
+        """Number of passes over the replayed data; 0 without replay."""
         replayed = len(self.mixture.rows.n_tokens) - self.mixture.n_own
         return self.total_rows * self.mixture.share / replayed if replayed else 0.0
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole training."""
+        """Optimizer steps of the whole run."""
         return self.steps.count(self.total_rows)
 
     def span(self, step: int) -> tuple[float, float]:
-        """Shares of the training that are done before and after optimizer step `step` (from 0)."""
+        """Fractions of the run that are done before and after optimizer step `step` (from 0)."""
         return self.steps.rows_after(step) / self.total_rows, self.steps.rows_after(step + 1) / self.total_rows
 
     @property
     def steps(self) -> Steps:
-        """How the training's rows fall into optimizer steps."""
+        """How the rows of the run are divided into optimizer steps."""
         assert self.trainer is not None
         return Steps(self.batch_size, self.trainer.accumulate_grad_batches, self.ranks[0], **self._before)
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """How many ranks see different rows, and which of them this one is."""
+        """Number of ranks that see different rows, and the index of this one among them."""
         assert self.trainer is not None
         shares = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         return shares["num_replicas"], shares["rank"]
@@ -241,7 +241,7 @@ class InsCPDataModule(LightningDataModule):
         return self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
 
     def prepare_data(self) -> None:
-        """Fill the cache, in one process a node."""
+        """Fill the cache, in one process per node."""
         self.setup("fit" if self._fits else "validate")
 
     def setup(self, stage: str | None = None) -> None:
@@ -256,12 +256,12 @@ class InsCPDataModule(LightningDataModule):
                 self.validation_rows[name] = self.pipeline(sources, self.validation_tagger).rows()
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
-        """Micro-batches of this rank from the first row that was not seen."""
+        """Micro-batches of this rank, from the first unseen row on."""
         rows, order = self.mixture.rows, self.mixture.order(self.seed)
         return self._loader(rows, order, self.total_rows, self.steps, self.mixture.n_own)
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
-        """One loader a held-out set."""
+        """One loader per held-out set."""
         steps = Steps(self.batch_size, ranks=self.ranks[0])
         return [
             self._loader(rows, Shuffled(len(rows.n_targets), seed=None), len(rows.n_targets), steps)
@@ -281,21 +281,21 @@ class InsCPDataModule(LightningDataModule):
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a training to go on."""
+        """What must be the same for a run to be resumed."""
         return {"fingerprint": self.report.fingerprint, "seed": self.seed}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs to go on at the next unseen row, on any number of ranks."""
+        """What a resumed run needs to continue at the next unseen row, on any number of ranks."""
         assert self.trainer is not None
         step = self.trainer.global_step
-        # The last step is padded with empty rows, which must not count as seen if a larger budget goes on from it.
+        # The last step is padded with empty rows, which must not count as seen if a larger budget resumes from it.
         return self._identity | {"step": step, "rows_seen": min(self.steps.rows_after(step), self.total_rows)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind the rows that were seen.
+        """Continue after the rows that were seen.
 
         Raises:
-            UserError: the checkpoint was trained on other data or in another order, and this is not forced.
+            UserError: the checkpoint was trained on other data or in another order, and `force_resume` is not set.
         """
         if not self._fits:
             return
@@ -309,6 +309,6 @@ class InsCPDataModule(LightningDataModule):
 
 
 def data_of(trainer: Trainer) -> InsCPDataModule:
-    """The data that a trainer reads."""
+    """The data module of a trainer."""
     data: InsCPDataModule = trainer.datamodule  # type: ignore[attr-defined]
     return data

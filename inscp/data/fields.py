@@ -1,4 +1,4 @@
-"""From a row's fields to turns: the common shapes of text and instruction data, found by their field names.
+"""From a row's fields to turns: common shapes of text and instruction data, recognised by their field names.
 
 The names are those in use on the Hub: Alpaca (instruction, input, output), Dolly (instruction, context, response),
 ShareGPT (conversations: from, value), OpenAI (messages: role, content), dialogues (utterances: name, text).
@@ -14,8 +14,8 @@ from inscp.text.reasoning import behind_reasoning
 TURNS, USER, CONTEXT, ASSISTANT, TEXT = "turns", "user", "context", "assistant", "text"
 SYSTEM, HISTORY = "system", "history"
 CANONICAL = (TEXT, USER, CONTEXT, ASSISTANT, TURNS, SYSTEM, HISTORY)
-"""What a `fields` mapping may name: {text: body}, {user: q, context: passage, assistant: a} or {turns: dialogue}; of
-the last two `system` too, and of a pair the `history`, the pairs before it. {user: q} alone is a prompt."""
+"""The names in a `fields` mapping: {text: body}, {user: q, context: passage, assistant: a} or {turns: dialogue}. The
+last two may add `system`, and a pair also `history`, the pairs before it. {user: q} alone is a prompt."""
 
 _CONVERSATIONS = ("messages", "conversations", "conversation", "utterances", "turns", "dialogue", "dialog")
 _PAIRS = (("instruction", ("output", "response", "answer")), ("question", ("answer", "response")),
@@ -33,15 +33,15 @@ _ROLES: dict[str, Role] = {
 
 
 _Spoken = tuple[Role, Any, str]
-"""Who speaks, what, and how the field is called."""
+"""The speaker, the text and the name of its field."""
 
 
 def find_fields(row: Row, requests: bool = False) -> dict[str, str] | None:
-    """Which of the row's fields are what: canonical name -> field name; None where no common shape fits.
+    """The roles of the row's fields: canonical name -> field name; None if no common shape fits.
 
     Args:
-        row: as `read_rows` gives it.
-        requests: whether one that nobody answers is a shape.
+        row: as read by `read_rows`.
+        requests: whether a prompt without an answer is accepted.
     """
     around = {name: name for name in (SYSTEM, HISTORY) if row.get(name)}
     for name in _CONVERSATIONS:
@@ -64,13 +64,13 @@ def to_turns(
 ) -> tuple[Turn, ...] | BadRow:
     """The row's turns, or why it has none.
 
-    Their texts come without the white space around them, which most chat templates leave out, and an assistant's
-    without the reasoning in think tags before it: the model is trained and asked without.
+    White space around a text is removed, as by most chat templates, and so is reasoning in think tags before an
+    assistant's text: the model is trained and prompted without it.
 
     Args:
-        row: as `read_rows` gives it.
-        fields: canonical name -> field name; found by `find_fields` where None.
-        requests: as of `find_fields`.
+        row: as read by `read_rows`.
+        fields: canonical name -> field name; found by `find_fields` if None.
+        requests: as for `find_fields`.
     """
     if isinstance(row, BadRow):
         return row
@@ -116,7 +116,7 @@ def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | Ba
         role = _ROLES.get(str(speaker).lower())
         if role is None:
             return BadRow("unknown speaker", f"{speaker!r} is not one of {', '.join(_ROLES)}")
-        if item.get("tool_calls"):  # the answer goes on behind what the tool returns
+        if item.get("tool_calls"):  # the answer continues after the tool's result
             return BadRow("a turn calls a tool")
         turns.append((role, content, "a turn"))
     own = [turn for turn in turns if turn[0] == "system"]  # overrides the row's
@@ -124,7 +124,7 @@ def _conversation(value: object, system: list[_Spoken]) -> tuple[Turn, ...] | Ba
 
 
 def _joined(content: Any) -> Any:
-    """Of content in parts, of which all are text, the text."""
+    """The text of content in parts that are all text; other content as it is."""
     if isinstance(content, list) and content and all(_is_text(part) for part in content):
         return "".join(part["text"] for part in content)
     return content
@@ -135,12 +135,12 @@ def _is_text(part: object) -> bool:
 
 
 def texts(value: Any, but: Container[str] = (), but_whole: Container[str] = ()) -> Iterator[str]:
-    """Every text inside a row, or any plain values, however deep.
+    """Every text inside a row or other plain value, at any depth.
 
     Args:
-        value: plain.
-        but: names of fields whose text, or list of texts, is left out.
-        but_whole: names of fields that are left out with all that is in them.
+        value: strings, mappings, lists and other plain values.
+        but: names of fields whose text, or list of texts, is omitted.
+        but_whole: names of fields that are omitted with everything in them.
     """
     if isinstance(value, str):
         yield value

@@ -1,7 +1,7 @@
-"""What a training's rows are made of: its own data and, if configured, replayed text.
+"""What the rows of a run are made of: its own data and, if configured, replayed text.
 
-Replay (rehearsal) mixes text of the kind that the model knows already, English conversations for example, into the
-training, so that it is not forgotten; Ibrahim et al. 2024 (arXiv 2403.08763) show it for continual pre-training.
+Replay (rehearsal) mixes in text of a kind that the model knows already, such as English conversations, so that it is
+not forgotten; Ibrahim et al. 2024 (arXiv 2403.08763) show this for continual pre-training.
 """
 
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ class Replay:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The rows of a training.
+    """The rows of a run.
 
     Attributes:
-        rows: the training's own, and behind them those that are replayed.
-        n_own: how many are its own.
-        share: of the training's rows that are replayed.
+        rows: the run's own rows, followed by the replayed ones.
+        n_own: number of its own rows.
+        share: fraction of the run's rows that are replayed.
     """
 
     rows: CachedRows
@@ -61,17 +61,17 @@ class Mixture:
 
     @cached_property
     def tokens_per_row(self) -> float:
-        """The mean over the stream, padding left out."""
+        """The mean over the stream, without padding."""
         own, replayed = np.split(self.rows.n_tokens, [self.n_own])
         return float(own.mean() * (1 - self.share) + (replayed.mean() * self.share if self.share else 0))
 
     def n_rows(self, n_own: int) -> int:
-        """How many rows of the stream hold so many of the training's own."""
+        """Number of rows of the stream that contain `n_own` of the run's own rows."""
         return n_own + int(n_own * self.share / (1 - self.share))
 
 
 def mixed(own: CachedRows, replayed: CachedRows, share: float) -> Mixture:
-    """The training's own rows and those that are replayed, as one."""
+    """The run's own rows and the replayed ones, combined."""
     rows = CachedRows(
         pa.concat_tables([own.table, replayed.table]),
         np.concatenate([own.n_targets, replayed.n_targets]),

@@ -1,8 +1,8 @@
-"""Token sequences become rows of one length, documents kept apart.
+"""Packing of token sequences into rows of one length, with documents kept apart.
 
 Best-fit decreasing over a window of sequences: each goes, longest first, into the open row with the least room that
-still holds it. No sequence is divided here (`tokenization` has split what is too long). Rows that are nearly full
-leave the window; what is open at the end is padded, and the share of padding is reported.
+can still hold it. No sequence is divided here (`tokenization` has split long documents). Rows that are nearly full
+leave the window; rows that are open at the end are padded, and the fraction of padding is reported.
 """
 
 from bisect import bisect_left, insort
@@ -40,19 +40,19 @@ class PackReport:
 
     @property
     def padding(self) -> float:
-        """Share of the row positions that hold no token."""
+        """Fraction of the row positions that hold no token."""
         return 1 - self.tokens / (self.rows * self.row_length) if self.rows else 0.0
 
 
 Row = list[TokenSequence]
-"""The documents of one row in their order; padding follows the last."""
+"""The documents of one row, in order; padding follows the last."""
 
 
 def collate(rows: Sequence[Row], row_length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """`input_ids` int32 [R, L], `targets` int32 [R, L], and of each row the documents' lengths, padding as the last.
+    """`input_ids` int32 [R, L], `targets` int32 [R, L], and the document lengths of each row, with padding last.
 
-    Targets are shifted inside each document: position t has the token t + 1 of the same document, the last position of
-    each has none, so that no document is asked to predict the next.
+    Targets are shifted within each document: position t has token t + 1 of the same document, and the last position
+    of a document has none, so that no document is trained to predict the next.
     """
     input_ids = np.full((len(rows), row_length), pad_id, np.int32)
     targets = np.full_like(input_ids, IGNORED)

@@ -1,6 +1,6 @@
-"""One path for data: sources -> records -> tagged texts -> token sequences -> packed rows -> batches.
+"""One path for all data: sources -> records -> tagged texts -> token sequences -> packed rows -> batches.
 
-`inspect` walks the same path up to the sequences; training and validation walk it to its end, through the cache.
+`inspect` follows the path up to the token sequences; training and validation follow it to its end, through the cache.
 """
 
 import json
@@ -45,10 +45,10 @@ Sources = str | Source | list[str | Source]
 
 
 def as_sources(given: Sources) -> list[Source]:
-    """A list of sources from any spelling of them.
+    """A list of sources, from any spelling of it.
 
     Raises:
-        UserError: options of a source that are none, which a parser leaves as the text that they are.
+        UserError: options of a source are invalid; the parser leaves such a source as text.
     """
     items = given if isinstance(given, list) else [given]
     if broken := next((item for item in items if isinstance(item, str) and item.startswith(("{", "["))), None):
@@ -61,7 +61,7 @@ def as_sources(given: Sources) -> list[Source]:
 
 
 def _entries(broken: str) -> list[dict[str, Any]]:
-    """The options that could not be read as those of sources, as far as they are YAML."""
+    """Options that could not be parsed as those of sources, if they are YAML."""
     try:
         given = yaml.safe_load(broken)
     except yaml.YAMLError:
@@ -74,15 +74,15 @@ class Pipeline:
     """How text becomes rows.
 
     Args:
-        sources: where the text comes from.
+        sources: sources of the text.
         tokenizer: the model's.
-        tagger: the method.
-        row_length: tokens a row.
-        on_bad_record: stop at a record that does not fit, or skip and count it.
-        document_length: tokens a text in the template has at most; by default as many as a row.
+        tagger: the training method.
+        row_length: tokens per row.
+        on_bad_record: stop at an invalid record, or skip and count it.
+        document_length: maximum tokens of a text in the template; by default `row_length`.
 
     Attributes:
-        reads: what was read, one report a source, filled while the sources are.
+        reads: what was read: one report per source, filled while the sources are read.
     """
 
     sources: list[Source]
@@ -116,12 +116,12 @@ class Pipeline:
         return tokenized(tagged, self.tokenizer, self.row_length, too_long, self.document_length)
 
     def documents(self) -> Iterator[tuple[TaggedText, TokenSequence]]:
-        """Token sequences that fit into rows, of every source in order, each with the tagged text that it is of."""
+        """Token sequences that fit into rows, source by source, each with the tagged text that it belongs to."""
         for source, report in zip(self.sources, self.reads, strict=True):
             yield from self._tokenized(read_records(source, self.on_bad_record, report), report)
 
     def sequences(self) -> Iterator[TokenSequence]:
-        """The token sequences alone, made by as many processes as there are cores."""
+        """The token sequences alone, made by one process per core."""
         for source, report in zip(self.sources, self.reads, strict=True):
             rows = grouped(weighted_rows(source), lambda placed: sum(map(len, texts(placed[1]))))
             for made, read in parallel_map(partial(self._made, source), rows):
@@ -136,13 +136,13 @@ class Pipeline:
         return SequenceBatch.of([sequence for _, sequence in self._tokenized(records, report)]), report
 
     def fingerprint(self) -> str:
-        """A digest of everything that decides what the rows hold."""
+        """A digest of everything that determines the rows."""
         definition: dict[str, Any] = {"name": self.tokenizer.name_or_path}
         if self.tokenizer.is_fast:
             definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
         return fingerprint(
             [(source_fingerprint(source), source.weight) for source in self.sources],
-            definition | {"padding": None, "truncation": None},  # which are only those of the tokenizer's last call
+            definition | {"padding": None, "truncation": None},  # state of the tokenizer's last call
             self.tokenizer.chat_template,
             sorted((name, str(token)) for name, token in self.tokenizer.special_tokens_map.items()),
             self.tagger,
@@ -152,7 +152,7 @@ class Pipeline:
         )
 
     def rows(self) -> CachedRows:
-        """The packed rows, from the cache where they were made before."""
+        """The packed rows, from the cache if they were made before."""
         report = PackReport(self.row_length)
 
         def finish(data_report: DataReport) -> None:
@@ -176,8 +176,8 @@ class Pipeline:
         return replace(cached, report=self._named(cached.report))
 
     def _named(self, numbered: DataReport) -> DataReport:
-        """A cached report with names in place of the numbers of sources and files: rows may be cached from a copy of
-        the data under other names."""
+        """A cached report with names instead of the numbers of sources and files: rows may have been cached from a copy
+        of the data under other names."""
         licences = {_weighted_name(source): source.licence for source in self.sources if source.licence}
         report = replace(numbered, records={}, skipped={}, first_skipped={}, licences=licences)
         for source, (place, records) in zip(self.sources, numbered.records.items(), strict=True):
@@ -189,7 +189,7 @@ class Pipeline:
 
 
 def _weighted_name(source: Source) -> str:
-    """A source with its weight, as which its records count."""
+    """The name of a source with its weight, under which its records are counted."""
     return source.name if source.weight == 1 else f"{source.name} (weight {source.weight:g})"
 
 
@@ -199,7 +199,7 @@ class PackedRows(Dataset[PackedBatch]):
     Args:
         cached: the rows.
         pad_id: the token id of an empty row.
-        n_own: how many of the rows are the training's own; those behind them are replayed. By default all.
+        n_own: number of the run's own rows, which precede the replayed ones; by default all.
     """
 
     def __init__(self, cached: CachedRows, pad_id: int = 0, n_own: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Conversations as a tokenizer's chat template renders them: on a pinned date, and without reasoning."""
+"""Conversations rendered by a tokenizer's chat template, with a pinned date and without reasoning."""
 
 from contextlib import suppress
 from datetime import datetime
@@ -9,8 +9,8 @@ from inscp.errors import UserError
 from inscp.pretrained import tokenizer_name
 
 PINNED_DATE = datetime(2024, 7, 26)
-"""The date that templates with a date are given (the default in Llama-3.1's own template), so that the same input
-has the same ids on every day."""
+"""The date given to templates that write one (the default in Llama-3.1's own template), so that the same input has the
+same ids on every day."""
 
 _ANSWER = "inscpanswer"
 _DATE_CODES = {
@@ -24,7 +24,7 @@ _STRFTIME_NOW = (
     "{% set date.text = date.text.replace(code, value) %}"
     "{% endfor %}{{ date.text }}{% endmacro %}\n"
 )
-"""A macro ahead of the template that shadows the function for today's date. Another function cannot be passed, because
+"""A macro before the template that shadows the function for today's date. Another function cannot be passed, because
 transformers (5.23, `_plain_template_data`) passes plain data only. Jinja drops the final line break."""
 
 
@@ -34,15 +34,15 @@ def render(
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
 ) -> str:
-    """The conversation as the tokenizer's template renders it, on the pinned date and without reasoning.
+    """The conversation as rendered by the tokenizer's template, with the pinned date and without reasoning.
 
-    With `enable_thinking=False` templates like Qwen3's open an answer as they render one that has no reasoning, so that
-    what was trained and what is asked begin alike; other templates do not look at it.
+    With `enable_thinking=False`, templates like Qwen3's open an answer as they render one without reasoning, so that
+    training documents and prompts begin alike; other templates ignore it.
 
     Args:
         tokenizer: with a chat template.
-        turns: `role` and `content` of each.
-        add_generation_prompt: end with what opens the assistant's answer.
+        turns: `role` and `content` of each turn.
+        add_generation_prompt: end with the opening of the assistant's answer.
         continue_final_message: leave the last turn open.
     """
     return str(
@@ -62,18 +62,18 @@ def render_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
     """As `render`.
 
     Raises:
-        UserError: the template refuses the turns.
+        UserError: the template rejects the turns.
     """
     try:
         return render(tokenizer, turns, **options)
-    except Exception as error:  # a template may raise anything, its own refusals included
+    except Exception as error:  # a template may raise anything, including its own errors
         roles = "/".join(turn["role"] for turn in turns)
         what = f"its chat template rejects the turns {roles} ({error})"
         raise UserError(tokenizer_name(tokenizer), what, fix) from error
 
 
 def may_reason(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template has a switch for reasoning ahead of the answer, which `render` turns off."""
+    """Whether the template has a switch for reasoning before the answer, which `render` turns off."""
     return "enable_thinking" in str(tokenizer.chat_template)
 
 
@@ -81,11 +81,11 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", f
     """
     Args:
         tokenizer: the model's.
-        model: how the user calls it; by default the tokenizer's own name.
-        fix: what else can be done.
+        model: the user's name for the model; by default the tokenizer's own.
+        fix: another way to fix it.
 
     Raises:
-        UserError: it has no chat template.
+        UserError: the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
         where = model or tokenizer_name(tokenizer)
@@ -94,33 +94,33 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, model: str = "", f
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], fix: str) -> str:
-    """The conversation up to where the assistant's answer begins.
+    """The conversation up to the beginning of the assistant's answer.
 
-    A reasoning block that the template opens there is closed. What the template writes ahead of every answer but leaves
-    out of a prompt (gpt-oss: the header of the final channel) is added.
+    A reasoning block that the template opens there is closed. Text that the template writes before every answer but
+    omits from a prompt (gpt-oss: the header of the final channel) is added.
 
     Raises:
-        UserError: the template refuses the turns.
+        UserError: the template rejects the turns.
     """
     text = render_turns(tokenizer, turns, fix, add_generation_prompt=True)
     if text.rstrip().endswith("<think>"):
         text = f"{text.rstrip()}\n\n</think>\n\n"
-    with suppress(Exception):  # a template may refuse an answer here
+    with suppress(Exception):  # a template may reject an answer here
         answered = render(tokenizer, [*turns, {"role": "assistant", "content": _ANSWER}])
-        opened = answered.partition(_ANSWER)[0].rstrip(" ")  # a space is the beginning of the answer's first token
+        opened = answered.partition(_ANSWER)[0].rstrip(" ")  # a space belongs to the answer's first token
         if answered.count(_ANSWER) == 1 and opened.startswith(text) and opened[len(text) :].strip():
             return opened
     return text
 
 
 def unrendered_opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What stands ahead of every answer here, and behind no prompt that the template renders for others.
+    """What `render_prompt` adds before every answer, and prompts rendered by the template alone lack.
 
-    The end of the reasoning that R1's template opens, for example; empty for most templates, and where there is none.
+    For example the end of the reasoning that R1's template opens; empty for most templates, and without a template.
     """
     turns = [{"role": "user", "content": "…"}]
-    with suppress(Exception):  # a template may refuse them
+    with suppress(Exception):  # a template may reject them
         prompt, opened = render(tokenizer, turns, add_generation_prompt=True), render_prompt(tokenizer, turns, "")
-        start = prompt if opened.startswith(prompt) else prompt.rstrip()  # as `render_prompt` closes a block
+        start = prompt if opened.startswith(prompt) else prompt.rstrip()  # as in `render_prompt`
         return opened.removeprefix(start) if opened.startswith(start) else ""
     return ""

@@ -1,7 +1,7 @@
 """From files to rows: every supported file format, read as a stream of (position, row).
 
-A position is what an editor can jump to: `file.jsonl:17` (line) or `file.parquet#17` (row, from 1). What cannot be
-read comes as a `BadRow` in the row's place; the stream goes on behind it, so that the caller may skip and count.
+A position can be opened in an editor: `file.jsonl:17` (line) or `file.parquet#17` (row, from 1). A row that cannot be
+read is replaced by a `BadRow`, and the stream continues after it, so that the caller may skip and count.
 """
 
 import csv
@@ -21,10 +21,10 @@ from inscp.errors import UserError
 TextUnit = Literal["file", "paragraph", "line"]
 Row = dict[str, Any]
 PlacedRow = tuple[str, "Row | BadRow"]
-"""With its position."""
+"""A row with its position."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half a surrogate pair: no Unicode text. What is not UTF-8 decodes to such halves with `surrogateescape`."""
+"""Half a surrogate pair, which is not valid Unicode. Invalid UTF-8 decodes to such halves with `surrogateescape`."""
 
 _BOM, _UTF16_BOMS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _CONVERT = "Convert the file: iconv -f ITS_ENCODING -t utf-8."
@@ -37,9 +37,9 @@ class BadRow:
 
     Attributes:
         why: the reason, by which skipped rows are counted.
-        detail: what differs from row to row.
-        line: the line at fault, counted from the row's first line as 0.
-        fix: what to do about it, where that is not to fix the row.
+        detail: particulars of the row.
+        line: the invalid line, counted from the row's first line as 0.
+        fix: what to do about it, unless it is to fix the row.
     """
 
     why: str
@@ -49,13 +49,13 @@ class BadRow:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The (decompressed) bytes of a file behind its BOM; `.gz` and `.zst` are known by their names.
+    """The (decompressed) bytes of a file after its BOM; `.gz` and `.zst` are recognised by name.
 
-    Arrow decompresses because it raises `OSError` for everything that is wrong with a file, a cut-off one included,
-    which `zstandard` reads as if it ended there.
+    Arrow decompresses, because it raises `OSError` for any invalid file, including a truncated one, which `zstandard`
+    reads as if it ended there.
 
     Raises:
-        UserError: it is UTF-16, as Windows writes it.
+        UserError: it is UTF-16, as written by Windows.
     """
     raw = pa.input_stream(str(path), compression=_COMPRESSIONS.get(path.suffix.lower()))
     file = io.BufferedReader(cast(io.RawIOBase, raw), buffer_size=1 << 20)
@@ -67,7 +67,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def file_format(path: Path) -> str:
-    """The suffix that decides the format: that of the name without `.gz` or `.zst`, lower case."""
+    """The suffix that determines the format: in lower case, without `.gz` or `.zst`."""
     path = Path(path.name.lower())
     return (path.with_suffix("") if path.suffix in _COMPRESSIONS else path).suffix
 
@@ -77,10 +77,10 @@ def read_rows(path: Path, text_unit: TextUnit = "file") -> Iterator[tuple[str, R
 
     Args:
         path: the file.
-        text_unit: what one document is in a plain-text file.
+        text_unit: unit of a plain-text file that makes one document.
 
     Raises:
-        UserError: a format that is not known, or a file that cannot be read at all.
+        UserError: the format is unknown, or the file cannot be read at all.
     """
     reader = _READERS.get(file_format(path))
     if reader is None:
@@ -119,7 +119,7 @@ def _parsed(raw: bytes) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         return BadRow("not valid JSON", f"{error.msg} at column {error.colno}", error.lineno - 1)
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of nested brackets
         return BadRow("JSON that exceeds Python's limits", str(error))
 
 
@@ -131,7 +131,7 @@ def _json_lines(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 def _json(path: Path, unit: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
-    """An array of objects, or objects one a line under the wrong name, as they are often met."""
+    """An array of objects or, as is common, JSON Lines under the wrong name."""
     with open_bytes(path) as file:
         start = file.read(4096).lstrip()
     if not start.startswith(b"["):
@@ -167,7 +167,7 @@ def _parquet(path: Path, _: TextUnit) -> Iterator[tuple[str, Row | BadRow]]:
 
 
 def _plain(row: pa.RecordBatch) -> Row | BadRow:
-    """A batch of one row."""
+    """The row of a batch of one."""
     try:
         return dict(row.to_pylist()[0])
     except _UNREADABLE as error:
@@ -177,7 +177,7 @@ def _plain(row: pa.RecordBatch) -> Row | BadRow:
 def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row | BadRow]]:
     header: list[str] = []
     _require_delimiter(path, delimiter)
-    is_plain = delimiter == "\t" and _has_a_row_a_line(path)
+    is_plain = delimiter == "\t" and _has_one_row_per_line(path)
     for line, fields in _plain_lines(path) if is_plain else _table_lines(path, delimiter):
         if isinstance(fields, BadRow):
             yield f"{path}:{line}", fields
@@ -194,7 +194,7 @@ def _table(path: Path, _: TextUnit, delimiter: str) -> Iterator[tuple[str, Row |
 def _require_delimiter(path: Path, delimiter: str) -> None:
     """
     Raises:
-        UserError: the header has another one, as spreadsheets write in some countries.
+        UserError: the header has another delimiter, as spreadsheets write in some countries.
     """
     with open_bytes(path) as file:
         header = file.readline().decode("utf-8", "replace")
@@ -204,15 +204,15 @@ def _require_delimiter(path: Path, delimiter: str) -> None:
         raise UserError(f"{path}:1", f"its fields are separated by {names[other]}", fix)
 
 
-def _has_a_row_a_line(path: Path) -> bool:
-    """Whether all lines have equally many tabs, at least one: then a quote is an ordinary character."""
+def _has_one_row_per_line(path: Path) -> bool:
+    """Whether all lines have the same number of tabs, at least one: then a quote is an ordinary character."""
     with open_bytes(path) as file:
         tabs = {line.count(b"\t") for line in file if line.strip(b"\r\n")}
     return len(tabs) == 1 and tabs != {0}
 
 
 def _plain_lines(path: Path) -> Iterator[tuple[int, list[str] | BadRow]]:
-    """The fields of each line, without the quotes that a spreadsheet puts around a whole field."""
+    """The fields of each line, without the quotes that spreadsheets put around a whole field."""
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if fields := line.rstrip("\r\n"):
@@ -226,8 +226,8 @@ def _unquoted(field: str) -> str:
 
 
 def _table_lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | BadRow]]:
-    """The fields of each row with its first line. Strict, as a quote left open would swallow the rest of the file."""
-    csv.field_size_limit(2**31 - 1)  # of a C long, which has 32 bits on Windows
+    """The fields of each row with its first line. Strict: an unclosed quote would swallow the rest of the file."""
+    csv.field_size_limit(2**31 - 1)  # a C long has 32 bits on Windows
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         while True:

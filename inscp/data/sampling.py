@@ -1,12 +1,11 @@
 """The order of rows: seeded, the same on any number of ranks, resumable at any optimizer step.
 
-The rows form one endless stream: a fresh seeded permutation of the data for each pass, or two such streams
-interleaved. A step takes the next `batch_size x accumulate x ranks` rows of the stream, so what a step sees does not
-depend on how it is divided, and a training that is resumed, on whatever number of ranks, goes on at the first row that
-has not been seen. Where the training ends inside a step, the missing rows are empty ones, which have no targets and so
-no weight: nothing is dropped or repeated.
-This short sampler over pre-packed rows was chosen over `grain`, `streaming` and `litdata`, which solve the same for
-data that has no length; packed rows have one.
+The rows form one endless stream: a new seeded permutation of the data for each pass, or two such streams interleaved.
+A step takes the next `batch_size x accumulate x ranks` rows of the stream, so its rows do not depend on how it is
+divided, and a resumed run, on any number of ranks, continues at the first unseen row. If the run ends within a step,
+the missing rows are empty: without targets they have no weight, and nothing is dropped or repeated.
+This short sampler over pre-packed rows was chosen over `grain`, `streaming` and `litdata`, which solve the same
+problem for data of unknown length; packed rows have a known one.
 """
 
 from collections.abc import Iterator
@@ -22,12 +21,12 @@ EMPTY_ROW = -1
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Which rows one rank takes in one forward pass.
+    """The rows that one rank takes in one forward pass.
 
     Attributes:
         rows: indices; `EMPTY_ROW` for a row of padding.
         step_targets: training targets of the whole optimizer step, over micro-batches and ranks.
-        step_tokens: its tokens that are not padding.
+        step_tokens: tokens of that step that are not padding.
     """
 
     rows: tuple[int, ...]
@@ -39,21 +38,21 @@ class RowOrder(Protocol):
     """An endless stream of rows."""
 
     def rows(self, begin: int, end: int) -> np.ndarray:
-        """Which rows stand at the positions `begin` to `end` - 1: int64 [end - begin]."""
+        """The rows at the positions `begin` to `end` - 1: int64 [end - begin]."""
 
 
 class Shuffled:
-    """Every row once in each pass, each pass in an order of its own.
+    """Every row once per pass, each pass in a different order.
 
     Args:
-        n_rows: rows 0 to n_rows - 1.
-        seed: of the permutations; None keeps the rows in their order.
-        part: tells streams with the same seed apart.
+        n_rows: number of rows.
+        seed: seed of the permutations; None keeps the rows in order.
+        part: distinguishes streams with the same seed.
     """
 
     def __init__(self, n_rows: int, seed: int | None, part: int = 0) -> None:
         self._n_rows, self._seed, self._part = n_rows, seed, part
-        self._permutation = lru_cache(maxsize=1)(self._permuted)  # of millions of rows, needed at every step
+        self._permutation = lru_cache(maxsize=1)(self._permuted)  # millions of rows, needed at every step
 
     def rows(self, begin: int, end: int) -> np.ndarray:
         passes = range(begin // self._n_rows, -(-end // self._n_rows))
@@ -67,15 +66,15 @@ class Shuffled:
 
 
 class Interleaved:
-    """A stream into which another one is mixed, as evenly as can be.
+    """A stream into which another one is mixed, as evenly as possible.
 
-    Of the first p positions floor(p x share) belong to the other stream, so the row at a position follows from the
-    position alone.
+    Of the first p positions, floor(p x share) belong to the other stream, so the row at a position depends only on the
+    position.
 
     Args:
-        own: the stream that has the remaining positions.
-        other: the stream that is mixed in.
-        share: of the positions, in [0, 1).
+        own: stream with the remaining positions.
+        other: stream that is mixed in.
+        share: fraction of the positions, in [0, 1).
         offset: the other stream's row r becomes row `offset` + r.
     """
 
@@ -94,13 +93,13 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class Steps:
-    """How the rows of a stream fall into optimizer steps.
+    """How the rows of a stream are divided into optimizer steps.
 
     Args:
-        batch_size: rows a micro-batch.
-        accumulate: micro-batches a step.
-        ranks: of the data-parallel group.
-        rows_before, steps_before: rows of the stream that were taken before, and in how many steps of whatever size.
+        batch_size: rows per micro-batch.
+        accumulate: micro-batches per step.
+        ranks: size of the data-parallel group.
+        rows_before, steps_before: rows of the stream that were taken earlier, and the number of steps, of any size.
     """
 
     batch_size: int
@@ -115,11 +114,11 @@ class Steps:
         return self.batch_size * self.accumulate * self.ranks
 
     def rows_after(self, steps: int) -> int:
-        """How many rows so many steps take, those before included."""
+        """Rows taken after `steps` steps, earlier ones included."""
         return self.rows_before + (steps - self.steps_before) * self.rows_per_step
 
     def count(self, rows: int) -> int:
-        """How many steps so many rows are, those before included."""
+        """Steps that take `rows` rows, earlier ones included."""
         return self.steps_before + max(0, -(-(rows - self.rows_before) // self.rows_per_step))
 
 
@@ -127,12 +126,12 @@ class PackedRowSampler(Sampler[MicroBatch]):
     """Micro-batches of one rank.
 
     Args:
-        n_targets: int64 [rows]; targets of each row.
-        n_tokens: int64 [rows]; tokens of each row that are not padding.
+        n_targets: int64 [rows]; targets per row.
+        n_tokens: int64 [rows]; tokens per row that are not padding.
         order: the endless stream of rows.
-        total_rows: how many rows of the endless stream the training takes.
-        steps: how they are divided.
-        rank: of the data-parallel group.
+        total_rows: number of rows of the endless stream that the run takes.
+        steps: the division of rows into optimizer steps.
+        rank: index in the data-parallel group.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class PackedRowSampler(Sampler[MicroBatch]):
         self._order, self._total_rows, self._steps, self._rank = order, total_rows, steps, rank
 
     def __len__(self) -> int:
-        """Micro-batches of the whole training, those before included (as Lightning counts)."""
+        """Micro-batches of the whole run, earlier ones included (as Lightning counts)."""
         return self._steps.count(self._total_rows) * self._steps.accumulate
 
     def __iter__(self) -> Iterator[MicroBatch]:

@@ -1,4 +1,4 @@
-"""Where text comes from: files and folders in any known format, data sets on the Hugging Face Hub or saved to disk."""
+"""Sources of text: files and folders in any known format, data sets on the Hugging Face Hub or saved to disk."""
 
 import hashlib
 import math
@@ -22,7 +22,7 @@ OnBadRecord = Literal["error", "skip"]
 _ABOUT = re.compile(r"(readme|licen[sc]e)([._-].*)?|dataset_infos?", re.IGNORECASE)
 """Names of files that describe the data of a folder."""
 _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-"""Prefixes of the names of a split's files and folders, as on the Hub."""
+"""Prefixes of the names of the files and folders of a split, as on the Hub."""
 _SAVED_TO_DISK = ("state.json", "dataset_dict.json")
 
 
@@ -76,20 +76,20 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The source's name in reports."""
         parts = [part for part in (self.subset, None if self.split == "train" else self.split) if part]
         return f"{self.path} ({', '.join(parts)})" if parts else self.path
 
 
 @dataclass
 class ReadReport:
-    """What was read, filled while the records pass.
+    """What was read, filled while records are read.
 
     Attributes:
-        seen: how many rows there were, good and bad.
-        usable: how many of them are records.
-        skipped: reason -> how many were left out for it, by the reader or by what comes after it.
-        examples: reason -> the first position.
+        seen: number of rows, good and bad.
+        usable: number of them that are records.
+        skipped: reason -> number of records skipped for it, by the reader or a later stage.
+        examples: reason -> first position.
     """
 
     seen: int = 0
@@ -99,11 +99,11 @@ class ReadReport:
 
     @property
     def records(self) -> int:
-        """How many came through and were not left out later."""
+        """Number of records that were read and not skipped later."""
         return self.seen - self.skipped.total()
 
     def skip(self, position: str, why: str) -> None:
-        """Count a record that is left out."""
+        """Count a record that is skipped."""
         self.skipped[why] += 1
         self.examples.setdefault(why, position)
 
@@ -121,10 +121,10 @@ _FIX = "Fix or remove the record, or set on_bad_record to skip."
 def bad_record(
     position: str, why: str, on_bad_record: OnBadRecord, report: ReadReport, detail: str = "", fix: str = _FIX
 ) -> None:
-    """The one place that decides what a bad record does: stop with its position, or be counted.
+    """Handle a bad record, for all callers: raise an error with its position, or count it.
 
     Raises:
-        UserError: where `on_bad_record` is `error`.
+        UserError: if `on_bad_record` is `error`.
     """
     if on_bad_record == "error":
         what = f"{why} ({detail})" if detail else why
@@ -138,13 +138,13 @@ def read_records(
     """Stream the records of a source.
 
     Args:
-        source: what is read.
+        source: the source.
         on_bad_record: stop, or skip and count.
-        report: filled while the records pass.
-        requests: whether one that nobody answers (`prompt` alone, say) is a record.
+        report: filled while the records are read.
+        requests: whether a prompt without an answer is a record.
 
     Raises:
-        UserError: the source is not there, is empty, or (with `error`) a record does not fit.
+        UserError: the source does not exist, is empty, or (with `error`) has an invalid record.
     """
     yield from as_records(source_rows(source), source, on_bad_record, report, requests)
     require_records(source, report)
@@ -153,7 +153,7 @@ def read_records(
 def as_records(
     rows: Iterable[PlacedRow], source: Source, on_bad_record: OnBadRecord, report: ReadReport, requests: bool = False
 ) -> Iterator[Record]:
-    """As `read_records`, of some rows of the source."""
+    """As `read_records`, for some rows of the source."""
     if not requests:
         _require_answers(source)
     for position, row in rows:
@@ -169,8 +169,8 @@ def as_records(
 def require_records(source: Source, report: ReadReport) -> None:
     """
     Args:
-        source: has been read to its end.
-        report: of the reading, and of nothing else.
+        source: a source that was read to its end.
+        report: of this source alone.
 
     Raises:
         UserError: none of its rows is a record.
@@ -184,7 +184,7 @@ def require_records(source: Source, report: ReadReport) -> None:
 def require_source(source: Source) -> None:
     """
     Raises:
-        UserError: it is a path, and there is nothing; or its fields make prompts alone.
+        UserError: its path does not exist, or its fields make only prompts.
     """
     _require_answers(source)
     _files(source)
@@ -197,10 +197,10 @@ def _require_answers(source: Source) -> None:
 
 
 def require_outside(out: Path, sources: Sequence[Source]) -> None:
-    """See that what is made does not lie where it would be read as data itself.
+    """Check that an output is not inside a folder that is read as data.
 
     Raises:
-        UserError: it does.
+        UserError: it is.
     """
     for source in sources:
         folder = local_path(source.path)
@@ -209,11 +209,11 @@ def require_outside(out: Path, sources: Sequence[Source]) -> None:
 
 
 _READING = 2
-"""Of what is made of a row, in fingerprints: 2 trims texts and leaves out reasoning."""
+"""Version of how rows become records, for fingerprints: 2 trims texts and removes reasoning."""
 
 
 def source_fingerprint(source: Source) -> str:
-    """A digest of the source's contents and of how it is read: another content, another digest."""
+    """A digest of the source's contents and of how it is read."""
     files = _files(source)
     if files is None:
         contents = str(_saved_or_hub(source)._fingerprint)
@@ -227,19 +227,19 @@ def source_fingerprint(source: Source) -> str:
 
 
 def file_names(source: Source) -> list[str]:
-    """What the positions in a source begin with, in the order in which it is read."""
+    """The names with which positions in a source begin, in reading order."""
     files = _files(source)
     return [source.path] if files is None else list(map(str, files))
 
 
 def renamed(position: str, names: Mapping[str, str]) -> str:
-    """A position (`a.jsonl:17`, `a.parquet#17`) in a file that has another name."""
+    """A position (`a.jsonl:17`, `a.parquet#17`) with its file renamed."""
     file, sign, number = re.split(r"([:#])(?=\d+$)", position)
     return names[file] + sign + number
 
 
 def _files(source: Source) -> list[Path] | None:
-    """The source's files in a fixed order; None where `datasets` has to read it."""
+    """The source's files in a fixed order; None if `datasets` has to read it."""
     path = local_path(source.path)
     for name in ("subset", "revision") if path.exists() else ():
         if getattr(source, name):
@@ -247,7 +247,7 @@ def _files(source: Source) -> list[Path] | None:
     if path.is_dir():
         if any((path / name).exists() for name in _SAVED_TO_DISK):
             return None
-        # As readers of Parquet folders do: names that begin with _ or . are metadata.
+        # As for readers of Parquet folders, names that begin with _ or . are metadata.
         found = (p for p in path.rglob("*") if p.is_file() and is_supported(p) and not _ABOUT.fullmatch(p.stem))
         files = sorted(p for p in found if not any(part[0] in "_." for part in p.relative_to(path).parts))
         if not files:
@@ -264,7 +264,7 @@ def _files(source: Source) -> list[Path] | None:
 
 
 def _of_split(source: Source, folder: Path, files: list[Path]) -> list[Path]:
-    """The files of the source's split; all of a folder that is not cut in splits."""
+    """The files of the source's split, or all files of a folder without splits."""
     splits = {file: _split(file.relative_to(folder), source.split) for file in files}
     there = sorted({split for split in splits.values() if split})
     if source.split and source.split not in there:
@@ -278,7 +278,7 @@ def _of_split(source: Source, folder: Path, files: list[Path]) -> list[Path]:
 
 
 def _split(file: Path, asked: str | None) -> str | None:
-    """The split that a file of a folder is of, by its name or that of a folder around it."""
+    """The split that a file belongs to, by its name or that of a folder around it."""
     names = (*_SPLITS, asked) if asked else _SPLITS
     return next(
         (split for part in file.parts for split in names if re.match(rf"{re.escape(split)}(\W|_|$)", part)), None
@@ -286,10 +286,10 @@ def _split(file: Path, asked: str | None) -> str | None:
 
 
 def source_rows(source: Source) -> Iterator[PlacedRow]:
-    """Every row of a source with its position, as it is, up to the source's limit.
+    """Every row of a source with its position, unchanged, up to the source's limit.
 
     Raises:
-        UserError: the source is not there.
+        UserError: the source does not exist.
     """
     files = _files(source)
     rows: Iterable[PlacedRow]
@@ -301,7 +301,7 @@ def source_rows(source: Source) -> Iterator[PlacedRow]:
 
 
 def weighted_rows(source: Source) -> Iterator[PlacedRow]:
-    """As `source_rows`, each row as often as the source's weight says: of a part of a pass evenly spaced ones."""
+    """As `source_rows`, with each row as often as the source's weight says; for part of a pass, evenly spaced rows."""
     whole, part = divmod(Fraction(str(source.weight)), 1)  # in floats 0.07 x 100 is more than 7
     for _ in range(whole):
         yield from source_rows(source)
@@ -316,7 +316,7 @@ def _without_media(data):  # type: ignore[no-untyped-def]
 
 
 def _is_media(feature: Any) -> bool:
-    """Whether all that a column of a `datasets.Dataset` has is decoded, and is no text."""
+    """Whether everything in a column of a `datasets.Dataset` is decoded, and not text."""
     if isinstance(feature, Mapping):
         return bool(feature) and all(map(_is_media, feature.values()))
     if hasattr(feature, "feature"):  # a list's

@@ -1,4 +1,4 @@
-"""Which tokens are special, and tokenisation that takes special tokens written in a text as plain text."""
+"""Special tokens, and tokenisation that treats special tokens written in a text as plain text."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,17 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from inscp.records import LeftContext
 
 _CONTROL = re.compile(r"[<\[|｜].+[>\]|｜]")
-"""The spelling of tokens that only a template writes; other added tokens (a line break) are ordinary text."""
+"""The spelling of tokens that only templates write; other added tokens (a line break) are ordinary text."""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token id that is special to the tokenizer, whether or not it has a named role."""
+    """The ids of all special tokens, whether or not they have a named role."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens, and those that the chat template writes though nobody has called them special (`<think>`)."""
+    """The special tokens, and those in the chat template that are not marked as special (`<think>`)."""
     template = str(tokenizer.chat_template or "")
     added = (token.content for token in tokenizer.added_tokens_decoder.values())
     written = {name for name in added if _CONTROL.fullmatch(name) and name in template}
@@ -37,12 +37,12 @@ def used_control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def match_any(names: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the names; of two that begin alike the longer one."""
+    """A pattern that matches any of the names; of two that begin alike, the longer one."""
     return re.compile("|".join(map(re.escape, sorted(names, reverse=True))) or "(?!)")
 
 
 def plain_text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of a fast tokenizer that neither truncates nor pads, and takes special tokens in a text as plain text."""
+    """A copy of a fast tokenizer that neither truncates nor pads, and treats special tokens in a text as plain text."""
     return _plain_text_tokenizer(tokenizer, str(tokenizer.chat_template))
 
 
@@ -59,7 +59,7 @@ def _plain_text_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str
 def encode_plain_batch(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], add_special_tokens: bool = False
 ) -> list[list[int]]:
-    """The token ids of each text as plain text; `add_special_tokens` adds those of the tokenizer (BOS)."""
+    """The token ids of each text as plain text; `add_special_tokens` adds the tokenizer's own (BOS)."""
     if tokenizer.is_fast:
         encodings = plain_text_tokenizer(tokenizer).encode_batch(texts, add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
@@ -67,6 +67,6 @@ def encode_plain_batch(
 
 
 def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, left_context: LeftContext) -> list[int]:
-    """The token ids of a text as plain text, in its place behind `left_context`."""
+    """The token ids of a text as plain text after `left_context`."""
     [ids] = encode_plain_batch(tokenizer, [left_context.text + text])
     return ids[left_context.n_tokens :]

@@ -1,4 +1,4 @@
-"""The method: a record becomes tagged text.
+"""Tagging, the training method: a record becomes tagged text.
 
 `InsCPTagger` puts target-language text into the model's own chat template as if the assistant had said it after an
 empty user turn (InstructionCP, arXiv 2405.20175, section 3); `PlainTagger` is plain continual pre-training, the
@@ -38,9 +38,9 @@ class Tagger(ABC):
 
 
 def _enclose(prefixes: Sequence[TemplateText], is_target: bool, suffix: TemplateIds, pairs: Pairs) -> Tag:
-    """Each of the record's texts between a prefix and `suffix`: turn by turn (section 4.1), or all turns as one.
+    """Put each of a record's texts between a prefix and `suffix`: turn by turn (section 4.1), or all turns as one.
 
-    A hash of the text chooses its prefix, so that the choice is the same in every order and process.
+    A hash of the text chooses its prefix, so that the choice does not depend on order or process.
     """
     starts = [(TemplateIds(prefix.ids, is_target), prefix.left_context) for prefix in prefixes]
 
@@ -102,7 +102,7 @@ class InsCPTagger(Tagger):
 def _is_file(request: str) -> bool:
     try:
         return local_path(request).is_file()
-    except OSError:  # too long for a name
+    except OSError:  # too long for a file name
         return False
 
 
@@ -115,11 +115,11 @@ def _lines(name: str) -> list[str]:
 
 
 _END_OF_DOCUMENT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<EOS_TOKEN>", "[EOS]")
-"""How tokenizers spell the end of a document where the end-of-sequence token ends a turn instead."""
+"""Spellings of the end-of-document token in tokenizers whose end-of-sequence token ends a turn instead."""
 
 
 HELD_OUT = InsCPTagger(loss="response")
-"""How held-out text is presented where nobody says otherwise: as the model will be used, and alike for every arm."""
+"""The default presentation of held-out text: as the model will be used, and the same for every arm."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class PlainTagger(Tagger):
     arm = "orgCP"
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
-        # What the tokenizer itself puts before and after a text: the begin-of-sequence token, where the model has one.
+        # The begin-of-sequence token, if the tokenizer itself puts one before a text.
         begin: tuple[int, ...] = ()
         if tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
             begin = (tokenizer.bos_token_id,)
@@ -153,7 +153,7 @@ class PlainTagger(Tagger):
             return int(vocabulary[self.end_of_document])
         try:
             end_of_turn = ChatTemplate(tokenizer).end_of_turn_id
-        except UserError:  # no template, or one that only the other methods need to be right
+        except UserError:  # no template, or one that only the other taggers could not use
             end_of_turn = None
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id != end_of_turn:
             return int(tokenizer.eos_token_id)

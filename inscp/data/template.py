@@ -1,9 +1,9 @@
-"""The chat template, asked once: what it puts before, between and after the turns, as token ids.
+"""The chat template as token ids: what it puts before, between and after the turns.
 
-No template is re-implemented. The tokenizer renders a conversation whose turns are sentinels; what stands between
-the sentinels is the template's own text. Because only sentinels pass through the template, it can neither strip nor
-rewrite the data, and because the data is tokenised apart, nothing in it becomes a special token. An answer stands
-behind the generation prompt, where the model is asked for one.
+No template is re-implemented. The tokenizer renders a conversation whose turns are sentinels; the text between the
+sentinels is the template's own. Because only sentinels pass through the template, it can neither strip nor rewrite the
+data, and because the data is tokenised separately, nothing in it becomes a special token. An answer follows the
+generation prompt, as when the model is prompted.
 """
 
 import re
@@ -26,12 +26,12 @@ _PROBE = "a"
 
 
 class TemplateText(NamedTuple):
-    """What the template writes between two turns.
+    """The template's text between two turns.
 
     Attributes:
         ids: its tokens.
-        left_context: in which the text that follows is tokenised.
-        joined: what it begins with that is tokenised with the text before it, whose tokens are not among its own.
+        left_context: context in which the following text is tokenised.
+        joined: its beginning that is tokenised with the preceding text, and whose tokens are not in `ids`.
     """
 
     ids: tuple[int, ...]
@@ -44,10 +44,10 @@ class ChatTemplate:
 
     Args:
         tokenizer: with a chat template.
-        system: `template` (whatever the template adds by itself), `none` (no system turn), or the text of one.
+        system: `template` (whatever the template adds by itself), `none` (no system turn), or the text of the turn.
 
     Raises:
-        UserError: no template, or one that cannot be used for training.
+        UserError: there is no template, or it cannot be used for training.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str = SYSTEM_FROM_TEMPLATE) -> None:
@@ -67,24 +67,24 @@ class ChatTemplate:
 
     @property
     def end_of_turn_id(self) -> int:
-        """What the model ends its last answer with."""
+        """The token with which the model ends its last answer."""
         return self.after_assistant[-1]
 
     @property
     def closing_ids(self) -> set[int]:
-        """The special tokens that close an answer: Phi-4-mini's last one has two, and others the first alone."""
+        """The special tokens that close an answer: Phi-4-mini's last answer has two, the others only the first."""
         return {self.end_of_turn_id} | (self._special & {*self.after_assistant})
 
     def _closing(self) -> tuple[int, ...]:
-        """What stands behind the assistant's last text, up to the token that ends the turn."""
+        """The template's text after the last answer, up to the token that ends the turn."""
         after = self._literals(("user", "assistant"))[-1].ids
         if (end := self._first_special(after)) is not None:
-            behind = list(takewhile(lambda index: index in self._special, after[end + 1 :]))
+            following = list(takewhile(lambda index: index in self._special, after[end + 1 :]))
             eos = self.tokenizer.eos_token_id
-            if after[end] != eos and eos in behind:  # Command-R7B ends the response, and then the turn
-                end += 1 + behind.index(eos)
+            if after[end] != eos and eos in following:  # Command-R7B ends the response, and then the turn
+                end += 1 + following.index(eos)
             return after[: end + 1]
-        # Apertus closes the last answer only when a turn follows it; GLM's ends where the next turn opens.
+        # Apertus closes an answer only if a turn follows it; GLM ends one by opening the next turn.
         with suppress(UserError):
             inside, ends = self._literals(("user", "assistant", "user"))[2].ids, end_ids(self.tokenizer)
             if (place := next((place for place, index in enumerate(inside) if index in ends), None)) is not None:
@@ -96,14 +96,14 @@ class ChatTemplate:
         )
 
     def _first_special(self, ids: Sequence[int]) -> int | None:
-        """The place of the first special token."""
+        """The index of the first special token."""
         return next((place for place, index in enumerate(ids) if index in self._special), None)
 
     def end_inside(self, ids: Sequence[int]) -> int:
         """How many tokens between an answer and the next turn belong to the answer: up to the token that ends it.
 
         Raises:
-            UserError: none does.
+            UserError: no token ends it.
         """
         if tuple(ids[: len(self.after_assistant)]) == self.after_assistant:
             return len(self.after_assistant)
@@ -115,18 +115,18 @@ class ChatTemplate:
 
     @cached_property
     def _opener(self) -> int | None:
-        """The special token that opens a turn, where there is one."""
+        """The special token that opens a turn, if there is one."""
         first = self._literals(("user", "assistant"))[0].ids
         return next((index for index in first if index in self._special and index != self.tokenizer.bos_token_id), None)
 
     def before_assistant(self, said: str = "") -> TemplateText:
-        """What stands before the assistant's text when the user has said something, or nothing.
+        """The template's text before the assistant's, after a user turn that has a text or is empty.
 
         Args:
-            said: the user's text, as plain text.
+            said: the user's text, taken as plain text.
 
         Raises:
-            UserError: nothing was said, and the template leaves such a turn out.
+            UserError: `said` is empty, and the template omits such a turn.
         """
         if said:
             before, between, _ = self.literals(("user", "assistant"))
@@ -142,10 +142,10 @@ class ChatTemplate:
 
         Args:
             roles: the turns' roles.
-            empty: which turns have no text at all; the literals on their two sides come as one.
+            empty: indices of turns without text; the literals on both sides of such a turn are merged.
 
         Returns:
-            one more than there are turns with text.
+            one literal more than there are turns with text.
         """
         result = self._literals(roles, empty)
         if self.system == NO_SYSTEM and roles[0] == "user":
@@ -158,7 +158,7 @@ class ChatTemplate:
         spoken = [role for number, role in enumerate(roles) if number not in empty]
         result = [self._literal(first, after_text=False, before_text=True)]
         for role, text in zip(spoken[:-1], others, strict=True):
-            # Where the model is asked, a line break may have joined the question's last token (cl100k's "?\n").
+            # In a prompt, a line break may have merged into the question's last token (cl100k's "?\n").
             found = re.match(r"\s*\n", text) if role != "assistant" else None
             joined = found[0] if found and self._is_apart(found[0], text[found.end() :]) else ""
             literal = self._literal(text[len(joined) :], after_text=True, before_text=True)
@@ -173,7 +173,7 @@ class ChatTemplate:
         fix = "Leave data.tagger.system at template, or use data with turns that the template accepts."
         rest = render_turns(self.tokenizer, turns, fix)
         is_lost = turns[0]["role"] == "system" and turns[0]["content"].strip() not in rest
-        if is_lost and rest == render_turns(self.tokenizer, turns[1:], fix):  # and it is no switch that it obeys
+        if is_lost and rest == render_turns(self.tokenizer, turns[1:], fix):  # and it is not a switch that it obeys
             raise UserError(
                 self._name,
                 "its chat template omits the system turn if the assistant speaks last",
@@ -198,7 +198,7 @@ class ChatTemplate:
         return [*result, rest]
 
     def _later_round(self, empty: Sequence[int]) -> str:
-        """What opens a user turn that is not the first one, and so comes without a system turn."""
+        """The opening of a user turn that is not the first, and so has no system turn before it."""
         first = self._texts(("user", "assistant"), empty)[0]
         _, _, between, *_, after = self._texts(("user", "assistant") * 2, empty=(2,) if empty else ())
         special = match_any(str(self.tokenizer.convert_ids_to_tokens(index)) for index in self._special)
@@ -209,23 +209,23 @@ class ChatTemplate:
                 "its chat template closes only the last answer, so the opening of a turn cannot be identified",
                 "Leave data.tagger.system at template.",
             )
-        # What closes an answer is a special token and all white space and special tokens that stand at the end too; and
-        # what opens the first turn ends as what opens a later one.
-        behind = between[inside.end() :]
-        shared = behind[: common_prefix_length(behind, after[last.end() :] if last else "")]
+        # An answer is closed by a special token, and by the white space and special tokens that follow it at the end of
+        # the conversation too; the openings of the first and of a later turn end alike.
+        rest = between[inside.end() :]
+        shared = rest[: common_prefix_length(rest, after[last.end() :] if last else "")]
         closing = inside.end()
         while found := re.match(r"\s", shared) or special.match(shared):
             closing, shared = closing + found.end(), shared[found.end() :]
-        if last is None and inside[0] in first:  # it closes an answer by opening the next turn
+        if last is None and inside[0] in first:  # an answer is closed by the opening of the next turn
             closing = inside.start()
         known = common_prefix_length(between[::-1], first[::-1])
         opening, begin = between[max(closing, len(between) - known) :], self.tokenizer.bos_token or ""
-        if not special.sub("", first.removesuffix(opening)).strip():  # there is no system turn ahead of it
+        if not special.sub("", first.removesuffix(opening)).strip():  # no system turn precedes it
             return first
         return begin + opening if first.startswith(begin) and not opening.startswith(begin) else opening
 
     def _literal(self, text: str, after_text: bool, before_text: bool) -> TemplateText:
-        """The tokens of a text of the template in its place between the texts of the turns."""
+        """The tokens of a template text in its place between the texts of the turns."""
         if before_text:
             ids = self._encoded(text + _PROBE, after_text)
             for left_context in self._left_contexts:
@@ -235,14 +235,14 @@ class ChatTemplate:
         return TemplateText(self._encoded(text, after_text), LeftContext())
 
     def _is_apart(self, one: str, other: str) -> bool:
-        """Whether two texts behind another have the tokens that they have as one."""
+        """Whether two texts that follow another have the same tokens separately as together."""
         return self._encoded(one, True) + self._encoded(other, True) == self._encoded(one + other, True)
 
     def _encoded(self, text: str, after_text: bool = False) -> tuple[int, ...]:
         def encode(text: str) -> tuple[int, ...]:
             return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
-        # SentencePiece gives what is tokenised by itself a leading space; a line break ahead keeps it from being made.
+        # SentencePiece adds a leading space to text that is tokenised alone, unless a line break precedes it.
         if after_text and self.tokenizer.tokenize(_PROBE)[0].startswith("▁"):
             ahead, whole = encode("\n"), encode(f"\n{text}")
             if whole[: len(ahead)] == ahead:
@@ -251,7 +251,7 @@ class ChatTemplate:
 
 
 def answer_left_context(tokenizer: PreTrainedTokenizerBase) -> LeftContext:
-    """The left context of the assistant's text; empty where tagging cannot use the template."""
+    """The left context of the assistant's text; empty if tagging cannot use the template."""
     try:
         return ChatTemplate(tokenizer).before_assistant("a").left_context
     except UserError:
@@ -264,12 +264,12 @@ def common_prefix_length(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[int]:
-    """The conversation up to where the assistant begins to answer, as token ids.
+    """The conversation up to the beginning of the assistant's answer, as token ids.
 
-    Only the template's own tokens are special: an end of turn that somebody writes stays text, as in training.
+    Only the template's own tokens are special: an end-of-turn token written in a turn stays text, as in training.
 
     Raises:
-        UserError: the template refuses the turns.
+        UserError: the template rejects the turns.
     """
     named = match_any(control_tokens(tokenizer))
     said: list[str] = []

@@ -1,8 +1,8 @@
-"""Tagged text becomes token sequences; a long document becomes several tagged pieces, and none of its text is lost.
+"""Tagged text becomes token sequences; a long document becomes several tagged chunks, and none of its text is lost.
 
-Texts are tokenised in batches, each by itself, as plain text (`special_tokens`): a `<|eot_id|>` in a corpus is no
-control token. A text longer than a row, or than a document may be, is split where sentences end (`splitting`), and
-every piece is tagged.
+Texts are tokenised in batches, each by itself, as plain text (`special_tokens`): `<|eot_id|>` in a corpus is not a
+control token. A text longer than a row, or than a document may be, is split at sentence ends (`splitting`), and every
+chunk is tagged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from inscp.pretrained import tokenizer_name
 from inscp.records import IGNORED, LeftContext, TaggedText, TemplateIds, TextSpan, TokenSequence
 
 _MAX_CHARACTERS = 10_000_000
-"""Of one text, which is tokenised in one piece and takes about 150 times its size in memory meanwhile."""
+"""Maximum of one text, which is tokenised as a whole and takes about 150 times its size in memory meanwhile."""
 OnTooLong = Callable[[str, str], None]
 _Piece = tuple[Sequence[int], bool]
 """Token ids, and whether they are training targets."""
@@ -43,8 +43,8 @@ def tokenize(
         tokenizer: a fast tokenizer (character offsets are needed to split long documents).
         row_length: in tokens.
         on_too_long: called with the source and the reason for a document that is too long and must not be split (a
-            conversation) or cannot be held in memory; it raises or counts, and the document is left out.
-        document_length: in tokens; a text in the template that is longer is split. By default as long as a row.
+            conversation), or is too large for memory; it raises or counts, and the document is skipped.
+        document_length: in tokens; a longer text in the template is split. By default `row_length`.
     """
     return (sequence for _, sequence in tokenized(documents, tokenizer, row_length, on_too_long, document_length))
 
@@ -56,7 +56,7 @@ def tokenized(
     on_too_long: OnTooLong,
     document_length: int | None = None,
 ) -> Iterator[tuple[TaggedText, TokenSequence]]:
-    """As `tokenize`, each sequence with the document that it is of."""
+    """As `tokenize`, each sequence with the document that it belongs to."""
     if not tokenizer.is_fast:
         raise UserError(
             tokenizer_name(tokenizer),
@@ -66,7 +66,7 @@ def tokenized(
     own = plain_text_tokenizer(tokenizer)
     encode = partial(own.encode_batch, add_special_tokens=False)
     policy = _LengthPolicy(row_length, document_length or row_length, on_too_long, own)
-    with ThreadPoolExecutor(1) as worker:  # the tokenizer releases the GIL and works a batch ahead
+    with ThreadPoolExecutor(1) as worker:  # the tokenizer releases the GIL and works one batch ahead
         waiting: tuple[list[TaggedText], Future[list[Encoding]]] | None = None
         for batch in batches(_bounded(documents, on_too_long)):
             spans = (part for document in batch for part in document.parts if isinstance(part, TextSpan))
@@ -93,7 +93,7 @@ def _bounded(documents: Iterable[TaggedText], on_too_long: OnTooLong) -> Iterato
 
 @dataclass(frozen=True, slots=True)
 class _LengthPolicy:
-    """The most tokens of a conversation and of a text that may be split, and what becomes of longer ones."""
+    """Maximum tokens of a conversation and of a text that may be split, and what to do with longer ones."""
 
     row_length: int
     document_length: int
@@ -106,7 +106,7 @@ class _LengthPolicy:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a sequence will hold."""
+    """The planned contents of a sequence."""
 
     document: TaggedText
     pieces: list[_Piece]
@@ -117,7 +117,7 @@ class _Plan:
 def _sequences(
     batch: list[TaggedText], encodings: Future[list[Encoding]], policy: _LengthPolicy
 ) -> Iterator[tuple[TaggedText, TokenSequence]]:
-    """The sequences of a batch. Their arrays are slices of one array: making many small arrays is what is slow."""
+    """The sequences of a batch. Their arrays are slices of one array: making many small arrays is slow."""
     encoded = iter(encodings.result())
     plans = [plan for document in batch for plan in _planned(document, encoded, policy)]
     pieces = [piece for plan in plans for piece in plan.pieces]
@@ -155,7 +155,7 @@ def _planned(document: TaggedText, encoded: Iterator[Encoding], policy: _LengthP
     template = length - len(ids)
     room = longest - template
     key, least = ("data.row_length", 1) if longest == policy.row_length else ("data.document_length", template)
-    if room < least:  # pieces of a few tokens, each in a template of many, teach to say a few
+    if room < least:  # short chunks in a long template would teach the model to answer briefly
         what = f"the chat template leaves {room} of {longest} tokens for text"
         raise UserError(
             key, what, f"Give at least {2 * template}, or shorten what precedes the text (data.tagger.system: none)."

@@ -1,4 +1,4 @@
-"""A parallel map over batches in as many processes as there are cores, with the results in order."""
+"""A parallel map over batches in one process per core, with the results in order."""
 
 import os
 import signal
@@ -25,19 +25,19 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _MAX_PROCESSES = 16
-"""With more processes the one that reads and packs is the bottleneck."""
+"""With more processes, the one that reads and packs is the bottleneck."""
 _POLL_SECONDS = 5.0
 
 
 def parallel_map(work: Callable[[T], U], batches: Iterable[T], processes: int | None = None) -> Iterator[U]:
-    """The result of each batch, in order, computed some batches ahead; what `batches` or `work` raise is raised here.
+    """The result of each batch, in order, computed some batches ahead; errors of `batches` or `work` are raised here.
 
     The first batch is computed in this process, so that no process is started for little data.
 
     Args:
-        work: must not need what is made later than the second batch is requested: the processes are forked then.
-        batches: taken as they are wanted, two a process ahead.
-        processes: by default one a core; with 0, or where they cannot be started, this process computes everything.
+        work: must not need anything made after the second batch is requested, as the processes are forked then.
+        batches: consumed as needed, two per process ahead.
+        processes: by default one per core; with 0, or if they cannot be started, this process computes everything.
 
     Raises:
         RunError: a process was killed.
@@ -67,7 +67,7 @@ def _map_in_processes(processes: int, work: Callable[[T], U], batches: Iterator[
         try:
             with _single_threaded_tokenizers():  # all processes are forked here
                 waiting: deque[Future[U]] = deque([pool.submit(_call_work, first)])
-        except OSError:  # the process limit is reached; processes that have started would wait for ever
+        except OSError:  # the process limit is reached; processes that have started would wait forever
             for process in set(active_children()) - others:
                 process.kill()
             yield from map(work, chain([first], batches))
@@ -81,7 +81,7 @@ def _map_in_processes(processes: int, work: Callable[[T], U], batches: Iterator[
 
 
 def _process_count() -> int:
-    """How many to start: 0 where forking is not safe, and in a daemon."""
+    """Number of processes to start: 0 where forking is not safe, and in a daemon."""
     is_possible = sys.platform == "linux" and not current_process().daemon
     return min(_MAX_PROCESSES, len(os.sched_getaffinity(0))) if is_possible else 0
 
@@ -98,7 +98,7 @@ def _initialise(work: Callable[[Any], Any], parent: int) -> None:
 
 
 def _exit_with(parent: int) -> None:
-    """Exit when the parent has gone: one that is killed cannot tell its children."""
+    """Exit when the parent has gone: a killed process cannot notify its children."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
@@ -109,14 +109,14 @@ def _call_work(batch: Any) -> Any:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """Let a worker ignore signals that go to all processes: the training's own process decides when to end."""
+    """Let a worker ignore signals that are sent to all processes: the main process decides when to end."""
     for number in ASKING_TO_STOP:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def _single_threaded_tokenizers() -> Iterator[None]:
-    """For processes forked inside: the tokenizer library's threads do not survive a fork, and it would warn."""
+    """For processes forked in the block: the tokenizer library's threads do not survive a fork, and it would warn."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "false"

@@ -1,1 +1,1 @@
-"""Which records are worth training on: scored by perplexity, filtered, and chosen under a budget."""
+"""Selection of the records worth training on: scored by perplexity, filtered, and chosen under a budget."""

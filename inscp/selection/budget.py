@@ -1,4 +1,4 @@
-"""Which of the candidates that are left make up the token budget."""
+"""The choice of the remaining candidates that make up the token budget."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -62,7 +62,7 @@ class Budget(Selector):
         return round(self.tokens * self.replay_share)
 
     def replay_budget(self) -> "Budget":
-        """The budget by which the replay is chosen, at random."""
+        """The budget for choosing the replay, at random."""
         budget = Budget(self.replay_tokens, "random", on_shortage=self.on_shortage, seed=self.seed)
         budget._key = "budget.replay_share"
         return budget
@@ -96,7 +96,7 @@ class Budget(Selector):
         return keeps
 
     def _order(self, n: int, surprises: np.ndarray, novelties: np.ndarray) -> np.ndarray:
-        """The numbers of the n candidates, best first: int64 [N]. Only what the ranking goes by is given."""
+        """The indices of the n candidates, best first: int64 [N]. Only the measures that the ranking uses are given."""
         if self.ranking == "random":
             return np.random.default_rng(self.seed).permutation(n)
         measures = {"perplexity": [surprises], "diversity": [-novelties], "mix": [surprises, -novelties]}[self.ranking]
@@ -104,12 +104,12 @@ class Budget(Selector):
         return np.argsort(ranks, kind="stable")
 
     def _shares(self, names: list[str], sources: np.ndarray, order: np.ndarray) -> list[tuple[np.ndarray, int]]:
-        """Which candidates, best first, share how many tokens.
+        """Groups of candidates, best first, each with its number of tokens.
 
         Args:
-            names: of the sources.
-            sources: each candidate's source, a place in `names`: int64 [N].
-            order: the numbers of the candidates, best first: int64 [N].
+            names: names of the sources.
+            sources: index in `names` of each candidate's source: int64 [N].
+            order: indices of the candidates, best first: int64 [N].
         """
         wanted = self.tokens - self.replay_tokens
         if self.weights is None:
@@ -129,8 +129,8 @@ class Budget(Selector):
 
 
 def _taken(sizes: np.ndarray, wanted: int) -> np.ndarray:
-    """Which of the sizes, in their order, to take for a sum of at most `wanted`: bool [N]. What is too large is
-    passed over for the next that fits, while there is room for a hundredth of what is wanted."""
+    """Which of the sizes, in order, to take for a sum of at most `wanted`: bool [N]. A size that is too large is passed
+    over for the next that fits, while at least a hundredth of `wanted` is free."""
     taken = np.cumsum(sizes) <= wanted
     room = wanted - int(sizes[taken].sum())
     for place in np.flatnonzero(~taken):
@@ -143,7 +143,7 @@ def _taken(sizes: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def _novelty(text: str, counts: np.ndarray) -> float:
-    """Mean of 1 / (1 + how often it was met) over the text's pairs of words, which count as met from now on."""
+    """Mean of 1 / (1 + earlier occurrences) over the text's pairs of adjacent words, which are then counted too."""
     units = words(text)
     pairs = list(pairwise(units)) or [(unit, "") for unit in units] or [(text, "")]
     places = np.fromiter((crc32(" ".join(pair).encode()) % _BUCKETS for pair in pairs), dtype=np.int64)

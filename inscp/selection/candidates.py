@@ -1,4 +1,4 @@
-"""Records and their scores, side by side."""
+"""Records with their scores."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,21 +17,21 @@ from inscp.selection.scores import ScoreFolder
 
 @dataclass
 class Candidates:
-    """The candidates of some sources, one after the other: with their scores, or with their tokens counted.
+    """The candidates of several sources in turn, with their scores or their token counts.
 
     Args:
-        sources: where the records come from.
-        scores: their scores; None where tokens are counted.
-        tokenizer: counts tokens; needed where there are no scores, or only the answers' tokens were counted.
-        max_characters: a longer record is a bad one, where there are no scores.
+        sources: sources of the records.
+        scores: their scores; None if tokens are counted.
+        tokenizer: counts tokens; needed without scores, or if scores count only the tokens of answers.
+        max_characters: without scores, a longer record is a bad record.
         on_bad_record: stop, or skip and count.
 
     Attributes:
-        fingerprints: of the sources' contents.
-        reads: name of a source -> what was read of it so far.
+        fingerprints: digests of the sources' contents.
+        reads: name of a source -> what has been read of it so far.
 
     Raises:
-        UserError: two sources have one name, by which filters and reports tell them apart.
+        UserError: two sources have the same name, by which filters and reports distinguish them.
     """
 
     sources: list[Source]
@@ -63,7 +63,7 @@ class Candidates:
 def require_names(sources: Sequence[Source]) -> None:
     """
     Raises:
-        UserError: two sources have one name, by which filters and reports tell them apart.
+        UserError: two sources have the same name, by which filters and reports distinguish them.
     """
     if len({source.name for source in sources}) < len(sources):
         raise UserError("data", "one source is given twice", "Give each once.")
@@ -72,7 +72,7 @@ def require_names(sources: Sequence[Source]) -> None:
 def bounded(
     records: Iterable[Record], max_characters: int, on_bad_record: OnBadRecord, report: ReadReport
 ) -> Iterator[Record]:
-    """The records that are not too long to be held in memory as tokens; the others are bad ones."""
+    """The records short enough to be held in memory as tokens; longer ones are bad records."""
     for record in records:
         if record.n_characters <= max_characters:
             yield record
@@ -87,7 +87,7 @@ def scored(
     """The records of a source with their scores, in order.
 
     Raises:
-        UserError: the scores are of other data, or (with `error`) a record has none.
+        UserError: the scores belong to other data, or (with `error`) a record has none.
     """
     number = scores.index(source.name, fingerprint)
     stream, scored_as = scores.read(number), scores.sources[number]["path"]
@@ -104,14 +104,14 @@ def scored(
 
 
 def _inside(position: str, path: str) -> str:
-    """The position inside the source's folder, or with the name of its file: it may be named from another place, or in
-    another way, than when it was scored."""
+    """The position relative to the source's folder, or with the name of its file: the source may have been named
+    differently, or from another folder, when it was scored."""
     rest = position.removeprefix(str(local_path(path))).removeprefix(path)
     return Path(path).name + rest if rest.startswith((":", "#")) else rest.removeprefix("/")
 
 
 def counted(candidates: Iterable[Candidate], tokenizer: PreTrainedTokenizerBase) -> Iterator[Candidate]:
-    """The candidates with the number of tokens of all their texts, as a training has them."""
+    """The candidates with the number of tokens of all their texts, as in training."""
     for batch in batches(candidates):
         texts = [turn.text for candidate in batch for turn in candidate.record.turns]
         lengths = iter(map(len, encode_plain_batch(tokenizer, texts)))

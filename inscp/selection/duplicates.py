@@ -1,7 +1,7 @@
-"""Duplicates: the same text again, and nearly the same text again (MinHash and locality-sensitive hashing).
+"""Exact and near duplicates (MinHash and locality-sensitive hashing).
 
-Signatures are rensa's; near duplicates are looked for band by band in files, by sorting (Broder 1997; Leskovec et al.,
-Mining of Massive Datasets, chapter 3), so that memory is a few dozen bytes a record and not an index of all of them.
+Signatures are computed by rensa; near duplicates are found band by band in files, by sorting (Broder 1997; Leskovec et
+al., Mining of Massive Datasets, chapter 3): this takes a few dozen bytes of memory per record, and no index of all.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from inscp.text.words import UNIT, words
 
 _UNIT_OR_SIGN = regex.compile(rf"{UNIT.pattern}|[\p{{S}}#%*/&@]|-(?=\s?\d)")
 _SIZE = 128
-"""Hashes in a signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
+"""Hashes per signature: the estimate of a similarity of 0.8 then has a standard error of 0.035."""
 _PAIRS = 4096
 _NEWEST = 1 << 20
 
@@ -44,20 +44,20 @@ class ExactDuplicates(Selector):
 
 
 class _Digests:
-    """A set of 64-bit numbers: a Python set, at 70 bytes each, of the newest million, and all others sorted."""
+    """A set of 64-bit numbers: the newest million in a Python set, at 70 bytes each, all others in a sorted array."""
 
     def __init__(self) -> None:
         self._sorted, self._newest = np.empty(0, dtype=np.uint64), set[int]()
 
     def add(self, digest: int) -> bool:
-        """Put a number in; returns whether it is new."""
+        """Add a number; returns whether it is new."""
         place = np.searchsorted(self._sorted, np.uint64(digest))
         if digest in self._newest or (place < len(self._sorted) and self._sorted[place] == digest):
             return False
         self._newest.add(digest)
         if len(self._newest) == _NEWEST:
             self._sorted = np.append(self._sorted, np.sort(np.fromiter(self._newest, np.uint64)))
-            self._sorted.sort(kind="stable")  # which merges two sorted parts
+            self._sorted.sort(kind="stable")  # merges two sorted parts
             self._newest.clear()
         return True
 
@@ -91,7 +91,7 @@ class NearDuplicates(Selector):
             yield candidate, candidate if twin == number else Drop("near duplicate", detail)
 
     def _twins(self, candidates: Iterable[Candidate]) -> np.ndarray:
-        """For each candidate the number of the one of its group that is kept (its own where it is): int64 [N]."""
+        """For each candidate, the index of the one of its group that is kept (perhaps itself): int64 [N]."""
         with tempfile.TemporaryDirectory(prefix="inscp-") as temporary:
             path, perplexities = Path(temporary) / "signatures", []
             with path.open("wb") as file:
@@ -102,7 +102,7 @@ class NearDuplicates(Selector):
             return _kept_of_groups(path, ranks, self.similarity)
 
     def _signatures(self, batch: list[Candidate]) -> np.ndarray:
-        """uint32 [N, _SIZE]"""
+        """MinHash signatures: uint32 [N, _SIZE]."""
         runs = [self._runs(candidate.text) for candidate in batch]
         return np.array(
             library("rensa", "select").RMinHash.digest_matrix_from_token_sets(runs, _SIZE, 42).to_rows(),
@@ -118,12 +118,12 @@ class NearDuplicates(Selector):
 
 
 def _kept_of_groups(path: Path, ranks: np.ndarray, similarity: float) -> np.ndarray:
-    """For each signature the number of the one of its group that is kept.
+    """For each signature, the index of the one of its group that is kept.
 
     Args:
         path: the signatures, uint32 [N, _SIZE].
         ranks: float [N]; the lowest of a group is kept, the first among equals.
-        similarity: share of equal hashes that makes two texts one.
+        similarity: minimum fraction of equal hashes of duplicates.
 
     Returns:
         int64 [N].
@@ -154,7 +154,7 @@ def _kept_of_groups(path: Path, ranks: np.ndarray, similarity: float) -> np.ndar
 
 
 def _band_width(similarity: float) -> int:
-    """Hashes in a band: the most with which two texts of this similarity still share a band nine times of ten."""
+    """Hashes per band: the most with which two texts of this similarity share a band nine times out of ten."""
     chances = {width: 1 - (1 - similarity**width) ** (_SIZE // width) for width in (1, 2, 4, 8, 16)}
     return max(width for width, chance in chances.items() if chance >= 0.9 or width == 1)
 
@@ -165,7 +165,7 @@ def _slices(signatures: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _mixed(columns: np.ndarray) -> np.ndarray:
-    """One uint64 key of each row (FNV-1a over its words)."""
+    """One uint64 key per row (FNV-1a over its words)."""
     key = np.full(len(columns), 0xCBF29CE484222325, dtype=np.uint64)
     for column in columns.T:
         key = (key ^ column.astype(np.uint64)) * np.uint64(0x100000001B3)
@@ -173,7 +173,7 @@ def _mixed(columns: np.ndarray) -> np.ndarray:
 
 
 def _are_alike(signatures: np.ndarray, firsts: np.ndarray, others: np.ndarray, similarity: float) -> np.ndarray:
-    """Which of the pairs (firsts[i], others[i]) have signatures at least so similar: bool [N]."""
+    """Which of the pairs (firsts[i], others[i]) have signatures at least this similar: bool [N]."""
     alike = np.empty(len(firsts), dtype=bool)
     for begin in range(0, len(firsts), _PAIRS):
         some = slice(begin, begin + _PAIRS)

@@ -1,4 +1,4 @@
-"""What a selector and a filter are, and those that need nothing but numbers: perplexity and length."""
+"""The interfaces of selectors and filters, and the ones that need only numbers: perplexity and length."""
 
 from abc import ABC, abstractmethod
 from array import array
@@ -14,11 +14,11 @@ from inscp.records import Candidate
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A candidate is left out.
+    """A candidate is dropped.
 
     Attributes:
         why: the reason, by which drops are counted.
-        detail: what differs from one to the next.
+        detail: particulars of the candidate.
     """
 
     why: str
@@ -26,40 +26,40 @@ class Drop:
 
 
 Verdict = Candidate | Drop
-"""The candidate that is kept, perhaps changed, or why it is left out."""
+"""The candidate if it is kept, perhaps changed, or why it is dropped."""
 
 
 class Selector(ABC):
-    """Keeps some of a stream of candidates. A subclass is a dataclass whose fields are the keys of a config."""
+    """Keeps some of a stream of candidates. A subclass is a dataclass whose fields are configuration keys."""
 
     @abstractmethod
     def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
-        """Every candidate, in order, with the verdict on it.
+        """Every candidate, in order, with its verdict.
 
         Args:
-            candidates: too many to be held in memory; they can be read again where `reads_twice`, and else once.
+            candidates: too many to be held in memory; they can be read twice if `reads_twice`, otherwise once.
         """
 
     @property
     def reads_twice(self) -> bool:
-        """Whether `verdicts` reads the candidates twice, for which they must lie on disk."""
+        """Whether `verdicts` reads the candidates twice, for which they must be on disk."""
         return False
 
     def found(self) -> dict[str, Any]:
-        """What it saw, for the report."""
+        """Findings for the report."""
         return {}
 
     def contents(self) -> str:
-        """A digest of the files that it judges by, beside its settings."""
+        """A digest of the files that it uses, in addition to its settings."""
         return ""
 
 
 class Filter(Selector):
-    """A selector that judges each candidate by itself; a subclass needs no more than `judge`."""
+    """A selector that judges each candidate by itself; a subclass needs only `judge`."""
 
     @abstractmethod
     def judge(self, candidate: Candidate) -> Verdict:
-        """The verdict on one candidate, whatever the others are."""
+        """The verdict on one candidate, independent of the others."""
 
     def verdicts(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Verdict]]:
         for candidate in candidates:
@@ -70,8 +70,8 @@ def required_perplexity(candidate: Candidate, where: str) -> float:
     """The candidate's perplexity.
 
     Args:
-        candidate: of data that should have been scored.
-        where: the filter, or the key of the config, that cannot do without.
+        candidate: from data that should have been scored.
+        where: the filter or configuration key that requires it.
 
     Raises:
         UserError: the candidate has no score.

@@ -1,4 +1,4 @@
-"""Filters of language: which one it is, in which script, and for Chinese in which of its written forms."""
+"""Language filters: by language, script, and the written form of Chinese."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -115,7 +115,7 @@ class Chinese(Filter):
         if self.words != "any":
             plain = _converted(text, "t2s")
             mainland = _changes(_converted(plain, "s2tw"), _converted(plain, "s2twp"))
-            traditional = _converted(plain, "s2tw")  # as OpenCC has the words of Taiwan
+            traditional = _converted(plain, "s2tw")  # the form in which OpenCC has the words of Taiwan
             taiwan = _changes(_converted(traditional, "tw2s"), _converted(traditional, "tw2sp"))
             mine, others = (taiwan, mainland) if self.words == "taiwan" else (mainland, taiwan)
             if others > mine + _BY_CHANCE:
@@ -125,7 +125,7 @@ class Chinese(Filter):
 
 _SENTENCE, _COMPARED = regex.compile(r"[\n。！？；，]"), 500
 _BY_CHANCE = 2
-"""How many words of a text OpenCC may replace (支持 by 支援) though both regions use them."""
+"""Number of words of a text that OpenCC may replace (支持 by 支援) although both regions use them."""
 
 
 def _converted(text: str, conversion: str) -> str:
@@ -138,10 +138,10 @@ def _converter(name: str) -> Any:
 
 
 def _changes(before: str, after: str) -> int:
-    """In how many characters two texts differ; where their lengths differ too, in how many runs of characters."""
+    """Number of characters in which two texts differ; if their lengths differ, of runs of characters."""
     if len(before) == len(after):
         return sum(a != b for a, b in zip(before, after, strict=True))
-    # Sentence by sentence: the comparison takes the square of the length.
+    # Sentence by sentence, because the comparison is quadratic in the length.
     parts = (_SENTENCE.split(text) for text in (before, after))
     changed = 0
     for one, other in zip(*parts, strict=False):

@@ -1,4 +1,4 @@
-"""How surprised a model is by each record: the summed negative log-likelihood of its text."""
+"""Scoring of records under a model: the summed negative log-likelihood of their text."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class Scoring:
     """What is scored of a record.
 
     Args:
-        given: what the text follows. `text`: nothing but the token that stands before a document in pre-training (the
-            paper's formula). `template`: the model's own template with an empty user turn, where InsCP trains it.
-            `response`: its prompt, in the template; only answers are scored.
+        given: what precedes the text. `text`: only the token that begins a document in pre-training (the paper's
+            formula). `template`: the model's own template with an empty user turn, where InsCP trains it. `response`:
+            its prompt, in the template; only answers are scored.
         window: tokens that the model sees at once; a longer record is scored in several windows.
-        overlap: tokens that a later window repeats of the one before, as context that is not scored again.
+        overlap: tokens that a window repeats from the previous one, as context that is not scored again.
     """
 
     given: Conditioning = "text"
@@ -43,7 +43,7 @@ class Scoring:
             raise UserError("--overlap", f"{self.overlap} of a window of {self.window}", "Give 1 to window - 1.")
 
     def tag(self, tokenizer: PreTrainedTokenizerBase) -> Tag:
-        """What makes the documents of a record, in which only the text that is scored is a target."""
+        """The function that makes documents of a record, in which only the scored text is a target."""
         taggers = {"text": PlainTagger(), "template": InsCPTagger(), "response": ConversationTagger()}
         tag = taggers[self.given].bind(tokenizer)
         return lambda record: [_only_text(document) for document in tag(record)]
@@ -52,12 +52,12 @@ class Scoring:
 def _only_text(document: TaggedText) -> TaggedText:
     parts = [TemplateIds(part.ids, False) if isinstance(part, TemplateIds) else part for part in document.parts]
     *parts, end = (part for part in parts if isinstance(part, TextSpan) or part.ids)
-    # A model without a begin-of-sequence token has met every document behind the end of another one.
+    # A model without a begin-of-sequence token has seen every document after the end of another one.
     return TaggedText(document.source, (end, *parts) if isinstance(parts[0], TextSpan) else tuple(parts))
 
 
 def windows(sequence: TokenSequence, window: int, overlap: int) -> Iterator[TokenSequence]:
-    """The sequence in pieces of at most `window` tokens, each target in exactly one of them."""
+    """The sequence in windows of at most `window` tokens, each target in exactly one of them."""
     length, scored = len(sequence.input_ids), 0
     while True:
         begin = max(0, scored - overlap)
@@ -77,8 +77,8 @@ class Scorer:
         loss: the model, in evaluation mode on its device.
         tokenizer: the model's.
         scoring: what is scored.
-        batch_tokens: the most tokens in a forward pass; a longer window has a pass of its own.
-        is_sharded: the model is spread over the ranks, which must compute together: see `finish`.
+        batch_tokens: maximum tokens per forward pass; a longer window has its own pass.
+        is_sharded: whether the model is spread over the ranks, which must then compute together (see `finish`).
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Scorer:
         self._tag = scoring.tag(tokenizer)
 
     def score(self, records: Iterable[Record], on_unusable: OnUnusable, on_batch: OnBatch) -> list[Score]:
-        """The scores of records, in their order.
+        """The scores of records, in order.
 
         Args:
-            records: any number; those of like length share a forward pass.
-            on_unusable: told of those that have no score, and why.
-            on_batch: told after a forward pass what share of the work it was, and how many tokens it scored.
+            records: any number; those of similar length share a forward pass.
+            on_unusable: called with each record that has no score, and the reason.
+            on_batch: called after a forward pass with its fraction of the work and the number of tokens it scored.
         """
         documents = []
         for record in records:
@@ -109,10 +109,10 @@ class Scorer:
         for document in documents:
             size = sum(len(p.text.encode()) for p in document.parts if isinstance(p, TextSpan) and p.is_target)
             sizes[document.source] = sizes.get(document.source, 0) + size
-        told: set[str] = set()
+        reported: set[str] = set()
 
         def leave_out(source: str, why: str) -> None:
-            told.add(source)
+            reported.add(source)
             on_unusable(source, why)
 
         sequences = tokenize(documents, self._tokenizer, _NEVER_SPLIT, leave_out)
@@ -129,7 +129,7 @@ class Scorer:
             n_tokens = sum(len(piece.input_ids) for piece in batch)
             on_batch(n_tokens / whole_length, n_tokens)
         for source, (n, _) in totals.items():
-            if not n and source not in told:
+            if not n and source not in reported:
                 on_unusable(source, "it contains no text tokens")
         return [Score(source, int(n), sizes[source], nll) for source, (n, nll) in totals.items() if n]
 

@@ -1,4 +1,4 @@
-"""Filters of quality: broken text, refusals, personal data, and what evaluations will ask."""
+"""Quality filters: broken text, refusals, personal data, and contamination with benchmarks."""
 
 import os
 from collections import Counter
@@ -58,7 +58,7 @@ class BrokenText(Filter):
 
 
 def _is_mojibake(text: str) -> bool:
-    # What looks strange (phonetic script) and cannot be decoded better is right as it is.
+    # Text that looks strange (phonetic script) but cannot be decoded better is correct.
     return bool(library("ftfy.badness", "select").is_bad(text)) and library("ftfy", "select").fix_encoding(text) != text
 
 
@@ -80,14 +80,14 @@ class Refusals(Filter):
         return Drop("says it is a model", match[0]) if match else candidate
 
 
-# ASCII classes: between Chinese or Japanese words stands no space that would end an address or a number.
+# ASCII classes, because Chinese and Japanese have no spaces that would end an address or a number.
 _EMAIL = regex.compile(
     r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,3}\.[A-Za-z][A-Za-z0-9-]{1,62}"
 )
 _NUMBER = regex.compile(r"(?<![A-Za-z0-9-])[A-Z0-9]+(?:[ .+-][A-Z0-9]+)*(?![A-Za-z0-9-])")
 _GROUP = regex.compile(r"[A-Z0-9]+")
 _CARD = regex.compile(r"(?=[3-6]|2[2-7])(?:\d{13,19}|\d{4}(?:[ -]\d{4}){3}(?:[ -]\d{1,3})?|\d{4}[ -]\d{6}[ -]\d{5})")
-"""As cards are written and begin: of other runs of digits one in ten has the right check digit by chance."""
+"""The grouping and first digits of cards: one in ten other runs of digits has a valid check digit by chance."""
 _DECIMAL = regex.compile(r"\d[.,]\d+")
 _LONGEST_NUMBER, _SHORTEST_NUMBER = 40, 7
 
@@ -132,11 +132,11 @@ class PersonalData(Filter):
         return text
 
     def _number(self, match: Any) -> str:
-        """A run of groups of letters and digits, from the left, of each place the longest valid number masked."""
+        """A run of groups of letters and digits with the longest valid number at each place, from the left, masked."""
         run, groups, masked, done, first = match[0], list(_GROUP.finditer(match[0])), [], 0, 0
         while first < len(groups):
             start = groups[first].start()
-            near = range(first, min(first + _LONGEST_NUMBER, len(groups)))  # a group has a character at least
+            near = range(first, min(first + _LONGEST_NUMBER, len(groups)))  # a group has at least one character
             for last in reversed([place for place in near if groups[place].end() - start <= _LONGEST_NUMBER]):
                 number = run[start : groups[last].end()]
                 if len(number) >= _SHORTEST_NUMBER and (kind := self._kind(number, _beside(groups, first, last))):
@@ -163,7 +163,7 @@ class PersonalData(Filter):
 
 
 def _beside(groups: list[Any], first: int, last: int) -> list[str]:
-    """The groups on either side: digits between other groups of four are a table's and no card's."""
+    """The groups on either side: digits between other groups of four belong to a table, not to a card."""
     return [groups[place][0] for place in (first - 1, last + 1) if 0 <= place < len(groups)]
 
 
@@ -219,14 +219,14 @@ class Contamination(Filter):
 
 _EVALUATION = "Give a file like those in configs/evaluate."
 _NO_PROMPTS = ("class_path", "languages", "opponent", "original", "classifier")
-"""Keys of tasks whose texts are no prompts, and name models or results where they name a file."""
+"""Keys of tasks whose texts are not prompts, and that name models or results if they name a file."""
 
 
 def _files_of_tasks(evaluation: str) -> Iterator[str]:
-    """The files that the tasks of a configuration of `evaluate` name.
+    """The files that are named by the tasks of a configuration of `evaluate`.
 
     Raises:
-        UserError: it is none, or one of its tasks names no file.
+        UserError: it is not such a configuration, or one of its tasks names no file.
     """
     try:
         tasks = dict(read_yaml(local_path(evaluation), _EVALUATION)["tasks"])
@@ -234,7 +234,7 @@ def _files_of_tasks(evaluation: str) -> Iterator[str]:
         raise UserError(evaluation, "it has no tasks", _EVALUATION) from error
     for name, task in tasks.items():
         named = texts(task, but=_NO_PROMPTS)
-        files = [text for text in named if is_supported(Path(text)) or os.path.isdir(text)]  # noqa: PTH112  # whatever it is
+        files = [text for text in named if is_supported(Path(text)) or os.path.isdir(text)]  # noqa: PTH112  # may be any text
         if not files:
             fix = "Give its data as files, or use a configuration without it."
             raise UserError(evaluation, f"the task {name} names no file and no folder, so its prompts are unknown", fix)

@@ -1,4 +1,4 @@
-"""What was selected and why: one JSON object, one self-contained HTML page, and a few lines for the terminal."""
+"""The report on a selection: a JSON object, a self-contained HTML page, and a few lines for the terminal."""
 
 import io
 import json
@@ -14,15 +14,15 @@ from inscp.plotting import names_as_written, plain_logarithm
 from inscp.selection.select import Funnel, Histogram
 
 JSON, HTML = "_report.json", "_report.html"
-"""Names that readers of data folders leave out."""
+"""Names that readers of data folders ignore."""
 
 
 def as_dict(funnel: Funnel, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the page shows.
 
     Args:
-        funnel: one that has run.
-        settings: what made the selection: its fingerprint, sources, scores, replay.
+        funnel: a funnel that has run.
+        settings: how the selection was made: its fingerprint, sources, scores, replay.
     """
     steps = [{**vars(step), "dropped": dict(step.dropped.most_common())} for step in funnel.steps]
     edges = Histogram.edges().tolist()
@@ -50,7 +50,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
-    """Write both forms into the folder of the selection."""
+    """Write the JSON and HTML reports into the folder of the selection."""
     (folder / JSON).write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
     (folder / HTML).write_text(_page(report), "utf-8")
 
@@ -72,7 +72,7 @@ def _page(report: Mapping[str, Any]) -> str:
 
 @names_as_written()
 def _plot(report: Mapping[str, Any], what: str, filter_name: str) -> str:
-    """Histograms before (grey) and after (blue), one row a source, with the thresholds of the filter, as SVG."""
+    """Histograms before (grey) and after (blue), one row per source, with the thresholds of the filter, as SVG."""
     import matplotlib.figure
 
     before, after = report["before"][what], report["after"][what]

@@ -1,4 +1,4 @@
-"""Scores on disk: a folder of Parquet parts, each written whole, with what made them."""
+"""Scores on disk: a folder of Parquet parts, each written atomically, with the settings that made them."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from inscp.errors import UserError
 from inscp.paths import write_json
 from inscp.records import Score
 
-_MADE_BY, _REPORT = "_scoring.json", "_report.json"  # which readers of Parquet folders leave out
+_MADE_BY, _REPORT = "_scoring.json", "_report.json"  # ignored by readers of Parquet folders
 _UNSCORED = b"unscored"
 _SCHEMA = pa.schema(
     [
@@ -37,7 +37,7 @@ class ScoreFolder:
         folder: made by `create`, or by an earlier run.
 
     Raises:
-        UserError: there are no scores in it.
+        UserError: it contains no scores.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,14 +50,14 @@ class ScoreFolder:
 
     @classmethod
     def create(cls, folder: Path, made_by: dict[str, Any]) -> "ScoreFolder":
-        """The folder for these settings, new or begun before.
+        """The folder for these settings, new or from an earlier run.
 
         Args:
-            folder: where.
-            made_by: everything that decides the scores; `sources` has name, path and fingerprint of each.
+            folder: its path.
+            made_by: everything that determines the scores; `sources` has the name, path and fingerprint of each source.
 
         Raises:
-            UserError: it holds other files, or scores that were made otherwise.
+            UserError: it contains other files, or scores made with other settings.
         """
         if not (folder / _MADE_BY).exists():
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -74,7 +74,7 @@ class ScoreFolder:
         return found
 
     def remove_empty(self) -> None:
-        """Remove the folder where it holds no scores, from which nothing could go on."""
+        """Remove the folder if it contains no scores to resume from."""
         if not any(self.folder.glob("part-*")):
             shutil.rmtree(self.folder)
 
@@ -82,7 +82,7 @@ class ScoreFolder:
         return self._part(source, chunk).exists()
 
     def write(self, source: int, chunk: int, scores: list[Score], unscored: Mapping[str, int]) -> None:
-        """Keep the scores of one chunk of a source's records, and how many have none for which reason."""
+        """Write the scores of one chunk of a source's records, and the number of records without one, by reason."""
         name = self.sources[source]["name"]
         rows = [(s.id, name, s.n_tokens, s.n_bytes, s.nll, s.perplexity, s.bits_per_byte) for s in scores]
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
@@ -101,7 +101,7 @@ class ScoreFolder:
         return total
 
     def numbers(self, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every scored record of a source, in order: n_tokens and n_bytes (int64), nll (float64)."""
+        """n_tokens and n_bytes (int64) and nll (float64) of every scored record of a source, in order."""
         tables = [pq.read_table(part, columns=["n_tokens", "n_bytes", "nll"]) for part in self._parts(source)]
         whole = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
         return tuple(whole.column(name).to_numpy() for name in ("n_tokens", "n_bytes", "nll"))  # type: ignore[return-value]
@@ -114,14 +114,14 @@ class ScoreFolder:
 
     @property
     def counts_whole_records(self) -> bool:
-        """Whether the tokens of a score are all that a record has; else they are those of its answers."""
+        """Whether a score counts all tokens of a record, not only those of its answers."""
         return bool(self.made_by["given"] != "response")
 
     def index(self, name: str, fingerprint: str) -> int:
-        """Which of the scored sources has these contents.
+        """The index of the scored source with these contents.
 
         Raises:
-            UserError: none has: these are the scores of another data set.
+            UserError: there is none: the scores belong to other data.
         """
         for number, source in enumerate(self.sources):
             if source["fingerprint"] == fingerprint:
@@ -132,7 +132,7 @@ class ScoreFolder:
 
     @property
     def cost(self) -> dict[str, Any]:
-        """What the scores have cost, from the last report; empty before."""
+        """The cost of the scores, from the last report; empty without one."""
         report = self.folder / _REPORT
         return json.loads(report.read_text("utf-8")).get("cost", {}) if report.exists() else {}
 
@@ -147,7 +147,7 @@ class ScoreFolder:
 
 
 def summary(n_tokens: np.ndarray, n_bytes: np.ndarray, nll: np.ndarray) -> dict[str, float]:
-    """The perplexity of all tokens together (the paper's), bits per byte, and how the records' perplexities lie."""
+    """The perplexity of all tokens together (the paper's), bits per byte, and quantiles over the records."""
     if not len(n_tokens):
         return {"records": 0, "tokens": 0}
     places = (5, 25, 50, 75, 95)

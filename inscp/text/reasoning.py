@@ -1,19 +1,19 @@
-"""The reasoning in think tags that stands before an answer."""
+"""The reasoning in think tags before an answer."""
 
 CLOSED = "</think>"
 
 
 def begins_to_reason(text: str) -> bool:
-    """Whether a text opens the tag itself, whether or not it closes it."""
+    """Whether a text begins with the opening tag, whether or not the reasoning ends."""
     return text.lstrip().startswith("<think>")
 
 
 def behind_reasoning(text: str, is_opened: bool = False) -> str:
-    """What a text says behind the reasoning that it begins with; nothing where that has no end.
+    """The text after its initial reasoning; empty if the reasoning does not end.
 
     Args:
-        text: an assistant's.
-        is_opened: whether the tag was opened ahead of the text.
+        text: an assistant's text.
+        is_opened: whether the tag was opened before the text.
     """
     if not (is_opened or begins_to_reason(text)):
         return text

@@ -1,4 +1,4 @@
-"""How a refusal is known: by what it says, in en, zh, ja, fi and ar."""
+"""Refusals, recognised by their wording in en, zh, ja, fi and ar."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ SAYS_IT_IS_A_MODEL = (
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language)(?: language)? model\b",
     r"\bas an? (?:ai|artificial intelligence)(?: (?:assistant|chatbot))?, i\b",
     r"\bi(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language) (?:language )?(?:model|assistant)\b",
-    r"(?<![\"“「『'])\bi(?:'m| am) sorry,? but i (?:can(?:no|')t|am (?:not able|unable))\b",  # and nobody in a story
+    r"(?<![\"“「『'])\bi(?:'m| am) sorry,? but i (?:can(?:no|')t|am (?:not able|unable))\b",  # not quoted in a story
     r"(?:作為|作为|身為|身为)(?:一個|一个|一名)?.{0,6}(?:語言模型|语言模型|人工智慧|人工智能|(?<![a-z])AI(?![a-z]))"
     r"(?:語言模型|语言模型|模型|助手|助理|系統|系统|機器人|机器人|程式|程序)?\s*(?:[，,]|我)",
     r"(?<![a-z])(?:AI(?![a-z])|人工知能|言語モデル).{0,8}として.{0,12}(?:でき(?:ません|ない)|持って(?:いません|いない))",
@@ -37,7 +37,7 @@ REFUSES = (
     r"(?:عذر[اًا]|آسف|أعتذر|لا أستطيع|لا يمكنني|لن أ)",
 )
 _START = 200
-"""A refusal says so in its first characters; a story may well have someone who is sorry in it."""
+"""Characters searched: a refusal says so at its start, while a story may well contain someone who is sorry."""
 
 
 def refuses(response: str, patterns: regex.Pattern[str]) -> bool:
@@ -46,10 +46,10 @@ def refuses(response: str, patterns: regex.Pattern[str]) -> bool:
 
 
 def compiled(patterns: Iterable[str], where: str) -> regex.Pattern[str]:
-    """Any of the patterns, case ignored.
+    """A pattern that matches any of these, ignoring case.
 
     Raises:
-        UserError: one is no regular expression; `where` it was given.
+        UserError: one is not a valid regular expression; `where` names it in the message.
     """
     patterns = list(patterns)
     for pattern in patterns:

@@ -10,14 +10,14 @@ _LOOP_NGRAM = 4
 _LOOP_SHARE = 0.5
 _COPY_SHARE, _COPY_WORDS = 0.8, 12
 UNSPACED = r"\p{Line_Break=Complex_Context}\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff"
-# One CJK, kana or hangul character, or one of Thai, Lao, Khmer, Burmese and the like; else a run of other letters with
-# their marks, and digits: about one word.
+# One CJK, kana, hangul, Thai, Lao, Khmer or Burmese character (or the like); else a run of other letters with their
+# marks, and digits: about one word.
 UNIT = regex.compile(rf"[{UNSPACED}]|(?:[^\W{UNSPACED}]|\p{{M}})+")
 _CHARACTER = regex.compile(rf"[{UNSPACED}]")
 
 
 def words(text: str, unit: regex.Pattern[str] = UNIT) -> list[str]:
-    """The text in units that carry about one word each, case and the spelling of accents aside."""
+    """The text as units of about one word each, ignoring case and the encoding of accents."""
     return unit.findall(unicodedata.normalize("NFC", text.lower()))
 
 
@@ -37,10 +37,10 @@ def loops(text: str) -> bool:
 
 
 def copies(prompt: str, response: str) -> bool:
-    """Whether the response begins by saying the prompt again: four fifths of its words in one piece.
+    """Whether the response begins by repeating the prompt: four fifths of its words in one run.
 
-    Of a prompt of fewer than fifteen words it has to be more, twelve or all of them: a right answer often takes up a
-    short question (法國的首都是哪裡？ 法國的首都是巴黎。).
+    Of a prompt of fewer than fifteen words, more must be repeated (twelve words, or all of them), because a correct
+    answer often restates a short question (法國的首都是哪裡？ 法國的首都是巴黎。).
     """
     asked, said = words(prompt), words(response)
     longest = SequenceMatcher(None, asked, said[: 2 * len(asked)], autojunk=False).find_longest_match().size
