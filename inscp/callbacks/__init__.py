@@ -1,1 +1,1 @@
-"""What happens beside the training loop, one thing a file."""
+"""What happens alongside the training loop, one concern per file."""

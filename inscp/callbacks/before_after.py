@@ -1,4 +1,4 @@
-"""What the training changed: held-out perplexity and the model's answers, before and after, in one table."""
+"""What training changed: held-out perplexity and the model's answers, before and after, in one table."""
 
 import gc
 import math
@@ -26,13 +26,13 @@ class BeforeAfter(PromptingCallback):
     """Compares the original and the exported model on the same prompts in several languages, and prints a table.
 
     Both models are loaded from their folders, so that the table describes what a user gets: an export rounds weights
-    and merges adapters, and rounding may undo small changes. Each model is placed on the devices as the model in
-    training is. If that is sharded, all ranks generate; otherwise the first rank alone does, so that no other machine
-    needs the exported folder.
+    and merges adapters, and rounding may undo small changes. Each model is placed on the devices like the model in
+    training. If that is sharded, all ranks generate; otherwise only the first rank does, so that no other machine needs
+    the exported folder.
 
     Attributes:
-        folder: the exported model's.
-        has_earlier_answers: whether a checkpoint brings what the original model answered.
+        folder: folder of the exported model.
+        has_earlier_answers: whether a checkpoint contains the original model's results.
     """
 
     section = "before_after"
@@ -53,9 +53,9 @@ class BeforeAfter(PromptingCallback):
         folder = trainer.strategy.broadcast(own)  # only the first rank knows it
         after = self._measured(trainer, folder, "after") if self.questions else {}
         if trainer.is_global_zero and (self.questions or pl_module.held_out):
-            self._tell(trainer, pl_module, after)
+            self._report(trainer, pl_module, after)
 
-    def _tell(self, trainer: Trainer, pl_module: InsCPModule, after: dict[str, dict[str, float]]) -> None:
+    def _report(self, trainer: Trainer, pl_module: InsCPModule, after: dict[str, dict[str, float]]) -> None:
         before = self._before | {"held-out text": _perplexities(pl_module.held_out_before)}
         after = after | {"held-out text": _perplexities(pl_module.held_out)}
         table = render_table(before, after)
@@ -80,11 +80,11 @@ class BeforeAfter(PromptingCallback):
                 print(f"{when} training: {len(prompts)} prompts in {language}", file=sys.stderr, flush=True)
             with gathered_root(root):
                 answers, found = self.ask(language, root.model, tokenizer)
-            told = {name: found[name] for name in _SHARES}
-            result[f"answers to {language} prompts (n = {len(prompts)})"] = told
+            shares = {name: found[name] for name in _SHARES}
+            result[f"answers to {language} prompts (n = {len(prompts)})"] = shares
             if tracker := tracker_of(trainer):
                 step = 0 if when == "before" else trainer.global_step
-                metrics = {f"before_after/{language}/{name}": value for name, value in told.items()}
+                metrics = {f"before_after/{language}/{name}": value for name, value in shares.items()}
                 tracker.log_at(metrics, step)
                 tracker.log_table(_columns(answers), f"generations/{when}_{language}.json")
         del root
@@ -110,7 +110,7 @@ _SHARES = ("in_language", "ended", "looped", "copied")
 
 
 def render_table(before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]]) -> str:
-    """Groups of measures, before and after, as aligned text; shares in per cent, `–` where there is none."""
+    """Groups of measures, before and after, as aligned text; fractions in percent, `–` for a missing value."""
     lines = [f"{'':<38}{'before':>9}{'after':>9}"]
     for group in {**before, **after}:  # a group that was added on resuming has no `before`
         lines.append(group)

@@ -26,7 +26,7 @@ from inscp.model.checkpoint import (
 
 _METRIC = "metric"
 _PATIENCE = 30.0
-"""Seconds to wait until all nodes see a file that one has made: network file systems take a while."""
+"""Seconds to wait until all nodes see a file that one has created: network file systems take a while."""
 
 
 class Checkpoints(Checkpoint):
@@ -66,7 +66,7 @@ class Checkpoints(Checkpoint):
         self._newest: int | None = None  # the step that is on disk, or being written
 
     def require_measured(self, held_out: Iterable[str]) -> None:
-        """See that `monitor` is measured on one of the held-out sets, given by their names.
+        """Check that `monitor` is measured on one of the held-out sets, given by their names.
 
         Raises:
             UserError: it is not.
@@ -77,14 +77,14 @@ class Checkpoints(Checkpoint):
             raise UserError("checkpoint.monitor", f"{self._monitor} is not measured", fix)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = trainer.strategy.broadcast(self.folder)  # the ranks' clocks name run folders differently
+        self.folder = trainer.strategy.broadcast(self.folder)  # named by time, and the ranks' clocks differ
         if stage == "fit" and trainer.world_size > 1:
             self._require_one_view(trainer)
         if trainer.is_global_zero and stage == "fit":
             remove_partial(self.folder)
 
     def _require_one_view(self, trainer: Trainer) -> None:
-        """See that all ranks see the same folder and resume from the same checkpoint.
+        """Check that all ranks see the same folder and resume from the same checkpoint.
 
         Raises:
             UserError: they do not: each would write its part of a checkpoint where the others cannot find it.
@@ -98,9 +98,9 @@ class Checkpoints(Checkpoint):
         until = time.monotonic() + _PATIENCE
         while not (sees := probe.exists()) and time.monotonic() < until:
             time.sleep(0.1)
-        goes_on_from = str(trainer.ckpt_path)
+        resumes_from = str(trainer.ckpt_path)
         all_see = strategy.reduce_boolean_decision(sees)
-        all_agree = strategy.reduce_boolean_decision(strategy.broadcast(goes_on_from) == goes_on_from)
+        all_agree = strategy.reduce_boolean_decision(strategy.broadcast(resumes_from) == resumes_from)
         if trainer.is_global_zero:
             probe.unlink()
         if not (all_see and all_agree):
@@ -134,15 +134,15 @@ class Checkpoints(Checkpoint):
         self._finish(trainer)
 
     def save(self, trainer: Trainer, wait: bool = False, extra: Mapping[str, Any] | None = None) -> str:
-        """Write a checkpoint of the model as it is after this step; every rank takes part.
+        """Write a checkpoint of the model after this step; every rank must take part.
 
         Args:
-            trainer: between two optimizer steps.
-            wait: until it is on disk, also where writing is asynchronous.
-            extra: what to keep in its manifest: the metric that was measured after this step.
+            trainer: the trainer, between two optimizer steps.
+            wait: wait until it is on disk, even if writing is asynchronous.
+            extra: values for its manifest: the metric that was measured after this step.
 
         Returns:
-            What went wrong; empty where nothing did.
+            The error message; empty if there was no error.
         """
         path = step_folder(self.folder, trainer.global_step)
         with clock_paused(trainer):
@@ -179,7 +179,7 @@ class Checkpoints(Checkpoint):
         return ""
 
     def _prune(self) -> None:
-        """Remove whole checkpoints that are neither among the newest nor among the best."""
+        """Remove complete checkpoints that are neither among the newest nor among the best."""
         whole, _ = complete_checkpoints(self.folder)
         values = {path: read_manifest(path).get(_METRIC, {}).get(self._monitor, math.nan) for path in whole}
         measured = [path for path in whole if math.isfinite(values[path])]

@@ -1,4 +1,4 @@
-"""What the training costs, summed over all attempts if it was interrupted."""
+"""The cost of a training run, summed over all attempts if it was interrupted."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ from inscp.tracking.tracker import tracker_of
 
 
 def training_cost(trainer: Trainer) -> Cost | None:
-    """What the trainer's training has cost so far; None where nothing is counted."""
+    """The cost of the training run so far; None if it is not counted."""
     return next((callback.cost for callback in trainer.callbacks if isinstance(callback, TrainingCost)), None)  # type: ignore[attr-defined]
 
 
 class TrainingCost(Callback):
     """Logs `cost/training/…` (tokens, flops, wall_seconds, device_hours, energy_kwh, money, …) when the training ends.
 
-    Counted from the first step to the last: validation, checkpoints and questions asked in between take time and energy
-    too; loading, the table before and after, and the export are left out. The first rank measures its machine, and
-    every machine counts as that one. Tokens are those of `train/tokens`; FLOPs are of the rows with their padding, and
-    of the held-out rows; those of `stop_when_aligned` are left out.
+    It covers the first step to the last, including the time and energy of validation, checkpoints and prompting in
+    between, but not loading, the before/after table or the export. The first rank measures its machine, and every
+    machine is assumed to cost the same. Tokens are those of `train/tokens`; FLOPs are those of training rows, including
+    padding, and of held-out rows, but not those of `stop_when_aligned`.
 
     Args:
         ledger: prices.
@@ -42,7 +42,7 @@ class TrainingCost(Callback):
 
     @property
     def cost(self) -> Cost | None:
-        """So far; on the first rank."""
+        """The cost so far, on the first rank."""
         return self._running.cost(*self._counts) if self._running else self._earlier
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,5 +97,5 @@ class TrainingCost(Callback):
 
 
 def _ranks(trainer: Trainer) -> int:
-    """How many ranks see different rows. The first one's FLOPs stand for each: their rows are about equally full."""
+    """The number of ranks with different rows. The first one's FLOPs count for each: rows are about equally full."""
     return int(data_of(trainer).ranks[0])

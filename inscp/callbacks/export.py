@@ -1,4 +1,4 @@
-"""The last thing a training does: write the Hugging Face folder."""
+"""The last step of a training run: writing the Hugging Face folder."""
 
 import shutil
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ class ExportAtEnd(Callback):
     """Exports the trained model when the training has ended.
 
     Args:
-        folder: where to.
-        provenance: knows what the model card tells.
-        checkpoints: keep what was trained where it cannot be exported.
+        folder: folder of the export.
+        provenance: provides the contents of the model card.
+        checkpoints: keep the trained weights if the export fails.
     """
 
     def __init__(self, folder: Path, provenance: Provenance, checkpoints: Checkpoints) -> None:
@@ -35,7 +35,7 @@ class ExportAtEnd(Callback):
         problem = ""
         for name, tensor in pl_module.exported_weights().items():
             all_of_it = full_tensor(tensor)
-            if trainer.is_global_zero:  # in CPU memory, where adapters are still to be added in fp32
+            if trainer.is_global_zero:  # to CPU memory; adapters stay fp32 until they are merged
                 is_there = all_of_it is tensor and tensor.is_cpu
                 written = torch.float32 if pl_module.adapter else stored_as(pl_module.model, name, all_of_it)
                 weights[name] = all_of_it.to("cpu", tensor.dtype if is_there else written)
@@ -49,10 +49,10 @@ class ExportAtEnd(Callback):
             raise on_every_rank(RunError(f"{problem}; {lost or fix}"))
 
     def _export(self, trainer: Trainer, weights: Mapping[str, torch.Tensor]) -> str:
-        """What went wrong; empty where nothing did."""
+        """Returns the error message; empty if there was no error."""
         try:
             origin = self._provenance.origin(trainer)
-            shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed behind its export
+            shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed after its export
             export_model(assemble(origin, weights), data_of(trainer).tokenizer, self.folder, origin)
         except Exception as error:  # a full disk, too little memory, …
             return f"the model could not be exported ({str(error).rstrip('.') or type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Signals: a training that is to stop finishes its step and writes a checkpoint."""
+"""Signals: a run that is asked to stop finishes its step and writes a checkpoint."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from inscp.tracking.tracker import tracker_of
 
 
 def how_to_go_on() -> str:
-    """How to resume an interrupted run; those of a study, say, have the option already."""
+    """How to resume an interrupted run; the commands of a study, for example, already have the option."""
     is_given = re.search(r"--ckpt_path[ =]last\b", " ".join(sys.argv))
     return "rerun the same command to resume" if is_given else "rerun with --ckpt_path last to resume"
 
@@ -30,8 +30,8 @@ def how_to_go_on() -> str:
 class Interruption(Callback):
     """Saves and stops at SIGTERM, at SIGUSR1 (SLURM's usual warning before the end) and at the first Ctrl-C.
 
-    Whichever rank is told, all stop behind the same step; behind the last one the training ends as if nothing had been
-    told, with its model exported and asked. A second Ctrl-C ends at once.
+    Whichever rank receives the signal, all stop after the same step; after the last step the run ends as usual, with
+    its model exported and prompted. A second Ctrl-C ends the run at once.
 
     Args:
         checkpoints: writes the checkpoint.
@@ -43,8 +43,8 @@ class Interruption(Callback):
         self._listening = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # These replace Lightning's own handlers, which on SIGTERM end a training with status 0 and no checkpoint, and
-        # call collectives inside a handler.
+        # These replace Lightning's own handlers, which on SIGTERM end a run with status 0 and no checkpoint, and call
+        # collectives inside a handler.
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = partial(self._listen, trainer)  # type: ignore[method-assign]
 
@@ -73,8 +73,8 @@ class Interruption(Callback):
         else:
             message, status = f"{where}; checkpoint written; {how_to_go_on()}", status_behind(number)
         if tracker := tracker_of(trainer):
-            tracker.finalize("interrupted")  # Lightning would call it failed
-        # One process of a node tells the status: launchers kill the others, or that one, where another fails first.
+            tracker.finalize("interrupted")  # Lightning would report it as failed
+        # One process per node reports the status: launchers kill the others, or that one if another fails first.
         raise Stopped(message if trainer.is_global_zero else "", 0 if trainer.local_rank else status)
 
     def _listen(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines in a log file."""
+"""Progress display: a bar on a terminal, plain lines in a log file."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from inscp.progress import SECONDS_BETWEEN_LINES, duration
 
 
 def progress() -> Callback:
-    """The progress display that fits where standard error goes."""
+    """The progress display for standard error: a terminal or a file."""
     return TerminalProgress() if sys.stderr.isatty() else PlainProgress()
 
 
@@ -38,11 +38,11 @@ class PlainProgress(Callback):
     """One line every ten seconds: step, loss, tokens per second, time left."""
 
     def __init__(self) -> None:
-        self._started = self._told = 0.0
+        self._started = self._last_shown = 0.0
         self._first_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = self._told = time.monotonic()
+        self._started = self._last_shown = time.monotonic()
         self._first_step = trainer.global_step
 
     def on_train_batch_end(
@@ -50,10 +50,10 @@ class PlainProgress(Callback):
     ) -> None:
         now, step = time.monotonic(), trainer.global_step
         steps = data_of(trainer).total_steps
-        is_due = now - self._told >= SECONDS_BETWEEN_LINES or step == steps
+        is_due = now - self._last_shown >= SECONDS_BETWEEN_LINES or step == steps
         if not (is_due and ends_step(trainer, batch_idx) and trainer.is_global_zero):
             return
-        self._told = now
+        self._last_shown = now
         left = (now - self._started) / max(1, step - self._first_step) * (steps - step)
         metrics = trainer.callback_metrics
         print(

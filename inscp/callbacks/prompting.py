@@ -1,4 +1,4 @@
-"""Prompting a model in training in several languages."""
+"""Prompting a model in several languages during training."""
 
 from typing import ClassVar
 
@@ -25,8 +25,8 @@ class PromptingCallback(Callback):
         lid_model: language identification model, as for the task `LanguageAlignment`.
 
     Attributes:
-        section: of the configuration that has its options.
-        questions: language -> what is asked in it.
+        section: section of the configuration with its options.
+        questions: language -> prompts in it.
     """
 
     section: ClassVar[str]

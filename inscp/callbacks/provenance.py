@@ -28,8 +28,8 @@ from inscp.tracking.tracker import tracker_of
 
 
 def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
-    """What a person calls the run: method, what stands beside it, model and language."""
-    besides = {
+    """The name of the run shown to users: method, additions to it, model and language."""
+    additions = {
         "replay": data.replay and not module.distillation,
         "distilled": module.distillation,
         "by probability": module.token_weights,
@@ -38,12 +38,12 @@ def run_name(module: InsCPModule, data: InsCPDataModule) -> str:
         "new tokens alone": module.new_tokens_only,
         "EMA": module.ema_decay is not None,
     }
-    arm = ", ".join([data.tagger.arm, *(name for name, is_so in besides.items() if is_so)])
+    arm = ", ".join([data.tagger.arm, *(name for name, is_so in additions.items() if is_so)])
     return Origin(module.pretrained, arm, data.language, before=read_origin(module.pretrained)).name
 
 
 def tagged_example(pipeline: Pipeline) -> str:
-    """The first document as the model sees it: what its ids decode to."""
+    """The first document as the model sees it, decoded from its ids."""
     sequence = next(islice(pipeline.sequences(), 1), None)
     return str(pipeline.tokenizer.decode(sequence.input_ids)) if sequence else ""
 
@@ -52,7 +52,7 @@ class Provenance(Callback):
     """Logs what made the run, and keeps it in checkpoints for `export` and its model card.
 
     Args:
-        folder: of the run, where a resumed training goes on.
+        folder: folder of the run, in which a resumed run continues.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +89,7 @@ class Provenance(Callback):
             tracker.log_text("\n\n".join(map(tagged_example, pipelines)), "tagged_example.txt")
             paths = [source.path for pipeline in pipelines for source in pipeline.sources]
             for number, folder in enumerate(map(local_path, paths), 1):
-                for name in (selection.JSON, selection.HTML):  # where the source is what `select` wrote
+                for name in (selection.JSON, selection.HTML):  # if `select` wrote the source
                     if (folder / name).is_file():
                         tracker.log_text((folder / name).read_text("utf-8"), f"selection/{number}{name}")
                 if scoring := _scoring_cost(folder):
@@ -97,7 +97,7 @@ class Provenance(Callback):
                     tracker.log_hyperparams(scoring.params("scoring"))
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The held-out losses of the original model are the first point of the curves."""
+        """Log the held-out losses of the original model as the first point of the curves."""
         assert isinstance(pl_module, InsCPModule)
         tracker = tracker_of(trainer)
         if tracker is not None:
@@ -105,7 +105,7 @@ class Provenance(Callback):
                 tracker.log_at({f"val/{name}/loss": loss, f"val/{name}/perplexity": math.exp(loss)}, step=0)
 
     def origin(self, trainer: Trainer) -> Origin:
-        """Everything about the run in plain values."""
+        """Everything about the run as plain values."""
         module, data = trainer.lightning_module, data_of(trainer)
         assert isinstance(module, InsCPModule)
         training = {
@@ -143,7 +143,7 @@ class Provenance(Callback):
             training["adapter"] = repr(module.adapter)
         if module.ema_decay is not None:
             training["ema_decay"] = module.ema_decay
-        is_measured = module.held_out_step == trainer.global_step  # and not behind an earlier step
+        is_measured = module.held_out_step == trainer.global_step  # and not after an earlier step
         held_out = {
             name: {"before": loss} | ({"after": module.held_out[name]} if is_measured else {})
             for name, loss in module.held_out_before.items()
@@ -161,7 +161,7 @@ class Provenance(Callback):
         _require_same(found, pl_module, trainer.state.fn == TrainerFn.FITTING)
         warn_of_other_weights(found, pl_module.pretrained)
         before, now = found.training["precision"], str(trainer.precision)
-        if trainer.state.fn == TrainerFn.FITTING and before != now:  # as by default on another machine
+        if trainer.state.fn == TrainerFn.FITTING and before != now:  # the default depends on the machine
             rank_zero_warn(f"training began in {before} and resumes in {now}; set trainer.precision to keep {before}")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -173,13 +173,13 @@ class Provenance(Callback):
 
 
 def _passes(data: InsCPDataModule) -> str:
-    """How often the data is taken, for people."""
+    """The number of passes over the data, in words."""
     replayed = f", {data.replayed_passes:.3g} over the replayed rows" if data.replay else ""
     return f"{data.passes:.3g} passes over the training rows{replayed}"
 
 
 def _frozen(module: InsCPModule) -> str | None:
-    """What a shield freezes, for people."""
+    """What a shield freezes, in words."""
     if module.shield is None or module.frozen is None:
         return None
     return f"{module.shield.share:.0%} of the columns of {len(module.frozen.weights)} matrices frozen"
@@ -188,26 +188,26 @@ def _frozen(module: InsCPModule) -> str | None:
 def _require_same(found: Origin, module: InsCPModule, trains: bool) -> None:
     """
     Args:
-        found: of the checkpoint.
-        module: that goes on with it.
-        trains: whether it is trained, and not only measured.
+        found: origin of the checkpoint.
+        module: the module that resumes from it.
+        trains: whether the module is trained, not only evaluated.
 
     Raises:
         UserError: its adapter or shield differs from the checkpoint's.
     """
     adapter = asdict(module.adapter) if module.adapter else {}
-    told: dict[str, list[Any]] = {"model.adapter": [{key: of[key] for key in of if key != "dropout"}
-                                                    for of in (found.adapter or {}, adapter)]}  # fmt: skip
+    pairs: dict[str, list[Any]] = {"model.adapter": [{key: of[key] for key in of if key != "dropout"}
+                                                     for of in (found.adapter or {}, adapter)]}  # fmt: skip
     if trains:
-        told["model.shield"] = [found.training.get("shield"), _frozen(module)]
-    for where, (then, now) in told.items():
+        pairs["model.shield"] = [found.training.get("shield"), _frozen(module)]
+    for where, (then, now) in pairs.items():
         if then != now:
             what = f"the checkpoint was trained with {then or 'none'}, this configuration has {now or 'none'}"
             raise on_every_rank(UserError(where, what, "Resume with the settings that made it, or start a new run."))
 
 
 def _scoring_cost(folder: Path) -> Cost | None:
-    """The cost of the scores by which this folder's data was selected."""
+    """The cost of the scores by which this folder's data was selected; None if unknown."""
     report = folder / selection.JSON
     found = json.loads(report.read_text("utf-8")).get("scoring_cost") if report.is_file() else None
     return Cost(**found) if found else None

@@ -1,4 +1,4 @@
-"""Stopping as soon as the model answers in the language, so that nobody pays for a token too many."""
+"""Early stopping as soon as the model answers in the language, to save training tokens."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from inscp.paths import write_json
 from inscp.tracking.tracker import tracker_of
 
 ALIGNMENT_FILE = "alignment.json"
-"""In a training's folder: every measurement, and why the training ended."""
+"""The file in a run's folder with every measurement and the reason why training stopped."""
 _ALIGNED, _ENDED, _RETAINED = "in_language_if_sound", "ended", "in_language"
 
 Measures = dict[str, dict[str, float]]
-"""Language -> measure (`in_language`, `ended`, `sound`, …) -> share."""
+"""Language -> measure (`in_language`, `ended`, `sound`, …) -> fraction."""
 
 
 class StopWhenAligned(PromptingCallback):
@@ -70,7 +70,7 @@ class StopWhenAligned(PromptingCallback):
         self._history: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._history and self.questions and self._reason():  # it had ended, and its export failed
+        if self._history and self.questions and self._reason():  # it had stopped, and its export failed
             trainer.should_stop = True
 
     def on_train_batch_end(
@@ -80,16 +80,16 @@ class StopWhenAligned(PromptingCallback):
         if not (self.questions and ends_step(trainer, batch_idx)):
             return
         tokens = tokens_seen(trainer)
-        if tokens // self._every == self._asked_at // self._every:
+        if tokens // self._every == self._measured_at // self._every:
             return
         with clock_paused(trainer):
-            measures = trainer.strategy.broadcast(self._ask(trainer, pl_module))  # all ranks have generated
+            measures = trainer.strategy.broadcast(self._measure(trainer, pl_module))  # all ranks have generated
         self._history.append({"step": trainer.global_step, "tokens": tokens, "measures": measures})
         if tracker := tracker_of(trainer):
             tracker.log_at(_flat(measures), trainer.global_step)
         reason = self._reason()
         if trainer.is_global_zero:
-            self._tell(tokens, measures, reason)
+            self._report(tokens, measures, reason)
         if reason:
             trainer.should_stop = True
             if tracker := tracker_of(trainer):
@@ -97,16 +97,16 @@ class StopWhenAligned(PromptingCallback):
                 tracker.log_hyperparams({"stopped": reason})
 
     @property
-    def _asked_at(self) -> int:
+    def _measured_at(self) -> int:
         """Tokens at the last measurement."""
         return int(self._history[-1]["tokens"]) if self._history else 0
 
-    def _ask(self, trainer: Trainer, module: InsCPModule) -> Measures:
+    def _measure(self, trainer: Trainer, module: InsCPModule) -> Measures:
         with module.generation_mode() as model:
             return {language: self.ask(language, model, data_of(trainer).tokenizer)[1] for language in self.questions}
 
     def _reason(self) -> str:
-        """Why the training is to end now; empty where it goes on."""
+        """Why training should stop now; empty if it should continue."""
         (taught, now), *others = self._history[-1]["measures"].items()
         for language, measures in others:
             if measures[_RETAINED] < self._retention:
@@ -122,7 +122,7 @@ class StopWhenAligned(PromptingCallback):
         shares = f"{now[_ALIGNED]:.0%} of well-formed answers in it, {now[_ENDED]:.0%} end their turn"
         return f"{taught} has reached its targets and plateaued ({shares})"
 
-    def _tell(self, tokens: int, measures: Measures, reason: str) -> None:
+    def _report(self, tokens: int, measures: Measures, reason: str) -> None:
         for language, found in measures.items():
             said = f"{found[_RETAINED]:.0%} in the language, {found[_ENDED]:.0%} end their turn"
             print(f"after {tokens:,} tokens, {language} prompts: {said}", file=sys.stderr, flush=True)
@@ -139,8 +139,8 @@ class StopWhenAligned(PromptingCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         asked = [one["measures"].keys() for one in state_dict["history"]]
-        is_of_others = bool(self.questions) and any(languages != self.questions.keys() for languages in asked)
-        self._history = [] if is_of_others else list(state_dict["history"])
+        has_others = bool(self.questions) and any(languages != self.questions.keys() for languages in asked)
+        self._history = [] if has_others else list(state_dict["history"])
 
 
 def is_flat(series: Sequence[float], patience: int, tolerance: float) -> bool:

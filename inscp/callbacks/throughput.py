@@ -1,4 +1,4 @@
-"""How fast the training is: tokens a second, model FLOPs utilisation, peak memory."""
+"""Training speed: tokens per second, model FLOPs utilisation, peak memory."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def tokens_seen(trainer: Trainer) -> int:
 
 @contextmanager
 def clock_paused(trainer: Trainer) -> Iterator[None]:
-    """Leave the time that is spent inside, between two steps, out of the throughput."""
+    """Exclude the time spent in the context, between two steps, from the throughput."""
     clocks = [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]  # type: ignore[attr-defined]
     for clock in clocks:
         clock.pause(trainer)
@@ -39,17 +39,17 @@ def clock_paused(trainer: Trainer) -> Iterator[None]:
 class Throughput(Callback):
     """Logs `train/tokens`, `train/tokens_per_second`, `train/mfu` and `memory/peak_gib` at every optimizer step.
 
-    And the peak memory of each rank (`memory/rank_0/…`), when the weights are loaded and at the end.
+    Also logs the peak memory of each rank (`memory/rank_0/…`), once the weights are loaded and at the end.
 
-    Tokens are those that are not padding, of all ranks. A step's time goes from the end of the step before (of the
-    first, from when its rows are there) to its own: waiting for rows, forward and backward passes, the update, logging.
-    Validation, checkpoints and the questions of `stop_when_aligned` are left out.
+    Tokens are those of all ranks, without padding. A step's time runs from the end of the previous step (for the first
+    step, from when its rows are available) to its own end: waiting for rows, forward and backward passes, the update,
+    logging. Validation, checkpoints and the prompts of `stop_when_aligned` are left out.
 
-    Utilisation (MFU) is the FLOPs of `inscp.cost.flops` (forward and backward; attention, which is little in short,
-    isolated documents, and what is computed again are left out) over the devices' peak. That is the rated one of
-    dense bf16 products where the training computes in bf16 on a device of `inscp.cost.devices.DEVICES`; else what a
-    2048-cubed product of the training's precision reaches there, measured at the start (`matrix_rate`). The parameter
-    `mfu_peak` of the MLflow run says which, and how much.
+    Utilisation (MFU) is the FLOPs of `inscp.cost.flops` (forward and backward, without recomputation and without
+    attention, which is small for short, isolated documents) over the devices' peak. This is the rated peak of dense
+    bf16 matmuls if the run computes in bf16 on a device of `inscp.cost.devices.DEVICES`; else the measured rate of a
+    2048-cubed matmul in the run's precision, at the start (`matrix_rate`). The parameter `mfu_peak` of the MLflow run
+    gives the peak and its source.
     """
 
     def __init__(self) -> None:
@@ -113,11 +113,11 @@ class Throughput(Callback):
 
 
 def peak_rate(device: torch.device, is_bf16: bool) -> tuple[float, str]:
-    """The peak FLOP/s of one device, which utilisation is a share of, and its origin in words.
+    """The peak FLOP/s of one device, to which utilisation is relative, and its source in words.
 
     Args:
-        device: that trains.
-        is_bf16: whether it multiplies in bf16; else in fp32, for which no rate is known.
+        device: device of the training run.
+        is_bf16: whether matmuls are bf16; else fp32, for which no rated peak is known.
     """
     rated = find_device(device_name(device)) if is_bf16 else None
     if rated:
@@ -127,7 +127,7 @@ def peak_rate(device: torch.device, is_bf16: bool) -> tuple[float, str]:
 
 
 def _device_time(trainer: Trainer) -> float:
-    """Seconds of the clock, once the device is idle."""
+    """The clock in seconds, once the device is idle."""
     synchronize(trainer.strategy.root_device)
     return time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Devices: what they can compute, what power they take, and for how long."""
+"""Devices: their compute rate, power and projected time."""
 
 import time
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ import torch
 
 _LONG = 0.1  # seconds
 _WATTS_PER_CORE = 5.0
-"""What server processors are rated at: EPYC 7763 280 W for 64 cores, Xeon Platinum 8480+ 350 W for 56."""
+"""Rated power of server CPUs: EPYC 7763 280 W for 64 cores, Xeon Platinum 8480+ 350 W for 56."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator as its maker rates it.
+    """An accelerator and its manufacturer's ratings.
 
     Attributes:
-        name: a part of the name that the driver tells.
-        flops: a second, dense products in bf16.
-        watts: the most that it takes (TDP).
-        source: of the numbers.
+        name: part of the name that the driver reports.
+        flops: FLOP/s of dense bf16 matmuls.
+        watts: maximum power (TDP).
+        source: source of the numbers.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Device:
     source: str
 
     def hours(self, flops: float) -> float:
-        """Of all devices together, at `UTILISATION` of their rate."""
+        """Device hours for `flops` operations, at `UTILISATION` of the rate."""
         return flops / (self.flops * UTILISATION) / 3600
 
 
@@ -41,27 +41,28 @@ DEVICES = (
     Device("A100 80GB PCIe", 312e12, 300, "NVIDIA A100 80GB datasheet, PCIe"),
     Device("A100", 312e12, 400, "NVIDIA A100 80GB datasheet, SXM"),
 )
-"""The narrower name first."""
+"""More specific names come first."""
 PROJECTED_ON, UTILISATION = "H100", 0.4
-"""For what is projected: a device, and the share of its rate that is reached (model FLOPs utilisation)."""
+"""For projections: a device, and the fraction of its rate that is reached (model FLOPs utilisation)."""
 
 
 def find_device(name: str) -> Device | None:
-    """The device of this name (`NVIDIA H100 80GB HBM3`, `H100`); None of one that is not in the table."""
+    """The device of this name (`NVIDIA H100 80GB HBM3`, `H100`); None if it is not in the table."""
     return next((device for device in DEVICES if device.name.lower() in name.lower()), None)
 
 
 def device_name(device: torch.device) -> str:
-    """What the driver calls it; `CPU` of a processor, whatever its make."""
+    """The name that the driver reports; `CPU` for any CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def rated_watts(name: str, processes: int) -> float | None:
-    """The power of one device of this name.
+    """The rated power of one device in watts; None if it is not known.
 
     Args:
-        name: as the driver tells it.
-        processes: that share a CPU, whose power is that of the cores they use: each as many as this process.
+        name: name that the driver reports.
+        processes: number of processes that share a CPU, whose power is that of the cores in use: every process uses as
+            many as this one.
     """
     if name == "CPU":
         return _WATTS_PER_CORE * torch.get_num_threads() * processes
@@ -70,9 +71,9 @@ def rated_watts(name: str, processes: int) -> float | None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of a 2048-cubed matrix product, the best of several; of fewer rows where these take long.
+    """FLOP/s of a 2048-cubed matmul, the best of several; of fewer rows if these take long.
 
-    A CPU that does not multiply in a number format takes a minute for the whole.
+    A CPU without support for a dtype takes a minute for all rows.
     """
     size = 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -93,6 +94,6 @@ def _seconds_of_a_product(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what was asked of it."""
+    """Wait until a device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The energy that devices take: read from their counters (NVML of GPUs, RAPL of CPUs) by codecarbon, or estimated."""
+"""The energy of devices, read by codecarbon from their counters (NVML for GPUs, RAPL for CPUs), and its emissions."""
 
 import logging
 import os
@@ -12,11 +12,11 @@ from inscp.errors import UserError
 from inscp.optional import library
 
 _SECONDS = 15
-"""Between two readings; RAPL's counters begin anew after some minutes."""
+"""Seconds between two readings; RAPL's counters wrap around after some minutes."""
 
 
 def counters(devices: Sequence[torch.device]) -> list[str]:
-    """Which counters of the devices can be read here: `NVML`, `RAPL`, or none of them."""
+    """The counters of the devices that can be read on this machine: `NVML`, `RAPL`, both or neither."""
     if find_spec("codecarbon") is None:
         return []
     _silence()
@@ -26,13 +26,13 @@ def counters(devices: Sequence[torch.device]) -> list[str]:
 
 
 class EnergyCounter:
-    """Adds up what the devices take from now on, in two threads that sleep most of the time.
+    """Adds up the energy of the devices from now on, in two threads that sleep most of the time.
 
-    GPUs are those given, or all that CUDA_VISIBLE_DEVICES names where it is set. The CPU is counted whole, with what
-    else runs on it, where RAPL can be read. Memory, fans and power supplies are not counted.
+    GPUs are the given ones, or all those in CUDA_VISIBLE_DEVICES if it is set. If RAPL can be read, the whole CPU is
+    counted, including other programs on it. Memory, fans and power supplies are not counted.
 
     Args:
-        devices: of this machine, what computes.
+        devices: the devices of this machine that compute.
         sources: the `counters` to read.
     """
 
@@ -48,12 +48,12 @@ class EnergyCounter:
         self._tracker.start()
 
     def kwh(self) -> float:
-        """What they have taken so far."""
+        """The energy so far."""
         self._tracker.flush()
         return self._sum()
 
     def stop(self) -> float:
-        """What they have taken; nothing is added any more."""
+        """Stop counting; returns the total in kWh."""
         self._tracker.stop()
         return self._sum()
 
@@ -70,18 +70,18 @@ class EnergyCounter:
     live_out = out
 
     def exit(self) -> None:
-        """Nothing is left to write."""
+        """Called by codecarbon; there is nothing left to write."""
 
 
 def co2_intensity(country: str, region: str | None) -> float:
-    """Kilograms of CO2 equivalent a kWh of a country's electricity, as codecarbon's tables have it.
+    """Kilograms of CO2 equivalent per kWh of a country's electricity, from codecarbon's tables.
 
     Args:
-        country: three letters (ISO 3166-1 alpha-3).
-        region: of the United States, Canada, China or a Nordic country.
+        country: three-letter code (ISO 3166-1 alpha-3).
+        region: region of the United States, Canada, China or a Nordic country.
 
     Raises:
-        UserError: no such country in the tables.
+        UserError: the country is not in the tables.
     """
     emissions = library("codecarbon.core.emissions", "cost")
     _silence()
@@ -94,5 +94,5 @@ def co2_intensity(country: str, region: str | None) -> float:
 
 
 def _silence() -> None:
-    """Silence what codecarbon logs on its import and setup."""
+    """Silence codecarbon's log messages on import and setup."""
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)

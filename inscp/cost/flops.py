@@ -1,16 +1,15 @@
 """Floating-point operations (FLOPs) by formula, a multiplication and an addition counted as two.
 
-    forward   2 N a token, and 4 L W for each position that a token attends to (itself and those before it)
-    backward  again as much for the gradients of the activations, and for those of the weights that are trained
-    again     what activation checkpointing computes a second time: its share of a forward pass
+    forward    2 N per token, and 4 L W per position that a token attends to (itself and those before it)
+    backward   as much again for the gradients of the activations, and for those of the trained weights
+    recompute  what activation checkpointing computes a second time: its fraction of a forward pass
 
-N: parameters that a token of text is multiplied with, that is all but towers for images and the input embedding, which
-is looked up (where it is tied to the output layer it counts once, as that), and of experts those that are chosen. L:
+N: the parameters that a token of text is multiplied with: all except image towers and the input embedding, which is
+looked up (if it is tied to the output layer, it counts once, as that), and of the experts only the chosen ones. L:
 layers. W: heads times their width, the mean of queries' and values'. Padding counts, since it is computed. The output
 layer counts at every position, as is usual, though the loss computes it at targets only: for a prompt without targets
-this overestimates (by a fifth at 135 M parameters, a sixteenth at 8 B). Norms, softmax, the loss
-and the optimizer are left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al. (arXiv
-2203.15556, appendix F).
+this overestimates (by a fifth at 135 M parameters, a sixteenth at 8 B). Norms, softmax, the loss and the optimizer are
+left out. After Kaplan et al. (arXiv 2001.08361, section 2.1) and Hoffmann et al. (arXiv 2203.15556, appendix F).
 """
 
 from dataclasses import dataclass
@@ -28,12 +27,12 @@ from inscp.model.precision import text_parts
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What the formula needs to know of a model.
+    """The sizes of a model in the formula.
 
     Attributes:
         multiplied: N of the formula.
-        trained: those of N that are trained.
-        attention_width: L x W of the formula, layer by layer.
+        trained: the trained part of N.
+        attention_width: L x W of the formula, summed over the layers.
     """
 
     multiplied: float
@@ -42,7 +41,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "ModelSize":
-        """Of a model as it is trained or asked: sharded, with adapters or without."""
+        """The sizes of a model, sharded or not, with adapters or without."""
         layers = layer_configs(model)
         last = layers[-1]  # where only some layers have experts, the first ones have none
         chosen = getattr(last, "num_experts_per_tok", None)
@@ -57,18 +56,18 @@ class ModelSize:
             share = chosen / experts if chosen and experts and ".experts." in name else 1.0
             multiplied += share * weight.numel()
             trained += share * weight.numel() * weight.requires_grad
-        with_heads = (layer for layer in layers if getattr(layer, "num_attention_heads", None))  # and not Mamba's
+        with_heads = (layer for layer in layers if getattr(layer, "num_attention_heads", None))  # not Mamba's layers
         width = sum(layer.num_attention_heads * sum(head_widths(layer)) // 2 for layer in with_heads)
         return cls(multiplied, trained, width)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What passes through a model.
+    """The input of a model's forward passes.
 
     Attributes:
-        tokens: padding included.
-        attended: positions that they attend to, summed.
+        tokens: number of tokens, including padding.
+        attended: number of positions that each attends to, summed.
     """
 
     tokens: int = 0
@@ -76,57 +75,58 @@ class Work:
 
     @classmethod
     def of(cls, lengths: tuple[int, ...]) -> "Work":
-        """Documents of these lengths, each attending to itself alone, token by token to what came before."""
+        """Documents of these lengths, with causal attention within each."""
         return cls(sum(lengths), sum(length * (length + 1) // 2 for length in lengths))
 
 
 def forward_flops(size: ModelSize, work: Work) -> float:
-    """Of a forward pass."""
+    """The FLOPs of a forward pass."""
     return 2 * size.multiplied * work.tokens + 4 * size.attention_width * work.attended
 
 
 def training_flops(size: ModelSize, work: Work, recomputed: float = 0.0) -> float:
-    """Of a forward and a backward pass.
+    """The FLOPs of a forward and a backward pass.
 
     Args:
-        size, work: of the model, and of what passes through it.
-        recomputed: share of a forward pass that is computed again, as `recomputed_share` tells.
+        size: the model.
+        work: what passes through it.
+        recomputed: fraction of a forward pass that is recomputed (see `recomputed_share`).
     """
     weights = 2 * size.trained * work.tokens + 4 * size.attention_width * work.attended
     return (2 + recomputed) * forward_flops(size, work) + weights
 
 
 def recomputed_share(how: ActivationCheckpointing) -> float:
-    """Share of the forward pass that activation checkpointing computes again; about half where it is `selective`."""
+    """The fraction of a forward pass that activation checkpointing recomputes; about half for `selective`."""
     if isinstance(how, int):
         return 1 / how
     return {"none": 0.0, "selective": 0.5, "block": 1.0}[how]
 
 
 class WorkCounter:
-    """Counts what passes through models that are not trained, until it is read.
+    """Counts what passes through models in inference.
 
     Attributes:
-        flops: of all forward passes so far.
-        tokens: so far, padding included.
+        flops: FLOPs of all forward passes so far.
+        tokens: number of tokens so far, including padding.
     """
 
     def __init__(self) -> None:
         self._counted: list[tuple[ModelSize, list[Any]]] = []
 
     def watch(self, model: PreTrainedModel) -> None:
-        """Count from now on what passes through this model too."""
+        """Count what passes through this model, too, from now on."""
         counts: list[Any] = [0, 0]  # tokens, and attended positions, which are on the model's device
         size = ModelSize.of(model)
         self._counted.append((size, counts))
 
         def count(module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
             given = {**named, **signature(module.forward).bind_partial(*arguments, **named).arguments}
-            # What also sees embeds the tokens itself, before its decoder.
+            # Multimodal models embed the tokens themselves, before the decoder.
             read = next(given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None)
             (rows, length), positions, past = read.shape[:2], given.get("position_ids"), given.get(CACHE)
             counts[0] += rows * length
-            if not size.attention_width:  # Mamba and its like, whose caches have no length
+            if not size.attention_width:  # such as Mamba, whose caches have no length
                 return
             if positions is None:
                 begin = past.get_seq_length() if past is not None else 0

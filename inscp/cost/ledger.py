@@ -1,4 +1,4 @@
-"""What each stage of the work has cost: training, evaluation, scoring."""
+"""The cost of each stage: training, evaluation, scoring."""
 
 import resource
 import sys
@@ -19,21 +19,21 @@ _SUMS = ("tokens", "flops", "wall_seconds", "device_hours", "energy_kwh", "money
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage has cost; None where it is not known.
+    """The cost of a stage; None for values that are not known.
 
     Attributes:
-        tokens: that were trained on (without padding), or that passed through the model (with it).
-        flops: by the formula of `inscp.cost.flops`.
-        wall_seconds: from its beginning to its end.
-        device_hours: wall time times devices; a CPU is one device, however many processes share it.
-        peak_memory_gib: of one process: its GPU's tensors, else all of it.
-        energy_kwh: of the devices.
-        energy_from: `measured (NVML)`, `estimated (1 x 700 W)`, … ; empty where there is none.
+        tokens: tokens that were trained on (without padding), or that passed through the model (with padding).
+        flops: FLOPs by the formula of `inscp.cost.flops`.
+        wall_seconds: wall-clock time from start to end.
+        device_hours: wall-clock time times devices; a CPU is one device, however many processes share it.
+        peak_memory_gib: peak memory of one process: its tensors on the GPU, else all of its memory.
+        energy_kwh: energy of the devices.
+        energy_from: `measured (NVML)`, `estimated (1 x 700 W)`, … ; empty if the energy is not known.
         money: device hours times the device's price.
-        currency: of the money.
-        co2_kg: energy times what a kWh of the country emits, in CO2 equivalent.
-        device: how many of what.
-        country: whose electricity.
+        currency: currency of `money`.
+        co2_kg: energy times the country's emissions per kWh, in CO2 equivalent.
+        device: number and name of the devices.
+        country: country of the electricity.
     """
 
     tokens: int = 0
@@ -50,7 +50,7 @@ class Cost:
     country: str = ""
 
     def __add__(self, later: "Cost") -> "Cost":
-        """Both, one behind the other; what is not known of one is not known of both."""
+        """The cost of both in succession; a value that is not known for one is not known for the sum."""
         new: dict[str, Any] = {"peak_memory_gib": max(self.peak_memory_gib, later.peak_memory_gib)}
         for name in _SUMS:
             values = getattr(self, name), getattr(later, name)
@@ -58,22 +58,22 @@ class Cost:
         for name in ("energy_from", "currency", "device"):
             new[name] = "; ".join(filter(None, dict.fromkeys(
                 part for cost in (self, later) for part in getattr(cost, name).split("; "))))  # fmt: skip
-        if self.currency and later.currency and self.currency != later.currency:  # not to be added
+        if self.currency and later.currency and self.currency != later.currency:  # cannot be added
             new["money"], new["currency"] = None, ""
         return replace(later, **new)
 
     def metrics(self, stage: str) -> dict[str, float]:
-        """`cost/STAGE/NAME` -> value, of what is known."""
+        """`cost/STAGE/NAME` -> value, where it is known."""
         values = {name: getattr(self, name) for name in (*_SUMS, "peak_memory_gib")}
         return {f"cost/{stage}/{name}": float(value) for name, value in values.items() if value is not None}
 
     def params(self, stage: str) -> dict[str, str]:
-        """`cost/STAGE/NAME` -> how the numbers were found."""
+        """`cost/STAGE/NAME` -> how the numbers were obtained."""
         words = {name: getattr(self, name) for name in ("energy_from", "currency", "device", "country")}
         return {f"cost/{stage}/{name}": word for name, word in words.items() if word}
 
     def plain(self) -> dict[str, Any]:
-        """For JSON, from which `Cost(**plain)` makes it again."""
+        """Values for JSON, from which `Cost(**plain)` restores it."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -118,23 +118,23 @@ class Ledger:
             raise UserError(where, "it must be positive", "Give a positive number.")
 
     def start(self, devices: Sequence[torch.device], nodes: int = 1, earlier: Cost | None = None) -> "CostMeter":
-        """Begin a stage, or go on with one.
+        """Start a stage, or resume one.
 
         Args:
-            devices: of this machine.
-            nodes: machines that do the same.
-            earlier: what it has cost before it was stopped.
+            devices: devices of this machine.
+            nodes: number of machines that do the same.
+            earlier: its cost before it was stopped.
         """
         return CostMeter(self, devices, nodes, earlier)
 
     def price(self, device: str) -> float | None:
-        """Of one hour of a device of this name; the longest part of it that has a price decides."""
+        """The price per hour of a device of this name: that of the longest part of the name that has one."""
         fitting = [name for name in self.prices if name.lower() in device.lower()]
         return self.prices[max(fitting, key=len)] if fitting else None
 
 
 class CostMeter:
-    """Measures what a running stage costs, earlier attempts included; begun by `Ledger.start`."""
+    """Measures the cost of a running stage, including earlier attempts; made by `Ledger.start`."""
 
     def __init__(self, ledger: Ledger, devices: Sequence[torch.device], nodes: int, earlier: Cost | None) -> None:
         self._ledger, self._nodes, self._earlier = ledger, nodes, earlier
@@ -149,22 +149,22 @@ class CostMeter:
         self._started = time.perf_counter()
 
     def cost(self, tokens: int, flops: float) -> Cost:
-        """So far.
+        """The cost so far.
 
         Args:
-            tokens, flops: since this attempt began.
+            tokens, flops: those since this attempt began.
         """
         return self._cost(tokens, flops, self._counter.kwh() if self._counter else None)
 
     def stop(self, tokens: int, flops: float) -> Cost:
-        """At its end; counters are not read any more."""
+        """The final cost; counters are not read any more."""
         return self._cost(tokens, flops, self._counter.stop() if self._counter else None)
 
     def _cost(self, tokens: int, flops: float, measured: float | None) -> Cost:
         seconds = time.perf_counter() - self._started
         hours = seconds / 3600 * self._count
         energy: float | None
-        if measured:  # codecarbon passes over a counter that fails in silence
+        if measured:  # codecarbon silently skips a counter that fails
             energy, source = measured * self._nodes, f"measured ({', '.join(self._sources)})"
         else:
             watts = self._ledger.watts or rated_watts(self._name, self._processes)

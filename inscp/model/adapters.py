@@ -14,7 +14,7 @@ from inscp.model.sharded import sharded_like
 from inscp.optional import library
 
 _FROZEN = ".base_layer"
-"""What peft puts into the name of a matrix that has an adapter."""
+"""What peft inserts into the name of a matrix that has an adapter."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LoRA:
             raise UserError("model.adapter.dropout", f"{self.dropout:g} is out of range", "Give 0 to below 1.")
 
     def add_to(self, model: PreTrainedModel) -> None:
-        """Freeze `model` and put adapters into it, in place."""
+        """Freeze `model` and insert adapters, in place."""
         peft = library("peft", "lora")
         is_name = isinstance(self.targets, str) and self.targets != "all-linear"
         reached = {module for part in text_parts(model) for module in part.modules()}
@@ -50,22 +50,22 @@ class LoRA:
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=[self.targets] if is_name else self.targets,  # a text is a pattern to peft
-            exclude_modules=towers or None,  # of a model that also sees or hears
+            target_modules=[self.targets] if is_name else self.targets,  # peft treats a string as a pattern
+            exclude_modules=towers or None,  # image and audio towers of multimodal models
             task_type="CAUSAL_LM",
         )
         try:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise UserError("model.adapter.targets", first_line(error), "Name modules of this model.") from error
-        # Tied, an adapter would be trained on one side and exported on both.
+        # With tied weights, an adapter would be trained on one side and exported on both.
         if any(hasattr(layer, "lora_A") for layer in (model.get_input_embeddings(), model.get_output_embeddings())):
             what = "adapters of embeddings and output layer are not supported"
             raise UserError("model.adapter.targets", what, "Name matrices of the blocks, or use all-linear.")
 
     @torch.no_grad()
     def initialise(self, model: nn.Module, seed: int) -> None:
-        """First weights that depend on the seed alone, not on how they are sharded: B is 0, A as peft's own."""
+        """Initialise from the seed alone, independently of the sharding: B is 0, A is drawn as peft draws it."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
@@ -78,13 +78,13 @@ class LoRA:
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` computes as if it had none."""
+    """Within the context, `model` computes as if it had no adapters."""
     from peft.tuners.lora import LoraLayer
 
     layers = [(layer, name) for layer in model.modules() if isinstance(layer, LoraLayer) for name in layer.scaling]
     try:
         for layer, name in layers:
-            layer.set_scale(name, 0.0)  # peft's own switch thaws and freezes weights, which may be shards
+            layer.set_scale(name, 0.0)  # peft's own switch unfreezes and freezes weights, which may be shards
         yield
     finally:
         for layer, name in layers:
@@ -97,18 +97,18 @@ def original_name(name: str) -> str:
 
 
 def with_adapters(model: PreTrainedModel, adapter: LoRA, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """`model` with trained adapters added to its weights.
+    """Merge trained adapters into the weights of `model`, and return it.
 
     Args:
-        model: the original model, whole; is changed.
-        adapter: how the adapters were made.
+        model: the original model, not sharded; modified in place.
+        adapter: the adapters' configuration.
         weights: the adapters' weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapter.add_to(model)
     model.load_state_dict(dict(weights), strict=False)
-    for name, module in reversed(list(model.named_modules())):  # of experts peft wraps what it has wrapped
+    for name, module in reversed(list(model.named_modules())):  # peft nests its wrappers around experts
         if isinstance(module, BaseTunerLayer):
             module.merge()
             parent, _, child = name.rpartition(".")

@@ -1,11 +1,11 @@
-"""What the C library does with freed memory while a CPU trains."""
+"""Control of whether the C library keeps or returns freed memory, for training on a CPU."""
 
 import ctypes
 import os
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h, which has these as their defaults:
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h; their defaults:
 _TRIM_THRESHOLD, _MMAP_MAX = 128 << 10, 1 << 16
 
 
@@ -16,10 +16,10 @@ def keeps_freed_memory() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Use freed memory again in place of returning it to the system.
+    """Reuse freed memory instead of returning it to the system.
 
-    By default glibc returns large blocks at once, and every step asks for them anew, page by page: a fifth of a
-    training step's time on a CPU.
+    By default glibc returns large blocks at once and requests them again in every step, page by page, which takes a
+    fifth of a training step's time on a CPU.
     """
     if keeps_freed_memory():
         mallopt = ctypes.CDLL(None).mallopt
@@ -28,9 +28,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Return what is free to the system, and from now on what is freed.
+    """Return free memory to the system, now and whenever more is freed.
 
-    Work whose tensors grow from call to call (generation) would otherwise keep every size that it ever had.
+    Otherwise work whose tensors grow from call to call (generation) would keep blocks of every size it ever used.
     """
     if keeps_freed_memory():
         library = ctypes.CDLL(None)

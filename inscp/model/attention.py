@@ -1,7 +1,7 @@
-"""Attention inside each document of packed rows: its work grows with the squares of the documents' lengths.
+"""Attention within each document of packed rows, whose cost grows with the square of the document lengths.
 
-Over whole rows, with a mask that keeps documents apart, it grows with the square of the row length, and most of it is
-thrown away. On a GPU torch's variable-length FlashAttention knows the documents, on a CPU `inscp.model.cpu_attention`.
+Attention over whole rows, with a mask that separates documents, grows with the square of the row length, and most of
+it is discarded. GPUs use torch's variable-length FlashAttention, CPUs `inscp.model.cpu_attention`.
 """
 
 from collections.abc import Sequence
@@ -23,30 +23,30 @@ from inscp.model.cpu_attention import document_attention
 from inscp.model.precision import has_fast_bf16
 
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-"""The argument for the KV cache, which transformers 5.24 has renamed."""
+"""The name of the KV cache argument, which transformers 5.24 renamed."""
 
 _NAME = "documents"
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
-"""What configurations call the dropout of attention, which the kernels by document are without."""
+"""Names of the attention dropout in model configurations; the per-document kernels do not support dropout."""
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-"""torch 2.11 lets query heads share a key head without being told."""
+"""torch 2.11 lets query heads share a key head without this option."""
 _WIDEST, _STEP = 256, 8
-"""The widest heads that FlashAttention takes on a GPU (Dao 2023, arXiv 2307.08691, and its README), and of what their
-width is a multiple: torch pads for its other attention alone."""
+"""The largest head width that FlashAttention supports on a GPU (Dao 2023, arXiv 2307.08691, and its README), and the
+number it must be a multiple of: torch pads heads only for its other attention."""
 
 
 class Documents:
-    """Where the documents of a packed batch lie among its T tokens, row after row.
+    """The positions of the documents in a packed batch of T tokens, row after row.
 
     Args:
-        lengths: of the documents, padding included as one a row; their sum is T.
-        device: of the batch.
+        lengths: lengths of the documents, with each row's padding as one more document; their sum is T.
+        device: device of the batch.
 
     Attributes:
-        lengths: int64 [T] in CPU memory, zero behind the last document: of one shape for all batches, so that a
-            compiled model is compiled once.
-        ends: on a GPU int32 [documents + 1], where each begins and the last ends.
-        longest: tokens of the longest document.
+        lengths: int64 [T] in CPU memory, zero after the last document; all batches have the same shape, so that a model
+            is compiled only once.
+        ends: on a GPU only: int32 [documents + 1], the start of each document and the end of the last.
+        longest: number of tokens of the longest document.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
@@ -62,11 +62,11 @@ def attend_by_document(model: PreTrainedModel) -> bool:
     """Make a model that uses torch's attention (`sdpa`) attend within documents, where transformers allows it.
 
     Returns:
-        whether it does; its body then takes `documents`. Calls without them (generation) are as they were.
+        whether it does; its body then accepts `documents`. Calls without them (generation) are unchanged.
     """
     if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return False
-    if torch.cuda.is_available() and not has_fast_bf16():  # FlashAttention needs an Ampere as well
+    if torch.cuda.is_available() and not has_fast_bf16():  # FlashAttention also needs Ampere
         return False
     for layer in layer_configs(model):
         width = max(head_widths(layer))
@@ -74,21 +74,21 @@ def attend_by_document(model: PreTrainedModel) -> bool:
             return False
         if getattr(layer, "attention_chunk_size", None):  # Llama 4: its chunks need a mask
             return False
-        if any(getattr(layer, name, None) for name in _DROPOUTS):  # GPT-2; torch's attention over rows has it
+        if any(getattr(layer, name, None) for name in _DROPOUTS):  # GPT-2; torch's attention over rows supports it
             return False
     model.set_attn_implementation(_NAME)
     return True
 
 
 def layer_configs(model: PreTrainedModel) -> list[Any]:
-    """The text model's configuration as each of its layers has it."""
+    """The text model's configuration for each of its layers."""
     return list(model.config.get_text_config().per_layer_config)
 
 
 def head_widths(layer: Any) -> tuple[int, int]:
     """The width of a layer's query and key heads, and of its value heads.
 
-    They differ in multi-head latent attention (MLA, DeepSeek-V2 and its like).
+    They differ in multi-head latent attention (MLA, as in DeepSeek-V2).
     """
     whole = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
     if not getattr(layer, "qk_nope_head_dim", None):
@@ -119,13 +119,13 @@ def _attention(
     if dropout:
         what = "its attention uses dropout, which packed rows do not support"
         raise UserError("model", what, "Set model.attn_implementation to eager.")
-    if torch.is_autocast_enabled(query.device.type):  # under which rotary embeddings leave query and key in fp32
+    if torch.is_autocast_enabled(query.device.type):  # where rotary embeddings leave query and key in fp32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (x.to(dtype) for x in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or 0
     width = value.shape[-1]
-    if width < query.shape[-1]:  # MLA; the kernels take one width, and zeros add nothing
+    if width < query.shape[-1]:  # MLA; the kernels support a single width, and zeros add nothing
         value = F.pad(value, (0, query.shape[-1] - width))
     if query.device.type == "cpu":
         return document_attention(query, key, value, documents.lengths, scale, window)[0][..., :width], None

@@ -1,7 +1,7 @@
-"""What is done to every transformer block by itself: activation checkpointing and compilation.
+"""Activation checkpointing and compilation of each transformer block.
 
-Both replace a block's `forward` and leave its name and its parameters' names as they are, so that checkpoints and
-sharding do not see them; the hooks of `fully_shard` stay outside.
+Both replace a block's `forward` and keep its name and its parameters' names, so that checkpoints and sharding are not
+affected; the hooks of `fully_shard` stay outside.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ActivationCheckpointing = Literal["none", "block", "selective"] | int
-"""Which activations the backward pass computes again: `none`; all of every `block`; of every n-th block (a number);
-or `selective`, all but attention and every second matrix product."""
+"""Which activations the backward pass recomputes: `none`; those of every `block`; those of every n-th block (a number);
+or `selective`, all except attention and every second matmul."""
 
 _MATRIX_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 _ATTENTION = {
@@ -36,9 +36,9 @@ _ATTENTION = {
 
 
 def blocks(model: "PreTrainedModel") -> list[nn.Module]:
-    """The transformer blocks, whatever the architecture calls them: the longest ModuleList that its decoder has.
+    """The transformer blocks, whatever the architecture calls them: the longest ModuleList of its decoder.
 
-    Neither those of a tower for images nor the experts of a block, which may be more.
+    The blocks of image towers and the experts of a block, which may be more numerous, do not count.
     """
     lists = _lists(decoder(model))
     inside = {module for outer in lists for block in outer for module in block.modules()}
@@ -46,7 +46,7 @@ def blocks(model: "PreTrainedModel") -> list[nn.Module]:
 
 
 def decoder(model: "PreTrainedModel") -> nn.Module:
-    """What a text passes through behind the embeddings: the part that has the blocks, else all of the model."""
+    """The part that contains the blocks, which text passes through after the embeddings; else the whole model."""
     named = model.get_decoder()
     return named if _lists(named) else model  # ModernBERT calls its output head the decoder
 
@@ -56,10 +56,10 @@ def _lists(part: nn.Module) -> list[nn.ModuleList]:
 
 
 def checkpoint_activations(model: "PreTrainedModel", how: ActivationCheckpointing) -> None:
-    """Let blocks forget their activations after the forward pass and compute them again in the backward pass.
+    """Let blocks discard their activations after the forward pass and recompute them in the backward pass.
 
     Raises:
-        UserError: a number that is not positive.
+        UserError: `how` is a number that is not positive.
     """
     if how == "none":
         return
@@ -71,7 +71,7 @@ def checkpoint_activations(model: "PreTrainedModel", how: ActivationCheckpointin
 
 
 def _selective_contexts() -> Any:
-    seen = {False: 0, True: 0}  # products in the forward pass and its recomputation, which must choose the same ones
+    seen = {False: 0, True: 0}  # matmuls in the forward pass and its recomputation, which must choose the same ones
 
     def policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         if operation in _MATRIX_PRODUCTS:
@@ -85,14 +85,14 @@ def _selective_contexts() -> Any:
 
 
 def compile_blocks(model: "PreTrainedModel", selective: bool) -> None:
-    """Compile each block by torch.compile: one graph, reused for all blocks of the same shape.
+    """Compile each block with torch.compile: one graph, reused for all blocks of the same shape.
 
     Args:
-        model: whose blocks.
-        selective: let the compiler choose activations to compute again, down to two fifths of the memory they take.
+        model: the model that has the blocks.
+        selective: let the compiler choose which activations to recompute, down to two fifths of their memory.
     """
-    # Each kind of layer is compiled for training and for validation, for a teacher beneath adapters, and where lengths
-    # change once more; at torch's limit, 8, what comes last would not be compiled at all: the training.
+    # Each kind of layer is compiled for training, for validation and for a teacher beneath adapters, and once more
+    # where lengths change. With torch's limit of 8, the last of these, training, would not be compiled at all.
     torch._dynamo.config.recompile_limit = 64
     if selective:
         functorch.activation_memory_budget = 0.4

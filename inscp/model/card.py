@@ -1,4 +1,4 @@
-"""The card of a model that was made here."""
+"""The model card of a model made by this program."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _METHODS = {
 _WITHOUT_REASONING = """It was trained to answer without reasoning first. When serving it, disable reasoning in each
 request; with vLLM: `"chat_template_kwargs": {"enable_thinking": false}`."""
 
-_BEHIND_AN_OPENING = """It was trained to answer after `{opening}`, which its chat template does not add to the prompt.
+_AFTER_AN_OPENING = """It was trained to answer after `{opening}`, which its chat template does not add to the prompt.
 Append it to the prompt, or to the template's `add_generation_prompt`: it was not trained to answer without it."""
 
 
@@ -35,9 +35,9 @@ def model_card(origin: Origin, may_reason: bool = False, opening: str = "") -> s
     """The model card, in the Hub's format: YAML front matter, then Markdown.
 
     Args:
-        origin: of the model.
-        may_reason: its template reasons ahead of an answer unless it is told not to, as it was in the training.
-        opening: stands ahead of every answer of the training, and behind no prompt that the template renders.
+        origin: origin of the model.
+        may_reason: whether its template reasons before an answer unless this is disabled, as it was in training.
+        opening: text that preceded every answer in training but that the template does not add to a prompt.
     """
     base = f"base_model: {name}\n" if (name := _hub_id(origin.original)) else ""
     licence = licence_of(origin.original)
@@ -48,7 +48,7 @@ def model_card(origin: Origin, may_reason: bool = False, opening: str = "") -> s
     code = ", trust_remote_code=True" if origin.original.startswith(REMOTE_CODE) else ""
     option = ', tokenizer_encode_kwargs={"enable_thinking": False}' if may_reason else ""
     note = f"\n{_WITHOUT_REASONING}\n" if may_reason else ""
-    note += "\n" + _BEHIND_AN_OPENING.format(opening=json.dumps(opening)[1:-1]) + "\n" if opening else ""
+    note += "\n" + _AFTER_AN_OPENING.format(opening=json.dumps(opening)[1:-1]) + "\n" if opening else ""
     return f"""---
 language: "{re.split("[-_]", origin.language)[0]}"
 library_name: transformers
@@ -79,7 +79,7 @@ refusals in your own setting before you serve it.
 
 
 def _hub_id(spec: str) -> str | None:
-    """What a model is called on the Hub, without its revision; None where it is somewhere else."""
+    """A model's id on the Hub, without its revision; None if it is not from the Hub."""
     name = spec.removeprefix(REMOTE_CODE).partition("@")[0]
     try:
         validate_repo_id(name)
@@ -89,7 +89,7 @@ def _hub_id(spec: str) -> str | None:
 
 
 def _sections(stage: Origin, head: str) -> str:
-    """What a stage was made with, under headings that begin with `head`."""
+    """A stage's data, settings and held-out losses, under headings that begin with `head`."""
     data, sections = stage.data, {}
     if data:
         licences = data.get("licences", {})

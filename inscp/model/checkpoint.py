@@ -1,7 +1,7 @@
-"""Checkpoints: a folder of safetensors shards and plain values that is whole or not there.
+"""Checkpoints: folders of safetensors shards and plain values, each either complete or absent.
 
-torch.distributed.checkpoint writes and re-shards the tensors, so that any number of ranks reads what any other number
-wrote. The files are safetensors, not torch's own format, which has a pickle: reading a checkpoint never runs code.
+torch.distributed.checkpoint writes and re-shards the tensors, so that any number of ranks can read what any other
+number wrote. The files are safetensors, because torch's own format has a pickle: reading a checkpoint never runs code.
 A checkpoint is written to a temporary folder, with all file sizes in a manifest, and renamed when it is on disk.
 """
 
@@ -23,20 +23,20 @@ from inscp.errors import RunError, UserError
 from inscp.paths import write_atomically
 
 ORIGIN_KEY = "inscp"
-"""Under which key of a checkpoint the run's `Origin` is kept."""
+"""The key of the run's `Origin` in a checkpoint."""
 
 TRACKING_KEY = "mlflow"
-"""Under which key of a checkpoint the MLflow run and what it has not got yet are kept."""
+"""The key of the MLflow run and its unsent data in a checkpoint."""
 
 FOLDER_KEY = "folder"
-"""Under which key of a checkpoint the run's folder is kept."""
+"""The key of the run's folder in a checkpoint."""
 
 _METADATA, _MANIFEST = "about.pt", "whole.json"
 _PARTIAL = ".partial"
 
 
 def step_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies; the names sort by step."""
+    """The folder of a step's checkpoint; the names sort by step."""
     return folder / f"step-{step:08}"
 
 
@@ -44,7 +44,7 @@ class CheckpointWriter:
     """Writes checkpoints, one at a time; every rank takes part.
 
     Args:
-        asynchronous: return when the tensors are copied to CPU memory; the files are written beside the training.
+        asynchronous: return once the tensors are copied to CPU memory; files are written while training continues.
     """
 
     def __init__(self, asynchronous: bool = False) -> None:
@@ -59,14 +59,14 @@ class CheckpointWriter:
         about: Mapping[str, Any],
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a checkpoint, or begin to; `wait` raises if it failed. The last one must have been waited for.
+        """Write a checkpoint, or start to; `wait` raises if it failed. The previous one must have been waited for.
 
         Args:
-            folder: becomes the checkpoint; must not be there yet.
-            tensors: `PART.NAME` -> tensor, sharded or whole; each part and each state of the optimizer goes into
-                files of its own.
-            about: everything else, plain values.
-            extra: more values to keep with the sizes of the files, for `read_manifest`.
+            folder: folder of the checkpoint; must not exist yet.
+            tensors: `PART.NAME` -> tensor, sharded or whole; each part and each state of the optimizer is written to
+                its own files.
+            about: everything else, as plain values.
+            extra: more values for the manifest (see `read_manifest`).
         """
         partial = folder.with_name(folder.name + _PARTIAL)
         kinds = {name: _kind(name) for name in tensors}
@@ -91,7 +91,7 @@ class CheckpointWriter:
 
         self._pending = pending
         if self._asynchronous:
-            # The thread's collectives must not mix with the training's.
+            # The thread's collectives must not mix with those of training.
             if self._group is None and dist.is_initialized():
                 self._group = dist.new_group(backend="gloo")
             saved = dcp.async_save(dict(tensors), storage_writer=storage, process_group=self._group)
@@ -103,7 +103,7 @@ class CheckpointWriter:
         """Return when the last checkpoint is on disk.
 
         Raises:
-            RunError: it could not be written; what was there before is untouched.
+            RunError: it could not be written; earlier checkpoints are untouched.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -111,7 +111,7 @@ class CheckpointWriter:
 
 
 def is_first_rank() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is the first rank, which alone writes the files that all ranks share."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -129,7 +129,7 @@ def _commit(partial: Path, folder: Path, about: Mapping[str, Any], extra: Mappin
     torch.save(dict(about), partial / _METADATA)
     sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     (partial / _MANIFEST).write_text(json.dumps({"files": sizes, **extra}), "utf-8")
-    for path in (*partial.iterdir(), partial):  # a name must not be on disk before what it names
+    for path in (*partial.iterdir(), partial):  # contents must be on disk before the name that refers to them
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -140,7 +140,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a complete checkpoint.
 
     Raises:
-        UserError: no such checkpoint, or one of which a file is missing or cut.
+        UserError: the checkpoint does not exist, or one of its files is missing or truncated.
     """
     if not (path / _MANIFEST).is_file():
         raise UserError(str(path), "no such checkpoint", "Give a checkpoint written by fit (…/checkpoints/step-…).")
@@ -165,10 +165,10 @@ def add_to_manifest(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors.
+    """Everything in a checkpoint except its tensors.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, or not one of this program.
+        UserError: the checkpoint does not exist, is damaged, or was not written by this program.
     """
     if whole := complete_checkpoints(path)[0]:
         raise UserError(str(path), "it is the folder of all checkpoints", f"Give one of them, such as {whole[0]}.")
@@ -176,7 +176,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = torch.load(path / _METADATA, map_location="cpu", weights_only=True)
         about[ORIGIN_KEY]
-    except Exception as error:  # torch raises a dozen types for files that are not its own
+    except Exception as error:  # torch raises a dozen types for files of other formats
         raise UserError(str(path), "not a checkpoint of this program", "Give one written by fit.") from error
     return about
 
@@ -197,23 +197,23 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, into: Mapping[str, torch.Tensor]) -> None:
-    """Fill tensors, sharded or whole, in place; each rank reads its own slices, and casts them to what is there."""
+    """Fill tensors, sharded or whole, in place; each rank reads its own slices and casts them to their dtype."""
     dcp.load(dict(into), storage_reader=HuggingFaceStorageReader(str(path)))
 
 
 def exported_name(name: str, stored: Mapping[str, Any]) -> str:
-    """The name under which a checkpoint keeps what an export takes for `model.NAME`: its average, if there is one.
+    """The name in a checkpoint of the tensor that is exported as `model.NAME`: its average, if there is one.
 
     Args:
         name: `model.NAME`.
-        stored: by name, what the checkpoint keeps.
+        stored: the checkpoint's tensors by name.
     """
     average = "average." + name.removeprefix("model.")
     return average if average in stored else name
 
 
 def complete_checkpoints(folder: Path) -> tuple[list[Path], list[UserError]]:
-    """The complete checkpoints of a folder, the newest first, and what is wrong with the others."""
+    """The complete checkpoints of a folder, newest first, and the errors of the others."""
     whole, damaged = [], []
     for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
         try:
@@ -226,11 +226,11 @@ def complete_checkpoints(folder: Path) -> tuple[list[Path], list[UserError]]:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; killed in between, it leaves no damaged one."""
+    """Remove a checkpoint; an interrupted removal leaves no damaged one."""
     shutil.rmtree(path.rename(path.with_name(path.name + _PARTIAL)), ignore_errors=True)
 
 
 def remove_partial(folder: Path) -> None:
-    """Clear away what a killed process had begun to write or to remove."""
+    """Remove what a killed process left partly written or partly removed."""
     for path in folder.glob(f"step-*{_PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)

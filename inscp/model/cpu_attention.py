@@ -1,7 +1,7 @@
-"""Attention inside each document of packed rows, on a CPU.
+"""Attention within each document of packed rows, on a CPU.
 
-Documents of like length are gathered into batches, padded at their ends, where causal attention does not look, and
-given to torch's kernel. That kernel's backward pass is as slow as several forward passes; matrix products replace it.
+Documents of similar length are gathered into batches, padded at the end, which causal attention does not see, and
+passed to torch's kernel. Its backward pass takes as long as several forward passes; matmuls replace it.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 
 _BLOCK = 128
-"""Queries at once in the backward pass; keys behind the last of them are left out."""
+"""Queries per block of the backward pass; keys after the last query are skipped."""
 _SCORES = 1 << 19
-"""Attention scores at once: 2 MB, which a cache holds."""
+"""Attention scores computed at once: 2 MB, which fits in a cache."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Documents of like length.
+    """Documents of similar length.
 
     Attributes:
-        count, width: so many documents, padded to so many tokens.
-        tokens: int64 [count x width], which token stands where; any in the padding.
-        filled, padding: the positions that hold a token, and those that hold none.
+        count, width: number of documents, and the number of tokens to which they are padded.
+        tokens: int64 [count x width], the token at each position; arbitrary in the padding.
+        filled, padding: the positions with a token, and those without.
     """
 
     count: int
@@ -40,7 +40,7 @@ class _Group:
         return flat.view(self.count, self.width, *flat.shape[1:]).transpose(1, 2)
 
     def scatter(self, x: torch.Tensor, into: torch.Tensor) -> None:
-        """[count, H, width, D] -> the documents' places in [B, H, L, D], whose tokens lie one behind the other."""
+        """[count, H, width, D] -> the documents' places in [B, H, L, D], which is stored as [B, L, H, D]."""
         slots, tokens = x.transpose(1, 2).flatten(0, 1), self.tokens
         if len(self.padding):
             slots, tokens = slots.index_select(0, self.filled), tokens.index_select(0, self.filled)
@@ -49,7 +49,7 @@ class _Group:
 
 @lru_cache(maxsize=2)
 def _groups(lengths: bytes) -> tuple[_Group, ...]:
-    """The documents in groups whose longest is at most a quarter (and a few tokens) longer than the shortest."""
+    """The documents in groups, the longest of each at most a quarter (and a few tokens) longer than the shortest."""
     sizes = np.trim_zeros(np.frombuffer(lengths, dtype=np.int64), "b")
     starts = np.cumsum(sizes) - sizes
     order = np.argsort(sizes, kind="stable")
@@ -71,17 +71,17 @@ def _groups(lengths: bytes) -> tuple[_Group, ...]:
 def document_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: torch.Tensor, scale: float, window: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention inside each document, on a CPU, as one operation for compilers and checkpointing.
+    """Causal attention within each document, on a CPU, as a single operator for compilation and checkpointing.
 
     Args:
         query: [B, H, L, D].
         key, value: [B, H', L, D]; each serves H / H' heads.
-        lengths: of `inscp.model.attention.Documents`.
-        scale: of the scores.
-        window: how many tokens back each looks, itself included; 0 is all.
+        lengths: as in `inscp.model.attention.Documents`.
+        scale: factor of the scores.
+        window: number of tokens that each token attends to, itself included; 0 means no limit.
 
     Returns:
-        [B, L, H, D], and for the backward pass fp32 [B, L, H]: the logarithm of the sum of exponentials.
+        [B, L, H, D], and for the backward pass fp32 [B, L, H]: the log-sum-exp of the scores.
     """
     output, log_sums = _outputs(query, value)
     for group in _groups(lengths.numpy().tobytes()):
@@ -160,11 +160,11 @@ def _gradients(
     gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, output: torch.Tensor,
     log_sums: torch.Tensor, scale: float, window: int,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """The gradients of causal attention in n documents of one width, by blocks as in FlashAttention-2 (2307.08691).
+    """The gradients of causal attention in n documents of one width, in blocks as in FlashAttention-2 (2307.08691).
 
-    Elementwise passes over the scores cost more than the matrix products. So what is subtracted from each score
-    (`log_sums`), and from the gradient of each probability (the mean of its row), is an extra column of the products.
-    The mean takes two columns: the second holds what the first one loses in low precision. Scores are fp32 until the
+    Elementwise passes over the scores cost more than the matmuls. Therefore the values subtracted from each score
+    (`log_sums`) and from the gradient of each probability (the mean of its row) are extra columns of the matmuls. The
+    mean takes two columns: the second holds what the first loses in low precision. Scores are fp32 until the
     probabilities are computed.
 
     Args:
@@ -179,7 +179,7 @@ def _gradients(
     kinds = count * heads
 
     def folded(x: torch.Tensor) -> torch.Tensor:
-        """[n, H, W, D] -> [n H', H / H', W, D]: heads that share a key together, for one product to serve all."""
+        """[n, H, W, D] -> [n H', H / H', W, D]: groups heads that share a key, so that one matmul serves them all."""
         return x.reshape(kinds, -1, width, x.shape[-1])
 
     means = (gradient.float() * output).sum(-1, keepdim=True)
@@ -219,7 +219,7 @@ def _gradients(
 
 
 def _add(a: torch.Tensor, b: torch.Tensor, into: torch.Tensor) -> None:
-    """Add the products a b to sums that may be of a higher precision."""
+    """Add the products `a @ b` to sums that may have a higher precision."""
     if a.dtype == into.dtype:
         into.baddbmm_(a, b)
     else:

@@ -1,4 +1,4 @@
-"""Where a model that is not trained computes: on this process's GPU, else on the CPU, or in shards over ranks."""
+"""Models for inference: on this process's GPU, else on the CPU, or sharded over ranks."""
 
 from collections.abc import Callable
 
@@ -16,14 +16,16 @@ def best_device() -> torch.device:
 
 
 def attention_for(dtype: torch.dtype) -> str | None:
-    """Attention by document has no fp32 kernel on GPUs; elsewhere what the model takes by itself."""
+    """`eager` for fp32 on GPUs, where per-document attention has no kernel; else None, the model's default."""
     return "eager" if best_device().type == "cuda" and dtype == torch.float32 else None
 
 
 def scoring_batch_tokens(loss: NextTokenLoss, given: int | None = None) -> int:
-    """Tokens of a forward pass, all in one row: as given, else fewer where attention is over the row and not by
-    document; at most what a text may have without changing others. 1, so that each text is a batch of its own, where
-    the model does not isolate documents."""
+    """Tokens per forward pass, all in one row: as given, else a default that is smaller for attention over whole rows.
+
+    Never more than a text may have without changing others. If the model does not isolate documents it is 1, so that
+    each text is its own batch.
+    """
     if not isolates_documents(loss, best_device()):
         return 1
     found = given or (32768 if best_device().type == "cuda" and loss.by_document else 4096)
@@ -31,25 +33,25 @@ def scoring_batch_tokens(loss: NextTokenLoss, given: int | None = None) -> int:
 
 
 def scoring_model(spec: str, dtype: torch.dtype) -> NextTokenLoss:
-    """A model on the best device, for likelihoods and, inside, for generation."""
+    """A model on the best device, for likelihoods; its `model` is for generation."""
     return whole_model(spec, dtype, attention_for(dtype), best_device())
 
 
 def whole_model(spec: str, dtype: torch.dtype, attention: str | None, device: torch.device) -> NextTokenLoss:
-    """All of a model on one device; arguments as for `load_model`."""
-    with torch.device("cpu"):  # in Lightning's device context it would be read to the device at once
+    """A model on one device, not sharded; arguments as for `load_model`."""
+    with torch.device("cpu"):  # inside Lightning's device context it would be loaded straight onto the device
         return inference_loss(load_model(spec, dtype, attention)).to(device)
 
 
 def sharded_model(
     spec: str, dtype: torch.dtype, attention: str | None, device: torch.device, shard: Callable[[NextTokenLoss], None]
 ) -> NextTokenLoss:
-    """A sharded model, of which every rank reads its own shards only.
+    """A sharded model; each rank reads only its own shards.
 
     Args:
         spec, dtype, attention: as for `load_model`.
-        device: where the shards lie.
-        shard: spreads the model, while it is empty, over the ranks.
+        device: device of the shards.
+        shard: shards the model, while it is empty, over the ranks.
     """
     with torch.device("cpu"):
         root = inference_loss(empty_model(spec, dtype, attention))

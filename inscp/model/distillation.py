@@ -1,9 +1,9 @@
-"""Distillation on replayed text: there the model learns what a teacher, mostly itself before the training, predicts.
+"""Distillation on replayed text: the model learns the predictions of a teacher, usually itself before training.
 
-As training targets, a model's answers are single samples of what it would have said, and people's answers are not even
-that. The divergence KL(teacher || model) over the whole vocabulary has no sampling noise (Hinton et al. 2015, arXiv
+As training targets, self-generated answers are single samples of the model's predictions, and human-written answers are
+not even that. KL(teacher || model) over the whole vocabulary has no sampling noise (Hinton et al. 2015, arXiv
 1503.02531; Li and Hoiem 2016, arXiv 1606.09282): it and its gradient are 0 as long as the model predicts what the
-teacher does, whoever wrote the text.
+teacher predicts, whoever wrote the text.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Distillation:
             raise UserError("model.distillation.weight", f"it must be positive, but is {self.weight:g}", "Give 1, say.")
 
     def teacher_of(self, pretrained: str) -> str:
-        """The teacher's name, where the model was loaded from `pretrained`."""
+        """The teacher's name, for a model that was loaded from `pretrained`."""
         return self.teacher or pretrained
 
     def is_adapter_base(self, pretrained: str, adapter: LoRA | None) -> bool:
@@ -50,12 +50,12 @@ class Distillation:
 
 
 class Teacher:
-    """A frozen model, whose predictions the trained model learns on replayed rows.
+    """A frozen model whose predictions the trained model learns on replayed rows.
 
     Args:
         root: the model, on its devices.
-        importance: of its predictions.
-        is_adapter_base: the root is the trained model, which without its adapters is its own teacher.
+        importance: weight of the divergence from its predictions.
+        is_adapter_base: whether the root is the trained model, which without its adapters is its own teacher.
     """
 
     def __init__(self, root: NextTokenLoss, importance: float = 1.0, is_adapter_base: bool = False) -> None:
@@ -63,9 +63,9 @@ class Teacher:
 
     @torch.no_grad()
     def predictions(self, batch: PackedBatch) -> Predictions | None:
-        """At the target positions of the batch's replayed rows; None where there are none."""
+        """The predictions at the target positions of the batch's replayed rows; None if it has none."""
         rows = batch.replayed if batch.replayed_rows else None
-        if isinstance(self.root, FSDPModule):  # every rank must take part in each gathering
+        if isinstance(self.root, FSDPModule):  # every rank must take part in each all-gather
             rows = rows or _dummy_batch(batch)
         if rows is None:
             return None
@@ -75,7 +75,6 @@ class Teacher:
 
 @contextmanager
 def _without_adapters_and_dropout(root: NextTokenLoss) -> Iterator[None]:
-    """Without adapters and dropout."""
     root.eval()
     try:
         with without_adapters(root):
@@ -90,17 +89,17 @@ def load_teacher(
 ) -> Teacher:  # fmt: skip
     """
     Args:
-        how: names the teacher.
-        pretrained: what the model that learns was loaded from.
-        learner: the model that learns, on its devices.
-        adapter: by which it does; None where its own weights learn.
-        strategy: the teacher is laid over the devices as it is.
-        dtype: in which it computes.
-        attention: of transformers, as for the model.
-        row_length: tokens that it must see at once.
+        how: the teacher and its weight.
+        pretrained: name from which the trained model was loaded.
+        learner: the trained model, on its devices.
+        adapter: its adapter; None if its own weights are trained.
+        strategy: places the teacher on the devices like the trained model.
+        dtype: compute dtype of the teacher.
+        attention: attention implementation of transformers, as for the trained model.
+        row_length: context length that the teacher needs, in tokens.
 
     Raises:
-        UserError: the teacher cannot be one of this model.
+        UserError: the teacher does not fit the model.
     """
     if how.is_adapter_base(pretrained, adapter):
         return Teacher(learner, how.weight, is_adapter_base=True)
@@ -110,10 +109,10 @@ def load_teacher(
 
 
 def require_teacher(teacher: str, pretrained: str, row_length: int) -> None:
-    """See that a model can teach the one that was loaded from `pretrained`.
+    """Check that `teacher` can teach the model that was loaded from `pretrained`.
 
     Raises:
-        UserError: it has another vocabulary, or predicts over one of another size, or does not see as many tokens.
+        UserError: it has a different vocabulary, an output layer of another size, or too short a context.
     """
     if teacher != pretrained:
         both = load_tokenizer(teacher), load_tokenizer(pretrained)
@@ -130,7 +129,7 @@ def require_teacher(teacher: str, pretrained: str, row_length: int) -> None:
 
 
 def _dummy_batch(batch: PackedBatch) -> PackedBatch:
-    """One token and no target."""
+    """A batch of one token without a target."""
     ids, targets, positions = (t[:1, :1] for t in (batch.input_ids, batch.targets, batch.position_ids))
     return replace(
         batch,

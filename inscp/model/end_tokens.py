@@ -1,4 +1,4 @@
-"""At which tokens a model's answer ends."""
+"""The tokens that end a model's answer."""
 
 from contextlib import suppress
 
@@ -13,6 +13,6 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Every token at which generation must stop: the model's own, the tokenizer's, the template's."""
     ids = end_ids(tokenizer, model.generation_config)
     if tokenizer.chat_template:
-        with suppress(UserError):  # a template that tagging cannot take, which a plain training does not need either
+        with suppress(UserError):  # a template that tagging does not support; plain training does not need it
             ids |= ChatTemplate(tokenizer).closing_ids
     return sorted(ids)

@@ -1,4 +1,4 @@
-"""A trained model becomes a Hugging Face folder that any serving stack loads, with a model card."""
+"""Export of a trained model as a Hugging Face folder that any serving stack loads, with a model card."""
 
 import json
 import re
@@ -24,12 +24,12 @@ from inscp.pretrained import load_model, processor_files
 def assemble(
     origin: Origin, weights: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16
 ) -> PreTrainedModel:
-    """The trained model: the original with what was trained in place, adapters added.
+    """The trained model: the original with its trained weights replaced or its adapters merged.
 
     Args:
         origin: which model was trained, and how.
         weights: the trained weights by name.
-        dtype: of the weights that are written then, in which those are loaded that were not trained.
+        dtype: dtype of the export, in which untrained weights are loaded.
     """
     if origin.adapter:
         warn_of_other_weights(origin, origin.pretrained)
@@ -55,15 +55,15 @@ def export_model(
     The end tokens of the generation settings include the end-of-turn token, so that every server stops at it.
 
     Args:
-        model: what is exported.
+        model: the model to export.
         tokenizer: its tokenizer.
-        folder: must not be there yet.
-        origin: what the model card tells.
-        dtype: of the written weights.
+        folder: folder of the export; must not exist yet.
+        origin: contents of the model card.
+        dtype: dtype of the written weights.
     """
     require_new(folder)
     with atomic_folder(folder) as partial:
-        cast: dict[int, torch.Tensor] = {}  # a tied tensor once, so that it is written once
+        cast: dict[int, torch.Tensor] = {}  # tied tensors are cast once, so that they are written once
         state = {}
         for name, tensor in model.state_dict().items():
             if tensor.data_ptr() not in cast:
@@ -72,17 +72,17 @@ def export_model(
         model.save_pretrained(partial, state_dict=state)
         tokenizer.save_pretrained(partial)
         _update_json(partial / "config.json", dtype=str(dtype).removeprefix("torch."))
-        # Not from the model's config: else transformers may derive it anew from there, without our end tokens.
+        # Otherwise transformers may derive these settings from the model's config again, without our end tokens.
         own = {"_from_model_config": False, "eos_token_id": end_token_ids(model, tokenizer)}
         _update_json(partial / "generation_config.json", **own)
-        if model.config.get_text_config() is not model.config:  # a server of the whole model asks for them
+        if model.config.get_text_config() is not model.config:  # a server of the whole multimodal model needs them
             for file in processor_files(origin.pretrained):
                 shutil.copy(file, partial / file.name)
         write_json(partial / ORIGIN, asdict(origin))
         card = model_card(origin, may_reason(tokenizer), unrendered_opening(tokenizer))
         (partial / "README.md").write_text(card, "utf-8")
         for file in filter(Path.is_file, partial.rglob("*")):
-            file.chmod(0o644)  # transformers lets only the owner read the weights, and a server is another user
+            file.chmod(0o644)  # transformers lets only the owner read the weights, and a server runs as another user
 
 
 def stored_as(
@@ -90,8 +90,8 @@ def stored_as(
 ) -> torch.dtype:
     """The dtype in which a tensor of the model is written.
 
-    It is `dtype`, but integers stay what they are, and so does what the model keeps in fp32 (by which a router chooses
-    experts, say): as a load in `dtype` would have it.
+    It is `dtype`, except that integers keep their dtype, and so do tensors that the model keeps in fp32 (such as those
+    by which a router chooses experts), as when the model is loaded in `dtype`.
     """
     exact = model._keep_in_fp32_modules_strict or ()
     is_exact = any(re.search(rf"(^|\.){re.escape(part)}($|\.)", name) for part in exact)

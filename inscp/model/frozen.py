@@ -1,4 +1,4 @@
-"""Parts of matrices that no step trains, though the rest of the same matrices is trained."""
+"""Freezing parts of matrices while the rest of them is trained."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from inscp.model.sharded import local_tensor
 
 
 class FrozenParts:
-    """What keeps the frozen parts of matrices as they are: no gradient, and no weight decay.
+    """Keeps parts of matrices frozen: no gradient and no weight decay.
 
     Args:
         weights: fp32 matrices by name, whole or sharded along their rows.
-        masks: what of each is frozen: bool, of a shape that spreads over this rank's part of it.
+        masks: the frozen part of each: bool, broadcastable to this rank's part of the matrix.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: dict[str, torch.Tensor]) -> None:

@@ -1,8 +1,9 @@
-"""Whether a model keeps the documents of a packed row apart, asked of the model itself.
+"""Whether a model isolates the documents of a packed row, determined by running it.
 
-Attention does, where it learns from positions which tokens are one document. Layers that carry a state along the row
-(convolutions, linear attention, state spaces) do not, nor do some models that build their masks without positions.
-There is no list of names: a document stands in a row twice, and a model that keeps documents apart predicts both alike.
+Attention does if it derives from the positions which tokens belong to a document. Layers that carry a state along the
+row (convolutions, linear attention, state spaces) do not, nor do some models that build their masks without positions.
+There is no list of names: a row contains the same document twice, and a model that isolates documents predicts both
+alike.
 """
 
 import sys
@@ -16,19 +17,20 @@ from inscp.model.parallel import reshard
 from inscp.records import IGNORED, PackedBatch
 
 _LENGTH = 24
-"""Tokens of the document, which repeats itself where it sees itself: few are enough."""
+"""Tokens of the document; few are enough, because a model that sees the first copy repeats it in the second."""
 _TOLERANCE = 0.02
-"""Of the norm of the negative log-likelihoods. Both are bitwise alike on a CPU, in bf16 too; SmolLM2-135M that sees the
-first document is off by half (on a CPU, November 2026). A last digit of bf16 logits is 0.005."""
+"""Relative to the norm of the negative log-likelihoods. The two are bitwise equal on a CPU, also in bf16; if
+SmolLM2-135M sees the first document, they differ by half (on a CPU, November 2026). The last digit of bf16 logits is
+0.005."""
 
 
 @torch.no_grad()
 def isolates_documents(loss: NextTokenLoss, device: torch.device) -> bool:
-    """Whether a document behind another one in a row is as likely as alone: one forward pass of 48 tokens.
+    """Whether a document after another one in a row is as likely as alone: one forward pass of 48 tokens.
 
     Args:
-        loss: the model with its weights, on one device or sharded; then every rank must ask.
-        device: where it computes.
+        loss: the model with its weights, on one device or sharded; if sharded, every rank must take part.
+        device: device on which it computes.
     """
     vocabulary = loss.model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (_LENGTH,), generator=torch.Generator().manual_seed(0))
@@ -38,7 +40,7 @@ def isolates_documents(loss: NextTokenLoss, device: torch.device) -> bool:
     batch = PackedBatch(ids, targets, positions, (_LENGTH, _LENGTH), step_targets=1, step_tokens=2 * _LENGTH)
     is_training = loss.training
     try:
-        with torch.compiler.set_stance("force_eager"):  # blocks are compiled for the training's rows alone
+        with torch.compiler.set_stance("force_eager"):  # blocks are compiled for training rows only
             first, second = loss.eval()(batch.to(device), per_target=True).chunk(2)
     finally:
         loss.train(is_training)
@@ -47,13 +49,13 @@ def isolates_documents(loss: NextTokenLoss, device: torch.device) -> bool:
 
 
 def longest_isolated(config: PretrainedConfig) -> int:
-    """How many tokens a document may have without changing the others of its batch; without end for most models.
+    """How many tokens a document may have without changing the others of its batch; sys.maxsize for most models.
 
-    A document longer than those of pre-training makes LongRoPE (Phi-4-mini) take other frequencies for all of the
-    batch. Dynamic RoPE does so only beyond what the model can see at once, and no row is longer than that.
+    A document longer than those of pre-training makes LongRoPE (Phi-4-mini) use other frequencies for the whole batch.
+    Dynamic RoPE does so only beyond the model's context length, and no row is longer than that.
     """
     given = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # one for each type of layers
+    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # one per layer type
     ends = (kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope")
     return min(ends, default=sys.maxsize)
 
@@ -61,9 +63,9 @@ def longest_isolated(config: PretrainedConfig) -> int:
 def require_isolated_length(config: PretrainedConfig, spec: str, row_length: int) -> None:
     """
     Args:
-        config: the model's.
-        spec: its name for messages.
-        row_length: tokens that a document has at most.
+        config: the model's configuration.
+        spec: its name, for messages.
+        row_length: maximum number of tokens per document.
 
     Raises:
         UserError: a document may be long enough to change the others of its batch.
@@ -74,12 +76,12 @@ def require_isolated_length(config: PretrainedConfig, spec: str, row_length: int
 
 
 def require_isolation(loss: NextTokenLoss, spec: str, device: torch.device, row_length: int) -> None:
-    """Refuse a model that does not keep documents apart; to be asked in the precision that computes.
+    """Refuse a model that does not isolate documents; to be called in the compute precision.
 
     Args:
         loss, device: as for `isolates_documents`.
-        spec: the model's name for messages.
-        row_length: tokens that a document has at most.
+        spec: the model's name, for messages.
+        row_length: maximum number of tokens per document.
 
     Raises:
         UserError: it lets a document see the one before it, or a document may be long enough to change the others.

@@ -1,7 +1,7 @@
 """The negative log-likelihood of token sequences under a model.
 
-They are scored as the training computes its loss: one behind the other in a row, kept apart by their positions, so that
-nothing is padded; the softmax is fp32 and sums are float64.
+They are scored as in training: concatenated in a row and separated by their positions, so that nothing is padded; the
+softmax is fp32 and sums are float64.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from inscp.records import PackedBatch, TokenSequence
 
 
 def batches_by_length(pieces: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
-    """Pieces of like length together, longest first, so many tokens a batch."""
+    """Batches of pieces of similar length, longest first, with up to `batch_tokens` tokens per batch."""
     batch: list[TokenSequence] = []
     held = 0
     for piece in sorted(pieces, key=lambda piece: -len(piece.input_ids)):
@@ -38,11 +38,11 @@ def summed_nlls(loss: NextTokenLoss, pieces: Sequence[TokenSequence]) -> np.ndar
     """
     nlls = loss(pack_row(pieces, next(loss.parameters()).device), per_target=True).double().cpu().numpy()
     starts = np.cumsum([0, *(piece.n_targets for piece in pieces[:-1])])
-    return np.asarray(np.add.reduceat(nlls, starts))  # each for itself: one that is infinite spoils no other
+    return np.asarray(np.add.reduceat(nlls, starts))  # each by itself: an infinite one does not spoil the others
 
 
 def pack_row(pieces: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
-    """One row without padding."""
+    """The pieces as one row without padding."""
     length = sum(len(piece.input_ids) for piece in pieces)
     input_ids, targets, [lengths] = collate([list(pieces)], length, 0)
     positions = np.concatenate([np.arange(n) for n in lengths])[None]

@@ -1,8 +1,8 @@
 """The next-token loss, and the divergence from a teacher, summed in fp32 without ever holding all logits.
 
 The logits of a batch (tokens x vocabulary) are the largest tensor of a training step. Here the output layer and the
-cross-entropy work on chunks of rows, and the gradients of a chunk are formed in the forward pass, in the place of its
-logits: products in the compute dtype, softmax and sums in fp32. Positions without a target cost nothing.
+cross-entropy work on chunks of rows, and a chunk's gradients are computed in the forward pass and overwrite its logits:
+matmuls in the compute dtype, softmax and sums in fp32. Positions without a target cost nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -17,20 +17,20 @@ from inscp.model.attention import Documents, attend_by_document
 from inscp.records import PackedBatch
 
 CHUNK, GPU_CHUNK = 512, 2048
-"""Rows of logits that are alive at once: on a CPU 50 MB in bf16 at 50 k vocabulary; on a GPU as many as are worth a
-pass over the sums of the weight's gradient, 2.6 GB with their softmax at 128 k."""
+"""Rows of logits held at once: on a CPU 50 MB in bf16 at a vocabulary of 50 k; on a GPU enough to be worth a pass over
+the accumulated weight gradient, 2.6 GB with their softmax at 128 k."""
 _CACHE_NUMBERS = 1 << 20
-"""fp32 numbers that a CPU's caches hold."""
+"""fp32 numbers that fit in a CPU's caches."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts at N positions; the logits are `hidden @ weight.T`.
+    """A model's predictions at N positions; the logits are `hidden @ weight.T`.
 
     Attributes:
-        hidden: [N, H], or where the output layer is no such product the logits themselves, [N, V].
-        weight: [V, H], the output embedding; None where `hidden` are the logits.
-        importance: of a teacher's: how much a divergence from it counts beside the negative log-likelihood of a target.
+        hidden: [N, H]; if the output layer is not such a product, the logits themselves, [N, V].
+        weight: [V, H], the output embedding; None if `hidden` contains the logits.
+        importance: of a teacher: weight of a divergence from it, relative to the negative log-likelihood of a target.
     """
 
     hidden: torch.Tensor
@@ -39,7 +39,7 @@ class Predictions:
 
     @property
     def logits(self) -> torch.Tensor:
-        """All of them, [N, V]."""
+        """All logits, [N, V]."""
         return self.hidden if self.weight is None else self.hidden @ self.weight.T
 
     def __getitem__(self, rows: slice) -> "Predictions":
@@ -47,12 +47,12 @@ class Predictions:
 
 
 class Losses(NamedTuple):
-    """Of a batch's targets, summed, in nats, fp32.
+    """Losses summed over a batch's targets, in nats, fp32.
 
     Attributes:
-        total: what is trained on, differentiable: the negative log-likelihoods (times the probabilities, where targets
-            count by them), and where a teacher predicts the divergences from it, times its importance.
-        divergence: KL(teacher || model) where a teacher predicts, without its importance and without gradients.
+        total: the training loss, differentiable: the negative log-likelihoods (times the probabilities, if targets are
+            weighted by them), plus the divergences from a teacher, if there is one, times its importance.
+        divergence: KL(teacher || model) at the teacher's positions, without its importance and without gradients.
     """
 
     total: torch.Tensor
@@ -62,12 +62,12 @@ class Losses(NamedTuple):
 class NextTokenLoss(nn.Module):
     """A causal language model whose output is its loss.
 
-    It is the root of what is sharded, so that the output embedding is whole while the loss uses it.
+    It is the root module for sharding, so that the output embedding is gathered while the loss uses it.
 
     Args:
         model: a causal language model with its weights.
-        by_probability: in training each target's negative log-likelihood counts as much as the model thinks the target
-            likely, as by a constant factor (dynamic fine-tuning; Wu et al. 2025, arXiv 2508.05629).
+        by_probability: in training, weight each target's negative log-likelihood by the model's probability of the
+            target, as a constant (dynamic fine-tuning; Wu et al. 2025, arXiv 2508.05629).
     """
 
     def __init__(self, model: PreTrainedModel, by_probability: bool = False) -> None:
@@ -87,10 +87,10 @@ class NextTokenLoss(nn.Module):
         """The batch's losses.
 
         Args:
-            batch: of N targets.
+            batch: a batch with N targets.
             per_target: return the negative log-likelihood of every target instead, fp32 [N], row after row, without
                 gradients.
-            teacher: what another model predicts at the last M of the N target positions, to be learned there.
+            teacher: another model's predictions to learn, at the last M of the N target positions.
             return_predictions: return the predictions instead, for a model that learns from this one.
         """
         mine = self.predictions(batch)
@@ -115,9 +115,9 @@ class NextTokenLoss(nn.Module):
         return Losses(total + teacher.importance * divergence, divergence.detach())
 
     def predictions(self, batch: PackedBatch) -> Predictions:
-        """At the target positions of the batch."""
+        """The model's predictions at the target positions of the batch."""
         # transformers isolates packed documents when position ids restart, with neither attention mask nor cache;
-        # with FlashAttention it looks for them only where there is one row.
+        # with FlashAttention it does so only for a single row.
         shape = (1, -1) if "flash" in self.model.config._attn_implementation else batch.input_ids.shape
         input_ids, position_ids = batch.input_ids.reshape(shape), batch.position_ids.reshape(shape)
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
@@ -138,18 +138,18 @@ def linear_losses(
     teacher: Predictions | None = None,
     by_probability: bool = False,
 ) -> Losses:
-    """Of `hidden @ weight.T` against `targets`, chunk by chunk.
+    """The losses of `hidden @ weight.T` against `targets`, chunk by chunk.
 
     Args:
         hidden: [N, H].
         weight: [V, H], the output embedding.
         targets: int64 [N].
-        teacher: what is to be predicted at the last M positions in place of their targets.
-        by_probability: as `NextTokenLoss` has it.
+        teacher: predictions to learn at the last M positions instead of their targets.
+        by_probability: as for `NextTokenLoss`.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    weight = weight if torch.is_grad_enabled() else weight.detach()  # `apply` would compute its gradient all the same
+    weight = weight if torch.is_grad_enabled() else weight.detach()  # `apply` would compute its gradient regardless
     losses = _LinearLosses.apply(hidden, weight, targets, teacher, dtype, by_probability)  # type: ignore[no-untyped-call]
     return Losses(*losses)
 
@@ -182,7 +182,7 @@ class _LinearLosses(torch.autograd.Function):
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         hidden_grad = torch.empty_like(low_hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        # Written over again for every chunk: on a CPU, fresh memory of this size costs more than the products in it.
+        # Reused for every chunk: on a CPU, fresh memory of this size costs more than the matmuls that fill it.
         rows_at_once = _chunk_rows()
         all_logits = low_hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
         product = torch.empty_like(low_weight) if wants_weight else None
@@ -203,7 +203,7 @@ class _LinearLosses(torch.autograd.Function):
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
                 grown = _cache_sized_chunks(torch.mm(logits.T, chunk, out=product))
-                # torch makes an fp32 copy of what it adds to fp32 sums: here of a part at a time
+                # torch makes an fp32 copy of what it adds to fp32 sums, so only a part is added at a time
                 for sums, part in zip(_cache_sized_chunks(weight_grad), grown, strict=True):
                     sums += part
         ctx.save_for_backward(hidden_grad, weight_grad)
@@ -221,16 +221,16 @@ class _LinearLosses(torch.autograd.Function):
 
 
 def _terms(nlls: torch.Tensor, by_probability: bool) -> torch.Tensor:
-    """What each target adds to the loss."""
+    """The contribution of each target to the loss."""
     return nlls * nlls.detach().neg().exp() if by_probability else nlls
 
 
 def _nlls(
     logits: torch.Tensor, targets: torch.Tensor, into_gradients: bool = False, by_probability: bool = False
 ) -> torch.Tensor:
-    """The negative log-likelihoods [N] of `targets` [N]; `logits` [N, V] may become the gradients of the loss.
+    """The negative log-likelihoods [N] of `targets` [N]; `logits` [N, V] may be overwritten with their gradients.
 
-    Softmax in fp32, on a CPU for so many rows at a time as its caches hold.
+    The softmax is fp32, on a CPU for as many rows at a time as fit in its caches.
     """
     parts = _cache_sized_chunks(logits)
     nlls = torch.empty(len(logits), 1, dtype=torch.float32, device=logits.device)
@@ -251,7 +251,7 @@ def _nlls(
 def _divergences(logits: torch.Tensor, teacher: Predictions, into_gradients: bool) -> torch.Tensor:
     """KL(teacher || model) of each row [N], from logits [N, V] of both.
 
-    `logits` may become the gradients of their sum, times the teacher's importance.
+    `logits` may be overwritten with the gradients of the sum, times the teacher's importance.
     """
     divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     parts = _cache_sized_chunks(logits)
@@ -270,15 +270,15 @@ def _chunks(begin: int, end: int, size: int) -> list[slice]:
 
 
 def _chunk_rows() -> int:
-    """Rows of logits that are alive at once.
+    """Rows of logits held at once.
 
-    It goes by the machine and not by where the tensors are: `doctor` counts the memory of a GPU on CPU tensors.
+    It depends on the machine and not on the tensors' device: `doctor` estimates a GPU's memory with CPU tensors.
     """
     return GPU_CHUNK if torch.cuda.is_available() else CHUNK
 
 
 def _cache_sized_chunks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[N, …] in parts that fit a CPU's caches, in one part on a machine with a GPU (see `_chunk_rows`)."""
+    """[N, …] in parts that fit in a CPU's caches; in one part on a machine with a GPU (see `_chunk_rows`)."""
     return x.split(len(x) if torch.cuda.is_available() else max(1, _CACHE_NUMBERS // x.shape[1]))
 
 
@@ -286,15 +286,15 @@ def _cache_sized_chunks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def has_linear_head(model: PreTrainedModel) -> bool:
     """Whether the model's logits are its last hidden states times its output embedding and nothing else.
 
-    Asked of the model's own forward pass, between random hidden states and a small random output layer in the place
-    of the model's, so that no weight is needed: soft-capped (Gemma 2), scaled (Cohere, Granite) and biased heads are
-    found without a list of names.
+    This is determined by the model's own forward pass, with random hidden states and a small random output layer
+    instead of the model's, so that no weights are needed: soft-capped (Gemma 2), scaled (Cohere, Granite) and biased
+    heads are recognised without a list of names.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return False
     generator = torch.Generator().manual_seed(0)
-    with torch.device("cpu"):  # whatever the model is being made on
+    with torch.device("cpu"):  # whatever device the model is being built on
         hidden = torch.randn(1, 4, head.in_features, generator=generator)
         small = torch.randn(8, head.in_features, generator=generator)  # logits in the tens, where a soft cap shows
     body, weight = model.base_model, head.weight
@@ -303,7 +303,7 @@ def has_linear_head(model: PreTrainedModel) -> bool:
         head.weight = nn.Parameter(small)
         logits = model(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False).logits
         return torch.allclose(F.linear(hidden, small), logits, rtol=1e-4, atol=1e-4)
-    except (AttributeError, TypeError, RuntimeError):  # a model that is put together otherwise
+    except (AttributeError, TypeError, RuntimeError):  # a model with a different structure
         return False
     finally:
         del body.forward
@@ -311,7 +311,7 @@ def has_linear_head(model: PreTrainedModel) -> bool:
 
 
 class _BodyOutput:
-    """Hidden states as a model's body returns them, and None for all else that its forward pass may ask for."""
+    """Hidden states as a model's body returns them, and None for any other attribute that is read."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.last_hidden_state = hidden

@@ -1,16 +1,16 @@
-"""How much memory a rank needs for a training step, found without data, weights or devices.
+"""The memory that a rank needs for a training step, estimated without data, weights or devices.
 
-The step is the training's own: its model, adapter, loss, sharding, optimizer and average, in the order of the training
-loop. It runs on tensors that have a shape and no storage (torch's FakeTensorMode), under FSDP2 in a process group that
-has no other processes (torch's backend `fake`), and at every operation counts what is alive:
+The step is that of the training run: its model, adapter, loss, sharding, optimizer and average, in the order of the
+training loop. It runs on tensors with a shape but no storage (torch's FakeTensorMode), under FSDP2 in a process group
+without other processes (torch's backend `fake`), and counts the live tensors at every operation:
 
     peak = max over the step of (weights + gradients + optimizer states + average + everything else)
 
-On N shards the first four are 1/N of the model's; everything else is activations, logits and the low-precision copies
-of weights: of all that are trained, or under FSDP2 of the gathered block, the next one that is gathered meanwhile, the
-gathered root (embeddings, output layer) and their gradients that are not reduced yet. Not counted is what an operation
-takes while it runs and what an allocator keeps. Every position is a target, every row one document. Attention is
-torch's own, in the place of a Hub kernel's.
+On N shards the first four are 1/N of the model's. Everything else is activations, logits and the low-precision copies
+of weights: of all trained weights, or under FSDP2 of the gathered block, the next block, which is gathered meanwhile,
+the gathered root (embeddings, output layer) and their gradients that are not yet reduced. Temporary memory inside an
+operation and memory held by an allocator are not counted. Every position is a target, and every row is one document.
+Attention is torch's own, instead of a kernel from the Hub.
 """
 
 import weakref
@@ -46,16 +46,16 @@ from inscp.records import PackedBatch
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one rank at the moment of a training step that needs most, by part.
+    """Bytes of one rank at the peak of a training step, by part.
 
     Attributes:
-        weights: the rank's share of them, buffers and a teacher's included.
-        gradients: those that are there at that moment.
+        weights: the rank's part of them, including buffers and a teacher's weights.
+        gradients: those that exist at the peak.
         optimizer: Adam's two moments.
-        average: of `model.ema_decay`.
-        activations: everything else, gathered weights included.
-        kept: on a CPU whose C library keeps what is freed, the memory of gradients, which cannot lie where activations
-            have been.
+        average: the moving average of `model.ema_decay`.
+        activations: everything else, including gathered weights.
+        kept: on a CPU whose C library keeps freed memory, that of the gradients, which cannot reuse the memory of
+            activations.
     """
 
     weights: int
@@ -72,7 +72,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a rank takes in a step: `micro_batches` times `rows` of `row_length` tokens."""
+    """A rank's input in a step: `micro_batches` times `rows` of `row_length` tokens."""
 
     rows: int
     row_length: int
@@ -81,13 +81,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """On what a training runs.
+    """The devices of a training run.
 
     Attributes:
-        strategy: of `inscp.model.strategies`.
-        ranks: of all nodes.
-        num_nodes: how many.
-        dtype: in which it multiplies.
+        strategy: one of `inscp.model.strategies`.
+        ranks: number of ranks on all nodes.
+        num_nodes: number of nodes.
+        dtype: dtype of matmuls.
     """
 
     strategy: Strategy
@@ -97,12 +97,12 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Among how many ranks a model's weights are shared out."""
+        """The number of ranks over which a model's weights are sharded."""
         return self.ranks // self.strategy.copies(self.num_nodes) if isinstance(self.strategy, FSDP2) else 1
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the fp32 weights do not multiply themselves."""
+        """Whether matmuls use another dtype than the fp32 weights."""
         return self.dtype != torch.float32
 
 
@@ -116,10 +116,10 @@ def _empty(spec: str, dtype: torch.dtype, attention: str | None) -> PreTrainedMo
 
 
 def meta_teacher(module: InsCPModule, layout: Layout, learner: NextTokenLoss, row_length: int) -> Teacher | None:
-    """The teacher of `module`, if it has one, as `meta_model` makes the model.
+    """The teacher of `module`, if it has one, made like the model of `meta_model`.
 
     Raises:
-        UserError: it cannot be one of this model.
+        UserError: the teacher does not fit the model.
     """
     how = module.distillation
     if how is None:
@@ -137,14 +137,14 @@ def step_memory(
     """Run a training step on fake tensors.
 
     Args:
-        model: the module's `meta_model`; is used up.
-        module: whose step it is.
-        layout: on what it runs.
-        shape: with more than one micro-batch, gradients lie beside the activations of the next one.
-        keeps_freed: whether the C library keeps what is freed.
+        model: the module's `meta_model`; must not be used afterwards.
+        module: the module whose step is run.
+        layout: the devices.
+        shape: the input; with more than one micro-batch, gradients coexist with the activations of the next one.
+        keeps_freed: whether the C library keeps freed memory.
 
     Raises:
-        UserError: the model does something that only values decide (some mixtures of experts).
+        UserError: the model's operations depend on the values of tensors (some mixtures of experts).
     """
     root = NextTokenLoss(model)
     teacher = meta_teacher(module, layout, root, shape.row_length)
@@ -159,7 +159,7 @@ def step_memory(
             except RuntimeError as error:
                 what = f"its memory cannot be estimated ({first_line(error)})"
                 fix = "Try a few steps: fit --trainer.max_steps 3."
-                if not layout.is_mixed:  # in which alone some operations can be told of
+                if not layout.is_mixed:  # only in mixed precision can some operations be estimated
                     fix = f"Estimate it with --trainer.precision bf16-mixed. {fix}"
                 raise UserError(module.pretrained, what, fix) from error
 
@@ -175,7 +175,7 @@ def _step(
 ) -> MemoryEstimate:
     model = root.model
     trained = trained_weights(model)
-    optimizer = module.optimizer.build(trained.values())  # whose step works in place
+    optimizer = module.optimizer.build(trained.values())  # its step works in place, so it is not run
     initialise_states(optimizer)
     average = MovingAverage(trained, module.ema_decay) if module.ema_decay else None
     if layout.is_mixed and isinstance(layout.strategy, OneDevice):
@@ -188,12 +188,12 @@ def _step(
     averages = live.add(average.tensors.values()) if average else 0
     lengths = (shape.row_length,) * shape.rows
     ids = torch.zeros(shape.rows, shape.row_length, dtype=torch.long)
-    places = torch.arange(ids.numel())  # fake targets cannot be told from padding
-    # The second pass has gradients, and DTensor no longer runs operations on whole tensors to infer layouts.
+    places = torch.arange(ids.numel())  # fake tensors do not show which positions are targets
+    # In the second pass gradients exist, and DTensor no longer runs operations on whole tensors to infer layouts.
     for is_last in [False, True] if shape.micro_batches > 1 or isinstance(layout.strategy, FSDP2) else [True]:
         if shape.micro_batches == 1:
             optimizer.zero_grad()
-        elif isinstance(layout.strategy, FSDP2):  # until the last, copies sum their gradients where they compute
+        elif isinstance(layout.strategy, FSDP2):  # before the last, copies accumulate their gradients locally
             root.set_requires_all_reduce(is_last)  # type: ignore[operator]
         live.restart()
         with torch.autocast("cpu", layout.dtype, enabled=layout.is_mixed and isinstance(layout.strategy, DDP)):
@@ -212,7 +212,7 @@ def _step(
 
 @contextmanager
 def _sharded(roots: Iterable[NextTokenLoss], layout: Layout) -> Iterator[None]:
-    """Under FSDP2 make this process the first of `ranks`, of which it is the only one, and shard `roots`."""
+    """Under FSDP2, make this process the first of `layout.ranks`, without the others, and shard `roots`."""
     if not isinstance(layout.strategy, FSDP2):
         yield
         return
@@ -228,7 +228,7 @@ def _sharded(roots: Iterable[NextTokenLoss], layout: Layout) -> Iterator[None]:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of fake tensors that are alive, storage by storage.
+    """Counts the bytes of live fake tensors, storage by storage.
 
     Attributes:
         peak: the highest count so far.
@@ -241,11 +241,11 @@ class LiveTensors(TorchDispatchMode):
         self._now = self._time = self._peak_time = self.peak = 0
 
     def add(self, tensors: Iterable[Any]) -> int:
-        """Count tensors that are there already; returns their bytes."""
+        """Count tensors that exist already; returns their bytes."""
         return sum({storage._cdata: self._see(storage) for storage in _storages(tensors)}.values())
 
     def at_peak(self, tensors: Iterable[torch.Tensor]) -> int:
-        """Bytes of those of `tensors`, all alive, that were there at the peak."""
+        """Bytes of those of `tensors`, all alive, that existed at the peak."""
         keys = {storage._cdata for storage in _storages(tensors)}
         return sum(self._bytes[key] for key in keys if self._born[key] <= self._peak_time)
 
@@ -286,7 +286,7 @@ class LiveTensors(TorchDispatchMode):
             self._see(storage)
             return storage
 
-        torch.UntypedStorage.resize_ = resize  # type: ignore  # FSDP2 frees and allocates with it, which dispatches nothing
+        torch.UntypedStorage.resize_ = resize  # type: ignore  # FSDP2 frees and allocates with it, without a dispatch
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

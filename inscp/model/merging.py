@@ -1,7 +1,7 @@
-"""A model out of several, by arithmetic with their weights: no training, and mostly one model in memory.
+"""Merging models by arithmetic on their weights: no training, and usually only one model in memory.
 
-The first of the models is loaded; of all of them one tensor at a time is read, in fp32, and merged into the first. Only
-where the files of a model have other names than its parameters all of it is in memory beside the first.
+The first model is loaded; then each tensor is read from every model, in fp32, and merged into the first. A model whose
+files use other names than its parameters is loaded in full beside the first.
 """
 
 from abc import ABC, abstractmethod
@@ -27,22 +27,22 @@ from inscp.pretrained import (
 )
 
 Merge = Callable[..., torch.Tensor]
-"""Makes a tensor of the result from its name and that tensor of every model, in fp32 and in the order of `models`."""
+"""Computes a tensor of the result from its name and the models' tensors, in fp32 and in the order of `models`."""
 
 
 class Merging(ABC):
-    """How models become one."""
+    """A method of merging models."""
 
     arm: str
     """The name of the method in comparisons."""
 
     @abstractmethod
     def models(self, model: str) -> tuple[str, ...]:
-        """What is merged with `model`, and `model` itself; the first one's tokenizer and settings are the result's."""
+        """The models to merge, including `model`; the result has the tokenizer and settings of the first."""
 
     @abstractmethod
     def bind(self, models: tuple[str, ...], first: PreTrainedModel) -> Merge:
-        """The arithmetic, for those models, of which the first one is loaded."""
+        """The arithmetic for `models`, of which `first` is loaded."""
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,12 @@ def _original(model: str) -> str:
 
 @torch.no_grad()
 def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
-    """The model that `method` makes of `model`, its weights in `dtype`.
+    """The result of applying `method` to `model`, its weights in `dtype`.
 
-    Rows of tokens that the first model alone has (its vocabulary was extended) stay as they are.
+    Rows of tokens that only the first model has (because its vocabulary was extended) are not changed.
 
     Raises:
-        UserError: the models are not of one shape, one has tokens that the first has not, or one is quantized.
+        UserError: the models differ in shape, one has tokens that the first lacks, or one is quantized.
     """
     models = method.models(model)
     require_dense(models[0])
@@ -178,7 +178,7 @@ def merged(model: str, method: Merging, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _embedding_names(model: PreTrainedModel) -> set[str]:
-    """The names of the embeddings and of the output layer."""
+    """The parameter names of the embeddings and of the output layer."""
     layers = model.get_input_embeddings(), model.get_output_embeddings()
     outer = {id(tensor) for layer in layers for tensor in layer.parameters()}
     return {name for name, tensor in model.named_parameters() if id(tensor) in outer}
@@ -187,18 +187,18 @@ def _embedding_names(model: PreTrainedModel) -> set[str]:
 def _reader(
     spec: str, first: str, wanted: Mapping[str, torch.Size], shared: Mapping[str, slice]
 ) -> Callable[[str], torch.Tensor]:
-    """What reads a tensor of `spec` by its name, in fp32.
+    """A function that reads a tensor of `spec` by its name, in fp32.
 
-    Where files have other names than parameters (mixtures of experts, old formats) all of it is loaded.
+    A model whose files use other names than its parameters (mixtures of experts, old formats) is loaded in full.
 
     Args:
         spec: the model.
-        first: the one that is merged into.
-        wanted: what is read of each tensor, by its shape.
-        shared: the rows that it has of each tensor.
+        first: the model that is merged into.
+        wanted: name -> shape of the part that is read.
+        shared: name -> rows that all models have.
 
     Raises:
-        UserError: it lacks a tensor of the first one, or has it in another shape.
+        UserError: it lacks a tensor of the first model, or has it in another shape.
     """
     folder = weights_folder(spec)
     stored = stored_tensors(folder)

@@ -1,4 +1,4 @@
-"""The training loop as Lightning takes it: a Hugging Face causal language model and a token-weighted loss."""
+"""The training loop as a LightningModule: a Hugging Face causal language model and a token-weighted loss."""
 
 import math
 import sys
@@ -93,19 +93,19 @@ class InsCPModule(ValidationModule):
         self.frozen: FrozenColumns | FrozenRows | None = None
         self.teacher: Teacher | None = None
         self._step_loss = torch.zeros(())
-        self._step_divergence, self._step_replayed = torch.zeros(()), 0  # its sum, and of how many targets
+        self._step_divergence, self._step_replayed = torch.zeros(()), 0  # its sum, and the number of targets
 
     def configure_model(self) -> None:
-        """Load the weights, in fp32 (frozen ones in what computes): whole, or under FSDP2 each rank its shards.
+        """Load the weights, in fp32 (frozen ones in the compute dtype): all of them, or under FSDP2 this rank's shards.
 
-        `weights` are those that are trained, by name, in fp32; what computes is the strategy's `compute_dtype`.
+        `weights` are the trained ones by name, in fp32; the compute dtype is the strategy's `compute_dtype`.
         """
         if hasattr(self, "loss"):
             return
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
             self._require_whole_matrices()
-        with torch.device("cpu"):  # in Lightning's device context all of it would go to the device, in fp32
+        with torch.device("cpu"):  # inside Lightning's device context, all of it would go to the device in fp32
             model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
         if self.compile_blocks:
             compile_blocks(model, selective=self.activation_checkpointing == "selective")
@@ -141,7 +141,7 @@ class InsCPModule(ValidationModule):
                 raise UserError(f"model.{name}", what, fix)
 
     def bare_model(self, make: Callable[..., PreTrainedModel], compiles: bool = False) -> PreTrainedModel:
-        """The model that is trained, neither sharded nor compiled yet, from `load_model` or `empty_model`."""
+        """The model to train, not yet sharded or compiled, made by `load_model` or `empty_model`."""
         require_dense(self.pretrained)
         model = make(self.pretrained, torch.float32, self.attn_implementation)
         freeze_non_text_parts(model)
@@ -149,7 +149,7 @@ class InsCPModule(ValidationModule):
             freeze_all_but_embeddings(model)
         if self.adapter:
             self.adapter.add_to(model)
-        if not (compiles and self.activation_checkpointing == "selective"):  # which the compiler does better
+        if not (compiles and self.activation_checkpointing == "selective"):  # the compiler does this better
             checkpoint_activations(model, self.activation_checkpointing)
         return model
 
@@ -185,9 +185,9 @@ class InsCPModule(ValidationModule):
             require_isolation(self.loss, self.pretrained, device, row_length)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint keeps: `model.NAME`, `average.NAME`, `shield.NAME`, `optimizer.NAME.STATE`.
+        """The tensors of a checkpoint: `model.NAME`, `average.NAME`, `shield.NAME`, `optimizer.NAME.STATE`.
 
-        Of weights that are not trained it keeps nothing.
+        Untrained weights are not included.
         """
         kept = {f"model.{name}": weight.detach() for name, weight in self.weights.items()}
         if self.average:
@@ -199,10 +199,10 @@ class InsCPModule(ValidationModule):
         return kept
 
     def read(self, checkpoint: Path) -> None:
-        """Fill weights, average and optimizer from a checkpoint; where nothing is trained, the weights alone."""
+        """Fill weights, average and optimizer from a checkpoint; outside training, only the weights."""
         stored = stored_tensors(checkpoint)
         into = self.tensors()
-        if not self.trainer.optimizers:  # what was trained is judged as it would be exported
+        if not self.trainer.optimizers:  # evaluate the weights that would be exported
             into = {exported_name(name, stored): tensor for name, tensor in into.items()}
         missing = next((name for name, tensor in into.items() if stored.get(name) != tensor.shape), None)
         if missing:
@@ -215,7 +215,7 @@ class InsCPModule(ValidationModule):
         checkpoint["held_out_before"] = self.held_out_before
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was measured, and let Lightning count micro-batches as if steps had always had this size."""
+        """Restore measurements, and let Lightning count micro-batches as if steps had always had this size."""
         self.held_out_before = checkpoint["held_out_before"]
         batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -233,7 +233,7 @@ class InsCPModule(ValidationModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        if self.shield and not self.trainer.ckpt_path:  # which brings the columns along
+        if self.shield and not self.trainer.ckpt_path:  # a checkpoint contains the columns
             assert isinstance(self.frozen, FrozenColumns)
             rows = self.shield.read(data_of(self.trainer).pipeline)
             if self.trainer.is_global_zero:
@@ -241,7 +241,7 @@ class InsCPModule(ValidationModule):
             with self.trainer.precision_plugin.forward_context():
                 self.frozen.choose(self.shield.share, self.loss, rows, self.device)
         keep_freed_memory()
-        for config in self.trainer.lr_scheduler_configs:  # a checkpoint brings the rate that it was trained with
+        for config in self.trainer.lr_scheduler_configs:  # a checkpoint restores its own learning rate
             schedule: Any = config.scheduler
             schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
             for group in schedule.optimizer.param_groups:
@@ -251,15 +251,15 @@ class InsCPModule(ValidationModule):
         return_freed_memory()
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
-        """Let dropout depend on the place in the training alone, so that a resumed training repeats it."""
+        """Make dropout depend only on the position in the run, so that a resumed run repeats it."""
         data = data_of(self.trainer)
         torch.manual_seed(hash((data.seed, batch_idx, data.ranks[1])) % 2**63)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
-        """The micro-batch's share of the step's mean loss.
+        """The micro-batch's contribution to the step's mean loss.
 
-        Every target weighs 1 / (targets of the whole step). Lightning divides by the number of micro-batches and the
-        strategy averages over ranks, so both are multiplied back.
+        Every target has the weight 1 / (targets of the whole step). Lightning divides by the number of micro-batches
+        and the strategy averages over ranks, so the loss is multiplied by both.
         """
         total, divergence = self.loss(batch, teacher=self.teacher and self.teacher.predictions(batch))
         self._step_loss = self._step_loss.to(total.device) + total.detach() / batch.step_targets
@@ -269,13 +269,13 @@ class InsCPModule(ValidationModule):
         return total / batch.step_targets * self.trainer.accumulate_grad_batches * self._ranks
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the step's loss, and stop before a broken one reaches the weights.
+        """Log the step's loss, and stop before a non-finite one reaches the weights.
 
-        With a teacher also how far the model is from it: the mean divergence of a replayed target.
+        With a teacher, also log the mean divergence from it per replayed target.
         """
         strategy = self.trainer.strategy
         loss = strategy.reduce(self._step_loss, reduce_op="mean") * self._ranks
-        if isinstance(strategy, FSDP2):  # under tensor parallelism some gradients are of this rank's heads only
+        if isinstance(strategy, FSDP2):  # under tensor parallelism some gradients cover only this rank's heads
             strategy.sum_gradients(self.model)
         self._step_loss = torch.zeros_like(self._step_loss)
         self._require_finite("loss", loss)
@@ -296,10 +296,10 @@ class InsCPModule(ValidationModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients' norm and log what it was: the last thing before the optimizer's step.
+        """Clip the gradient norm and log its value before clipping; called last before the optimizer step.
 
         Raises:
-            UserError: another algorithm than `norm`.
+            UserError: the algorithm is not `norm`.
             RunError: the norm is not finite; no weight has been changed.
         """
         if gradient_clip_algorithm not in (None, "norm"):
@@ -325,7 +325,7 @@ class InsCPModule(ValidationModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         for optimizer in self.trainer.optimizers:
-            optimizer.zero_grad()  # Lightning would keep them until the next forward pass has all its activations
+            optimizer.zero_grad()  # Lightning would keep the gradients throughout the next forward pass
         self.refresh_copies()
         if self.average:
             self.average.update(self.trainer.global_step)

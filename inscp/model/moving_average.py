@@ -9,12 +9,12 @@ from torch import nn
 class MovingAverage:
     """An exponential moving average of trained weights.
 
-    The decay of a step after n others is at most (1 + n) / (10 + n): with the full decay from the start, the average of
-    a short training would be little more than the original.
+    After n steps, the decay of the next one is at most (1 + n) / (10 + n): with the full decay from the start, the
+    average of a short run would hardly differ from the original.
 
     Args:
-        weights: by name; their current values are the first average.
-        decay: of each step, in (0, 1).
+        weights: weights by name; their current values are the initial average.
+        decay: decay per step, in (0, 1).
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -23,7 +23,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, steps_before: int) -> None:
-        """Update the average after an optimizer step that follows so many others."""
+        """Update the average after an optimizer step that `steps_before` others preceded."""
         decay = min(self._decay, (1 + steps_before) / (10 + steps_before))
         torch._foreach_lerp_(list(self.tensors.values()), list(self._weights.values()), 1 - decay)
 

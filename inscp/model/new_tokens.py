@@ -1,8 +1,8 @@
-"""The tokens that `extend` has added, trained by themselves before all weights are.
+"""A first training stage for the tokens that `extend` added, before all weights are trained.
 
-A new token begins as the mean of those that it stands for, which predicts badly, and all weights would be trained to
-make up for it. Trained first, at a high rate, the new rows find their place in the model as it is, and nothing else
-changes (new embeddings first: Kim et al. 2024, arXiv 2402.14714).
+A new token is initialised to the mean of the tokens that it replaces, which predicts badly, and if all weights were
+trained, they would adapt to compensate. Trained first, at a high learning rate, the new rows adapt to the model as it
+is, and nothing else changes (new embeddings first: Kim et al. 2024, arXiv 2402.14714).
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from inscp.pretrained import first_free_id, load_tokenizer
 
 
 def first_new_token(pretrained: str) -> int:
-    """The id of the first of the tokens that were added last.
+    """The id of the first token of the latest extension.
 
     Raises:
-        UserError: none were.
+        UserError: no tokens were added.
     """
     origin = read_origin(pretrained)
     stages = reversed(origin.stages if origin else [])
@@ -34,22 +34,22 @@ def first_new_token(pretrained: str) -> int:
 
 
 def freeze_all_but_embeddings(model: PreTrainedModel) -> None:
-    """Train the embeddings and the output layer's matrix alone."""
+    """Train only the embeddings and the output layer's matrix."""
     model.requires_grad_(False)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         layer.weight.requires_grad_(True)
 
 
 class FrozenRows(FrozenParts):
-    """The rows of other tokens in embeddings and output layer, which no step trains.
+    """Freezes the rows of all other tokens in the embeddings and the output layer.
 
     Args:
-        weights: the two matrices by name, whole or sharded along their rows; one where they are tied.
+        weights: the two matrices by name, whole or sharded along their rows; one if they are tied.
         first: id of the first new token.
 
     Attributes:
         weights: the matrices by name.
-        tensors: what a checkpoint keeps of a `FrozenParts`; here nothing, because `first` determines it.
+        tensors: the frozen parts in a checkpoint; empty here, because `first` determines them.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], first: int) -> None:

@@ -30,7 +30,7 @@ class Optimizer:
         final: learning rate at the end, as a fraction of the peak.
 
     Raises:
-        UserError: a number with which nothing could be trained.
+        UserError: a value is out of range.
     """
 
     learning_rate: float = 2e-5
@@ -52,7 +52,7 @@ class Optimizer:
     def build(
         self, parameters: Collection[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
     ) -> torch.optim.Optimizer:
-        """AdamW, fused; without weight decay of vectors and of what is `undecayed`."""
+        """Fused AdamW, without weight decay for vectors and for `undecayed`."""
         without = {p for p in parameters if p.ndim < 2}.union(undecayed)
         groups = [
             {"params": [p for p in parameters if p not in without], "weight_decay": self.weight_decay},
@@ -61,10 +61,10 @@ class Optimizer:
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=True)
 
     def factor(self, begin: float, end: float) -> float:
-        """Share of the highest learning rate in a step.
+        """The learning rate of a step, as a fraction of the peak.
 
         Args:
-            begin, end: shares of the training that lie behind before and after the step.
+            begin, end: fractions of the run that are completed before and after the step.
         """
         if begin < self.warmup:
             return min(1.0, end / (self.warmup + end - begin))
@@ -72,11 +72,11 @@ class Optimizer:
 
 
 def initialise_states(optimizer: torch.optim.Optimizer) -> None:
-    """Make AdamW's moments before the first step, each on the device of its weight.
+    """Create AdamW's moments before the first step, each on the device of its weight.
 
-    torch makes them in the first step. That is too late to read a checkpoint into them, and their memory would lie
-    scattered among that of the activations, which comes and goes. To be called when Lightning has set up, which moves
-    all optimizer states to the GPU, those of offloaded weights too.
+    torch creates them in the first step. That is too late to read a checkpoint into them, and their memory would be
+    scattered among that of the activations. To be called after Lightning's setup, which moves all optimizer states to
+    the GPU, including those of offloaded weights.
     """
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         step = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -98,14 +98,14 @@ def state_tensors(weights: Mapping[str, nn.Parameter], optimizer: torch.optim.Op
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-    """Scale gradients down to a total norm of `max_norm` at most.
+    """Scale gradients down to a total norm of at most `max_norm`.
 
     Args:
-        parameters: whole ones, or shards over one or several device meshes.
-        max_norm: of all gradients together; inf only measures.
+        parameters: whole, or sharded over one or several device meshes.
+        max_norm: maximum norm of all gradients together; with inf, the norm is only measured.
 
     Returns:
-        fp32 scalar: the norm before.
+        fp32 scalar: the norm before clipping.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     meshes: dict[object, list[torch.Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Where a model that was made here comes from, as its folder records it."""
+"""The origin of a model made by this program, as recorded in its folder."""
 
 import json
 import warnings
@@ -11,26 +11,26 @@ from inscp.model.checkpoint import is_first_rank
 from inscp.pretrained import model_name, resolve, weights_fingerprint
 
 ORIGIN = "inscp.json"
-"""In an exported folder: its `Origin`."""
+"""The file of the `Origin` in an exported folder."""
 EXTENDED = "Extended"
-"""The arm of a model that was given more tokens."""
+"""The arm of a model whose vocabulary was extended."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model that was made here comes from: what the model card tells and what `export` needs.
+    """The origin of a model made by this program: the contents of its model card, and what `export` needs.
 
     Attributes:
         pretrained: the model that it was made from, as configured.
         arm: the method.
         language: BCP 47 tag.
-        training: what was configured (learning rate, row length, token budget, …) and the steps that this makes.
+        training: the configuration (learning rate, row length, token budget, …) and the number of steps.
         data: the data report.
-        held_out: held-out set -> loss in nats a token, before and after.
-        adapter: the values of `LoRA`, where adapters were trained.
-        before: where `pretrained` comes from, if it was made here too; also as the plain values of `asdict`.
-        cost: of the training, the values of `inscp.cost.ledger.Cost`; empty where nothing was counted.
-        weights: where adapters were trained or it was the teacher, the `weights_fingerprint` of `pretrained`.
+        held_out: held-out set -> loss in nats per token, before and after.
+        adapter: the values of `LoRA`, if adapters were trained.
+        before: the origin of `pretrained`, if this program made it too; also accepted as the plain values of `asdict`.
+        cost: the values of `inscp.cost.ledger.Cost` for the training run; empty if not counted.
+        weights: the `weights_fingerprint` of `pretrained`, if adapters were trained or it was the teacher.
     """
 
     pretrained: str
@@ -50,12 +50,12 @@ class Origin:
 
     @property
     def stages(self) -> list["Origin"]:
-        """One after the other, what was done to the original model."""
+        """The stages by which the original model became this one, in order."""
         return [*(self.before.stages if self.before else []), self]
 
     @property
     def original(self) -> str:
-        """The model that was not made here."""
+        """The model that the first stage started from."""
         return self.stages[0].pretrained
 
     @property
@@ -70,7 +70,7 @@ class Origin:
 
     @property
     def has_untrained_tokens(self) -> bool:
-        """Whether the vocabulary was extended, and nothing has trained the rows of the new tokens since."""
+        """Whether the vocabulary was extended and the rows of the new tokens have not been trained since."""
         is_raw = False
         for stage in self.stages:
             trains_all = "steps" in stage.training and not stage.adapter
@@ -79,23 +79,23 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """What a person calls it: methods, model and language."""
+        """The name shown to users: methods, model and language."""
         return f"{self.arms} {self.base_model} {self.language}".strip()
 
 
 def read_origin(spec: str) -> Origin | None:
-    """What the folder of a model that was made here says of it; None of any other model."""
+    """The origin of a model made by this program; None for any other model."""
     return origin_in(Path(resolve(spec)[0]))
 
 
 def origin_in(folder: Path) -> Origin | None:
-    """What is said in a folder, with the model or without it, of how it was made; None where nothing is."""
+    """The origin recorded in a folder, which need not contain the model; None if there is none."""
     path = folder / ORIGIN
     return Origin(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
 
 def title(spec: str) -> str:
-    """What a person calls a model, whether it was made here or not."""
+    """The name of a model shown to users, whether this program made it or not."""
     origin = read_origin(spec)
     return origin.name if origin else model_name(spec)
 
@@ -104,8 +104,8 @@ def warn_of_other_weights(origin: Origin, pretrained: str) -> None:
     """Warn if `pretrained` has changed since the training began.
 
     Args:
-        origin: of the checkpoint.
-        pretrained: the model whose adapters it holds, or who was its teacher.
+        origin: origin of the checkpoint.
+        pretrained: the model beneath the checkpoint's adapters, or its teacher.
     """
     if is_first_rank() and origin.weights and weights_fingerprint(pretrained) != origin.weights:
         what = f"{pretrained} has changed since this run began; the trained weights may no longer fit it"

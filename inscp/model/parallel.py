@@ -1,4 +1,4 @@
-"""How a model is spread over devices: FSDP2 (`fully_shard`), copies of it (HSDP), and tensor parallelism."""
+"""Distribution of a model over devices: FSDP2 (`fully_shard`), sharded copies (HSDP), and tensor parallelism."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -31,11 +31,11 @@ def shard(
     """Shard `root` in place, each transformer block by itself and the rest as one group.
 
     Args:
-        root: what is called in a training step.
+        root: the module that is called in a training step.
         mesh: one dimension, or two: copies x shards.
-        compute_dtype: of the gathered weights; None keeps that of the shards. Gradients are reduced in fp32.
+        compute_dtype: dtype of the gathered weights; None keeps that of the shards. Gradients are reduced in fp32.
         reshard_after_forward: free a block's weights between its forward and its backward pass; a number keeps them
-            in shards over so many ranks (those of a node).
+            sharded over that many ranks (those of a node).
         cpu_offload: keep shards, gradients and optimizer states in CPU memory.
     """
     precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
@@ -44,18 +44,18 @@ def shard(
         fully_shard(
             block, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard_after_forward
         )
-    # The root's weights are needed again at once: by the loss, the last of the forward and first of the backward pass.
+    # The loss needs the root's weights at the end of the forward pass and at the start of the backward pass.
     fully_shard(root, mesh=mesh, mp_policy=precision, offload_policy=offload, reshard_after_forward=False)
 
 
 @contextmanager
 def gathered_root(root: nn.Module) -> Iterator[None]:
-    """Allow calls of the modules inside a sharded `root` without `root`: its own weights are gathered inside."""
+    """Keep the own weights of a sharded `root` gathered, so that the modules inside it can be called directly."""
     if not isinstance(root, FSDPModule):
         yield
         return
-    # Otherwise FSDP2 would make each block a root when it is called first, with streams of its own, and memory that one
-    # stream has freed is not used by another.
+    # Otherwise FSDP2 would make each block a root when it is first called, with its own streams, and memory freed by
+    # one stream is not reused by another.
     root._get_fsdp_state()._lazy_init()
     root.unshard()
     try:
@@ -72,17 +72,17 @@ def reshard(root: nn.Module) -> None:
 
 
 def split_tensors(model: PreTrainedModel, mesh: DeviceMesh) -> list[str]:
-    """Tensor parallelism in the blocks, as the model's own plan says; embeddings and output layer stay whole.
+    """Apply tensor parallelism to the blocks by the model's own plan; embeddings and output layer stay whole.
 
     Args:
-        model: a model of transformers.
+        model: a transformers model.
         mesh: one dimension, the ranks that share each matrix.
 
     Returns:
         Names of the parameters whose gradients `sum_gradients` must sum.
 
     Raises:
-        UserError: the model has no plan, one with a style that is not offered here, or heads that cannot be shared.
+        UserError: the model has no plan, its plan has an unsupported style, or its heads cannot be split evenly.
     """
     key = "trainer.strategy.tensor_parallel"
     plan = {name: style for name, style in (model.tp_plan or {}).items() if re.search(r"\.\*\.", name)}

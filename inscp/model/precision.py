@@ -1,8 +1,8 @@
-"""Mixed precision on one device: fp32 weights are trained, low-precision copies of them compute.
+"""Mixed precision on one device: fp32 weights are trained, and low-precision copies of them are used to compute.
 
 FSDP2's mixed-precision policy does the same when it gathers. Unlike autocast, this does not cast every weight in every
-forward pass, and it keeps activations in the low precision. The updates are as exact, because optimizer, clipping,
-average and checkpoints see the fp32 weights and fp32 sums of gradients only.
+forward pass, and it keeps activations in the low precision. The updates are just as exact, because optimizer, clipping,
+average and checkpoints use only the fp32 weights and fp32 sums of gradients.
 """
 
 import platform
@@ -14,14 +14,14 @@ from torch import nn
 
 from inscp.model.blocks import decoder
 
-if TYPE_CHECKING:  # which takes three seconds to import, and `doctor` asks for the machine's precision alone
+if TYPE_CHECKING:  # its import takes three seconds, and `doctor` needs only the machine's precision
     from transformers import PreTrainedModel
 
 InferencePrecision = Literal["bf16", "fp32"]
 
 
 def has_fast_bf16() -> bool:
-    """Whether the hardware multiplies matrices in bf16, and in less time than in fp32."""
+    """Whether the hardware multiplies matrices faster in bf16 than in fp32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.cpu._is_amx_tile_supported():
@@ -30,16 +30,16 @@ def has_fast_bf16() -> bool:
 
 
 def _is_intel() -> bool:
-    """Whether the processor is Intel's, whose AVX-512 takes twice as long for a product in bf16 as for one in fp32.
+    """Whether the CPU is Intel's, whose AVX-512 takes twice as long for a matmul in bf16 as for one in fp32.
 
-    AMD's takes half as long; a virtual machine may have hidden Intel's AMX.
+    AMD's takes half as long; a virtual machine may hide Intel's AMX.
     """
     cpuinfo = Path("/proc/cpuinfo")
     return "GenuineIntel" in (cpuinfo.read_text() if cpuinfo.is_file() else platform.processor())
 
 
 def best_precision() -> str:
-    """Lightning's `precision` for a training here: bf16 mixed where the hardware multiplies faster in it, else fp32."""
+    """Lightning's `precision` for training on this machine: mixed bf16 if it has fast bf16, else fp32."""
     return "bf16-mixed" if has_fast_bf16() else "32-true"
 
 
@@ -49,29 +49,29 @@ COMPUTE_DTYPES = {
     "32-true": torch.float32,
     "32": torch.float32,
 }
-"""Lightning's names of the precisions that train, and in what each multiplies: fp16 would overflow in the loss's sums,
-and weights in bf16 alone would not learn from small steps."""
+"""Lightning's names of the supported training precisions, and the dtype of matmuls in each. fp16 would overflow in the
+loss's sums, and weights kept only in bf16 would not learn from small steps."""
 
 
 def compute_dtype(precision: object) -> torch.dtype:
-    """The dtype of matrix products under Lightning's `precision`, which is one of `COMPUTE_DTYPES`."""
+    """The dtype of matmuls under Lightning's `precision`, which is one of `COMPUTE_DTYPES`."""
     return COMPUTE_DTYPES[str(precision)]
 
 
 def inference_dtype(precision: InferencePrecision | None = None) -> torch.dtype:
-    """What a model that is not trained computes in: bf16 where the hardware multiplies faster in it, else fp32."""
+    """The compute dtype for inference: as given, else bf16 if the machine has fast bf16, else fp32."""
     is_bf16 = has_fast_bf16() if precision is None else precision == "bf16"
     return torch.bfloat16 if is_bf16 else torch.float32
 
 
 def text_parts(model: "PreTrainedModel") -> list[nn.Module]:
-    """All that a text passes through: embeddings, decoder, output layer."""
+    """The modules that text passes through: embeddings, decoder, output layer."""
     parts = (model.get_input_embeddings(), decoder(model), model.get_output_embeddings())
     return [part for part in parts if part is not None]
 
 
 def freeze_non_text_parts(model: "PreTrainedModel") -> None:
-    """Train nothing that no text passes through, as the towers of a model that also sees or hears."""
+    """Freeze everything that text does not pass through, such as the image and audio towers of multimodal models."""
     reached = {weight for part in text_parts(model) for weight in part.parameters()}
     for weight in model.parameters():
         weight.requires_grad_(weight in reached)
@@ -83,23 +83,23 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep the weights that are not trained in the precision that computes: fp32 serves small updates alone."""
+    """Cast frozen weights to `dtype`, the compute dtype: fp32 is needed only for small updates."""
     for weight in model.parameters():
         if not weight.requires_grad:
             weight.data = weight.data.to(dtype)
 
 
 class ComputeCopies:
-    """Copies of a model's weights, in their place in the model; their gradients are added to the fp32 weights'.
+    """Low-precision copies that replace a model's weights in it; their gradients are added to the fp32 weights'.
 
     Args:
-        model: tied weights stay tied; frozen weights are in `dtype` alone from now on.
-        dtype: of the copies.
-        device: where the model is moved to; by default it stays where it is.
+        model: modified in place; tied weights stay tied, and frozen weights are cast to `dtype`.
+        dtype: dtype of the copies.
+        device: device to which the model is moved; by default it is not moved.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device | None = None) -> None:
-        cast_frozen(model, dtype)  # before they are moved: a device may hold no more than their copies
+        cast_frozen(model, dtype)  # before the move: the device may have room for the copies only
         if device is not None:
             model.to(device)
         self._trained: dict[nn.Parameter, nn.Parameter] = {}
@@ -115,7 +115,7 @@ class ComputeCopies:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the fp32 weights after they have changed."""
+        """Update the copies after the fp32 weights have changed."""
         torch._foreach_copy_(list(self._trained.values()), list(self._trained))
 
 

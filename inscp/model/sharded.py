@@ -1,4 +1,4 @@
-"""Tensors that are whole or sharded over ranks, and what the ranks talk through."""
+"""Tensors that are whole or sharded over ranks, and communication between the ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
 
 
 def backend(device_type: str) -> str:
-    """Of a process group; collectives on CPU tensors too: for asynchronous checkpoints and offloaded weights."""
+    """The backend of a process group, which also supports CPU tensors: asynchronous checkpoints, offloaded weights."""
     return _BACKENDS.get(device_type, "gloo")
 
 
@@ -32,12 +32,12 @@ def barrier_after() -> Iterator[None]:
 
 
 def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank has of a tensor, whole or sharded; the same storage."""
+    """This rank's part of a tensor, whole or sharded, with the same storage."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor, whole or sharded; every rank takes part."""
+    """All of a tensor, whole or sharded; every rank must take part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,10 +1,10 @@
-"""Source-shielded updates: what a model's source language depends on most stays as it is while it learns another one.
+"""Source-shielded updates: the weights that matter most for the source language are frozen while another is learned.
 
-Yamaguchi et al. 2025 (arXiv 2512.04844). Before the first step the original model reads a little source text. Weight
-i, j of a matrix W [out, in] is as important as |W_ij| x ||X_j||, where X_j are the inputs of column j at every token
-(Wanda, Sun et al. 2023, arXiv 2306.11695); a column is as important as its weights together. The most important columns
-of each matrix are frozen. Embeddings, output layer, norms and biases are trained as ever, as are experts that are no
-`nn.Linear`.
+Yamaguchi et al. 2025 (arXiv 2512.04844). Before the first step the original model reads a little source text. The
+importance of weight i, j of a matrix W [out, in] is |W_ij| x ||X_j||, where X_j are the inputs of column j at every
+token (Wanda, Sun et al. 2023, arXiv 2306.11695); that of a column is the sum over its weights. The most important
+columns of each matrix are frozen. Embeddings, output layer, norms and biases are trained as usual, as are experts that
+are not an `nn.Linear`.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ class Shield:
         require_some(self.records, "model.shield.records", "records")
 
     def read(self, make: Callable[[list[Source], Tagger], Pipeline]) -> CachedRows:
-        """The source text in rows, by the pipeline that `make` gives for sources and a tagger."""
+        """The source text in packed rows, from the pipeline that `make` builds for sources and a tagger."""
         sources = [
             replace(s, limit=min(s.limit or self.records, self.records), weight=1.0) for s in as_sources(self.sources)
         ]
@@ -57,7 +57,7 @@ class Shield:
 
 
 class FrozenColumns(FrozenParts):
-    """The columns of a model's matrices that are trained by no step.
+    """Freezes columns of a model's matrices.
 
     Args:
         model: the language model, whole or sharded along the rows of its matrices.
@@ -65,7 +65,7 @@ class FrozenColumns(FrozenParts):
 
     Attributes:
         weights: the matrices by name.
-        tensors: which of their columns are frozen, bool [in]; at first none is.
+        tensors: which of their columns are frozen, bool [in]; none at first.
     """
 
     def __init__(self, model: PreTrainedModel, weights: Mapping[str, nn.Parameter]) -> None:
@@ -90,10 +90,10 @@ class FrozenColumns(FrozenParts):
         """Freeze the columns that matter most, the same on every rank.
 
         Args:
-            share: of the columns of every matrix.
-            root: the model as it is trained, with its original weights.
-            rows: the source text, all of which every rank reads.
-            device: where the model computes.
+            share: fraction of the columns of every matrix.
+            root: the model to train, still with its original weights.
+            rows: the source text; every rank reads all of it.
+            device: device on which the model computes.
         """
         norms = self._input_norms(root, rows, device)
         for name, weight in self.weights.items():
@@ -109,16 +109,16 @@ class FrozenColumns(FrozenParts):
         squares = {name: torch.zeros(len(columns), device=device) for name, columns in self.tensors.items()}
         n_tokens = 0
 
-        def listen(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-            def hear(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                squares[name] += inputs[0].flatten(0, -2)[:n_tokens].float().square().sum(0)  # padding lies behind
+        def hook_for(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            def add_squares(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+                squares[name] += inputs[0].flatten(0, -2)[:n_tokens].float().square().sum(0)  # without the padding
 
-            return hear
+            return add_squares
 
-        hooks = [module.register_forward_pre_hook(listen(name)) for name, module in self._modules.items()]
+        hooks = [module.register_forward_pre_hook(hook_for(name)) for name, module in self._modules.items()]
         root.eval()
         text = PackedRows(rows)
-        with torch.compiler.set_stance("force_eager"):  # what is compiled would not call the hooks
+        with torch.compiler.set_stance("force_eager"):  # compiled blocks would not call the hooks
             for row in range(len(rows.n_tokens)):
                 n_tokens = int(rows.n_tokens[row])
                 root(text[MicroBatch((row,), 1, n_tokens)].to(device))

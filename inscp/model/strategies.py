@@ -1,6 +1,6 @@
-"""On which devices a training runs: one, copies on several (DDP), or shards on several (FSDP2).
+"""The strategies of a training run: one device, copies on several (DDP), or shards on several (FSDP2).
 
-All three keep the same checkpoints, so that a training goes on under another strategy or on another number of ranks.
+All three write the same checkpoints, so that a run can resume under another strategy or on another number of ranks.
 """
 
 import os
@@ -25,9 +25,9 @@ from inscp.model.sharded import backend
 
 
 class _Checkpoints(Strategy):
-    """Mixin: checkpoints of `inscp.model.checkpoint`; the module (an `InsCPModule`) knows which tensors they hold."""
+    """Mixin: checkpoints of `inscp.model.checkpoint`; the module (an `InsCPModule`) provides their tensors."""
 
-    restore_checkpoint_after_setup = True  # type: ignore[assignment]  # into weights and optimizers that are in place
+    restore_checkpoint_after_setup = True  # type: ignore[assignment]  # into existing weights and optimizers
     lightning_restore_optimizer = False  # type: ignore[assignment]
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class _Checkpoints(Strategy):
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """`storage_options`, where given, is the `CheckpointWriter` and more for the manifest."""
+        """`storage_options`, if given, is the `CheckpointWriter` and more values for the manifest."""
         about = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
         writer, extra = storage_options or (CheckpointWriter(), None)
         writer.write(Path(self.broadcast(filepath)), self.lightning_module.tensors(), about, extra)  # type: ignore
@@ -56,15 +56,15 @@ class _Checkpoints(Strategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         pass
 
-    def _get_process_group_backend(self) -> str:  # asked where there are several ranks
+    def _get_process_group_backend(self) -> str:  # called if there are several ranks
         return backend(self.root_device.type)
 
 
 class _OwnPrecision(Strategy):
-    """Mixin: `bf16-mixed` means fp32 weights of which bf16 copies compute, and no autocast.
+    """Mixin: `bf16-mixed` means fp32 weights whose bf16 copies are used to compute, without autocast.
 
     Attributes:
-        compute_dtype: of the copies; None where the weights themselves compute.
+        compute_dtype: dtype of the copies; None if the weights themselves are used.
     """
 
     compute_dtype: torch.dtype | None = None
@@ -81,7 +81,7 @@ class _OwnPrecision(Strategy):
 
 
 class _NamedPrecision(Precision):
-    """Has the name of a precision, which the trainer asks for, and does nothing: the strategy does it all."""
+    """Provides only the name of a precision, which the trainer reads: the strategy does the work."""
 
     def __init__(self, precision: Any) -> None:
         self.precision = precision
@@ -137,14 +137,14 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
         self.lightning_module._device_mesh = self._device_mesh
 
     def copies(self, num_nodes: int) -> int:
-        """Of the model, each of them sharded."""
+        """The number of copies of the model, each of them sharded."""
         return num_nodes if self.replicate == "nodes" else self.replicate
 
     def make_mesh(self, device: str, ranks: int, num_nodes: int) -> None:
         """Lay out the ranks of the process group as copies x shards x heads.
 
         Raises:
-            UserError: they do not divide.
+            UserError: the number of ranks is not a multiple of copies x heads.
         """
         copies = self.copies(num_nodes)
         shards, rest = divmod(ranks, copies * self.tensor_parallel)
@@ -165,11 +165,11 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
 
     @property
     def weights_device(self) -> torch.device:
-        """Where the shards lie."""
+        """The device of the shards."""
         return torch.device("cpu") if self.cpu_offload else self.root_device
 
     def shard(self, root: NextTokenLoss) -> None:
-        """Spread `root` over the ranks; its weights may be on the meta device."""
+        """Shard `root` over the ranks; its weights may be on the meta device."""
         is_trained = any(weight.requires_grad for weight in root.parameters())
         if self.compute_dtype:
             cast_frozen(root, self.compute_dtype)
@@ -178,12 +178,12 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
             self._summed += names if is_trained else []
         has_copies = self.device_mesh["copies"].size() > 1
         mesh = self.device_mesh["copies", "shards"] if has_copies else self.device_mesh["shards"]
-        reshard = self.reshard_after_forward if is_trained else True  # what has no backward pass would stay gathered
+        reshard = self.reshard_after_forward if is_trained else True  # without a backward pass it would stay gathered
         shard(root, mesh, self.compute_dtype, reshard, self.cpu_offload)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """For all micro-batches of a step but the last: gradients are not reduced over the copies."""
+        """For all micro-batches of a step except the last: do not reduce gradients over the copies."""
         root = self.lightning_module.loss  # type: ignore[union-attr]
         root.set_requires_all_reduce(False)  # type: ignore[operator, union-attr]
         try:
@@ -192,7 +192,7 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
             root.set_requires_all_reduce(True)  # type: ignore[operator, union-attr]
 
     def sum_gradients(self, model: torch.nn.Module) -> None:
-        """Sum gradients that are of one rank's heads only, where the model's tensor-parallel plan has such."""
+        """Sum gradients that cover only one rank's heads, if the model's tensor-parallel plan has any."""
         if self._summed:
             sum_gradients((model.get_parameter(name) for name in self._summed), self.device_mesh["heads"])
 
@@ -201,10 +201,10 @@ class FSDP2(_Checkpoints, _OwnPrecision, ModelParallelStrategy):
 
 
 def auxiliary_model(strategy: Strategy, spec: str, dtype: torch.dtype, attention: str | None = None) -> NextTokenLoss:
-    """A frozen model, placed on a training's devices as the trained one is.
+    """A frozen model, placed on the devices like the trained one.
 
     Args:
-        strategy: of the training.
+        strategy: strategy of the training run.
         spec, dtype, attention: as for `load_model`.
     """
     if isinstance(strategy, FSDP2):
@@ -218,7 +218,7 @@ def require_strategy(given: Any) -> None:
         given: `trainer.strategy`.
 
     Raises:
-        UserError: a strategy that is none of these, because its checkpoints would not be these.
+        UserError: the strategy is not one of this module, so its checkpoints would differ.
     """
     if given != "auto" and given not in _NAMED and not isinstance(given, _Checkpoints):
         name = given if isinstance(given, str) else type(given).__name__

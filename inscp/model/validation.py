@@ -1,4 +1,4 @@
-"""Validation of a model in training, by held-out text and by answers, with the weights that an export would take."""
+"""Validation during training, on held-out text and by generation, with the weights that would be exported."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,14 +21,14 @@ class ValidationModule(LightningModule):
     """Measures held-out losses and generates answers between optimizer steps, with averaged weights if there are any.
 
     Attributes:
-        loss: holds the language model.
+        loss: contains the language model.
         compile_blocks: whether its blocks are compiled.
-        weights: those that are trained, by name.
-        average: of these; None where none is kept.
-        copies: low-precision copies of the weights, which take their place in forward and backward passes; None where
-            the weights themselves are multiplied.
-        held_out: newest loss of each held-out set by its name, in nats a token.
-        held_out_step: optimizer steps after which these were measured; None before the first time.
+        weights: the trained weights by name.
+        average: their moving average; None if none is kept.
+        copies: low-precision copies of the weights, which replace them in forward and backward passes; None if the
+            weights themselves are used.
+        held_out: latest loss of each held-out set by its name, in nats per token.
+        held_out_step: number of optimizer steps when these were measured; None before the first measurement.
         held_out_before: the losses of the original model.
     """
 
@@ -51,16 +51,16 @@ class ValidationModule(LightningModule):
         return self.loss.model
 
     def exported_weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name, as they are exported: the average where one is kept."""
+        """The trained weights by name, as they are exported: the average if one is kept."""
         if self.average:
             return self.average.tensors
         return {name: weight.detach() for name, weight in self.weights.items()}
 
     @contextmanager
     def generation_mode(self) -> Iterator[PreTrainedModel]:
-        """The model as it would be exported now, for generation between two steps; every rank must compute the same.
+        """The model as it would be exported now, for generation between steps; every rank must make the same calls.
 
-        The exception is adapters: an export adds them to the weights and rounds the sum.
+        Adapters are the exception: an export adds them to the weights and rounds the sum.
         """
         self._swap_average()
         self.loss.eval()
@@ -78,13 +78,13 @@ class ValidationModule(LightningModule):
         self._swap_average()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        # Also where this rank has no row left: under FSDP every rank must take part in every forward pass.
+        # Also if this rank has no rows left: under FSDP every rank must take part in every forward pass.
         n_targets = len(batch.target_positions)
         mean = self.loss(batch).total / max(1, n_targets)
         self._validation_loss[dataloader_idx].update(mean, weight=n_targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss (nats a token) and perplexity of each held-out set, and keep the losses."""
+        """Log loss (nats per token) and perplexity of each held-out set, and keep the losses."""
         names = data_of(self.trainer).validation_names
         prefix = "test" if self.trainer.testing else "val"
         losses = {name: metric.compute() for name, metric in zip(names, self._validation_loss, strict=True)}

@@ -1,9 +1,9 @@
-"""More tokens for a language that a model's tokenizer cuts into small pieces.
+"""New tokens for a language that a model's tokenizer splits into small pieces.
 
-Byte-pair encoding goes on where the tokenizer's ended: texts are encoded as ever, and the most frequent pairs of tokens
-inside words become new ones (continued BPE training, Purason et al. 2025, arXiv 2512.03989). So every new token is
-reached, or is a step to one that is; of those that another tokenizer has learned many never are. What a new token
-begins with is the mean of the tokens that it stands for (fast vocabulary transfer, Gee et al. 2022, arXiv 2402.09977).
+Byte-pair encoding continues where the tokenizer's training ended: texts are encoded as before, and the most frequent
+pairs of tokens within words become new tokens (continued BPE training, Purason et al. 2025, arXiv 2512.03989). So every
+new token is used, or is a step towards one that is; many tokens learned by another tokenizer never are. A new token is
+initialised to the mean of the tokens that it replaces (fast vocabulary transfer, Gee et al. 2022, arXiv 2402.09977).
 """
 
 import json
@@ -25,20 +25,20 @@ from inscp.errors import UserError
 from inscp.pretrained import first_free_id, tokenizer_name
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""A token that stands for a byte of a character that the vocabulary does not have."""
+"""A token for a byte of a character that is not in the vocabulary."""
 _FIRST_LETTER = 0x10000
-"""Of the planes of Unicode in which each of the tokenizer's tokens is one letter."""
+"""Start of the Unicode planes in which each of the tokenizer's tokens is represented by one letter."""
 _ROWS = 64
-"""Embeddings are padded to a multiple of it, for fast matrix products."""
+"""Embeddings are padded to a multiple of this number of rows, for fast matmuls."""
 
 
 @dataclass
 class Extension:
-    """What a tokenizer has learned.
+    """The tokens and merges that extend a tokenizer.
 
     Attributes:
         merges: pairs of tokens, in the order in which they are merged.
-        made_of: new token -> ids of those that stood in its place, in the order of the new ids.
+        made_of: new token -> ids of the tokens that it replaces, in the order of the new ids.
     """
 
     merges: list[tuple[str, str]] = field(default_factory=list)
@@ -46,18 +46,18 @@ class Extension:
 
 
 def learn_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tokens: int) -> Extension:
-    """The new tokens that byte-pair encoding finds in texts.
+    """Learn new tokens from texts by byte-pair encoding.
 
-    Each of the tokenizer's tokens is taken for a letter, so that the library's trainer goes on from them. A character
-    that is spelled in bytes is taken for two, which become one when it is learned.
+    Each of the tokenizer's tokens is represented by one letter, so that the library's trainer continues from them. A
+    character that is spelled in bytes is represented by two, which are merged when it is learned.
 
     Args:
-        tokenizer: of byte-pair encoding.
-        texts: in the language.
-        n_tokens: how many to add; fewer where the texts have fewer pairs that come twice.
+        tokenizer: a byte-pair encoding tokenizer.
+        texts: texts in the language.
+        n_tokens: number of tokens to add; fewer if the texts have too few pairs that occur twice.
 
     Raises:
-        UserError: a tokenizer of another kind.
+        UserError: the tokenizer is of another kind.
     """
     alphabet = _Alphabet(tokenizer)
     words = [word for batch in grouped(texts, len) for word in alphabet.words(batch)]
@@ -67,7 +67,7 @@ def learn_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tok
     letters.train_from_iterator(words, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
 
     found, known = Extension(), tokenizer.get_vocab()
-    closed = set(tokenizer.get_added_vocab())  # names that no text may come to
+    closed = set(tokenizer.get_added_vocab())  # names that no text may produce
     for pair in json.loads(letters.to_str())["model"]["merges"]:
         one, other = ("".join(alphabet.names[letter] for letter in part) for part in pair)
         if not closed.isdisjoint((one, other, one + other)):
@@ -86,14 +86,14 @@ def learn_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], n_tok
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
-    """Of all texts together."""
+    """The number of tokens of all texts together."""
     return sum(len(ids) for batch in grouped(texts, len) for ids in encode_plain_batch(tokenizer, batch))
 
 
 def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTrainedTokenizerBase:
-    """A tokenizer that knows what was learned; its own tokens keep their ids, the new ones follow."""
+    """A tokenizer with the new tokens; existing tokens keep their ids, the new ones follow."""
     state, first = _state(tokenizer), first_free_id(tokenizer)
-    own = {token["content"]: token["id"] for token in state["added_tokens"]}  # which would get ids behind the new ones
+    own = {token["content"]: token["id"] for token in state["added_tokens"]}  # else they get ids after the new ones
     state["model"]["vocab"] |= own | {token: index for index, token in enumerate(extension.made_of, first)}
     state["model"]["merges"] += map(list, extension.merges)
     result = deepcopy(tokenizer)
@@ -103,11 +103,11 @@ def extended(tokenizer: PreTrainedTokenizerBase, extension: Extension) -> PreTra
 
 @torch.no_grad()
 def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extension: Extension) -> None:
-    """Give a model rows for new tokens, in its embeddings and its output layer.
+    """Add rows for new tokens to a model's embeddings and output layer.
 
     Args:
-        model: is changed.
-        tokenizer: without the new tokens.
+        model: modified in place.
+        tokenizer: its tokenizer, without the new tokens.
         extension: the new tokens.
     """
     first = first_free_id(tokenizer)
@@ -119,14 +119,15 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     for tensor in tensors.values():
         for index, ids in enumerate(extension.made_of.values(), first):
             tensor[index] = tensor[ids].float().mean(0)
-        if is_longer:  # rows that are no tokens: at random they may be likelier than all tokens together
+        if is_longer:  # padding rows: random ones may get more probability than all tokens together
             tensor[needed:] = tensor[:first].float().mean(0)
 
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """
+    """The tokenizer's JSON state.
+
     Raises:
-        UserError: it is no fast tokenizer of byte-pair encoding.
+        UserError: it is not a fast byte-pair encoding tokenizer.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
     if state["model"].get("type") != "BPE":
@@ -136,11 +137,11 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 class _Alphabet:
-    """Tokens as letters.
+    """Represents tokens as letters.
 
     Attributes:
-        names: letter -> the token, or the character that the tokenizer has none for; nothing for its second half.
-        ids: letter -> its token, or those of the character's bytes.
+        names: letter -> its token, or a character without a token; empty for the second half of such a character.
+        ids: letter -> id of its token, or ids of the character's bytes.
         halves: letters that are the first half of such a character.
     """
 
@@ -153,26 +154,26 @@ class _Alphabet:
         self.halves: set[str] = set()
 
     def words(self, texts: Sequence[str]) -> Iterator[str]:
-        """Of each text, its words between spaces."""
+        """The words of each text, separated by spaces."""
         for text, encoding in zip(texts, self._tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
             yield "".join(self._spelled(text, encoding))
 
     def _spelled(self, text: str, encoding: Encoding) -> Iterator[str]:
-        """Letters, with a space where a word ends, as the tokenizer has them, or letters meet other characters."""
+        """Letters, with a space where one of the tokenizer's words ends or letters meet other characters."""
         tokens = enumerate(zip(encoding.tokens, encoding.ids, encoding.word_ids, encoding.offsets, strict=True))
         before: Any = None
-        # The bytes of a character have one offset.
+        # The bytes of a character share one offset.
         for _, group in groupby(tokens, key=lambda one: one[1][3] if _BYTE.fullmatch(one[1][0]) else one[0]):
             places = [place for _, place in group]
             token, _, word, (start, end) = places[0]
             ids = [index for _, index, _, _ in places]
             is_character = bool(_BYTE.fullmatch(token))
-            if token == self._unknown or (is_character and len(ids) == 1):  # a line break, say: what templates write
+            if token == self._unknown or (is_character and len(ids) == 1):  # such as a line break in a template
                 before = None
                 yield " "
                 continue
             kind = _kind(text[start:end], token)
-            place = (word, kind, start if kind in ("number", "mark-up") else None)  # of which each keeps its own tokens
+            place = (word, kind, start if kind in ("number", "mark-up") else None)  # these are never merged
             is_led = before == (word, "space", None) and kind == "letter"
             if (place != before and not is_led) or token.startswith("▁"):
                 yield " "
@@ -192,12 +193,12 @@ class _Alphabet:
 
 
 def _kind(piece: str, token: str) -> str:
-    """What a token is, by the last character of its text."""
+    """The kind of a token, by the last character of its text."""
     if token in ("▁", "Ġ"):
         return "space"
     last = piece[-1:]
-    if last in ("\u200c", "\u200d"):  # joiners, which stand inside words
+    if last in ("\u200c", "\u200d"):  # joiners, which occur inside words
         return "letter"
-    if not last or (last.isascii() and not last.isalnum()) or last.isspace():  # as what templates write between texts
+    if not last or (last.isascii() and not last.isalnum()) or last.isspace():  # like the text of templates
         return "mark-up"
     return {"L": "letter", "M": "letter", "N": "number"}.get(unicodedata.category(last)[0], "other")

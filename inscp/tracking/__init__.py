@@ -1,1 +1,1 @@
-"""What is logged to MLflow of trainings and evaluations, and how it gets there."""
+"""Logging of training and evaluation runs to MLflow."""

@@ -1,4 +1,4 @@
-"""In what a run was made: libraries, commit, hardware."""
+"""The environment of a run: libraries, commit, hardware."""
 
 import platform
 import shutil
@@ -13,7 +13,7 @@ _LIBRARIES = ("torch", "lightning", "transformers", "datasets", "mlflow")
 
 
 def versions() -> dict[str, str]:
-    """Of this program and its libraries."""
+    """The versions of this program and its libraries."""
     return {"inscp": __version__} | {name: version(name) for name in _LIBRARIES}
 
 
@@ -28,7 +28,7 @@ def provenance_tags() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """What computes, in words."""
+    """The GPUs, else the CPU, in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,6 +1,6 @@
-"""An MLflow run as a place to send pieces of work to.
+"""An MLflow run to which pieces of tracking data are sent.
 
-Sending a piece again changes nothing, so it may be tried until it is known to have got through.
+Sending a piece again changes nothing, so it may be retried until it is known to have arrived.
 """
 
 import json
@@ -22,38 +22,38 @@ from inscp.tracking.store import file_of
 
 _KEY_TAG = "inscp.run"
 _NO_NAME = re.compile(r"[^\w.\-/: ]")
-_TABLES_TAG = "mlflow.loggedArtifacts"  # by which the MLflow page knows which artifacts are tables
-# Answers that another try would get again. Everything else, a wrong password say, can be mended from outside.
+_TABLES_TAG = "mlflow.loggedArtifacts"  # lists the artifacts that the MLflow page shows as tables
+# Errors that a retry would get again. Everything else, such as a wrong password, can be fixed from outside.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")
 _REFUSED_FILES = (400, 413, 415, 422)
-"""Statuses of an artifact that is itself at fault."""
+"""HTTP statuses that mean that the artifact itself is at fault."""
 _HTTP_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a piece is tried again by its sender, which knows what got through
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender of a piece retries it, and knows what has arrived
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
 def store_client(tracking_uri: str) -> Any:
-    """MLflow's client of a store, which waits for no server that is down."""
+    """MLflow's client for a store, which does not wait for a server that is down."""
     for name, value in _HTTP_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it shows tracebacks of what is retried
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks of retried errors
     return MlflowClient(tracking_uri)
 
 
 class MLflowRun:
-    """A run in a store. Only one thread sends.
+    """A run in a store. Only one thread may send.
 
     Args:
-        start: the run, which `open` or the first piece finds or starts.
+        start: the run; `open` or the first piece finds it or starts it.
 
     Attributes:
         start: the same, with the run's id as soon as it is known.
         experiment_id: None until the run is open.
-        is_new: whether it was not there when it was looked for, and so was to be started.
+        is_new: whether the run was not found and therefore had to be started.
     """
 
     def __init__(self, start: Start) -> None:
@@ -61,18 +61,18 @@ class MLflowRun:
         self.experiment_id: str | None = None
         self.is_new = False
         self._client: Any = None
-        self._known: dict[str, set[int]] = {}  # of each metric, the steps that the run has
+        self._known: dict[str, set[int]] = {}  # metric -> steps that the run has
         self._refused: set[str] = set()
 
     def connect(self) -> None:
-        """Open the store if it is a file; a server is not asked anything yet.
+        """Open the store if it is a file; a server is not contacted yet.
 
         Raises:
             UserError: the store is a file that cannot be opened.
         """
         uri = self.start.tracking_uri
         file = file_of(uri)
-        # A new file gets its tables, and an old one its newer ones: by one process, while the others wait.
+        # One process creates the tables of a new file or upgrades those of an old one, while the others wait.
         alone = FileLock(file.with_name(f".{file.name}.lock")) if file else nullcontext()
         try:
             with alone:
@@ -85,16 +85,16 @@ class MLflowRun:
         """Find the run, or start it.
 
         Args:
-            goes_on: it is running again, unless it has ended since `start` or this is an addition.
+            goes_on: mark it as running again, unless it has ended since `start` or this is an addition.
 
         Raises:
-            RunError: the store refuses it.
-            Exception: anything else, where the store may take it later.
+            RunError: the store rejects it.
+            Exception: any other error; the store may accept it later.
         """
         try:
             run = self._client.get_run(self.run_id) if self.run_id else self._find_or_start()
-            may_go_on = goes_on and not self.start.is_addition and run.info.status != "RUNNING"
-            if may_go_on and _end(run) < self.start.time:
+            may_resume = goes_on and not self.start.is_addition and run.info.status != "RUNNING"
+            if may_resume and _end(run) < self.start.time:
                 self._client.update_run(run.info.run_id, status="RUNNING")
         except Exception as error:
             if not _is_refusal(error):
@@ -108,11 +108,11 @@ class MLflowRun:
         return self.start.run_id
 
     def send(self, batch: Sequence[Piece]) -> None:
-        """Perform pieces that go into one call. What the store refuses for good is reported and skipped.
+        """Send pieces that go into one call. Pieces that the store rejects for good are reported and skipped.
 
         Raises:
-            RunError: the run itself is refused.
-            Exception: anything else, where the store may take the same pieces later.
+            RunError: the run itself is rejected.
+            Exception: any other error; the store may accept the same pieces later.
         """
         if self.experiment_id is None:
             self.open()
@@ -121,10 +121,10 @@ class MLflowRun:
             return
         except Exception as error:
             if not _is_refusal(error):
-                self._known.clear()  # what got through is to be read again
+                self._known.clear()  # what has arrived must be read again
                 raise
             why = reason(error)
-        parts = _parts(batch)  # one refused name does not cost the others
+        parts = _parts(batch)  # one rejected name must not lose the others
         if len(parts) > 1:
             for part in parts:
                 self.send([part])
@@ -133,7 +133,7 @@ class MLflowRun:
             warnings.warn(f"MLflow rejected {kind}, which is left out ({why}); the rest is still sent.", stacklevel=2)
 
     def keep_files(self, folder: Path, artifact: str) -> None:
-        """Keep the files of a folder as artifacts of the run, which is open."""
+        """Store the files of a folder as artifacts of the run, which must be open."""
         self._client.log_artifacts(self.run_id, str(folder), artifact)
 
     def _perform(self, batch: Sequence[Piece]) -> None:
@@ -156,7 +156,7 @@ class MLflowRun:
         from mlflow.tracking.context.registry import resolve_tags
 
         start, experiment_id = self.start, self._experiment()
-        # An earlier try may have started it without our getting the answer.
+        # An earlier attempt may have started it without receiving the response.
         if found := find_run(self._client, experiment_id, start.key):
             return found
         self.is_new = True
@@ -166,7 +166,7 @@ class MLflowRun:
     def _experiment(self) -> str:
         if found := self._client.get_experiment_by_name(self.start.experiment):
             return str(found.experiment_id)
-        # MLflow would put artifacts into ./mlruns wherever it is started; beside the store they are found again.
+        # MLflow would put artifacts into ./mlruns of the current folder; beside the store they are found again.
         store = file_of(self.start.tracking_uri)
         beside = str(store.parent / "mlartifacts") if store else None
         return str(self._client.create_experiment(self.start.experiment, artifact_location=beside))
@@ -180,7 +180,7 @@ class MLflowRun:
                 key = _NO_NAME.sub("_", name)
                 if key not in self._known:
                     self._known[key] = {old.step for old in self._client.get_metric_history(self.run_id, key)}
-                # An SQL store itself keeps once what is sent twice.
+                # An SQL store itself drops duplicates.
                 if piece.anew or piece.step not in self._known[key]:
                     fresh[key, piece.step] = Metric(key, value, piece.time, piece.step)
         self._client.log_batch(self.run_id, metrics=list(fresh.values()), synchronous=True)
@@ -195,7 +195,7 @@ class MLflowRun:
         self._client.log_batch(self.run_id, params=fresh, synchronous=True)
 
     def _log_table(self, table: Table) -> None:
-        # MLflow's own log_table adds the rows once more when it is called again.
+        # MLflow's own log_table appends the rows again on every call.
         rows = [list(row) for row in zip(*table.columns.values(), strict=True)]
         self._client.log_text(self.run_id, json.dumps({"columns": list(table.columns), "data": rows}), table.artifact)
         tables = json.loads(self._client.get_run(self.run_id).data.tags.get(_TABLES_TAG, "[]"))
@@ -212,24 +212,24 @@ class MLflowRun:
 
 
 def find_run(client: Any, experiment_id: str, key: str) -> Any:
-    """The run that was started with this `Start.key`; None where there is none."""
+    """The run that was started with this `Start.key`; None if there is none."""
     return next(iter(client.search_runs([experiment_id], f"tags.`{_KEY_TAG}` = '{key}'")), None)
 
 
 def _end(run: Any) -> int:
-    """When the run ended, 0 if it never did: what is sent late does not undo what a later training has told."""
+    """When the run ended, 0 if it never did: a piece sent late must not undo the status set by a later attempt."""
     return run.info.end_time or 0
 
 
 def _parts(batch: Sequence[Piece]) -> Sequence[Piece]:
-    """What can be tried one by one: the pieces, and of one piece its values."""
+    """The parts to send one by one: the pieces, or the values of a single piece."""
     if len(batch) == 1 and isinstance(piece := batch[0], Metrics):
         return [replace(piece, values={name: value}) for name, value in piece.values.items()]
     return batch
 
 
 def reason(error: BaseException) -> str:
-    """What an error comes from, in one line."""
+    """The root cause of an error, in one line."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return first_line(error)
@@ -243,6 +243,6 @@ def _is_refusal(error: Exception) -> bool:
         return error.error_code in _REFUSALS
     if isinstance(error, RequestException):
         return error.response is not None and error.response.status_code in _REFUSED_FILES
-    # Of an artifact, too: a folder that may not be written, say, or a driver that is not installed. Drivers of object
-    # stores have errors of their own for what passes.
+    # Also for artifacts: a folder that is not writable, for example, or a driver that is not installed. Drivers of
+    # object stores have their own exceptions for temporary errors.
     return type(error).__module__ == "builtins" and not isinstance(error, ConnectionError | TimeoutError)

@@ -1,4 +1,4 @@
-"""Pieces of work on their way to MLflow: a queue, and the one thread that talks to the store."""
+"""Pieces of tracking data on their way to MLflow: a queue, and the only thread that talks to the store."""
 
 import threading
 import warnings
@@ -9,16 +9,16 @@ from inscp.errors import RunError
 from inscp.tracking.mlflow_run import MLflowRun, reason
 from inscp.tracking.pieces import Piece, batches
 
-_GATHERING = 1.0  # seconds, like all of these; calling at every step would slow fast steps, by Python's lock
-_PAUSE = 2.0  # which doubles while the store is away
+_GATHERING = 1.0  # seconds, like all of these; a call at every step would slow down fast steps (Python's GIL)
+_PAUSE = 2.0  # doubles while the store is unreachable
 _LONGEST_PAUSE = 30.0
 
 
 class Outbox:
-    """Sends pieces to a run in order from a thread of its own, however long the store is away.
+    """Sends pieces to a run in order, from its own thread, however long the store is unreachable.
 
-    A piece is here until the run is known to have it. It may then have come there before; coming again it changes
-    nothing.
+    A piece stays in the queue until the run is known to have it. It may be sent again after it has arrived, which
+    changes nothing.
     """
 
     def __init__(self, run: MLflowRun) -> None:
@@ -30,17 +30,17 @@ class Outbox:
 
     @property
     def unsent(self) -> list[Piece]:
-        """What is still here."""
+        """The pieces that are still in the queue."""
         with self._changed:
             return list(self._pieces)
 
     @property
     def is_open(self) -> bool:
-        """Whether something has been put since it was last closed."""
+        """Whether a piece was put since the outbox was last closed."""
         return self._is_open
 
     def put(self, piece: Piece) -> None:
-        """Take a piece; returns at once. If it was closed, it is open again, and sends what remained then, too."""
+        """Queue a piece; returns at once. A closed outbox opens again, and also sends the pieces that remained."""
         with self._changed:
             self._pieces.append(piece)
             self._is_open = True
@@ -53,12 +53,12 @@ class Outbox:
         """Give the thread up to `patience` seconds for the rest.
 
         Returns:
-            what then remains, of which no more is sent but what is on its way already.
+            the pieces that remain; of these, only pieces already on their way are still sent.
         """
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
-            with suppress(KeyboardInterrupt):  # who does not want to wait gets the file
+            with suppress(KeyboardInterrupt):  # users who do not want to wait get the file
                 self._changed.wait_for(lambda: not self._pieces or self._is_refused, patience)
             self._is_open = self._is_closing = False
             self._changed.notify_all()
@@ -102,5 +102,5 @@ class Outbox:
         with self._changed:
             if not self._is_closing:
                 self._changed.wait_for(lambda: self._is_closing, seconds)
-            else:  # the training waits
+            else:  # training waits for this
                 self._changed.wait_for(lambda: not self._is_open, _PAUSE)

@@ -1,4 +1,4 @@
-"""Pieces of work for MLflow as plain values: what waits in the queue and what stands in a file are the same."""
+"""Pieces of tracking data for MLflow as plain values, the same in the queue and in a file."""
 
 import json
 import time
@@ -13,9 +13,9 @@ from inscp.errors import UserError
 
 @dataclass(frozen=True)
 class Start:
-    """The run itself: `run_id` is continued; without it a run is started, one for each `key`.
+    """The run itself: `run_id` is continued; without it a run is started, one per `key`.
 
-    An addition belongs to a run that may have ended, whose status and times stay as they are.
+    An addition belongs to a run that may have ended, whose status and times do not change.
     Here and below `time` is in milliseconds since 1970.
     """
 
@@ -31,7 +31,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Measures of the model after `step` updates. What the run has of a step already stays, unless they are `anew`."""
+    """Metrics of the model after `step` updates. Those that the run already has of a step stay unless `anew` is set."""
 
     values: dict[str, float]
     step: int
@@ -41,7 +41,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter; one that the run has already stays as it is, as MLflow demands."""
+    """A parameter; one that the run already has is not changed, as MLflow requires."""
 
     name: str
     value: str
@@ -75,14 +75,14 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class End:
-    """The run's last status: `FINISHED`, `FAILED`, `KILLED`, or `SCHEDULED` where others go on with it."""
+    """The run's last status: `FINISHED`, `FAILED`, `KILLED`, or `SCHEDULED` if others continue it."""
 
     status: str
     time: int
 
 
 def now() -> int:
-    """The time of a piece that happens now."""
+    """The current time in milliseconds since 1970."""
     return round(time.time() * 1000)
 
 
@@ -92,19 +92,19 @@ _KINDS = {kind.__name__: kind for kind in (Start, *get_args(Piece))}
 
 
 def batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces that go into one call, in order."""
+    """Batches of pieces that go into one call, in order."""
     for kind, alike in groupby(pieces, type):
         while batch := list(islice(alike, 100 if kind in (Metrics, Param) else 1)):
             yield batch
 
 
 def dumped(start: Start, pieces: Iterable[Piece] = ()) -> list[str]:
-    """A run and what belongs to it as JSON objects."""
+    """A run and its pieces as JSON objects."""
     return [json.dumps({"kind": type(piece).__name__} | asdict(piece), default=str) for piece in (start, *pieces)]
 
 
 def loaded(lines: Iterable[str]) -> tuple[Start, list[Piece]]:
-    """What `dumped` has made of a run and its pieces."""
+    """The run and its pieces from the output of `dumped`."""
     objects = [json.loads(line) for line in lines]
     start, *pieces = [_KINDS[values.pop("kind")](**values) for values in objects]
     if not isinstance(start, Start):
@@ -113,21 +113,21 @@ def loaded(lines: Iterable[str]) -> tuple[Start, list[Piece]]:
 
 
 def write_run(path: Path, start: Start, pieces: Iterable[Piece] = ()) -> None:
-    """Keep a run with what belongs to it, one JSON object a line."""
+    """Write a run and its pieces to a file, one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in dumped(start, pieces)), "utf-8")
 
 
 def read_run(path: Path) -> tuple[Start, list[Piece]]:
-    """What `write_run` has kept.
+    """Read a file of `write_run`.
 
     Raises:
-        UserError: there is no such file, or it is another one.
+        UserError: the file does not exist, or is of another kind.
     """
     fix = "Give the mlflow_unsent.jsonl of a run, or remove a broken mlflow_run.jsonl."
     if not path.is_file():
         raise UserError(str(path), "no such file", fix)
     try:
         return loaded(path.read_text("utf-8").splitlines())
-    except Exception as error:  # another file can be wrong in any way
+    except Exception as error:  # other files can be wrong in any way
         raise UserError(str(path), "it contains no MLflow run", fix) from error

@@ -1,4 +1,4 @@
-"""Which MLflow store is meant."""
+"""The URI of the MLflow store."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ _FILE = "sqlite:///"
 
 
 def store_uri(given: str | None) -> str:
-    """The store that is given, else that of MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
+    """The given store, else that of MLFLOW_TRACKING_URI, else `mlflow.db` in the current folder.
 
     Raises:
-        UserError: there is a password in it, which would stand in every file that says where a run is.
+        UserError: it contains a password, which would be written to every file that records where a run is.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or f"{_FILE}mlflow.db"
     if urlsplit(uri).password:
@@ -23,12 +23,12 @@ def store_uri(given: str | None) -> str:
 
 
 def file_of(uri: str) -> Path | None:
-    """The file of a store that is one; None for a server."""
+    """The file of an SQLite store; None for a server."""
     path = uri.removeprefix(_FILE)
     return None if path == uri else Path(path).resolve()
 
 
 def absolute(uri: str) -> str:
-    """The store as it is found from any folder."""
+    """The store's URI, valid from any folder."""
     file = file_of(uri)
     return uri if file is None else f"{_FILE}{file}"

@@ -1,4 +1,4 @@
-"""A run that loses nothing: everything is logged to MLflow, and nothing waits for it."""
+"""An MLflow run to which data is sent in the background, without loss."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from inscp.tracking.pieces import (
 from inscp.tracking.store import absolute, store_uri
 
 RUN_FILE = "mlflow_run.jsonl"
-"""In a training's folder: the run that it is, by which `evaluate` finds it."""
+"""The file in a run's folder by which `evaluate` finds its MLflow run."""
 _LONGEST_PARAM = 6000  # characters, MLflow's limit
 _STATUSES = {"success": "FINISHED", "failed": "FAILED"}
 
@@ -56,29 +56,29 @@ class Tracking:
 
     @property
     def uri(self) -> str:
-        """Of the store.
+        """The store's URI.
 
         Raises:
-            UserError: there is a password in it.
+            UserError: it contains a password.
         """
         return store_uri(self.tracking_uri)
 
 
 class TrackedRun:
-    """One MLflow run. Every call only puts a piece of work into a queue, which a thread sends.
+    """One MLflow run. Every call only puts a piece into a queue, from which a thread sends it.
 
     Args:
-        tracking: which store, experiment and run.
-        name: of the run, for people, where `tracking` has none.
-        tags: of the run, beside those of `tracking`.
-        earlier: the `state` of the training that goes on; its run is continued where `tracking` names none.
-        is_addition: what is logged belongs to a run that may have ended, whose status and times stay as they are.
+        tracking: store, experiment and run.
+        name: name of the run, if `tracking` has none.
+        tags: tags of the run, in addition to those of `tracking`.
+        earlier: the `state` of the training run to resume; its MLflow run is continued unless `tracking` names one.
+        is_addition: the data belongs to a run that may have ended, whose status and times do not change.
 
     Attributes:
-        unsent_folder: where `finalize` leaves what could not be sent, for `python -m inscp track`.
+        unsent_folder: folder in which `finalize` leaves unsent data, for `python -m inscp track`.
 
     Raises:
-        UserError: the store is a file that cannot be opened. A server that cannot be reached is none.
+        UserError: the store is a file that cannot be opened. An unreachable server is not an error.
     """
 
     def __init__(
@@ -113,15 +113,15 @@ class TrackedRun:
         self._outbox.put(piece)
 
     def state(self, metrics: Mapping[str, float], step: int) -> list[str]:
-        """The run and what it has not got yet, for a checkpoint: a process that is killed sends no more.
+        """The run and its unsent pieces, for a checkpoint: a process that is killed sends no more.
 
         Args:
-            metrics, step: of the step of the checkpoint, which Lightning logs only behind it.
+            metrics, step: those of the checkpoint's step, which Lightning logs only after the checkpoint.
         """
         return dumped(self._run.start, [*self._outbox.unsent, Metrics(dict(metrics), step, now())])
 
     def note_run(self, folder: Path) -> None:
-        """Leave in the training's folder which run it is, without its id: a store that is made anew starts it again."""
+        """Record the run in its folder, without its id, so that a newly created store starts it again."""
         write_run(folder / RUN_FILE, self._start)
 
     @property
@@ -141,53 +141,53 @@ class TrackedRun:
 
     @property
     def address(self) -> str:
-        """Store and run, for a person to find."""
+        """Store and run, in words."""
         return f"{self._tracking.uri} (experiment {self.name}, run {self.run_id})"
 
     @property
     def viewing(self) -> str:
-        """The command that shows the store, or only its page where a server shows it already."""
+        """The command that shows the store, or just the URL of its page if it is on a server."""
         uri = self._tracking.uri
         if uri.startswith("http"):
             return self.page(uri)
         return f"mlflow ui --backend-store-uri {uri}   # then open {self.page('http://127.0.0.1:5000')}"
 
     def page(self, server: str) -> str:
-        """Where a server shows the experiment, whose run is known: the table of its trainings."""
-        # By default MLflow opens an experiment in another view, where trainings do not stand.
+        """The URL at which a server shows the experiment's table of runs; the run must be known."""
+        # By default MLflow opens an experiment in another view, which does not list training runs.
         return f"{server.rstrip('/')}/#/experiments/{self._run.experiment_id}/runs?workflowType=machine_learning"
 
     def log_at(self, metrics: Mapping[str, float], step: int, anew: bool = False) -> None:
-        """Keep metrics of the model as it is after `step` updates.
+        """Log metrics of the model after `step` updates.
 
         Args:
-            metrics: by name.
-            step: one that the run has already is left out.
-            anew: it is measured again, and the run shows this value.
+            metrics: values by name.
+            step: number of updates; metrics that the run already has of this step are left out.
+            anew: the metrics were measured again, and the run shows the new values.
         """
         self._put(Metrics({name: float(value) for name, value in metrics.items()}, step, now(), anew))
 
     def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        """Keep parameters by name; those that the continued run has already stay as they are."""
+        """Log parameters by name; those that a continued run already has are not changed."""
         for name, value in params.items():
             self._put(Param(name, str(value)[:_LONGEST_PARAM]))
 
     def log_text(self, text: str, artifact: str) -> None:
-        """Keep `text` as an artifact file."""
+        """Log `text` as an artifact file."""
         self._put(Text(text, artifact))
 
     def log_table(self, rows: Mapping[str, list[Any]], artifact: str) -> None:
-        """Keep columns as a table that the MLflow page shows and compares between runs."""
+        """Log columns as a table that the MLflow page shows and compares between runs."""
         self._put(Table(dict(rows), artifact))
 
     def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
-        """Name the training data as the run's input."""
+        """Log the training data as the run's input."""
         self._put(TrainingData(name, digest, source, profile))
 
     def finalize(self, status: str) -> None:
         """End the run; what cannot be sent within `Tracking.patience` is written to a file.
 
-        Where nothing was logged since the run was last ended, it stays as it is.
+        If nothing was logged since the run was last ended, it does not change.
         """
         if not self._outbox.is_open:
             return

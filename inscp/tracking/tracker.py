@@ -1,4 +1,4 @@
-"""A training's run in MLflow, as Lightning logs."""
+"""The MLflow run of a training run, as a Lightning logger."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,12 @@ from inscp.tracking.tracked_run import TrackedRun
 
 
 def tracker_of(trainer: Trainer) -> "MLflowTracker | None":
-    """The trainer's tracker, where the training is tracked."""
+    """The trainer's tracker; None if the run is not tracked."""
     return trainer.logger if isinstance(trainer.logger, MLflowTracker) else None
 
 
 class MLflowTracker(TrackedRun, Logger):
-    """The run of a training, which the first process opens and logs to; the others do nothing."""
+    """The MLflow run of a training run; the first process opens it and logs to it, the others do nothing."""
 
     _connect = rank_zero_only(TrackedRun._connect)
     _put = rank_zero_only(TrackedRun._put)
@@ -26,6 +26,6 @@ class MLflowTracker(TrackedRun, Logger):
         return self.run_id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        # What Lightning calls. Its steps count from 0; here step n is behind the n-th update, and 0 is the original
-        # model. It adds its epoch to every call; here the data decides the length, and an epoch tells nothing.
+        # Called by Lightning, whose steps count from 0; here step n is after the n-th update, and 0 is the original
+        # model. Lightning adds its epoch to every call; here the data decides the length, and epochs mean nothing.
         self.log_at({name: value for name, value in metrics.items() if name != "epoch"}, (step or 0) + 1)
