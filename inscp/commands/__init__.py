@@ -1,4 +1,4 @@
-"""The commands, one a file with `run(command, arguments)` that is imported only when it is called, and their parts."""
+"""The commands, one per file with `run(command, arguments)`, imported only when called, and their common parts."""
 
 COMMANDS = {
     "fit": "train a model and export it as a Hugging Face folder",
@@ -19,4 +19,4 @@ COMMANDS = {
     "doctor": "check what this machine can run and, with --config, whether a training run fits",
     "track": "upload tracking data that a run could not send to MLflow",
 }
-"""Their names, and what each is for."""
+"""Name of each command -> its purpose."""

@@ -1,4 +1,4 @@
-"""The model that a command prompts, here or behind a server, with its answers cached, and what they cost."""
+"""The model that a command prompts, in this process or on a server, with cached answers and their cost."""
 
 import json
 import os
@@ -23,12 +23,12 @@ _COST = "cost.json"
 
 
 class CostRecord:
-    """The cost so far, kept in a file with that of earlier attempts, whose answers are cached.
+    """The cost so far, kept in a file and including that of earlier attempts, whose answers are cached.
 
     Args:
         ledger: prices.
-        counter: of what passed through the model.
-        folder: that of the answers, where it is kept.
+        counter: counts the tokens and FLOPs of the model.
+        folder: folder of the answers and of the file.
     """
 
     def __init__(self, ledger: Ledger, counter: WorkCounter, folder: Path) -> None:
@@ -38,17 +38,17 @@ class CostRecord:
         self._counter, self._kept = counter, time.monotonic()
 
     def save(self, every: float = 0.0) -> None:
-        """Save it, for an attempt that goes on where this one stops.
+        """Save it, for an attempt that resumes where this one stops.
 
         Args:
-            every: seconds that must have passed since the last time.
+            every: minimum seconds since it was last saved.
         """
         if time.monotonic() >= self._kept + every:
             self._kept = time.monotonic()
             self._write(self._running.cost(self._counter.tokens, self._counter.flops))
 
     def stop(self) -> Cost:
-        """At the end."""
+        """Save and return the final cost."""
         return self._write(self._running.stop(self._counter.tokens, self._counter.flops))
 
     def _write(self, total: Cost) -> Cost:
@@ -66,19 +66,19 @@ def open_model(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> tuple[CachingModel, CostRecord | None]:
-    """The model with its cache, and its cost; None where a server answers, of which nothing is counted.
+    """The model with its cache, and its cost; None if a server answers, as nothing is counted then.
 
     Args:
-        model: a folder, Hub id, GGUF file or PyPI wheel; behind a server what it serves, which it may call otherwise.
+        model: folder, Hub id, GGUF file or PyPI wheel; with a server, the model that it serves, under any name.
         server: answers instead of this process.
-        folder: of the answers.
-        precision: bf16 where the hardware multiplies faster in it, else fp32.
-        batch_size: prompts that are answered at once.
+        folder: folder of the answers.
+        precision: by default bf16 if the hardware is faster in it, else fp32.
+        batch_size: prompts per batch.
         ledger: prices.
-        temperature, seed: of sampling, here.
+        temperature, seed: of sampling in this process.
 
     Raises:
-        UserError: the server does not answer, or the folder holds answers of something else.
+        UserError: the server does not respond, or the folder holds answers of another model or other settings.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("WORLD_SIZE", "several processes would all compute the same answers", "Start a single process.")

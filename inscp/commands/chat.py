@@ -1,4 +1,4 @@
-"""`chat`: talk to a model on the terminal; the answer streams."""
+"""`chat`: chat with a model in the terminal, with streamed answers."""
 
 import sys
 
@@ -55,7 +55,7 @@ def chat(model: str, system: str | None = None, max_new_tokens: int = 512, tempe
         if len(asked) + max_new_tokens > longest:
             raise UserError("chat", f"the conversation has grown to {len(asked):,} tokens", "Start a new one.")
         ids = torch.tensor([asked], device=llm.device)
-        with default_generation_config(llm):  # so that it answers as it does where it is evaluated
+        with default_generation_config(llm):  # so that it answers as in an evaluation
             output = llm.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

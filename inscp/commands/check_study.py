@@ -1,4 +1,4 @@
-"""A study's configurations, read by the commands that will run them, so that errors show before the first hour."""
+"""Parses a study's configurations with the commands that will run them, so that errors show before anything runs."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -26,20 +26,20 @@ from inscp.paths import local_path
 from inscp.pretrained import REMOTE_CODE
 
 LookForFiles = Callable[[], None]
-"""Raises a `UserError` where texts or prompts are not there which a configuration names."""
+"""Raises a `UserError` if texts or prompts that a configuration names are missing."""
 
 
 def check_runs(runs: Sequence[Run]) -> LookForFiles:
-    """See that every command takes its configuration.
+    """Check that every command accepts its configuration.
 
     Args:
-        runs: those of several seeds are read once.
+        runs: runs that differ only in the seed are checked once.
 
     Returns:
-        what looks for the files, which may be somewhere else.
+        a function that looks for the files, which may be on another machine.
 
     Raises:
-        UserError: one does not, by its arm and language.
+        UserError: a configuration is invalid; the message names its arm and language.
     """
     looks: dict[str, tuple[str, LookForFiles]] = {}
     for run in runs:
@@ -51,7 +51,7 @@ def check_runs(runs: Sequence[Run]) -> LookForFiles:
             if command and key not in looks:
                 where = f"{whose}{command} in {run.language}"
                 with within(where):
-                    looks[key] = where, _CHECKS[command](deepcopy(config))  # a parser fills in what it is given
+                    looks[key] = where, _CHECKS[command](deepcopy(config))  # a parser modifies its input
 
     def look_for_files() -> None:
         for where, look in looks.values():
@@ -62,14 +62,14 @@ def check_runs(runs: Sequence[Run]) -> LookForFiles:
 
 
 def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
-    """See that what a study wants may be measured in one of its languages, as a mean over items, which halves have too.
+    """Check that each goal can be measured in one of the study's languages, as a mean over items, which halves allow.
 
     Args:
-        goals: of the study.
-        runs: all of it.
+        goals: goals of the study.
+        runs: all of its runs.
 
     Raises:
-        UserError: no task can give it.
+        UserError: no task measures the metric of a goal.
     """
     known: list[tuple[str, str]] = []
     for language, config in {run.language: run.evaluate for run in runs if goals and run.evaluate}.items():
@@ -85,10 +85,10 @@ def check_goals(goals: Sequence[Goal], runs: Sequence[Run]) -> None:
 
 
 def _require_made(run: Run) -> None:
-    """A merge is with the model that another was made from, so that there must be one, or it is named.
+    """Check that a merge has a second model: the one that its model was made from, or one that it names.
 
     Raises:
-        UserError: it merges the original, which was not made here, with nothing that it names.
+        UserError: it merges the original, which was not made here, and names no other model.
     """
     if run.command != "merge":
         return
@@ -102,13 +102,13 @@ def _require_made(run: Run) -> None:
 
 
 class _Unstarted(InsCPCLI):
-    """`fit` as far as configurations go: no trainer, which may need devices that are somewhere else."""
+    """`fit` without a trainer, which may need devices that are on another machine."""
 
     def parse_arguments(self, *_: Any) -> None:
         self.config = Namespace(seed_everything=False)
 
     def instantiate_classes(self) -> None:
-        """Nothing, as there is no configuration yet."""
+        """Does nothing, as there is no configuration yet."""
 
     def parts(self, config: Config) -> list[Any]:
         given = self.parser.parse_object(config, env=False)  # as for the commands that will run it
@@ -118,7 +118,7 @@ class _Unstarted(InsCPCLI):
 
 @cache
 def _fit() -> _Unstarted:
-    """One for all configurations: its parser takes as long to make as two of them to read."""
+    """One for all configurations: creating its parser takes as long as reading two of them."""
     return _Unstarted(run=False)
 
 

@@ -1,4 +1,4 @@
-"""Checks of a training's configuration: trainer options that are decided elsewhere or would train badly, texts,
+"""Checks of a training configuration: trainer options that are set elsewhere or would harm the training, texts,
 languages, and whether the model can be prompted."""
 
 from collections import Counter
@@ -29,7 +29,7 @@ _MINIMUM: dict[str, tuple[float, ...]] = {
     "gradient_clip_val": (0,),
     "val_check_interval": (1e-6,),
 }
-"""The smallest number that makes sense, and other values with a meaning to Lightning."""
+"""The smallest sensible number, and other values that have a meaning in Lightning."""
 _LENGTH_LIMITS: dict[str, tuple[Any, ...]] = {
     "max_epochs": (1,),
     "limit_train_batches": (None, 1.0),
@@ -37,12 +37,12 @@ _LENGTH_LIMITS: dict[str, tuple[Any, ...]] = {
     "fast_dev_run": (False,),
     "max_time": (None,),
 }
-"""Options that would end a training other than by its steps and data, and the values with which they do not."""
+"""Options that would end a training run other than by its steps or data, and the values with which they do not."""
 
 
 _SAMPLED_RECORDS, _MIN_CHARACTERS, _MISMATCH_SHARE, _FEW = 50, 8, 0.8, 10
-"""Records of a source whose language is looked at, characters that tell one, the share that makes it another, and texts
-of which a share can be told."""
+"""Records per source whose language is checked, characters that suffice to identify it, the fraction of texts that
+counts as a mismatch, and the number of texts needed for a fraction."""
 
 
 def require_supported(
@@ -51,14 +51,14 @@ def require_supported(
     data: InsCPDataModule,
     checkpoints: Checkpoints,
 ) -> None:
-    """See that a training's configuration is supported, before anything is made or read.
+    """Check that a training configuration is supported, before anything is made or read.
 
     Args:
         trainer: the section, with every key.
-        module, data, checkpoints: of the training.
+        module, data, checkpoints: of the training run.
 
     Raises:
-        UserError: it cannot.
+        UserError: it is not.
     """
     require_trainer(trainer)
     checkpoints.require_measured(data.validation)
@@ -68,10 +68,10 @@ def require_supported(
 
 
 def require_texts(module: InsCPModule, data: InsCPDataModule) -> None:
-    """See that a training's texts are here.
+    """Check that the training texts exist.
 
     Raises:
-        UserError: one is not.
+        UserError: one is missing.
     """
     data.require_sources()
     for source in as_sources(module.shield.sources) if module.shield else ():
@@ -84,10 +84,10 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
         trainer: the section, with every key.
 
     Raises:
-        UserError: it asks for something else.
+        UserError: it contains an unsupported value.
     """
     for name, harmless in _LENGTH_LIMITS.items():
-        if (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in harmless]:  # 1 is no 1.0
+        if (type(trainer[name]), trainer[name]) not in [(type(value), value) for value in harmless]:  # 1 is not 1.0
             fix = "Remove it, and set data.epochs, data.token_budget or trainer.max_steps."
             raise UserError(f"trainer.{name}", "the length of a run is set by its steps or data", fix)
     for name, (least, *others) in _MINIMUM.items():
@@ -102,19 +102,19 @@ def require_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def warn_of_precision(precision: str | None) -> None:
-    """Warn if a training computes in bf16 on hardware where that takes two to a hundred times as long as in fp32."""
+    """Warn if a run trains in bf16 on hardware where that takes two to a hundred times as long as in fp32."""
     if COMPUTE_DTYPES.get(str(precision)) == torch.bfloat16 and not has_fast_bf16():
         rank_zero_warn("this hardware computes more slowly in bf16 than in fp32: set trainer.precision to 32-true")
 
 
 def warn_of_languages(data: InsCPDataModule) -> None:
-    """Warn if the text, or the requests ahead of it, look like another language than `data.language`.
+    """Warn if the texts, or the user prompts before them, look like another language than `data.language`.
 
-    And one where the identifier does not know the language well: of Swahili lid.176 takes every second sentence for
-    another language, and answers are told by it.
+    Also warn if the identifier does not know the language well, as answers are identified with it: lid.176 takes every
+    second Swahili sentence for another language.
     """
     identifier = LanguageIdentifier()
-    with suppress(UserError):  # it is not installed, or does not know the language, and can tell nothing
+    with suppress(UserError):  # it is not installed, or does not know the language
         identifier.require_known(data.language)
         language = primary(data.language)
         texts = [
@@ -138,10 +138,10 @@ def warn_of_languages(data: InsCPDataModule) -> None:
 
 
 def require_promptable(data: InsCPDataModule, prompted: Mapping[str, Sequence[str]]) -> None:
-    """See that the model can be prompted; warn where no prompts are in the language that it is taught.
+    """Check that the model can be prompted; warn if a section has no prompts in the training language.
 
     Args:
-        data: of the training.
+        data: data of the training run.
         prompted: section -> the languages of its prompts.
 
     Raises:

@@ -45,7 +45,7 @@ def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str | Non
         tracking_uri: MLflow store of the runs; by default as for `fit`.
 
     Raises:
-        UserError: one is no evaluation, there is only one, or one is named twice.
+        UserError: one is not an evaluation, there is only one, or one is named twice.
     """
     places = [Path(given).resolve() for given in runs]
     if twice := next((given for number, given in enumerate(runs) if places[number] in places[:number]), None):
@@ -61,7 +61,7 @@ def compare(runs: Sequence[str], out: str | None = None, tracking_uri: str | Non
 
 
 def _results_file(given: str, tracking_uri: str | None, temporary: Path) -> Path:
-    """The results file, downloaded where an MLflow run is named."""
+    """The results file, downloaded if an MLflow run is named."""
     if Path(given).exists() or not _RUN.fullmatch(given):
         return Path(given)
     quiet()
@@ -103,7 +103,7 @@ def _print(before: str, old: Path, after: str, new: Path) -> None:
 
 
 def _no_means(old: TaskResult, new: TaskResult, found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """The metrics that are no means over the same items or tokens, which have no interval of their change."""
+    """The metrics that are not means over the same items or tokens, and so have no interval for their change."""
     shared = {name: (old.metrics[name], new.metrics[name]) for name in old.metrics if name in new.metrics}
     return {
         name: Difference(
@@ -133,13 +133,13 @@ def _line(name: str, found: Difference) -> str:
 
 
 def _label(model: str, origin: "Origin | None") -> str:
-    """A short name: of a model that was made here its arm and the folder of its training."""
+    """A short name: for a model that was made here, its arm and the folder of its run."""
     from inscp.pretrained import model_name
 
     if origin:
         return f"{origin.arm} {Path(model).resolve().parent.name}"
     name = model_name(model)
-    of_run = " ".join(Path(model).parts[-3:-1]) if name == "model" else ""  # whose folder is not here
+    of_run = " ".join(Path(model).parts[-3:-1]) if name == "model" else ""  # a run whose folder is not here
     return of_run or name
 
 
@@ -152,8 +152,8 @@ def _report(files: Sequence[Path], folder: Path) -> None:
     models = [Results.read(file).model for file in files]
     origins = [origin_in(Path(model)) for model in models]
     names = list(map(_label, models, origins))
-    are_told_apart = len(set(names)) == len(names)
-    rows = names if are_told_apart else [f"{name} ({file})" for name, file in zip(names, files, strict=True)]
+    are_unique = len(set(names)) == len(names)
+    rows = names if are_unique else [f"{name} ({file})" for name, file in zip(names, files, strict=True)]
     evaluated = [
         Evaluated.read(file, row, None, origin) for file, row, origin in zip(files, rows, origins, strict=True)
     ]

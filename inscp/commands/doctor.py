@@ -1,4 +1,4 @@
-"""`doctor`: what this machine can run, and whether a training fits."""
+"""`doctor`: what this machine can run, and whether a training run fits."""
 
 import logging
 
@@ -12,9 +12,9 @@ def run(command: str, arguments: list[str]) -> None:
         quiet()
         print(report())
         return
-    # With Lightning, which the machine's report does without.
+    # These import Lightning, which the report on the machine does not need.
     from inscp.commands.resources import DoctorCLI, Training, report_training
 
-    quiet()  # behind Lightning's import, which sets how much it says itself
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails becomes one line
+    quiet()  # after Lightning's import, which sets its log level itself
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # a failure becomes one line
     report_training(Training(DoctorCLI.unrun(arguments)))

@@ -1,4 +1,4 @@
-"""`evaluate`: metrics of a model with intervals, on the tasks of a configuration."""
+"""`evaluate`: a model's metrics with intervals, on the tasks of a configuration."""
 
 import math
 import platform
@@ -32,7 +32,7 @@ from inscp.pretrained import load_tokenizer
 from inscp.tracking.environment import hardware
 from inscp.tracking.tracked_run import Tracking
 
-_TASK_NAME = re.compile(r"(?!answers$)[\w-]+")  # answers are kept under that name
+_TASK_NAME = re.compile(r"(?!answers$)[\w-]+")  # the name of the answer cache
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -71,13 +71,13 @@ def evaluate(
     if Path(out).is_dir():
         raise UserError("--out", f"{out} is a folder", "Name a file, such as results.json.")
     tasks = _chosen(tasks, only)
-    _earlier(out, only)  # what is no results file is told now
+    _earlier(out, only)  # an invalid results file is reported now
     require_runnable(tasks, server)
     if server is None and (chats := [name for name, task in tasks.items() if task.chats]):
         require_chat_template(load_tokenizer(model), model, f", or leave out {', '.join(chats)}")
     folder = items_folder(Path(out))
     asked, cost_record = open_model(model, server, folder, precision, batch_size, cost)
-    # A server may know its model by a name that says nothing here.
+    # A server's name of a model may mean nothing here.
     origin = read_origin(model) if server is None or Path(model).is_dir() else None
     tracked = TrackedEvaluation(tracker_for(model, origin, mlflow, folder), origin, folder) if mlflow.enabled else None
 
@@ -96,7 +96,7 @@ def evaluate(
         if tracked:
             tracked.end("interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed")
         raise
-    if earlier := _earlier(out, only):  # and another process may have come to its end meanwhile
+    if earlier := _earlier(out, only):  # read again, as another process may have finished meanwhile
         results = _beside(earlier, results)
     total = cost_record.stop() if cost_record else None
     if total:
@@ -113,7 +113,7 @@ def _earlier(out: str, only: list[str] | None) -> Results | None:
 
 
 def _environment(tasks: dict[str, Task], backend: Backend) -> dict[str, Any]:
-    """By what and how it is measured, for the results."""
+    """The versions, hardware and settings of the evaluation, for the results."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
@@ -125,7 +125,7 @@ def _environment(tasks: dict[str, Task], backend: Backend) -> dict[str, Any]:
 
 
 def _beside(earlier: Results, now: Results) -> Results:
-    """What was measured now, and what else had been of the same model in the same way."""
+    """The new results, and the earlier ones of other tasks if model and precision are the same."""
     one, other = earlier.environment, now.environment
     if any(one.get(name) != other.get(name) for name in ("model", "weights", "precision")):
         return now
@@ -142,7 +142,7 @@ def _chosen(tasks: dict[str, Task], only: list[str] | None) -> dict[str, Task]:
 
 
 def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
-    """See that all can be run, before the first of them is.
+    """Check that all tasks can be run, before the first one is.
 
     Raises:
         UserError: one cannot.
@@ -157,7 +157,7 @@ def require_runnable(tasks: dict[str, Task], server: Server | None) -> None:
 
 
 def _lines(name: str, result: TaskResult) -> list[str]:
-    """A task's metrics as aligned text, by their labels; the results file has their names."""
+    """A task's metrics as aligned text, with their labels; the results file has their names."""
     lines = [f"\n{name:<44}{'value':>10}{'95 % interval':>22}{'n':>8}"]
     for key, metric in result.metrics.items():
         low, high = metric.interval

@@ -1,4 +1,4 @@
-"""`experiment`: a whole study, run and reported by its folder."""
+"""`experiment`: run, report or keep a whole study, given by its folder."""
 
 import sys
 from fnmatch import fnmatch
@@ -60,14 +60,14 @@ def run_study(
     runs = _chosen(every, only)
     with said_in(folder):
         look_for_files = check_runs(runs)
-        if not (jobs or dry_run):  # which jobs will see; a plan needs none
+        if not (jobs or dry_run):  # jobs look for them themselves; a dry run does so last
             look_for_files()
     if jobs:
         into = where.of_study(study.name, Path(folder)) / "jobs"
         left = where.left(runs)
         script = write_jobs(jobs, left, folder, where, gpus, into)
         where.claim(study.name, Path(folder))
-        ParentRun(study.mlflow, study.name, study.question).begin()  # which the jobs find
+        ParentRun(study.mlflow, study.name, study.question).begin()  # for the jobs to find
         print(f"submit     {script}" if left else "nothing is left to run")
         return
     if dry_run:
@@ -93,7 +93,7 @@ def report_study(folder: str, out: str = OUT, measured: str | None = None) -> No
     runs = _runs(study, folder, where)
     missing = where.left(runs)
     try:
-        check_runs(missing)()  # a run is known by the files that it names: without them it is not found
+        check_runs(missing)()  # a run is identified by the files that it names, and not found without them
     except UserError as error:
         if len(missing) == len(runs):
             raise
@@ -126,7 +126,7 @@ def keep_study(folder: str, kept: str, out: str = OUT) -> None:
 
 
 def _runs(study: Study, folder: str, where: Places) -> list[Run]:
-    """All of a study, which can reach what it wants."""
+    """All runs of a study, whose goals are checked."""
     with said_in(folder):
         runs = study.runs(where.told)
         check_goals(study.goals, runs)
@@ -156,7 +156,7 @@ def _chosen(runs: list[Run], only: str | list[str] | None) -> list[Run]:
 
 
 def _list(runs: list[Run], every: list[Run], where: Places) -> None:
-    """Print some of a study's runs with their tokens, what is done of each, and how long the rest will take."""
+    """Print some of a study's runs with their tokens and state, and how long the remaining ones will take."""
     forecast, left = Forecast(list(map(where.measured_or_made, every))), 0.0
     wide = max(len(run.title) for run in runs) + 2
     print(f"{'':<{wide}}{'tokens':>12}   {'state':<16}{'time':>8}")

@@ -1,4 +1,4 @@
-"""`export`: any checkpoint of a training becomes a Hugging Face folder."""
+"""`export`: turn any checkpoint of a training run into a Hugging Face folder."""
 
 from pathlib import Path
 from shlex import quote

@@ -1,4 +1,4 @@
-"""`extend`: more tokens for a language."""
+"""`extend`: add tokens for a language to a model's vocabulary."""
 
 from pathlib import Path
 from shlex import quote

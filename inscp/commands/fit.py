@@ -61,12 +61,12 @@ from inscp.tracking.tracked_run import Tracking
 from inscp.tracking.tracker import MLflowTracker, tracker_of
 
 _LOST = re.compile(r"connection closed|connection reset|gloo|nccl|socket|timed? ?out", re.IGNORECASE)
-"""What torch says where a process does not answer another one any more."""
+"""In messages of torch when a process no longer responds to another."""
 
 TRAINER_DEFAULTS = {
     "inference_mode": False,  # validation comes first, and FSDP2 keeps the buffers of its first forward pass
-    "max_epochs": 1,  # the data decides the length: token_budget or epochs
-    "use_distributed_sampler": False,  # the data module shares the rows out
+    "max_epochs": 1,  # the data determines the length: token_budget or epochs
+    "use_distributed_sampler": False,  # the data module distributes the rows
     "num_sanity_val_steps": -1,  # the original model's held-out losses, before the first step
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 1,
@@ -78,7 +78,7 @@ TRAINER_DEFAULTS = {
 def run(command: str, arguments: list[str]) -> None:
     """`python -m inscp fit|validate|test …`"""
     quiet()
-    # Of a node whose processes Lightning starts, until it does: there is one store and one run folder.
+    # The rank of a node until Lightning starts its processes: one store and one run folder serve all nodes.
     own = getattr(rank_zero_only, "rank", None)
     rank_zero_only.rank = own or int(os.environ.get("NODE_RANK", 0))  # type: ignore[attr-defined]
     try:
@@ -89,7 +89,7 @@ def run(command: str, arguments: list[str]) -> None:
     except (RunError, UserError) as error:
         if error.is_on_every_rank:
             _leave_together()
-            if int(os.environ.get("LOCAL_RANK", 0)):  # launchers kill the others where one fails first
+            if int(os.environ.get("LOCAL_RANK", 0)):  # launchers kill the other ranks when one fails first
                 raise Stopped("", 0) from error
         raise
     except MisconfigurationException as error:
@@ -99,7 +99,7 @@ def run(command: str, arguments: list[str]) -> None:
             raise
         fix = "Give a number of micro-batches within the run, or a fraction of the run (0.25)."
         raise UserError("trainer.val_check_interval", "it is longer than the training run", fix) from error
-    except SystemExit as error:  # what Lightning makes of Ctrl-C outside the training loop
+    except SystemExit as error:  # how Lightning handles Ctrl-C outside the training loop
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
@@ -112,14 +112,14 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def _leave_together() -> None:
-    """Close the process group when every rank is done with it; else those that leave first break the others."""
+    """Close the process group once every rank is done with it; ranks that leave early would break the others."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def _listed(given: Any) -> list[Any]:
-    """One, several or none, as Lightning takes them."""
+    """A list of one value, several or none, as Lightning accepts them."""
     return list(given) if isinstance(given, list | tuple) else [given] if given else []
 
 
@@ -128,7 +128,7 @@ class TrainingParser(HelpInOrder, NoSubConfigs, OneLineErrors, LightningArgument
 
 
 class LogConfig(SaveConfigCallback):
-    """Keeps the whole configuration in the run's folder, in every checkpoint, and as an MLflow artifact."""
+    """Saves the whole configuration in the run's folder, in every checkpoint, and as an MLflow artifact."""
 
     def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
         super().__init__(*args, save_to_log_dir=False, **kwargs)
@@ -147,7 +147,7 @@ class LogConfig(SaveConfigCallback):
 
     @cached_property
     def _text(self) -> str:
-        # Without the arguments of this one call, so that every command takes the file.
+        # Without the arguments of this one call, so that every command accepts the file.
         config = {key: value for key, value in self.config.items() if key not in ("ckpt_path", "weights_only")}
         return f"# Paths are relative to {Path.cwd()}\n{self.parser.dump(Namespace(config), skip_unset=False)}"
 
@@ -160,11 +160,11 @@ class InsCPCLI(LightningCLI):
     """
 
     command_name = ""
-    """How messages call the command, where it is none of Lightning's."""
+    """Name of the command in messages, if it is not one of Lightning's."""
 
     def __init__(self, command: str = "fit", run: bool = True, **kwargs: Any) -> None:
         self._command = command
-        # Where nothing is run there is no subcommand, and its name must be told, for `fit`'s variables to count.
+        # If nothing is run there is no subcommand, and the prefix must contain its name for `fit`'s variables to count.
         prefix = "INSCP" if run else "INSCP_FIT_"
         super().__init__(
             InsCPModule,
@@ -173,7 +173,7 @@ class InsCPCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=LogConfig,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # which dumps the configuration twice, for hyperparameters nobody keeps
+            load_from_checkpoint_support=False,  # it dumps the configuration twice, for unused hyperparameters
             seed_everything_default=0,
             parser_kwargs={
                 "prog": "python -m inscp",
@@ -187,7 +187,7 @@ class InsCPCLI(LightningCLI):
 
     @classmethod
     def unrun(cls, arguments: list[str]) -> Self:
-        """The configuration of a command that is none of Lightning's, which takes all of the command line."""
+        """The configuration of a command that is not one of Lightning's, from the whole command line."""
         sys.argv = [sys.argv[0], *arguments]
         return cls(run=False)
 
@@ -203,7 +203,7 @@ class InsCPCLI(LightningCLI):
         super().parse_arguments(parser, args)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one that is run: the parser of each takes a fifth of a second to make."""
+        """Only the one that is run: creating a parser takes a fifth of a second."""
         return {self._command: LightningCLI.subcommands()[self._command]}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -221,10 +221,12 @@ class InsCPCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments("model.pretrained", "data.pretrained", apply_on="instantiate")
         parser.link_arguments("trainer.max_steps", "data.max_steps")
-        parser.set_defaults({"data.tagger": {"class_path": "inscp.data.tagging.InsCPTagger"}})  # whose keys may be set
+        parser.set_defaults(
+            {"data.tagger": {"class_path": "inscp.data.tagging.InsCPTagger"}}
+        )  # so that its keys can be set
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with what this run needs: its name, its folder, its tracking, its callbacks."""
+        """The trainer with this run's name, folder, tracking and callbacks."""
         name = run_name(self.model, self.datamodule)
         given = self._made("trainer")
         checkpoints: Checkpoints = self._made("checkpoint")
@@ -246,9 +248,9 @@ class InsCPCLI(LightningCLI):
             kwargs["logger"] = self.tracker or False
         given["callbacks"] = [*_listed(given["callbacks"]), *self._callbacks()]
         given["enable_progress_bar"] = sys.stderr.isatty()
-        # The rows end there: Lightning would not enter its loop, and export nothing, where as many steps lie behind.
+        # The rows end there: if as many steps are done, Lightning would not enter its loop, and export nothing.
         given["max_steps"] = -1
-        if SLURMEnvironment.detect():  # the signal is ours; the recipe puts the job back into the queue
+        if SLURMEnvironment.detect():  # we handle the signal; the recipe requeues the job
             given["plugins"] = [*_listed(given["plugins"]), SLURMEnvironment(auto_requeue=False)]
         self.save_config_kwargs = {"folder": self.folder}
         strategy = strategy_for(given["strategy"], given["accelerator"], given["devices"], given["num_nodes"])
@@ -259,7 +261,7 @@ class InsCPCLI(LightningCLI):
         return trainer
 
     def _made(self, key: str) -> Any:
-        """What a key of the configuration has become: a section the object of its class, but the trainer its keys."""
+        """The instantiated value of a configuration key: the object of a section, but the keys of the trainer."""
         return self._get(self.config_init, key)
 
     def _open_tracker(self, name: str) -> MLflowTracker | None:
@@ -273,16 +275,16 @@ class InsCPCLI(LightningCLI):
         return tracker
 
     def _callbacks(self) -> list[Callback]:
-        """Those of every run; behind them come BeforeAfter, StopWhenAligned, Interruption and, last, Checkpoints."""
+        """The callbacks of every run; BeforeAfter, StopWhenAligned, Interruption and, last, Checkpoints follow them."""
         checkpoints: Checkpoints = self._made("checkpoint")
         before_after: BeforeAfter = self._made("before_after")
         before_after.folder, before_after.has_earlier_answers = self.model_folder, self._resumed is not None
         self._made("stop_when_aligned").folder = self.folder
         provenance, throughput = Provenance(self.folder), Throughput()
-        # In this order. Throughput and TrainingCost count a step before Interruption and Checkpoints keep the counts
-        # and before StopWhenAligned asks for `tokens_seen`; what that measures behind a step Interruption keeps too. At
-        # the end LastValidation measures what TrainingCost counts and ExportAtEnd tells, and Interruption listens until
-        # the export and the table are done, which a signal would break off.
+        # The order matters. Throughput and TrainingCost count a step before StopWhenAligned reads `tokens_seen` and
+        # before Interruption and Checkpoints save the counts; Interruption also saves what StopWhenAligned measures
+        # after a step. At the end, LastValidation runs before TrainingCost counts it and ExportAtEnd reports it, and
+        # Interruption handles signals until the export and the table are done, which a signal would abort.
         return [
             provenance,
             throughput,
@@ -293,7 +295,7 @@ class InsCPCLI(LightningCLI):
         ]
 
     def _find_folder(self, runs: Path) -> None:
-        """Decide what the training goes on from and where the run's files lie.
+        """Decide what the run resumes from and where its files are.
 
         Args:
             runs: the folder of all runs of this name.
@@ -309,7 +311,7 @@ class InsCPCLI(LightningCLI):
         if folder and is_fit:
             require_no_others(folder, found if before else None)
         self._resumed = found
-        is_made_here = is_fit and not getattr(rank_zero_only, "rank", 0)  # others write nothing
+        is_made_here = is_fit and not getattr(rank_zero_only, "rank", 0)  # other ranks write nothing
         self._is_continued = before is not None
         self.folder = before or (new_folder(runs) if is_made_here else runs)
         if is_made_here:
@@ -319,13 +321,13 @@ class InsCPCLI(LightningCLI):
             checkpoints.folder = self.folder / CHECKPOINTS
 
     def _plain_config(self) -> dict[str, Any]:
-        """The configuration as its file has it."""
+        """The configuration as plain values, as in its file."""
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_unset=False)
         plain: dict[str, Any] = yaml.safe_load(text)
         return plain
 
     def after_validate(self) -> None:
-        """Print loss (nats a token) and perplexity of each held-out set."""
+        """Print loss (nats per token) and perplexity of each held-out set."""
         if self.trainer.is_global_zero:
             for name, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{name:<40} {float(value):10.4f}")
@@ -333,7 +335,7 @@ class InsCPCLI(LightningCLI):
     after_test = after_validate
 
     def after_fit(self) -> None:
-        """Say where everything is and what to try next."""
+        """Print where everything is and what to do next."""
         if not self.trainer.is_global_zero:
             return
         (self.folder / ENDED).touch()

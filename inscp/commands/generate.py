@@ -1,4 +1,4 @@
-"""`generate`: a model's own answers, as conversations to replay."""
+"""`generate`: generate a model's own answers, as conversations to replay."""
 
 import json
 from collections import Counter
@@ -107,7 +107,7 @@ def _prompts(
     too_long: Callable[[Prompt], str | None],
     on_bad_record: OnBadRecord,
 ) -> Iterator[Prompt]:
-    """What is asked, from the sources in their order, each with the report that is filled."""
+    """The prompts of the sources, in order; each source comes with the report to fill."""
     for source, report in reads:
         for record in read_records(source, on_bad_record, report, requests=True):
             ahead = takewhile(lambda turn: turn.role != "assistant", record.turns)
@@ -129,7 +129,7 @@ def _too_long(backend: Backend, max_characters: int, max_new_tokens: int, prompt
 
 
 def _wrong(answer: Generation, max_new_tokens: int) -> str | None:
-    """Why nobody should learn from an answer."""
+    """Why an answer is unfit for training; None if it is fit."""
     if not answer.ended:
         return f"not ended after {max_new_tokens:,} tokens"
     return next((why for why, is_so in defects(answer).items() if is_so), None)

@@ -1,4 +1,4 @@
-"""The `--help` of the training commands: our own keys in full; Lightning's by name and default, behind them."""
+"""The `--help` of the training commands: our own keys in full, then Lightning's by name and default."""
 
 from argparse import Action, HelpFormatter
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ _CHECKPOINTS = {
 
 
 class TrainingHelp(DefaultHelpFormatter):
-    """Without the names of the variables, and with Lightning's own keys in a line each."""
+    """Help without the names of environment variables, and with one line for each of Lightning's own keys."""
 
     def add_usage(self, usage: str | None, actions: Iterable[Action], *args: Any, **kwargs: Any) -> None:
         super().add_usage(usage, actions if usage else [], *args, **kwargs)
@@ -39,14 +39,14 @@ class TrainingHelp(DefaultHelpFormatter):
 
 
 class HelpInOrder:
-    """Mixin of a training command's parser: in its help Lightning's keys come behind our own."""
+    """Mixin of a training command's parser: in its help, Lightning's keys follow our own."""
 
     command_name: str
     env_prefix: str
     _action_groups: list[Any]
 
     def format_help(self) -> str:
-        if not self.command_name:  # that of a class in a key
+        if not self.command_name:  # the parser of a class inside a key
             return super().format_help()  # type: ignore[misc,no-any-return]
         config = "[--config FILE]" if self.command_name.endswith(" doctor") else "--config FILE"
         self.usage = f"{self.command_name} {config} [--KEY VALUE ...]"

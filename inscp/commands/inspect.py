@@ -1,4 +1,4 @@
-"""`inspect`: exactly what the model will see, as text or as JSON lines."""
+"""`inspect`: show exactly what the model will see, as text or as JSON lines."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 class DataCLI(InsCPCLI):
-    """The configuration of a training, of which only the data is made."""
+    """A training configuration of which only the data is instantiated."""
 
     def instantiate_classes(self) -> None:
         self.datamodule = self.parser.instantiate_classes(self.config)["data"]
@@ -49,7 +49,7 @@ class InspectCLI(DataCLI):
 
 def documents(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
     """For each token sequence of the training data, in order: `source`, `text` (as read), `rendered` (what the ids
-    decode to), `input_ids`, `labels` (-100 where no loss) and `split` (part k of n)."""
+    decode to), `input_ids`, `labels` (-100 for no loss) and `split` (part k of n)."""
     for tagged, sequence in pipeline.documents():
         yield {
             "source": sequence.source,
@@ -62,7 +62,7 @@ def documents(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
 
 
 def as_text(shown: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A document for people; what has no loss stands in ⟦ ⟧."""
+    """A document as text; tokens without loss are in ⟦ ⟧."""
     part, parts = shown["split"]
     pairs = zip(shown["input_ids"], shown["labels"], strict=True)
     text = ""

@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, GPUs, libraries, disk."""
+"""The resources of this machine: cores, memory, GPUs, libraries, disk."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ _CGROUPS = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
-"""Version 2 and 1: a container's limit, what it uses, and how much of that is cached files."""
+"""cgroup versions 2 and 1: a container's limit, its usage, and how much of that is cached files."""
 
 _OPTIONAL = {
     "peft": ("LoRA (model.adapter)", "inscp[lora]"),
@@ -32,7 +32,7 @@ def gib(n_bytes: float) -> str:
 
 
 def cpu_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """Bytes of CPU memory, and how many of them are free: the machine's, or its container's where that has less."""
+    """Bytes of CPU memory, and how many of them are free: the machine's, or its container's if that has less."""
     machine = psutil.virtual_memory()
     total, available = machine.total, machine.available
     for limit, usage, stat in _CGROUPS:
@@ -48,13 +48,13 @@ def cpu_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
 
 
 def free_disk(folder: Path) -> int:
-    """Free bytes where `folder` is, or will be made."""
+    """Free bytes where `folder` is, or will be created."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
 
 
 def report() -> str:
-    """What this machine can run, one thing a line: `ok` or `–`, and what."""
+    """What this machine can run, one thing per line: name, `ok` or `–`, and details."""
     rows = [*_hardware(), *_libraries(), *_disk()]
     return "\n".join(f"{name:<20}{'ok' if is_there else '–':<4}{what}" for name, is_there, what in rows)
 

@@ -1,4 +1,4 @@
-"""`merge`: a model out of several, by arithmetic with their weights."""
+"""`merge`: combine several models by arithmetic with their weights."""
 
 from pathlib import Path
 from shlex import quote

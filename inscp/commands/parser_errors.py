@@ -1,4 +1,4 @@
-"""Errors of jsonargparse as one line: the key and the file it stands in, what is wrong, what was meant."""
+"""Errors of jsonargparse in one line: the key and its file, what is wrong, and what was probably meant."""
 
 import argparse
 import re
@@ -26,29 +26,29 @@ _SHAPE = re.compile(r"Expected a <class '(list|dict)'>.*(?:Given|Got) value: (\S
 _GIVEN = re.compile(r"(?:Given|Got) value: (.+)$", re.MULTILINE)
 _NO_SECTION = re.compile(r"Unable to load config ['\"](.*)['\"]$", re.MULTILINE)
 _AROUND = re.compile(r".*\nUnable to load config .*\n *- (?=Parser key )")
-"""What is said of a section's file ahead of the key in it."""
+"""The part of a message about a section's file that precedes the key in it."""
 _SWITCHES_OFF = {"enabled": "false", "prompts": "null", "every_n_steps": "null"}
 """Keys that switch their section off, and the value that does."""
 NESTED_ERROR = re.compile(r"^ *- (?!Expected|Not a valid|Does not)([^:\n]+): (.+?)\. (.+)$", re.MULTILINE)
 """A `UserError` among the errors of a union's members."""
 _ENTRY = re.compile(r"(?:\n *- .*)*\n *Given value type: .*\n *Given value: (\{.*\})(?=\n(?:.*\n)*? *Given value: )")
-"""Behind what `NESTED_ERROR` finds, the entry of a list or mapping that the error is about."""
+"""After a match of `NESTED_ERROR`, the entry of a list or mapping that the error is about."""
 _UNDER = "Give it under init_args: {class_path: …, init_args: {…}}."
 _FIRST = {"model": "pretrained", "data": "train"}
 """Sections that are a single value in other commands (`--model X`), and the key that takes that value here."""
 _ALSO_CALLED = {"limit": "max_prompts", "max_prompts": "limit"}
-"""So many prompts, as tasks and as callbacks call it."""
+"""The maximum number of prompts, as tasks and as callbacks call it."""
 _COMMAND_OF = {"tasks": "evaluate", "filters": "select", "arms": "experiment", "trainer": "fit", "before_after": "fit"}
-"""Sections by which a configuration of another command is known."""
+"""Sections that identify a configuration of another command."""
 
 
 def user_error(parser: ArgumentParser, message: str, command: str, arguments: Sequence[str]) -> UserError:
     """
     Args:
-        parser: that failed.
-        message: of its error.
-        command: as people call it, `python -m inscp fit`; empty where the parser is that of a class in a key.
-        arguments: of the command.
+        parser: the parser that failed.
+        message: its error message.
+        command: as users type it, `python -m inscp fit`; empty for the parser of a class inside a key.
+        arguments: arguments of the command.
     """
     files = _files.get()
     if files is None:
@@ -76,12 +76,12 @@ def user_error(parser: ArgumentParser, message: str, command: str, arguments: Se
         if name in _FIRST and given[1] != "null":
             fix = f"Did you mean --{name}.{_FIRST[name]} {given[1]}?"
         return UserError(f"{name}{file}", f"it is a section of keys, but {given[1]} sets none of them", fix)
-    if told := NESTED_ERROR.search(message):
-        entry = _ENTRY.match(message, told.end())
-        fix = see_help if told[3] == _UNDER else told[3]
-        if told[1].startswith((f"{name}.", f"{name}[")):
-            return UserError(told[1], told[2], fix)
-        return UserError(f"{name}{file}", f"{told[1]}: {told[2]}{f', in {entry[1]}' if entry else ''}", fix)
+    if nested := NESTED_ERROR.search(message):
+        entry = _ENTRY.match(message, nested.end())
+        fix = see_help if nested[3] == _UNDER else nested[3]
+        if nested[1].startswith((f"{name}.", f"{name}[")):
+            return UserError(nested[1], nested[2], fix)
+        return UserError(f"{name}{file}", f"{nested[1]}: {nested[2]}{f', in {entry[1]}' if entry else ''}", fix)
     if (given := _NO_ENTRY.search(message)) and (wrong := _wrong_entry(name, given[2], files)):
         return UserError(f"{wrong[0]}{file}", *wrong[1:])
     what, fix = _wrong_value(_types(parser, key[1]), message)
@@ -93,9 +93,9 @@ _files: ContextVar[dict[str, Mapping[str, Any]] | None] = ContextVar("_files", d
 
 @contextmanager
 def known_files(arguments: Sequence[str]) -> Iterator[None]:
-    """Read the configuration files of a command once for all messages inside.
+    """Read the configuration files of a command once for all messages inside this context.
 
-    While jsonargparse reads a file it works in that file's folder, from which relative paths lead nowhere.
+    While jsonargparse reads a file it works in that file's folder, where other relative paths are not found.
 
     Raises:
         UserError: as for `config_files`.
@@ -108,10 +108,10 @@ def known_files(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Configuration files that are given and what they hold, the last one first.
+    """The given configuration files and their contents, the last one first.
 
     Raises:
-        UserError: there is no such file, or one is no YAML file of keys.
+        UserError: there is no such file, or one is not a YAML file of keys.
     """
     found: dict[str, Mapping[str, Any]] = {}
     for flag, value in pairwise([*arguments, ""]):
@@ -119,7 +119,7 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         if path[:1] in ("", "-", "{", "[") or "\n" in path:  # no value, or a configuration itself
             continue
         file = Path(path).expanduser()
-        if not file.is_file() and (file.exists() or ":" in path):  # a pipe, which can be read once; an address
+        if not file.is_file() and (file.exists() or ":" in path):  # a pipe, which can be read only once; a URL
             continue
         held = read_yaml(path, "Write KEY: VALUE lines, as configs/quickstart.yaml has them.")
         found = {path: held, **found}
@@ -129,13 +129,13 @@ def config_files(arguments: Sequence[str]) -> dict[str, Mapping[str, Any]]:
 def _located(
     name: str, files: Mapping[str, Mapping[str, Any]], arguments: Sequence[str], value: str | None = None
 ) -> tuple[str, str]:
-    """A key's whole name, of which jsonargparse may tell the end only, and ` in FILE` where it stands in one.
+    """A key's whole name, of which jsonargparse may report only the end, and ` in FILE` if it is in one.
 
     Args:
-        name: of the key, or its end.
-        files: that are given.
-        arguments: of the command.
-        value: that is wrong; None where the class that the key stands in has no such key.
+        name: name of the key, or its end.
+        files: the given files.
+        arguments: arguments of the command.
+        value: the wrong value; None if the error is that the class has no such key.
     """
     ends = re.compile(rf"--(?P<key>(?:[\w.]+\.)?{re.escape(name)})(?=[=+]|$)")
     if given := next(filter(None, map(ends.match, arguments)), None):
@@ -150,7 +150,7 @@ def _located(
 
 
 def _is_taken(key: str, known: Mapping[str, Any]) -> bool:
-    """Whether the class of an entry has the key that is given under its init_args."""
+    """Whether the class of an entry accepts the key that is given under its init_args."""
     entry, _, last = key.rpartition(".init_args.")
     path = known[entry].get("class_path") if isinstance(known.get(entry), Mapping) else None
     named = (one for one in _imported_classes() if one.__name__ == str(path).rpartition(".")[2])
@@ -167,7 +167,7 @@ def _ending_in(name: str) -> Callable[[str], bool]:
 
 
 def _dotted(held: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a configuration and what they hold; those of a list are its places."""
+    """The keys of a configuration and their values; those of a list are its indices."""
     inside: list[tuple[str, Any]] = []
     if isinstance(held, Mapping):
         inside = [(f"{before}.{key}" if before else str(key), value) for key, value in held.items()]
@@ -179,7 +179,7 @@ def _dotted(held: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _wrong_entry(name: str, given: str, files: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, str] | None:
-    """Where an entry of a key stands that is no class's, what is wrong with it, and what to do about it."""
+    """The key of an entry that fits no class, what is wrong with it, and how to fix it."""
     known = (pair for held in files.values() for pair in _dotted(held) if pair[0].startswith(name))
     for key, value in known:
         if repr(value) == given:
@@ -193,12 +193,12 @@ def _wrong_entry(name: str, given: str, files: Mapping[str, Mapping[str, Any]]) 
 
 
 def _suggestion(parser: ArgumentParser, name: str, is_command: bool) -> tuple[str, str]:
-    """What is wrong with a key that is none, and the one that was meant; empty where none is near."""
+    """What is wrong with an unknown key, and the one that was probably meant; empty if none is similar."""
     keys = list(known_keys(parser))
     if name in keys:
         return "it is a positional argument, given without its name", ""
     section, last = name.partition(".")[0], name.rpartition(".")[2]
-    if not is_command:  # of a class in a key, which knows its own part of it
+    if not is_command:  # of a class inside a key, which knows only its part of the key
         name = last
     elif (other := _COMMAND_OF.get(section)) and not any(key.partition(".")[0] == section for key in keys):
         return "no such key", f"It is a key of {other}: see python -m inscp {other} --help."
@@ -212,7 +212,7 @@ def _suggestion(parser: ArgumentParser, name: str, is_command: bool) -> tuple[st
 
 
 def known_keys(parser: ArgumentParser) -> Iterator[str]:
-    """Of a parser and its subcommands, those that may be given."""
+    """The keys of a parser and its subcommands that may be given."""
     linked = {action.target[0] for action in parser._actions if hasattr(action, "target")}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -223,7 +223,7 @@ def known_keys(parser: ArgumentParser) -> Iterator[str]:
 
 
 def _types(parser: ArgumentParser, key: str) -> list[type]:
-    """The classes of what a key takes."""
+    """The classes of the values that a key accepts."""
 
     def inside(hint: Any) -> Iterator[Any]:
         yield hint
@@ -235,7 +235,7 @@ def _types(parser: ArgumentParser, key: str) -> list[type]:
 
 
 def _wrong_value(types: Sequence[type], message: str) -> tuple[str, str]:
-    """What is wrong with a value, and what to write; empty where the parser's own words have to do."""
+    """What is wrong with a value, and what to write; empty if the parser's own message has to do."""
     if named := _CLASS.search(message):
         fitting = class_names(types)
         by_name = {name.lower(): name for name in fitting}
@@ -261,19 +261,19 @@ def _wrong_value(types: Sequence[type], message: str) -> tuple[str, str]:
 
 
 def class_names(types: Sequence[type]) -> list[str]:
-    """Names, as a configuration may have them, of all imported classes of this program that are of these types."""
+    """Names of all imported classes of this program that are of these types, as for a configuration."""
     found = (one for one in _imported_classes() if issubclass(one, tuple(types)) and not isabstract(one))
     return sorted({one.__name__ for one in found if one.__name__[0] != "_"})
 
 
 def _imported_classes() -> set[type]:
-    """All classes that the imported modules of this program know."""
-    rooms = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
-    return {one for room in rooms for one in vars(room).values() if isinstance(one, type)}
+    """All classes in the imported modules of this program."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("inscp.")]
+    return {one for module in modules for one in vars(module).values() if isinstance(one, type)}
 
 
 def _readable(message: str) -> str:
-    """What jsonargparse says, without its inner words; of a union, the error of each member."""
+    """The message of jsonargparse without its internal terms; for a union, the error of each member."""
     lines = [line.strip() for line in message.splitlines()]
     complaints = [line[2:] for line in lines if line.startswith("- ") and "NoneType" not in line]
     text = "; ".join(complaints) if complaints else " ".join(lines)

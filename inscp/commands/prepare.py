@@ -1,4 +1,4 @@
-"""`prepare`: the rows of a training in the cache, before a GPU waits for them."""
+"""`prepare`: tag and pack the training data into the cache, before a GPU waits for it."""
 
 from inscp.commands.inspect import DataCLI
 from inscp.commands.quiet import quiet
@@ -10,7 +10,7 @@ def run(command: str, arguments: list[str]) -> None:
     quiet()
     data = PrepareCLI.unrun(arguments).datamodule
     data.require_sources()
-    with stopping_well():  # else a signal would leave rows that are not whole in the cache
+    with stopping_well():  # else a signal would leave incomplete rows in the cache
         data.setup()
     print(f"data: {data.report}")
     for name, rows in data.validation_rows.items():

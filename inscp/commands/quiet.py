@@ -1,4 +1,4 @@
-"""What libraries say while a command runs."""
+"""The output of libraries while a command runs."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import warnings
 
 
 def quiet() -> None:
-    """Silence what libraries say about themselves; warnings that tell about this run stay."""
+    """Silence what libraries report about themselves; warnings about this run remain."""
     from transformers.utils import logging as transformers_logging
 
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -1,4 +1,4 @@
-"""What a training needs of memory and disk, and what this machine has."""
+"""The memory and disk space that a training run needs, and what this machine has."""
 
 import sys
 from contextlib import suppress
@@ -34,13 +34,13 @@ _PARTS = {
     "kept": "freed memory kept for the next step",
 }
 _GPU_SIZES, _USABLE = (16, 24, 32, 40, 48, 80, 96, 141, 192), 0.92
-"""GB of the GPUs that are sold and rented, and what CUDA itself and gaps leave of them."""
+"""GB of the GPUs on the market, and the fraction that CUDA itself and fragmentation leave of them."""
 _TOKENS = 100_000_000
-"""What a training is estimated for that takes all there is."""
+"""Assumed for the estimate of a run that trains on all data."""
 
 
 class DoctorCLI(InsCPCLI):
-    """The configuration of a training, of which everything but the trainer is made; no weights are read."""
+    """A training configuration of which everything but the trainer is instantiated; no weights are read."""
 
     command_name = "doctor"
 
@@ -50,14 +50,14 @@ class DoctorCLI(InsCPCLI):
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Memory that one rank needs of a device.
+    """Memory that one rank needs on a device.
 
     Attributes:
-        device: what people call it.
-        step: bytes at the moment of a training step that needs most.
-        asking: bytes while `before_after` asks a second model, without what it gathers and its cache; 0 where it
-            asks none.
-        available: bytes; None where this machine has no such device.
+        device: its display name.
+        step: peak bytes of a training step.
+        asking: bytes while `before_after` prompts a second model, without what it gathers and its cache; 0 if there is
+            none.
+        available: bytes; None if this machine has no such device.
     """
 
     device: str
@@ -75,7 +75,7 @@ class MemoryNeed:
 
 
 class Training:
-    """What of a configuration decides about memory and disk."""
+    """The parts of a configuration that determine memory and disk space."""
 
     def __init__(self, cli: DoctorCLI) -> None:
         trainer, self.data = cli.parts["trainer"], cli.parts["data"]
@@ -98,11 +98,13 @@ class Training:
         self.outputs = Path(cli.config["checkpoint"]["dirpath"] or trainer["default_root_dir"])
 
     def memory_needs(self, estimate: MemoryEstimate, parameters: int, process: int) -> list[MemoryNeed]:
-        """Of each device, what a rank needs; the model has so many parameters, and `process` bytes are the process."""
+        """What a rank needs on each device, with `parameters` in the model and a process of `process` bytes."""
         offloads = isinstance(self.layout.strategy, FSDP2) and self.layout.strategy.cpu_offload
-        cpu = (cpu_memory()[1] + process) // self.local_ranks if self.is_here else None  # this process ends before
+        cpu = (
+            (cpu_memory()[1] + process) // self.local_ranks if self.is_here else None
+        )  # without this process, which ends before
         asking = 0
-        if self.asks:  # beside all that a training keeps
+        if self.asks:  # in addition to all that the run keeps
             dtype = inference_dtype() if self.is_here else torch.bfloat16
             asked = parameters * dtype.itemsize // self.layout.shards
             asking = estimate.weights + estimate.optimizer + estimate.average + asked
@@ -116,7 +118,7 @@ class Training:
         return [MemoryNeed("GPU", estimate.total, asking, gpu)]
 
     def recommendation(self, need: MemoryNeed) -> str:
-        """What to rent, where this machine has nothing to compare with."""
+        """What to rent, if this machine has no such device."""
         if need.device == "CPU":
             return f"needs a host with {gib(self.local_ranks * need.needed)} of memory"
         card = next((size for size in _GPU_SIZES if need.needed <= _USABLE * size * 2**30), None)
@@ -128,7 +130,7 @@ class Training:
         found = {}
         if need.asks_most:
             found["before_after.prompts"] = "set before_after.prompts to null, so that no second model is loaded"
-        # Where a step alone would fit, what it takes does not matter.
+        # If a step alone would fit, lowering its memory does not help.
         counts_step = not need.asks_most or (need.available is not None and need.step > need.available)
         has_room_for_shards = has_room_for_shards and counts_step
         if has_room_for_shards and self.shape.rows > 1:
@@ -145,17 +147,17 @@ class Training:
 
 
 def report_training(training: Training) -> None:
-    """Print what a rank needs for a training step, by part, and what it has.
+    """Print the memory that a rank needs for a training step, by part, and what is available.
 
     Raises:
-        UserError: it needs more than it has, or the model does not take rows of this length.
+        UserError: it needs more than is available, or the model does not support rows of this length.
     """
     model = meta_model(training.module)
     require_isolated_length(model.config, training.module.pretrained, training.shape.row_length)
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with suppress(UserError):  # a folder without one is enough for an estimate
-        _ = training.data.tokenizer  # which a training holds beside its imports
+    with suppress(UserError):  # a model folder without one suffices for an estimate
+        _ = training.data.tokenizer  # which is in a training run's memory, as are its imports
     process = psutil.Process().memory_info().rss
     layout, shape = training.layout, training.shape
     keeps_freed = not training.on_gpu and keeps_freed_memory()
@@ -198,7 +200,7 @@ def report_training(training: Training) -> None:
 
 
 def _cost_estimate(training: Training, model: PreTrainedModel) -> str:
-    """What a training takes of GPUs, by formula: where documents are as long as a row, which is the most."""
+    """The GPU hours of a run, by formula, for documents as long as a row, which cost the most."""
     module, data = training.module, training.data
     tokens, row = data.token_budget or _TOKENS, Work.of((data.row_length,))
     flops = training_flops(ModelSize.of(model), row, recomputed_share(module.activation_checkpointing))
@@ -214,7 +216,10 @@ def _cost_estimate(training: Training, model: PreTrainedModel) -> str:
 
 
 def _report_disk(training: Training, size: int) -> None:
-    count, free = training.keep_last + 1, free_disk(training.outputs)  # the oldest goes when the newest is whole
+    count, free = (
+        training.keep_last + 1,
+        free_disk(training.outputs),
+    )  # the oldest is deleted once the newest is complete
     print(_row(f"{count} checkpoints on disk", count * size))
     if count * size > free:
         what = f"{count} x {gib(size)} do not fit into the {gib(free)} of free disk space at {training.outputs}"
@@ -230,7 +235,7 @@ def _is_gpu(accelerator: str) -> bool:
 
 
 def _devices(given: Any, on_gpu: bool) -> int:
-    """How many devices a node gives; as many as are requested, if those are GPUs and there are none here."""
+    """The number of devices per node: as requested, even if those are GPUs and there are none here."""
     if isinstance(given, list):
         return len(given)
     if str(given) in ("auto", "-1"):

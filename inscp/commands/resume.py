@@ -1,4 +1,4 @@
-"""What a training goes on from, and where its files lie."""
+"""What a training run resumes from, and where its files are."""
 
 import atexit
 import sys
@@ -18,28 +18,28 @@ from inscp.model.checkpoint import FOLDER_KEY, complete_checkpoints, read_metada
 from inscp.yaml_file import read_yaml
 
 CONFIG, CHECKPOINTS, ENDED = "config.yaml", "checkpoints", "ended"
-"""What a run's folder calls its whole configuration (a checkpoint too), its checkpoints' folder, and the mark that its
-training has come to its end: exported, asked and tracked."""
+"""Names in a run's folder: the whole configuration (also in a checkpoint), the checkpoints' folder, and the mark that
+the run is finished: exported, prompted and tracked."""
 
 _DIRPATH = "checkpoint.dirpath"
 
 _DECIDE = ("seed_everything", "model", "data")
 _MAY_CHANGE = (*LAYOUT, "data.batch_size", "data.validation", "data.validation_tagger", "data.force_resume")
-"""Keys of those sections that may change while a training is under way."""
+"""Keys of those sections that may change when a run is resumed."""
 
 
 def last_checkpoint(runs: Path, given: Path | None, config: Mapping[str, Any], is_fit: bool) -> Path | None:
-    """What `--ckpt_path last` names: a training's newest whole checkpoint; None where there is none.
+    """What `--ckpt_path last` means: a run's newest complete checkpoint; None if there is none.
 
     Args:
-        runs: the folder of all trainings of one name.
-        given: the folder of the checkpoints, where the configuration names one.
-        config: of the training, all of it.
-        is_fit: whether it is to be trained, and not only measured.
+        runs: the folder of all runs of one name.
+        given: the folder of the checkpoints, if the configuration names one.
+        config: the whole configuration of the run.
+        is_fit: whether the run trains, and does not only measure.
 
     Raises:
-        Stopped: the training has ended.
-        UserError: the given folder is another training's, or all checkpoints are damaged.
+        Stopped: the run is finished.
+        UserError: the given folder is another run's, or all checkpoints are damaged.
     """
     if given:
         if found := _newest([given]):
@@ -52,19 +52,19 @@ def last_checkpoint(runs: Path, given: Path | None, config: Mapping[str, Any], i
 
 
 def continued_run(checkpoint: Path, is_last: bool) -> Path | None:
-    """The folder of the run that goes on with a checkpoint.
+    """The folder of the run that resumes from a checkpoint.
 
-    None where another training begins with it, in a folder and an MLflow run of its own: that is so where the
-    checkpoint's run has ended, or has later checkpoints, which stay as they are.
+    None if a new run starts from it, with its own folder and MLflow run: that is the case if the checkpoint's run is
+    finished, or has later checkpoints, which are not touched.
 
     Args:
-        checkpoint: from which the training goes on.
+        checkpoint: the checkpoint to resume from.
         is_last: whether `--ckpt_path last` found it.
 
     Raises:
-        Stopped: the training has ended.
+        Stopped: the run is finished.
     """
-    beside = checkpoint.parent.parent  # another place than when it was written, where the outputs were moved
+    beside = checkpoint.parent.parent  # not where it was written, if the outputs were moved
     is_inside = checkpoint.parent.name == CHECKPOINTS and (beside / CONFIG).exists()
     run = beside if is_inside else Path(read_metadata(checkpoint)[FOLDER_KEY])
     is_ended = _has_ended(run)
@@ -79,7 +79,7 @@ def _tell(what: str) -> None:
 
 
 def _has_ended(folder: Path) -> bool:
-    """Whether a run has come to its end, and its model has not been deleted since."""
+    """Whether a run is finished, and its model has not been deleted since."""
     return (folder / ENDED).exists() and (folder / "model").exists()
 
 
@@ -92,7 +92,7 @@ def _newest(folders: Sequence[Path]) -> Path | None:
     """The newest complete checkpoint of the first folder that has one, printed on standard error.
 
     Args:
-        folders: where checkpoints may lie, the newest first.
+        folders: folders that may contain checkpoints, the newest first.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged.
@@ -111,12 +111,12 @@ def _newest(folders: Sequence[Path]) -> Path | None:
 
 
 def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The folders of the earlier attempts at a training, the newest first.
+    """The folders of earlier attempts at a run, the newest first.
 
     Args:
-        runs: the folder of all trainings of one name. Those that differ in what decides a training (their learning
-            rate, say) are told on standard error.
-        config: of the training, all of it.
+        runs: the folder of all runs of one name. Those that differ in what determines a run (their learning rate, say)
+            are reported on standard error.
+        config: the whole configuration of the run.
     """
     found = []
     for folder in sorted((file.parent for file in runs.glob(f"*/{CONFIG}")), reverse=True):
@@ -131,26 +131,26 @@ def _attempts(runs: Path, config: Mapping[str, Any]) -> list[Path]:
 
 
 def _ended_without_checkpoint(attempts: Sequence[Path], config: Mapping[str, Any]) -> Path | None:
-    """The folder of the newest attempt that has ended without a checkpoint; None where a newer one has checkpoints.
+    """The folder of the newest attempt that has finished without a checkpoint; None if a newer one has checkpoints.
 
     Args:
-        attempts: as `_attempts` has them.
-        config: of the training, all of it.
+        attempts: as returned by `_attempts`.
+        config: the whole configuration of the run.
     """
     for folder in attempts:
         if (folder / CHECKPOINTS).exists():
             return None
         lengths = [of.get("trainer", {}).get("max_steps") for of in (_read(folder / CONFIG), config)]
-        if _has_ended(folder) and lengths[0] == lengths[1]:  # and not a trial of a few steps
+        if _has_ended(folder) and lengths[0] == lengths[1]:  # not a trial of a few steps
             return folder
     return None
 
 
 def _require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
-    """See that a checkpoint in a given folder is of the training of this configuration.
+    """Check that a checkpoint in a given folder belongs to a run of this configuration.
 
     Raises:
-        UserError: it is of another one.
+        UserError: it belongs to another run.
     """
     kept = yaml.safe_load(read_metadata(checkpoint).get(CONFIG, "{}"))
     if other := next(_differing(_deciding(kept), _deciding(config)), None):
@@ -159,14 +159,14 @@ def _require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
 
 
 def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
-    """See that a given folder holds no checkpoints but those of the training that goes on: others would be removed.
+    """Check that a given folder holds no checkpoints but those of the resumed run: others would be removed.
 
     Args:
-        folder: of the checkpoints.
-        goes_on_from: the training's newest checkpoint, there or elsewhere; None where a training of its own begins.
+        folder: folder of the checkpoints.
+        goes_on_from: the run's newest checkpoint, there or elsewhere; None if a new run starts.
 
     Raises:
-        UserError: it does.
+        UserError: it holds others.
     """
     whole, _ = complete_checkpoints(folder)
     if whole and not (goes_on_from and whole[0].samefile(goes_on_from)):
@@ -175,7 +175,7 @@ def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A kept configuration; nothing where it is damaged or not there."""
+    """A saved configuration; empty if it is damaged or missing."""
     try:
         return read_yaml(file, "")
     except UserError:
@@ -187,7 +187,7 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(kept: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Dotted names of what is not the same."""
+    """Dotted names of the keys whose values differ."""
     if isinstance(kept, Mapping) and isinstance(now, Mapping):
         for key in {**kept, **now}:
             yield from _differing(kept.get(key), now.get(key), f"{name}.{key}" if name else key)
@@ -196,15 +196,15 @@ def _differing(kept: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def _has_newer(checkpoint: Path, run: Path) -> bool:
-    """Whether a training has whole checkpoints of later steps, beside this one or in the run's folder."""
+    """Whether a run has complete checkpoints of later steps, next to this one or in the run's folder."""
     beside = {checkpoint.parent, run / CHECKPOINTS}
     return any(path.name > checkpoint.name for folder in beside for path in complete_checkpoints(folder)[0])
 
 
 def new_folder(runs: Path) -> Path:
-    """A folder for a run, named after the time, that no other process has: several may start in the same second.
+    """A new folder for a run, named after the time; unique, as several processes may start in the same second.
 
-    Where it is empty when the process ends it is removed, and `runs` too where nothing else is in it.
+    If it is empty when the process ends it is removed, and `runs` too if nothing else is in it.
     """
     name = f"{datetime.now():%Y%m%d-%H%M%S}"
     for number in count(1):
@@ -217,6 +217,6 @@ def new_folder(runs: Path) -> Path:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):  # another one lies in it
+    with suppress(OSError):  # it is not empty
         folder.rmdir()
         folder.parent.rmdir()

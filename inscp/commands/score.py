@@ -90,21 +90,23 @@ def score(
     require_outside(Path(out), sources)
     read = partial(chunks, sources, max_characters, on_bad_record)
     reports = [ReadReport() for _ in sources]
-    sizes = {chunk.place: chunk.characters for chunk in read(reports)}  # what is bad is found before anything is loaded
+    sizes = {
+        chunk.place: chunk.characters for chunk in read(reports)
+    }  # invalid records are found before anything is loaded
     tokenizer = load_tokenizer(model)
     window = min(window, longest_input(model))
     scoring = Scoring(given, window, min(256, window // 2) if overlap is None else overlap)
-    scoring.tag(tokenizer)  # a template that does not fit is an error before the weights are loaded
+    scoring.tag(tokenizer)  # an unsuitable template is an error before the weights are loaded
     dtype = inference_dtype(precision)
     made_by = partial(_made_by, model, scoring, dtype, max_characters, sources)
     folder = _shared_folder(Path(out), made_by, rank, ranks)
     todo = {place for place in list(sizes)[rank::ranks] if not folder.has(*place)}
-    earlier = Cost(**folder.cost) if folder.cost else None  # of scores that are there already
+    earlier = Cost(**folder.cost) if folder.cost else None  # of existing scores
     running = cost.start(*_devices(ranks), earlier) if cost.enabled and rank == 0 else None
     counter = WorkCounter()
 
     def keep() -> None:
-        """What it has cost so far, should it be killed; the other ranks count as this one until the end."""
+        """Save the cost so far, in case of a kill; until the end, the other ranks are assumed to equal this one."""
         if running:
             folder.write_report({"cost": running.cost(counter.tokens * ranks, counter.flops * ranks).plain()})
 
@@ -130,8 +132,8 @@ class Chunk:
     """Consecutive records of one source.
 
     Attributes:
-        place: number of the source, and of the chunk in it.
-        characters: of all its texts.
+        place: index of the source, and of the chunk in it.
+        characters: total of its texts.
     """
 
     place: tuple[int, int]
@@ -142,13 +144,13 @@ class Chunk:
 def chunks(
     sources: list[Source], max_characters: int, on_bad_record: OnBadRecord, reports: list[ReadReport]
 ) -> Iterator[Chunk]:
-    """The sources in pieces of work, the same at every reading.
+    """The sources in chunks of work, the same each time they are read.
 
     Args:
-        sources: what is read.
-        max_characters: a longer record is a bad one.
+        sources: sources to read.
+        max_characters: a longer record is invalid.
         on_bad_record: stop, or skip and count.
-        reports: filled while the records pass, one a source.
+        reports: one per source, filled while its records are read.
     """
     for number, (source, report) in enumerate(zip(sources, reports, strict=True)):
         records = bounded(read_records(source, on_bad_record, report), max_characters, on_bad_record, report)
@@ -169,7 +171,7 @@ def _join_ranks() -> tuple[int, int]:
 
 
 def _leave_ranks(counter: WorkCounter, ranks: int) -> tuple[int, float]:
-    """Tokens and FLOPs of all ranks together, when the last of them is done."""
+    """Tokens and FLOPs of all ranks together, once the last of them is done."""
     work = torch.tensor([counter.tokens, counter.flops], dtype=torch.float64)
     if ranks > 1:
         dist.all_reduce(work)
@@ -180,7 +182,7 @@ def _leave_ranks(counter: WorkCounter, ranks: int) -> tuple[int, float]:
 def _made_by(
     model: str, scoring: Scoring, dtype: torch.dtype, max_characters: int, sources: list[Source]
 ) -> dict[str, Any]:
-    """Everything that decides the scores."""
+    """Everything that determines the scores."""
     return {
         "model": model, "weights": weights_fingerprint(model),
         "given": scoring.given, "window": scoring.window, "overlap": scoring.overlap,
@@ -190,7 +192,7 @@ def _made_by(
 
 
 def _shared_folder(out: Path, made_by: Callable[[], dict[str, Any]], rank: int, ranks: int) -> ScoreFolder:
-    """The folder of the scores, which the first rank makes before the others look: weights are read once for all."""
+    """The folder of the scores, created by the first rank before the others look: the weights are hashed only once."""
     if rank > 0:
         dist.barrier()
     folder = ScoreFolder.create(out, made_by())
@@ -200,7 +202,7 @@ def _shared_folder(out: Path, made_by: Callable[[], dict[str, Any]], rank: int, 
 
 
 def _devices(ranks: int) -> tuple[list[torch.device], int]:
-    """The devices of this machine, and how many machines there are."""
+    """The devices of this machine, and the number of machines."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     kind = best_device().type
     return [torch.device(kind, index) if kind == "cuda" else torch.device(kind) for index in range(here)], ranks // here
@@ -224,7 +226,7 @@ def _score_chunks(
     lines: ProgressLines,
     on_chunk: Callable[[], None],
 ) -> None:
-    """Score the chunks of this rank; each is kept as soon as it is done, and `on_chunk` is called."""
+    """Score the chunks of this rank; each is saved as soon as it is done, and `on_chunk` is called."""
     for chunk in work:
         unscored = ReadReport()
         unusable = partial(bad_record, on_bad_record=on_bad_record, report=unscored)

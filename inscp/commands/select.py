@@ -1,4 +1,4 @@
-"""`select`: the records worth training on, by a declared list of filters and a token budget."""
+"""`select`: choose the records worth training on, by a list of filters and a token budget."""
 
 from pathlib import Path
 from shlex import quote
@@ -66,7 +66,7 @@ def select(
     spec = model or (score_folder.made_by["model"] if score_folder else "")
     replay_sources = as_sources([budget.replay] if budget and budget.replay is not None else [])
     counts = score_folder is None or not score_folder.counts_whole_records
-    tokenizer = load_tokenizer(spec) if replay_sources or counts else None  # fails before the long reading
+    tokenizer = load_tokenizer(spec) if replay_sources or counts else None  # fails before the data is read
     candidates = Candidates(sources, score_folder, tokenizer, max_characters, on_bad_record)
     replay = Candidates(replay_sources, None, tokenizer, max_characters, on_bad_record)
     settings = _settings(candidates, replay, steps, spec)
@@ -77,7 +77,7 @@ def select(
         try:
             written = funnel.run(with_progress(candidates, "reading"), partial / "selected.parquet")
         except UserError as error:
-            if error.where == "budget.tokens":  # it is what the filters have left that is too little
+            if error.where == "budget.tokens":  # the filters have left too little
                 _tell(reports.as_dict(funnel, settings | _skipped(candidates)))
             raise
         report = reports.as_dict(funnel, settings | _skipped(candidates, replay))
@@ -91,7 +91,7 @@ def select(
 
 
 def _settings(candidates: Candidates, replay: Candidates, steps: list[Selector], model: str) -> dict[str, Any]:
-    """What makes the selection, for its report, under one fingerprint."""
+    """What determines the selection, with its fingerprint, for the report."""
     scores = candidates.scores
     return {
         "fingerprint": fingerprint(candidates.fingerprints, scores and scores.made_by, [repr(step) for step in steps],
@@ -105,14 +105,14 @@ def _settings(candidates: Candidates, replay: Candidates, steps: list[Selector],
 
 
 def _write_replay(replay: Candidates, budget: Budget, folder: Path) -> dict[str, Any]:
-    """Write the replay that the budget wants; returns what was taken."""
+    """Write the replay that the budget requests; returns what was taken."""
     funnel = Funnel([budget.replay_budget()], 0, budget.seed)
     written = funnel.run(replay, folder / "replay.parquet")
     return {"path": replay.sources[0].path, "records": written, "tokens": funnel.after.tokens.total()}
 
 
 def _skipped(*every: Candidates) -> dict[str, Any]:
-    """What was left out of them, for the report."""
+    """The skipped records, for the report."""
     reads = {name: read for candidates in every for name, read in candidates.reads.items() if read.skipped}
     return {
         "skipped": {name: dict(read.skipped) for name, read in reads.items()},

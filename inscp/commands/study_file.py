@@ -1,4 +1,4 @@
-"""What a study's file says, and where what is wrong with it stands."""
+"""Reads a study's file, and names it in errors."""
 
 from contextlib import AbstractContextManager
 from dataclasses import fields
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def read_study(folder: Path) -> Study:
-    """What a study's file says.
+    """Read a study's file.
 
     Raises:
-        UserError: no such file, or a study that cannot be.
+        UserError: no such file, or the study is invalid.
     """
     if folder.is_file():
         raise UserError(str(folder), "it is a file", f"Give its folder: {folder.parent}.")
@@ -36,7 +36,7 @@ def read_study(folder: Path) -> Study:
             tag: _section(Language, f"languages.{tag}", _language(tag, of))
             for tag, of in _mapping("languages", given.get("languages")).items()
         }
-        # The parser would make objects of the classes that arms name, so it sees the rest alone.
+        # The parser would instantiate the classes that arms name, so it sees only the rest.
         rest = parser.instantiate_classes(parser.parse_object(given | {"arms": {}, "languages": {}}))
         study = Study(folder.resolve().name, **vars(rest) | {"arms": arms, "languages": languages})
         study.check()
@@ -44,7 +44,7 @@ def read_study(folder: Path) -> Study:
 
 
 def _language(tag: str, given: Any) -> Any:
-    """What a language's section holds, in the file itself or in one that it names."""
+    """The content of a language's section, in the file itself or in one that it names."""
     if not isinstance(given, str):
         return given
     with within(f"languages.{tag}"):
@@ -52,16 +52,16 @@ def _language(tag: str, given: Any) -> Any:
 
 
 def _section(kind: type[T], where: str, given: Any) -> T:
-    """An object of what a section holds.
+    """An object from the content of a section.
 
     Raises:
-        UserError: it is none, or has a key that the object does not.
+        UserError: it is not a section, or has an unknown key.
     """
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key, value in _mapping(where, given).items():
         if key not in known:
             raise UserError(f"{where}.{key}", "no such key", f"Choose from: {', '.join(known)}.")
-        if value is None:  # an arm that has no `fit` would be the original
+        if value is None:  # an arm without `fit` would be the original
             raise UserError(f"{where}.{key}", "it has no value", "Write {} if nothing differs, or remove it.")
     return kind(**given)
 
@@ -73,5 +73,5 @@ def _mapping(where: str, given: Any) -> dict[str, Any]:
 
 
 def said_in(folder: str | Path) -> AbstractContextManager[None]:
-    """Errors in a study also name its file."""
+    """Errors inside this context also name the study's file."""
     return within(str(Path(folder) / FILE))

@@ -1,4 +1,4 @@
-"""`track`: what a training could not send to MLflow is sent now."""
+"""`track`: upload what a training run could not send to MLflow."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ def track(file: str, tracking_uri: str | None = None) -> None:
     """
     path = Path(file)
     start, rest = read_run(path)
-    if not rest:  # the mlflow_run.jsonl beside it, by which evaluate finds the run
+    if not rest:  # such as the mlflow_run.jsonl next to it, by which evaluate finds the run
         raise UserError(file, "it contains nothing to send", "Give the mlflow_unsent.jsonl of a run.")
     start = replace(start, tracking_uri=tracking_uri or start.tracking_uri)
     destination = MLflowRun(start)
@@ -34,7 +34,7 @@ def track(file: str, tracking_uri: str | None = None) -> None:
         except RunError as error:
             if tracking_uri is None or getattr(error.__cause__, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            destination.start = replace(start, run_id=None)  # another store: the run begins there
+            destination.start = replace(start, run_id=None)  # another store: the run is created there
         for batch in batches(rest):
             destination.send(batch)
     except RunError:

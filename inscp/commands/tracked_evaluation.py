@@ -20,18 +20,18 @@ class TrackedEvaluation:
     """The evaluation in MLflow.
 
     Args:
-        tracker: of its run.
-        origin: of the model, where it was made here.
-        folder: of the items.
+        tracker: tracker of its run.
+        origin: origin of the model, if it was made here.
+        folder: folder of the items.
     """
 
     def __init__(self, tracker: TrackedRun, origin: Origin | None, folder: Path) -> None:
         self._tracker, self._folder = tracker, folder
         tracker.unsent_folder = folder
-        self._step = int(origin.training.get("steps", 0)) if origin else 0  # where it lies on the curves of its run
+        self._step = int(origin.training.get("steps", 0)) if origin else 0  # its place on the curves of the run
 
     def task(self, name: str, result: TaskResult, items: list[Item]) -> None:
-        """Keep what a task has measured."""
+        """Log the results of a task."""
         values = {key: metric.value for key, metric in result.metrics.items() if math.isfinite(metric.value)}
         self._tracker.log_at({f"eval/{name}/{key}": value for key, value in values.items()}, self._step, anew=True)
         if columns := _columns(items):
@@ -40,7 +40,7 @@ class TrackedEvaluation:
         self._tracker.log_text(kept.read_text("utf-8"), f"{ITEMS}/{kept.name}")
 
     def finish(self, results: Path, total: Cost | None) -> str:
-        """Keep the results and what they have cost; returns where they are."""
+        """Log the results and their cost; returns the run's address."""
         if total:
             self._tracker.log_at(total.metrics("evaluation"), self._step, anew=True)
             self._tracker.log_hyperparams(total.params("evaluation"))
@@ -49,20 +49,20 @@ class TrackedEvaluation:
         return self._tracker.address
 
     def end(self, status: str) -> None:
-        """Send what is not sent, and end the run."""
+        """Send what is unsent, and end the run."""
         self._tracker.finalize(status)
 
 
 def _columns(items: list[Item]) -> dict[str, list[Any]]:
-    """What is shown of the items as columns, with what each was worth."""
+    """What is shown of the items, as columns, with the scores of each."""
     names = list(dict.fromkeys(name for item in items for name in item.shown))
     columns = {name: [item.shown.get(name, "") for item in items] for name in names}
     return columns and columns | {"worth": [json.dumps(dict(item.values)) for item in items]}
 
 
 def tracker_for(model: str, origin: Origin | None, tracking: Tracking, folder: Path) -> TrackedRun:
-    """The run that made the model, as `fit` noted it beside its folder, else one of its own, noted in `folder`."""
-    is_trained = origin is not None and "steps" in origin.training  # and not a merge that lies beside its model
+    """The run that made the model, as `fit` recorded it next to its folder, else a new one, recorded in `folder`."""
+    is_trained = origin is not None and "steps" in origin.training  # not a merge that is stored next to its model
     if tracking.run_id is None and is_trained and (made := Path(resolve(model)[0]).parent / RUN_FILE).is_file():
         start, _ = read_run(made)
         of_run = replace(tracking, tracking_uri=start.tracking_uri, experiment=start.experiment)

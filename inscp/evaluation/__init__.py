@@ -1,1 +1,1 @@
-"""Measuring a model folder: responses, their language, whether they end, loop or copy."""
+"""Evaluation of a model: its responses, their language, and whether they end, loop or copy the prompt."""

@@ -1,4 +1,4 @@
-"""What an answer to a prompt in some language is worth: is it in that language, and is it an answer at all?"""
+"""Scores an answer to a prompt in a given language: is it in that language, and is it usable at all?"""
 
 import re
 import string
@@ -17,8 +17,8 @@ from inscp.text.language import LanguageIdentifier, primary
 from inscp.text.reasoning import CLOSED, begins_to_reason, behind_reasoning
 from inscp.text.words import copies, loops, words
 
-_LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # the Language Confusion Benchmark's
-_PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it takes out before it looks at a line
+_LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # as in the Language Confusion Benchmark
+_PUNCTUATION = str.maketrans("—", " ", f"{string.punctuation}،")  # which it removes before it checks a line
 _LETTER, _LATIN = regex.compile(r"\p{L}"), regex.compile(r"\p{Script=Latin}")
 _LATIN_WORD = re.compile(r"[A-Za-z]+")
 
@@ -26,30 +26,30 @@ ALIGNMENT_METRICS = (
     "in_language", "in_script", "ended", "looped", "copied", "empty", "sound", "sound_in_language",
     "in_language_if_sound", "words", "line_pass", "word_pass",
 )  # fmt: skip
-"""Of an `AlignmentScorer`'s items, in each prompt language; beside them stands answered_in/X."""
+"""Metrics of an `AlignmentScorer`'s items for each prompt language, besides answered_in/X."""
 
 
 def without_reasoning(answers: Sequence[Generation]) -> list[Generation]:
-    """Answers without the reasoning in think tags ahead of them; empty where an answer was cut while it reasoned.
+    """Answers without the reasoning in think tags that precedes them; empty if the reasoning itself was cut off.
 
-    Some chat templates open the tag themselves, so that responses only close it. This is taken to be so where most of
-    the responses that ended do.
+    Some chat templates open the tag themselves, so that responses only close it. This is assumed if most of the
+    responses that ended do so.
 
     Args:
-        answers: of one model.
+        answers: answers of one model.
     """
     ended = [answer.response for answer in answers if answer.ended]
     closes = [CLOSED in response and not begins_to_reason(response) for response in ended]
     is_opened = 2 * sum(closes) > len(closes)
 
-    def told(answer: Generation) -> str:
+    def without(answer: Generation) -> str:
         return behind_reasoning(answer.response, CLOSED in answer.response or (is_opened and not answer.ended))
 
-    return [replace(answer, response=told(answer)) for answer in answers]
+    return [replace(answer, response=without(answer)) for answer in answers]
 
 
 def defects(answer: Generation) -> dict[str, bool]:
-    """What makes an answer useless, whatever its language."""
+    """The defects that make an answer useless, whatever its language."""
     return {
         "looped": loops(answer.response),
         "copied": copies(answer.prompt, answer.response),
@@ -62,13 +62,13 @@ class AlignmentScorer:
     """Scores answers by their language.
 
     Args:
-        identifier: tells it.
+        identifier: identifies the language of an answer.
     """
 
     identifier: LanguageIdentifier
 
     def item(self, answer: Generation, language: str, asked: Sequence[str]) -> Item:
-        """One answer to a prompt in `language`, where prompts in all the `asked` languages were given."""
+        """The scored answer to a prompt in `language`; `asked` are the languages of all prompts."""
         found = self._identified(answer.response, language, asked)
         answered_in = next((tag for tag in (language, *asked) if _fits(answer.response, found, tag)), "other")
         worth = _answer_metrics(answer, answered_in == language) | self.confusion(
@@ -84,7 +84,7 @@ class AlignmentScorer:
         )
 
     def shares(self, answers: Sequence[Generation], language: str) -> dict[str, float]:
-        """The mean metrics of answers to prompts in a language: `in_language`, `ended`, `sound`, … -> share."""
+        """The mean metrics of answers to prompts in a language: `in_language`, `ended`, `sound`, … -> fraction."""
 
         def worth(answer: Generation) -> dict[str, bool | float]:
             response = answer.response
@@ -94,7 +94,10 @@ class AlignmentScorer:
         return {name: share.value for name, share in means(items).items()}
 
     def confusion(self, response: str, language: str, prompt: str) -> dict[str, bool | float]:
-        """Line and word pass of a response; nothing where no line is long enough, or no script can give it away."""
+        """Line pass and word pass of a response.
+
+        Neither if no line is long enough; no word pass if a line fails, or if the prompt is mostly in Latin script.
+        """
         lines = [line for line in response.translate(_PUNCTUATION).splitlines() if len(words(line)) >= _LINE_WORDS]
         if not lines:
             return {}
@@ -105,7 +108,7 @@ class AlignmentScorer:
         return {"line_pass": True, "word_pass": units.isdisjoint(_english_words())}
 
     def _identified(self, response: str, language: str, asked: Sequence[str] = ()) -> str:
-        """The code of a response's language, which may be Chinese or Japanese where either was asked for."""
+        """The code of a response's language, given the languages of the prompts (for a Chinese prompt only its own)."""
         among = [language] if primary(language) == "zh" else [language, *asked]
         return self.identifier.identify(response, list(map(primary, among)))
 
@@ -115,7 +118,7 @@ class AlignmentScorer:
 
 
 def _fits(response: str, found: str, tag: str) -> bool:
-    """Whether a response in the language `found` is in that of a tag, and of Chinese in the form that the tag names."""
+    """Whether a response in the language `found` matches a tag, including the form of Chinese if the tag names one."""
     form = expected_form(tag)
     return found == primary(tag) and (form is None or form_of(response) in (form, None))
 
@@ -131,6 +134,6 @@ def _answer_metrics(answer: Generation, is_in_language: bool) -> dict[str, bool 
 
 @cache
 def _english_words() -> frozenset[str]:
-    """Lower-case words of four letters and more: names and abbreviations stand in texts of every language."""
+    """Lower-case words of at least four letters: names and abbreviations occur in texts of every language."""
     known = library("english_words", "eval").get_english_words_set(["web2"])
     return frozenset(word for word in known if word.islower() and len(word) >= _ENGLISH_LETTERS)

@@ -1,4 +1,4 @@
-"""The model under test, as tasks see it: its answers and likelihoods are kept on disk, and computed once only."""
+"""The model under test, as tasks see it: answers and likelihoods are computed once and cached on disk."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from inscp.evaluation.journal import Journal, short_digest
 from inscp.records import Generation, Prompt, TokenSequence
 
 StartProgress = Callable[[str, int], Callable[[], None]]
-"""Called with what is done and how many items there are; returns what is to be called after each item."""
+"""Called with a description and the number of items; returns a function to call after each item."""
 
 
 class Backend(Protocol):
-    """What computes: `LocalModel`, or a server."""
+    """Computes answers and likelihoods: `LocalModel`, or a server."""
 
     spec: str
 
@@ -38,12 +38,12 @@ class CachingModel:
     """A model whose answers are cached on disk.
 
     Args:
-        backend: what computes.
-        folder: the answers go into `answers.jsonl` in it.
+        backend: computes the answers.
+        folder: folder of the cache file, `answers.jsonl`.
         start_progress: reports progress.
 
-    Raises:
-        UserError: the folder holds answers of something else.
+        Raises:
+            UserError: the folder holds answers of another model or other settings.
     """
 
     def __init__(self, backend: Backend, folder: Path, start_progress: StartProgress) -> None:
@@ -59,15 +59,15 @@ class CachingModel:
         return self.backend.tokenizer
 
     def generate(self, what: str, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Generation]:
-        """The response to each prompt, without the reasoning that may stand before it in think tags.
+        """The response to each prompt, without any reasoning in think tags before it.
 
         Args:
-            what: is asked, for people.
-            prompts: conversations that end with a user's turn, or texts to go on with.
-            max_new_tokens: responses are cut there.
+            what: description for the progress display.
+            prompts: conversations that end with a user turn, or texts to continue.
+            max_new_tokens: maximum tokens per response; longer ones are cut off.
 
         Raises:
-            UserError: they are to be shorter than one token, or the model cannot be asked.
+            UserError: `max_new_tokens` is below 1, or the model cannot be prompted.
         """
         require_some(max_new_tokens, "max_new_tokens")
 
@@ -84,8 +84,8 @@ class CachingModel:
         """Summed negative log-likelihood of each sequence's targets in nats, float64 [N].
 
         Args:
-            what: is scored, for people.
-            sequences: each with a target, and none longer than the model can see.
+            what: description for the progress display.
+            sequences: each with a target, and none longer than the context length.
         """
 
         def answer(places: list[int]) -> Iterator[tuple[int, Any]]:
@@ -98,5 +98,5 @@ class CachingModel:
         )
 
     def with_backend(self, backend: Backend, name: str) -> "CachingModel":
-        """Another model, for comparison, with a journal of its own."""
+        """Another model, for comparison, with its own journal."""
         return CachingModel(backend, self.folder / f"{name}-{short_digest(backend.made_by)}", self.start_progress)

@@ -1,4 +1,4 @@
-"""Benchmarks as lm-evaluation-harness defines them: which there are, what they measure, what an answer is worth."""
+"""Benchmarks as defined by lm-evaluation-harness: the index of definitions, their metrics, and scored answers."""
 
 import hashlib
 import logging
@@ -14,13 +14,13 @@ from inscp.optional import library
 
 _OWN = Path(__file__).parent / "tasks" / "benchmarks"
 _SHARES = {"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match"}
-_GREEDY = {"loglikelihood": "acc", "multiple_choice": "exact_match"}  # output type -> the metric that compares tokens
+_GREEDY = {"loglikelihood": "acc", "multiple_choice": "exact_match"}  # output type -> metric of greedy tokens
 _ScoredDocument = tuple[str, dict[str, bool | float], dict[str, Any]]
 
 
 @cache
 def task_manager() -> Any:
-    """The index of all definitions, the harness's and ours: ten seconds of work.
+    """The index of all definitions, the harness's and ours; building it takes ten seconds.
 
     Raises:
         UserError: the harness is not installed.
@@ -31,7 +31,7 @@ def task_manager() -> Any:
 
 
 def averaged_metrics(definition: Any) -> set[str]:
-    """The metrics that are means over documents and need no more than likelihoods or generations."""
+    """The metrics that are means over documents and need only likelihoods or generations."""
     from lm_eval.api.metrics import mean
 
     averaged = {name for name, aggregation in definition.aggregation().items() if aggregation is mean}
@@ -42,9 +42,9 @@ def scored_documents(name: str, definition: Any, places: Sequence[int]) -> Itera
     """(id, metric -> value, what to show) of each document whose requests have been answered.
 
     Args:
-        name: of the benchmark.
-        definition: its own.
-        places: of the documents that were asked, among all.
+        name: name of the benchmark.
+        definition: its definition.
+        places: indices of the evaluated documents among all.
     """
     definition.apply_filters()
     known = averaged_metrics(definition)
@@ -63,13 +63,13 @@ def scored_documents(name: str, definition: Any, places: Sequence[int]) -> Itera
 
 
 def _id(number: int, definition: Any, document: Any) -> str:
-    """Its number, and behind it a digest of its question: another file's document of that number is another one."""
+    """The document's number and a digest of its question, as that number means another document in another file."""
     question = str(definition.doc_to_text(document))
     return f"{number} {hashlib.blake2b(question.encode(), digest_size=4).hexdigest()}"
 
 
 def _metric_name(name: str, metric: str) -> str:
-    """TruthfulQA's two measures are both `acc` in the harness."""
+    """The harness's name, except for TruthfulQA's mc1 and mc2, which are both `acc` in the harness."""
     measure = re.search("mc[12]", name)
     return measure.group() if measure and metric == "acc" else metric
 

@@ -1,4 +1,4 @@
-"""Rows of a file of one's own become the documents that a benchmark's definition reads."""
+"""Reads rows of a user's file as the documents that a benchmark's definition expects."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,19 +10,19 @@ from inscp.errors import UserError
 from inscp.evaluation.prompts import field_of, read_table
 
 POSITION = "position"
-"""The field of a document that says where it was read."""
+"""The field of a document that holds the position where it was read."""
 
 _BETWEEN_ANSWERS = re.compile("[;；؛]")
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of one row, by the names that a benchmark gives them.
+    """The fields of one row, by their names in a benchmark.
 
     Attributes:
-        position: of the row.
-        row: as read.
-        names: the benchmark's name -> the file's, where it is another.
+        position: position of the row.
+        row: the row as read.
+        names: the benchmark's name of a field -> the file's, where they differ.
     """
 
     position: str
@@ -30,7 +30,7 @@ class Fields:
     names: Mapping[str, str]
 
     def get(self, name: str, *others: str) -> Any:
-        """The field that the configuration names, else the first of these that the row has."""
+        """The field that the configuration names, else the first of these names that the row has."""
         return field_of(self.position, self.row, [self.names[name]] if name in self.names else [name, *others])
 
     def error(self, what: str) -> UserError:
@@ -43,10 +43,10 @@ def read_documents(benchmark: str, spec: str, names: Mapping[str, str]) -> list[
     Args:
         benchmark: a task of the harness.
         spec: the file.
-        names: the benchmark's name of a field -> the file's, where it is another.
+        names: the benchmark's name of a field -> the file's, where they differ.
 
     Raises:
-        UserError: no file, nothing in it, or a row that does not have what it needs.
+        UserError: no such file, an empty one, or a row without a required field.
     """
     shape = next((shape for prefix, shape in _SHAPES.items() if benchmark.startswith(prefix)), _as_it_is)
     rows = [Fields(position, row, names) for position, row in read_table(spec)]
@@ -59,7 +59,7 @@ def _as_it_is(fields: Fields) -> Row:
 
 
 def _arc(fields: Fields) -> Row:
-    """`question` (or `query`), `choices`, and `answerKey` (or `gold`, `answer`): a label, or a place from 0."""
+    """`question` (or `query`), `choices`, and `answerKey` (or `gold`, `answer`): a label, or an index from 0."""
     choices = fields.get("choices")
     if not isinstance(choices, dict):
         choices = {"text": choices, "label": [chr(ord("A") + place) for place in range(len(choices))]}
@@ -71,14 +71,14 @@ def _arc(fields: Fields) -> Row:
         answer = labels[answer]
     if answer not in labels:
         raise fields.error(f"its answer {answer!r} is not one of its {len(labels)} choices")
-    question = str(fields.get("question", "query")).removeprefix("Question: ")  # the definition puts it there
+    question = str(fields.get("question", "query")).removeprefix("Question: ")  # the definition adds it
     return {"question": question, "choices": {"text": texts, "label": labels}, "answerKey": answer}
 
 
 def _truthfulqa(fields: Fields) -> Row:
-    """`question`, `best_answer`, `correct_answers` and `incorrect_answers`: lists, or texts with semicolons between.
+    """`question`, `best_answer`, `correct_answers` and `incorrect_answers`: lists, or texts separated by semicolons.
 
-    MC1 asks for the best answer among all incorrect ones, of which the benchmark's own choices leave some out.
+    MC1 asks for the best answer among all incorrect ones; the benchmark's own choices leave some of these out.
     """
     question = fields.get("question")
     if "mc1_targets_choices" in fields.row or "mc1_targets" in fields.row:
@@ -90,7 +90,7 @@ def _truthfulqa(fields: Fields) -> Row:
         "mc1_targets": {"choices": [best, *incorrect], "labels": [1] + [0] * len(incorrect)},
         "mc2_targets": {"choices": correct + incorrect, "labels": [1] * len(correct) + [0] * len(incorrect)},
     }
-    # The definitions of other languages (truthfulqa_zh_mc2, …) have them side by side.
+    # The definitions of other languages (truthfulqa_zh_mc2, …) expect flat fields.
     flat = {f"{name}_{part}": values for name, target in targets.items() for part, values in target.items()}
     return {"question": question, **targets, **flat}
 

@@ -1,4 +1,4 @@
-"""Prompts become generations: responses of a model, batched."""
+"""Generates a model's responses to prompts in batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,10 +29,10 @@ from inscp.records import Generation, Prompt
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The token ids of a prompt, behind which the model generates.
+    """The token ids of a prompt, after which the model generates.
 
-    A `document` is text to go on with, else it is a conversation to answer, or where the assistant has the last word an
-    answer to go on with.
+    A `document` is a text to continue. Any other prompt is a conversation to answer or, if its last turn is the
+    assistant's, to continue.
     """
     if prompt[0].role == "document":
         return encode_plain_batch(tokenizer, [prompt[0].text], add_special_tokens=True)[0]
@@ -45,11 +45,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 
 _TOKENS_AT_ONCE = 32
-"""Tokens that are generated before finished rows leave the batch."""
+"""Tokens generated before finished rows leave the batch."""
 _PADDING, _PROBE = 16, 4
-"""Tokens of padding, and of a prompt behind it, that show whether a model respects the padding mask."""
+"""Tokens of padding, and of a prompt after it, that test whether a model respects the padding mask."""
 _TOLERANCE = 0.05
-"""Of the norm of the next token's logits, in bf16 0.01 apart where sums are taken in another order."""
+"""Relative to the norm of the next token's logits; in bf16, another order of summation changes them by 0.01."""
 _SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer, PreallocatedLayer)
 
 
@@ -63,7 +63,7 @@ def require_temperature(temperature: float) -> None:
 
 
 def sampling(temperature: float) -> dict[str, Any]:
-    """Options of transformers' `generate`: at 0 the likeliest token each time, else a sample of all tokens."""
+    """Options of transformers' `generate`: greedy at temperature 0, else sampling from all tokens."""
     if temperature > 0:
         return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return {"do_sample": False}
@@ -82,8 +82,8 @@ def default_generation_config(model: PreTrainedModel) -> Iterator[None]:
 class FollowFirstRank(LogitsProcessor):
     """Makes every rank of a sharded model take the first rank's most likely token.
 
-    Their logits may differ in the last digit. A rank that ended its answers before another one would leave that one
-    waiting for its shards.
+    The ranks' logits may differ in the last digit. A rank that finished before another would leave that one waiting for
+    its shards.
     """
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -101,18 +101,18 @@ def generate(
     batch_size: int = 64,
     temperature: float = 0.0,
 ) -> Iterator[tuple[int, Generation]]:
-    """The model's response to each prompt with the prompt's place, batch by batch, the shortest first.
+    """The model's response to each prompt with the prompt's index, batch by batch, the shortest first.
 
     Greedy decoding takes the most likely token, and sampling draws from the whole vocabulary: repetition penalties,
     top-k and top-p of the model's generation config do not apply.
 
     Args:
-        model: in evaluation mode; one that is sharded over ranks is asked the same by all of them, greedily.
-        tokenizer: with a chat template where a prompt is a conversation.
-        prompts: conversations that end with a user's turn, or texts to go on with.
-        max_new_tokens: responses are cut there; a response that was cut has not ended.
-        batch_size: prompts at once; prompts of like length share a batch, padded on the left.
-        temperature: 0 is greedy; 1 samples what the model holds for likely, by torch's global generator.
+        model: in evaluation mode; if it is sharded, all ranks must pass the same prompts and decode greedily.
+        tokenizer: with a chat template if a prompt is a conversation.
+        prompts: conversations that end with a user turn, or texts to continue.
+        max_new_tokens: maximum tokens per response; a response that was cut off has not ended.
+        batch_size: prompts per batch; prompts of similar length share a batch, padded on the left.
+        temperature: 0 is greedy; 1 samples from the model's distribution, with torch's global generator.
     """
     ends = end_token_ids(model, tokenizer)
     is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
@@ -129,7 +129,7 @@ def generate(
         pads = [width - len(encoded[index]) for index in batch]
         input_ids = [[pad] * n + encoded[index] for n, index in zip(pads, batch, strict=True)]
         mask = [[0] * n + [1] * (width - n) for n in pads]
-        # What is gathered in inference mode FSDP2 cannot gather again where a rank has all of a model.
+        # FSDP2 cannot gather again what was gathered in inference mode, if one rank holds the whole model.
         with default_generation_config(model), torch.inference_mode(not is_sharded):
             options = {"pad_token_id": pad, "eos_token_id": ends or None, **sampling(temperature)}
             options["logits_processor"] = together
@@ -141,7 +141,7 @@ def generate(
 
 
 def _batches(lengths: Sequence[int], batch_size: int, may_pad: bool) -> Iterator[list[int]]:
-    """The places of prompts in batches, the shortest first; of one length each where nothing may be padded."""
+    """The indices of prompts in batches, the shortest first; of one length per batch if padding is not allowed."""
     by_length = sorted(range(len(lengths)), key=lambda place: lengths[place])
     for _, alike in groupby(by_length, key=lambda place: None if may_pad else lengths[place]):
         places = list(alike)
@@ -149,9 +149,9 @@ def _batches(lengths: Sequence[int], batch_size: int, may_pad: bool) -> Iterator
 
 
 def _respects_padding_mask(model: PreTrainedModel, prompt: Sequence[int], pad: int, is_sharded: bool) -> bool:
-    """Whether masked padding leaves the next token's logits as they are, tested on the model itself.
+    """Whether masked padding leaves the next token's logits unchanged, tested on the model itself.
 
-    Models that carry a state along (RWKV, MiniMax's linear attention) may read the padding too.
+    Models with a recurrent state (RWKV, MiniMax's linear attention) may read the padding too.
     """
     found = []
     for n in (0, _PADDING):
@@ -178,15 +178,15 @@ def _answers(
     ends: Sequence[int],
     options: Mapping[str, Any],
 ) -> list[list[int]]:
-    """The new tokens of each row up to its end, some at a time, so that rows that have ended cost nothing more.
+    """The new tokens of each row up to its end, generated in steps, so that finished rows cost nothing more.
 
     Args:
         input_ids, mask: int64 [rows, width], padded on the left.
-        options: how each token is chosen, and what stops a row.
+        options: how each token is chosen, and which tokens end a row.
     """
     answers: list[list[int]] = [[] for _ in input_ids]
     going = torch.arange(len(input_ids))
-    cache, left, step = None, max_new_tokens, 1  # the first brings the cache of the model's kind
+    cache, left, step = None, max_new_tokens, 1  # the first step creates the model's kind of cache
     while left > 0 and len(going):
         output = model.generate(  # type: ignore[operator]
             input_ids=input_ids.to(model.device),
@@ -212,8 +212,8 @@ def _answers(
 
 
 def _select_rows(cache: Cache | None, rows: torch.Tensor, n_rows: int) -> Cache | None:
-    """The cache of some of `n_rows` rows; None, so that the model computes it again, where rows cannot be selected from
-    its layers, or where it has no length (Mamba's state), without which transformers would feed all tokens again."""
+    """The cache of some of `n_rows` rows; None, so that the model recomputes it, if rows cannot be selected from its
+    layers, or if it has no length (Mamba's state), without which transformers would feed all tokens again."""
     if type(cache) is not DynamicCache or not any(isinstance(layer, DynamicLayer) for layer in cache.layers):
         return None
     if len(rows) < n_rows:

@@ -1,6 +1,6 @@
-"""A model behind the interface of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness).
+"""The model under test, with the interface of lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness).
 
-Only what runs a benchmark imports this module: it imports the harness, which takes seconds and is an extra.
+Import this module only to run a benchmark: it imports the harness, which is an extra and takes seconds to load.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,15 +24,14 @@ _Encoded = tuple[Any, list[int], list[int]]
 
 
 class HarnessModel(TemplateLM):
-    """The model under test, as the harness asks it: text in, likelihoods and text out.
+    """The model under test, as the harness calls it: text in, likelihoods and text out.
 
-    Texts are encoded as the harness's `hf` model encodes them. Two things differ: whether an answer is the likeliest
-    token by token is not known (it is given as False), and where a context is cut on the left to what the model can
-    see, it is one token shorter.
+    Texts are encoded as by the harness's `hf` model. Two things differ: whether an answer is the greedy one is unknown
+    (always reported as False), and a context that is cut on the left to the context length is one token shorter.
 
     Args:
-        model: what is asked.
-        what: is asked, for messages.
+        model: the model to prompt.
+        what: name of the benchmark, for messages.
     """
 
     def __init__(self, model: CachingModel, what: str) -> None:
@@ -57,18 +56,18 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
+        """The token before a text without context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; a BOS that the text has already is not put there again."""
+        """Token ids; no BOS is added if the text already has one."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(str(self.tokenizer.decode(self.prefix_token_id)))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Of each continuation after its context, in nats, with False."""
+        """(log-likelihood in nats, False) of each continuation after its context."""
         return super().loglikelihood(requests, disable_tqdm)
 
     def _loglikelihood_tokens(self, requests: Sequence[_Encoded], **_: Any) -> list[tuple[float, bool]]:
@@ -85,13 +84,13 @@ class HarnessModel(TemplateLM):
         return TokenSequence(self._what, input_ids, labels)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        raise NotImplementedError  # its metrics are no means over documents, which `averaged_metrics` wants
+        raise NotImplementedError  # its metrics are not means over documents, as `averaged_metrics` requires
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The greedy continuation of each context, cut before the first of its stop strings.
 
         Raises:
-            UserError: one that is to be sampled, or a context that the model cannot see whole.
+            UserError: a continuation is to be sampled, or a context exceeds the context length.
         """
         asked: dict[int, list[int]] = {}
         for place, request in enumerate(requests):
@@ -116,19 +115,19 @@ class HarnessModel(TemplateLM):
         return self._conversations.get(context, (Turn("document", context),))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as one text; `generate_until` knows it again.
+        """A conversation as one text, by which `generate_until` finds the conversation again.
 
         Raises:
             UserError: the model has no chat template.
         """
         require_chat_template(self.tokenizer, self._caching_model.spec)
-        if add_generation_prompt:  # as `generate_until` asks
+        if add_generation_prompt:  # as `generate_until` prompts
             rendered = partial(render_prompt, self.tokenizer, fix="Set chat_template to false.")
         else:
             rendered = partial(render, self.tokenizer, continue_final_message=True)
         try:
             text = rendered(chat_history)
-        except (TemplateError, UserError):  # a template that takes no system turn; the harness leaves it out, too
+        except (TemplateError, UserError):  # a template without system turns; the harness omits it, too
             chat_history = [turn for turn in chat_history if turn["role"] != "system"]
             text = rendered(chat_history)
         self._conversations[text] = tuple(Turn(turn["role"], turn["content"]) for turn in chat_history)  # type: ignore[arg-type]

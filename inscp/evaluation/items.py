@@ -1,4 +1,4 @@
-"""What each item of an evaluation was worth: one line for every one, so that evaluations compare item by item."""
+"""The scores of each item of an evaluation, one line per item, so that evaluations can be compared item by item."""
 
 import gzip
 import hashlib
@@ -13,18 +13,18 @@ from inscp.errors import UserError
 from inscp.paths import write_atomically
 
 ITEMS = "results.items"
-"""What the folder of the items is called among the artifacts of an MLflow run."""
+"""Name of the items folder among the artifacts of an MLflow run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that was asked, and what the answer is worth.
+    """One prompt or question, and the scores of its answer.
 
     Attributes:
         id: the same for every model.
-        values: metric -> value. A bool counts into a share, a number into a mean.
-        weights: metric -> how much its value weighs in the mean, where that is not 1 (tokens, say).
-        shown: what a person wants to see of it: prompt, response, …
+        values: metric -> value. Bools are aggregated to a fraction, numbers to a mean.
+        weights: metric -> weight of its value in the mean, where that is not 1 (tokens, say).
+        shown: what to show to people: prompt, response, …
     """
 
     id: str
@@ -34,40 +34,40 @@ class Item:
 
 
 def items_folder(results: Path) -> Path:
-    """Where the items of a results file lie."""
+    """The folder of the items of a results file."""
     return results.with_name(f"{results.name.removesuffix('.json')}.items")
 
 
 def items_file(folder: Path, task: str) -> Path:
-    """Where the items of one task lie."""
+    """The file of the items of one task."""
     return folder / f"{task}.jsonl"
 
 
 def write_items(folder: Path, task: str, items: Sequence[Item]) -> None:
-    """Keep the items of a task, one a line."""
+    """Write the items of a task, one per line."""
     write_atomically(items_file(folder, task), _lines(items))
 
 
 def read_items(folder: Path, task: str) -> list[Item]:
-    """What `write_items` has kept.
+    """Read what `write_items` wrote.
 
     Raises:
-        UserError: there are none, or a line is not one.
+        UserError: there is no such file, or a line is not an item.
     """
     return _read(items_file(folder, task), Path.read_bytes)
 
 
 def write_values(folder: Path, task: str, items: Sequence[Item]) -> None:
-    """Keep what each item was worth, as `read_values` gives it: small, and free to be passed on."""
+    """Write the scores of each item, as `read_values` returns them: small, and free to be redistributed."""
     folder.mkdir(parents=True, exist_ok=True)
     _gzip_file(folder, task).write_bytes(gzip.compress(_lines(items).encode(), mtime=0))
 
 
 def read_values(folder: Path, task: str) -> list[Item]:
-    """What `write_items` or `write_values` has kept, without texts: an id is a digest of what was asked.
+    """Read what `write_items` or `write_values` wrote, without texts: each id is a digest of the original one.
 
     Raises:
-        UserError: there are none, or a line is not one.
+        UserError: there is no such file, or a line is not an item.
     """
     packed = _gzip_file(folder, task)
     if packed.is_file():
@@ -92,7 +92,7 @@ def _read(path: Path, content: Callable[[Path], bytes]) -> list[Item]:
     fix = "Keep the folder next to the results file, or run evaluate again."
     try:
         items = []
-        # An answer may have other line breaks in it, such as U+2028, which JSON leaves as they are.
+        # An answer may contain other line breaks, such as U+2028, which JSON does not escape.
         for number, line in enumerate(content(path).splitlines(), 1):  # noqa: B007
             items.append(_item(**json.loads(line)))
         return items
@@ -109,7 +109,7 @@ def _item(id: str, values: dict[str, Any], weights: dict[str, Any], shown: dict[
 
 
 def typed(value: Any, *kinds: type) -> Any:
-    """`value`, which is of one of these types.
+    """`value`, if it is of one of these types.
 
     Raises:
         TypeError: it is not.

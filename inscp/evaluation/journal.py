@@ -1,4 +1,4 @@
-"""What a model has answered, kept on disk answer by answer, so that nothing is computed twice."""
+"""A model's answers, kept on disk one by one, so that nothing is computed twice."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ Answers = Iterable[tuple[int, Any]]
 
 
 def short_digest(made_by: Mapping[str, Any]) -> str:
-    """A short digest of what determines the answers, for the names of their files."""
+    """A short digest of what determines the answers, for their file names."""
     return hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 class Journal:
-    """Requests and their answers, one JSON object a line, written through as they come.
+    """Requests and their answers, one JSON object per line, flushed as they arrive.
 
     Args:
-        path: of the file, new or begun before.
+        path: path of the file, new or existing.
         made_by: what determines the answers (weights, precision); it is the first line.
 
     Raises:
@@ -37,7 +37,7 @@ class Journal:
                 str(path.parent), f"it cannot be written ({error.strerror})", "Give another --out."
             ) from error
         written = path.read_bytes()
-        whole = written[: written.rfind(b"\n") + 1]  # behind it lies what a kill has cut off
+        whole = written[: written.rfind(b"\n") + 1]  # the rest is a line that a kill cut off
         try:
             head, *lines = [json.loads(line) for line in whole.splitlines()] or [dict(made_by)]
             self._answers = {line["key"]: line["answer"] for line in lines}
@@ -50,18 +50,18 @@ class Journal:
         if written != whole:
             with path.open("rb+") as file:
                 file.truncate(len(whole))
-        self._unwritten = [] if whole else [dict(made_by)]  # where nothing is answered it does not matter
+        self._unwritten = [] if whole else [dict(made_by)]  # written with the first answer
 
     def get_or_compute(
         self, kind: str, requests: Sequence[Any], answer: Callable[[list[int]], Answers], on_answer: Callable[[], None]
     ) -> list[Any]:
-        """The answer to every request, in order; only those that are not in the file are computed.
+        """The answer to every request, in order; only those missing from the file are computed.
 
         Args:
-            kind: of the requests: the same request of another kind is another one.
+            kind: kind of the requests; equal requests of different kinds are distinct.
             requests: plain values.
-            answer: (place among the requests, answer) for each of the places it is given, in any order; a plain value.
-            on_answer: called for every answer, those from the file included.
+            answer: yields (index, answer) for each of the request indices given, in any order; answers are plain.
+            on_answer: called for every answer, including those from the file.
         """
         keys = [hashlib.blake2b(json.dumps([kind, r]).encode(), digest_size=16).hexdigest() for r in requests]
         todo: dict[str, int] = {}

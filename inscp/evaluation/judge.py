@@ -14,8 +14,8 @@ from inscp.evaluation.journal import Journal, short_digest
 from inscp.evaluation.server import Chat, Server
 from inscp.records import LANGUAGE_TAG, Prompt, Turn
 
-_PROMPT_VERSION = 2  # counted up with every change of the texts below
-_TIMES = 3  # that a case is put, where the reply cannot be read
+_PROMPT_VERSION = 2  # incremented with every change of the texts below
+_TIMES = 3  # attempts per case, if replies cannot be read
 _REPLY_TOKENS = 512
 
 _CASE = """You judge how well an assistant answers a person who writes in the language {language} (a BCP 47 tag). What \
@@ -47,16 +47,16 @@ You are asked for time {time}: the reply before could not be read. It has to be 
 
 _DECODER = json.JSONDecoder()
 Verdict = dict[str, Any]
-"""The judge's reply as it was asked for; `{"unparsed": reply}` where it never was."""
+"""The judge's reply in the requested form; `{"unparsed": reply}` if no attempt gave one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a judge is asked.
+    """A request to a judge.
 
     Attributes:
-        prompt: in full.
-        is_answered: whether an object is a reply to it.
+        prompt: the full prompt.
+        is_answered: whether an object is a valid reply.
     """
 
     prompt: str
@@ -65,12 +65,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One turn that is judged.
+    """One turn to judge.
 
     Attributes:
-        question: the person's.
-        answers: of one assistant, or of A and B.
-        reference: the right answer, where it is known.
+        question: the user's question.
+        answers: the answer of one assistant, or those of A and B.
+        reference: the correct answer, if known.
     """
 
     question: str
@@ -79,12 +79,12 @@ class Exchange:
 
 
 def grade(said: Sequence[Exchange], language: str) -> Case:
-    """Have the last answer graded: `reason`, `language` and `rating`, from 1 to 10."""
+    """A case that grades the last answer: `reason`, `language`, and `rating` from 1 to 10."""
     return _case(said, language, ["answer"], _GRADE.format(turn=len(said)), _is_grade)
 
 
 def compare(said: Sequence[Exchange], language: str) -> Case:
-    """Have two assistants compared: `reason` and `better`, which is A, B or tie."""
+    """A case that compares two assistants: `reason`, and `better`, which is A, B or tie."""
     return _case(said, language, ["answer_of_A", "answer_of_B"], _COMPARE, _is_comparison)
 
 
@@ -97,7 +97,7 @@ def _case(
         if exchange.reference is not None:
             parts.append(("reference", turn, exchange.reference))
         parts += [(name, turn, answer) for name, answer in zip(names, exchange.answers, strict=True)]
-    # A digest of all that is said cannot be said in it, so that no answer closes its own tag.
+    # The texts cannot contain their own digest, so no answer can close its own tag.
     mark = hashlib.blake2b(json.dumps(parts).encode(), digest_size=4).hexdigest()
     tags = [(f"{name}_{turn}_{mark}", text) for name, turn, text in parts]
     tagged = "\n".join(f"<{tag}>\n{text}\n</{tag}>" for tag, text in tags)
@@ -116,11 +116,11 @@ def _is_comparison(verdict: Verdict) -> bool:
 
 
 def _has_reason(verdict: Verdict) -> bool:
-    return isinstance(verdict["reason"], str) and not SURROGATE.search(verdict["reason"])  # which no file can hold
+    return isinstance(verdict["reason"], str) and not SURROGATE.search(verdict["reason"])  # which no file can contain
 
 
 def parse(reply: str, case: Case) -> Verdict | None:
-    """The one object in a reply, whatever is said around it; None where it is no verdict, or there are several."""
+    """The one object in a reply, whatever surrounds it; None if it is not a valid verdict, or there are several."""
     found, end = [], 0
     while (begin := reply.find("{", end)) >= 0:
         try:
@@ -132,11 +132,11 @@ def parse(reply: str, case: Case) -> Verdict | None:
 
 
 class Judge:
-    """An LLM judge, whose verdicts are kept in a file; each judge has its own.
+    """An LLM judge, whose verdicts are cached in a file; each judge has its own.
 
     Args:
-        server: who judges.
-        folder: the file goes into it.
+        server: server of the judge.
+        folder: folder of the file.
         start_progress: reports progress.
     """
 
@@ -146,11 +146,11 @@ class Judge:
         self._journal = Journal(folder / f"judgements-{short_digest(made_by)}.jsonl", made_by)
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
-        """The verdict on every case. What it will take, and has taken, is printed on standard error.
+        """The verdict on every case; estimated and actual costs are printed on standard error.
 
         Raises:
-            UserError: as of `Chat.ask`.
-            RunError: as of `Chat.ask`.
+            UserError: as for `Chat.ask`.
+            RunError: as for `Chat.ask`.
         """
 
         def answer(places: list[int]) -> Iterator[tuple[int, Verdict]]:
@@ -179,5 +179,5 @@ class Judge:
 
 
 def _prompt(case: Case, time: int) -> Prompt:
-    """A retry has another prompt, because greedy decoding would give the same reply."""
+    """A retry has another prompt, because greedy decoding would repeat the reply."""
     return (Turn("user", case.prompt + (_AGAIN.format(time=time) if time > 1 else "")),)

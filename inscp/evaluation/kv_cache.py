@@ -7,14 +7,14 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 SPARE_TOKENS = 32
-"""Tokens for which a new buffer has room beyond those in the cache."""
+"""Tokens that a new buffer has room for, beyond those in the cache."""
 
 
 class PreallocatedLayer(DynamicLayer):
     """A cache layer that appends new keys and values in place.
 
     Args:
-        layer: whose keys and values it takes over; it has some.
+        layer: non-empty layer whose keys and values it takes over.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -38,7 +38,7 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def _appended(held: torch.Tensor, new: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """A buffer that begins with `held` and `new`: a new one where `held` has left the old one or that is full."""
+    """A buffer that begins with `held` and `new`; a new one if `held` is not in the old one, or that is full."""
     begin, end = held.shape[-2], held.shape[-2] + new.shape[-2]
     if held.untyped_storage().data_ptr() != buffer.untyped_storage().data_ptr() or end > buffer.shape[-2]:
         buffer = held.new_empty(*held.shape[:-2], end + SPARE_TOKENS, held.shape[-1])

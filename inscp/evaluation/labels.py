@@ -1,4 +1,4 @@
-"""What people call a metric in tables and plots; results, goals and trackers have its name."""
+"""Labels of metrics for tables and plots; results, goals and trackers use the metrics' names."""
 
 import re
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ LABELS = {
     "agreement": "tokens before the first difference",
     "same_answer": "same answer as the original",
 }
-"""Name -> label; a metric that is not there is called by its name."""
+"""Name -> label; the label of any other metric is its name."""
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """Which metrics of a kind of task (any, if empty) stand in a table, and under which head; the first that fits."""
+    """Which metrics of a kind of task (any, if empty) belong in a table, and their heads; the first match applies."""
 
     title: str
     kind: str
@@ -60,25 +60,25 @@ _RULES = (
 )  # fmt: skip
 
 TITLES = tuple(dict.fromkeys(rule.title for rule in _RULES))
-"""Of the tables, in their order: the paper's five, and what it left out."""
+"""Titles of the tables in order: the paper's five, and additional ones."""
 
 
 def heading(task: str, kind: str, metric: str) -> tuple[str, str]:
-    """The title of the table that a metric stands in, and the head of its column.
+    """The title of a metric's table, and the head of its column.
 
     Args:
-        task: its name.
-        kind: of the task, the name of its class.
-        metric: its name.
+        task: name of the task.
+        kind: class name of the task.
+        metric: name of the metric.
     """
     for rule in _RULES:
         found = re.fullmatch(rule.pattern, metric)
         if found and rule.kind in ("", kind):
             parts = {name: LABELS.get(part, part) if name == "m" else part for name, part in found.groupdict().items()}
             return rule.title, rule.label.format(task=task, **parts)
-    raise AssertionError(metric)  # the last rule takes everything
+    raise AssertionError(metric)  # the last rule matches everything
 
 
 def label(kind: str, metric: str) -> str:
-    """The head of a metric's column without the task's name, where that stands above it."""
+    """The head of a metric's column without the task's name."""
     return heading("", kind, metric)[1].lstrip(": ")

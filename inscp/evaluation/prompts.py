@@ -1,4 +1,4 @@
-"""Prompts from files: any format that training data may have, one row a prompt."""
+"""Prompts from files in any format of training data, one prompt per row."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -15,10 +15,10 @@ def read_table(spec: str) -> list[tuple[str, Row]]:
     """Every row of a file with its position.
 
     Args:
-        spec: the file; `samples:…` for what ships with the package.
+        spec: the file; `samples:…` for one that ships with the package.
 
-    Raises:
-        UserError: no file, nothing in it, or a broken row.
+        Raises:
+            UserError: no such file, an empty one, or an invalid row.
     """
     path = local_path(spec)
     if not path.is_file():
@@ -34,15 +34,15 @@ def read_table(spec: str) -> list[tuple[str, Row]]:
 
 
 def evenly_spaced(rows: Sequence[T], limit: int | None) -> list[T]:
-    """`limit` rows at even distances, so that every group of rows is represented; all without a limit."""
+    """`limit` evenly spaced rows, so that every group of rows is represented; all rows without a limit."""
     require_some(limit, "limit", "prompts")
     return [rows[k * len(rows) // limit] for k in range(limit)] if limit and limit < len(rows) else list(rows)
 
 
 def find_field(row: Row, names: Sequence[str]) -> Any:
-    """The value of the first of these fields that is not empty; None where all are.
+    """The value of the first of these fields that is not empty; None if all are.
 
-    Upper and lower case are the same in names, as are _ and -.
+    Names are compared without regard to case, and _ equals -.
     """
     keys = {key.replace("_", "-").lower(): key for key in row}
     found = (row.get(keys.get(name.replace("_", "-").lower(), name)) for name in names)
@@ -52,16 +52,16 @@ def find_field(row: Row, names: Sequence[str]) -> Any:
 def read_aligned_prompts(
     spec: str, languages: Sequence[str], identifier: LanguageIdentifier, limit: int | None = None
 ) -> dict[str, list[str]]:
-    """Language -> prompts, from a file with one field a language (`en`, `zh-TW` or `zh_tw`).
+    """Language -> prompts, from a file with one field per language (`en`, `zh-TW` or `zh_tw`).
 
     Args:
         spec: the file.
         languages: which fields to take.
-        identifier: that will tell the languages of the answers.
-        limit: so many rows, spread evenly over the file.
+        identifier: will identify the languages of the answers.
+        limit: number of rows, spread evenly over the file.
 
-    Raises:
-        UserError: no file, a broken line, no language, or one that the file does not have or nobody could identify.
+        Raises:
+            UserError: no such file, an invalid line, no languages, or one that the file or the identifier lacks.
     """
     if not languages:
         raise UserError("languages", f"no language is given for {spec}", "Name fields of the file, such as [fi, en].")
@@ -79,7 +79,7 @@ def field_of(position: str, row: Row, names: Sequence[str]) -> Any:
     """As `find_field`.
 
     Raises:
-        UserError: it has none of them, or nothing in it.
+        UserError: the row has none of them, or all are empty.
     """
     if (value := find_field(row, names)) is not None:
         return value
@@ -90,7 +90,7 @@ def field_of(position: str, row: Row, names: Sequence[str]) -> Any:
 
 
 def text_of(position: str, row: Row, names: Sequence[str]) -> str:
-    """As `field_of`, where it has to be text."""
+    """As `field_of`, for a field that must be text."""
     value = field_of(position, row, names)
     if not isinstance(value, str):
         raise UserError(position, f"{names[0]} is not text but {type(value).__name__}", "Fix the line.")

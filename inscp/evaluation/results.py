@@ -1,9 +1,9 @@
-"""What an evaluation has found: a file that people and programs read, and one line for every item behind it.
+"""Results of an evaluation: one file for people and programs, and beside it one line per item.
 
 `results.json` holds `{"schema", "model", "environment", "tasks": {NAME: {"kind", "metrics": {METRIC: value},
-"intervals": {METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`, and `"by"` of a task that
-another model than its own judges; `results.items/NAME.jsonl` has what each item was worth, so that two evaluations can
-be compared item by item.
+"intervals": {METRIC: [low, high]}, "counts": {METRIC: n}, "n", "version", "seconds"}}}`, and `"by"` if another model
+than the task's default judges the answers. `results.items/NAME.jsonl` has the scores of each item, so that two
+evaluations can be compared item by item.
 """
 
 import json
@@ -20,12 +20,12 @@ from inscp.paths import write_json
 SCHEMA = 2
 
 RESULTS = "results.json"
-"""What a results file is called among the artifacts of an MLflow run."""
+"""Name of a results file among the artifacts of an MLflow run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A number over `n` items, with its 95 % interval; NaN where there are too few items for either."""
+    """A number over `n` items, with its 95 % interval; NaN if there are too few items for either."""
 
     value: float
     interval: tuple[float, float]
@@ -34,15 +34,15 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What one task has measured.
+    """The results of one task.
 
     Attributes:
-        kind: the task's class.
+        kind: class name of the task.
         metrics: by name.
-        n: items.
-        version: of the task: numbers of two versions are not comparable.
-        seconds: it took, what an earlier attempt had answered already aside.
-        by: the model that judged the answers, where it is not the task's own.
+        n: number of items.
+        version: version of the task; numbers of different versions are not comparable.
+        seconds: duration, not counting what earlier attempts had answered.
+        by: model that judged the answers, if not the task's default.
     """
 
     kind: str
@@ -54,18 +54,18 @@ class TaskResult:
 
     @property
     def measure(self) -> str:
-        """What must be the same for two results to be compared."""
+        """What must be equal for two results to be comparable."""
         return f"{self.kind}, version {self.version}{f', by {self.by}' if self.by else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What one evaluation of one model has measured.
+    """The results of one evaluation of one model.
 
     Attributes:
-        model: as it was named.
-        tasks: name -> what it has measured.
-        environment: versions, hardware, precision, date: plain values.
+        model: name of the model, as given.
+        tasks: name -> results.
+        environment: versions, hardware, precision, date, as plain values.
     """
 
     model: str
@@ -91,10 +91,10 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        """What `write` has written.
+        """Read what `write` wrote.
 
         Raises:
-            UserError: no such file, another file, or one of another version of this program.
+            UserError: no such file, not a results file, or one of another schema version.
         """
         fix = "Give the file that `evaluate --out` wrote."
         try:
@@ -114,15 +114,15 @@ class Results:
 
 
 def require_same_measure(task: str, where: str, result: TaskResult, before: str, other: TaskResult) -> None:
-    """Refuse to compare what was measured in two ways.
+    """Refuse to compare results that were measured differently.
 
     Args:
-        task: its name.
-        where, before: how people call the two evaluations.
-        result, other: what the task has measured in them.
+        task: name of the task.
+        where, before: names of the two evaluations, for messages.
+        result, other: results of the task in them.
 
     Raises:
-        UserError: by another kind or version of task.
+        UserError: the kinds, versions or judges of the task differ.
     """
     if result.measure != other.measure:
         what = f"{task} is {result.measure}, but in {before} {other.measure}"

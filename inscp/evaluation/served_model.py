@@ -1,4 +1,4 @@
-"""A model under test behind a server."""
+"""A model under test on a server."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ class ServedModel:
     """A model under test that another program serves.
 
     Args:
-        server: where.
+        server: the server.
     """
 
     def __init__(self, server: Server) -> None:
@@ -29,11 +29,11 @@ class ServedModel:
 
     @classmethod
     def connected(cls, server: Server, model: str) -> "ServedModel":
-        """One that answers; as `Chat.connect`.
+        """A model on a server that responds; see `Chat.connect`.
 
         Args:
-            server: where.
-            model: as the server calls it, where it does not say so itself.
+            server: the server.
+            model: the server's name of the model, if `server.model` is empty.
         """
         served = cls(replace(server, model=server.model or model))
         served._chat.connect()
@@ -44,14 +44,14 @@ class ServedModel:
         raise UserError(self._chat.server.address, "a server has no tokenizer", "Give the model's folder or Hub id.")
 
     def too_long(self, prompt: Prompt, max_new_tokens: int) -> str | None:
-        """Only the server knows."""
+        """None: only the server knows."""
         return None
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
-        """As `Chat.ask`; a `document` is gone on with, through the completions endpoint.
+        """As `Chat.ask`; a `document` is continued, through the completions endpoint.
 
         Raises:
-            UserError: an answer is to be gone on with, which few servers do.
+            UserError: an answer is to be continued, which few servers support.
         """
         if any(prompt[-1].role == "assistant" for prompt in prompts):
             what = "this benchmark gives the beginning of the answer, which a server cannot continue"
@@ -59,6 +59,6 @@ class ServedModel:
         return self._chat.ask(prompts, max_new_tokens)
 
     def nlls(self, sequences: Sequence[TokenSequence]) -> Iterator[tuple[int, float]]:
-        """No server gives any: always a `UserError`."""
+        """Always a `UserError`: servers provide no likelihoods."""
         what = "this task measures likelihoods, which a server does not provide"
         raise UserError(self._chat.server.address, what, "Remove the task, or give the model's folder or Hub id.")

@@ -1,6 +1,7 @@
-"""A model behind an OpenAI-compatible address: OpenAI itself, vLLM, `transformers serve`.
+"""A model behind an OpenAI-compatible endpoint: OpenAI itself, vLLM, `transformers serve`.
 
-The key is known by the name of an environment variable alone: it goes to the server, and to no file and no message.
+The key is configured only by the name of an environment variable: it is sent to the server, and never written to a file
+or a message.
 """
 
 import os
@@ -21,9 +22,9 @@ from inscp.records import Generation, Prompt
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 120.0  # seconds between two tries; doubled from try to try
-_PATIENCE = 30.0  # seconds for the first contact, whatever the time that answers may take
-_ASK_AGAIN = (408, 409, 429)  # and 5xx: the request is right, the moment is not
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 120.0  # seconds between two attempts; doubled each time
+_PATIENCE = 30.0  # seconds for the first contact, whatever the timeout of answers
+_RETRIED = (408, 409, 429)  # and 5xx: temporary failures
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Server:
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What decides its answers, as far as one can tell from here."""
+        """What determines its answers, as far as the client knows."""
         return {"server": self.address, "model": self.model, "options": self.options}
 
     @property
@@ -70,15 +71,15 @@ class Server:
         """Check the configuration.
 
         Raises:
-            UserError: it cannot.
+            UserError: it is invalid.
         """
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(self.address, "not the URL of a server", "Give one like https://api.openai.com/v1.")
-        if parts.username is not None:  # it would stand in files
+        if parts.username is not None:  # it would end up in files
             fix = "Put it into an environment variable, and give the variable's name as key_env."
             raise UserError(parts.hostname or "address", "the URL contains a password", fix)
-        if parts.query:  # some servers take a key there, and it would stand in files as well
+        if parts.query:  # which holds a key for some servers, and would end up in files as well
             raise UserError(parts.netloc, "the URL contains a query", "Remove it; a key goes into key_env.")
         if self.budget_money is not None and not (self.prompt_price or self.completion_price):
             what = "budget_money has no effect without prices"
@@ -91,7 +92,7 @@ class Server:
             raise UserError(f"${self.key_env}", "it does not contain a valid key", "Set it to the key alone.")
 
     def most(self, prompt: Prompt, max_new_tokens: int) -> Usage:
-        """What a call can use at most."""
+        """The maximum usage of a call."""
         allowed = [self.options.get(name) or 0 for name in ("max_tokens", "max_completion_tokens")]
         return Usage(max_tokens(prompt), max(max_new_tokens, *allowed))
 
@@ -99,7 +100,7 @@ class Server:
         return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
 
     def estimate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> str:
-        """What asking these will take, for people."""
+        """The estimated calls, tokens and price of these prompts, as text."""
         written = sum(self.most(prompt, max_new_tokens).completion_tokens for prompt in prompts)
         usage = Usage(estimate_tokens(prompts), written)
         return (
@@ -108,7 +109,7 @@ class Server:
         )
 
 
-class _Unanswered(Exception):  # noqa: N818  # nobody sees it
+class _Unanswered(Exception):  # noqa: N818  # never shown
     """A call failed, and another try may succeed; `pause` is how many seconds the server asks to wait."""
 
     def __init__(self, why: str, pause: float = 0.0) -> None:
@@ -117,13 +118,13 @@ class _Unanswered(Exception):  # noqa: N818  # nobody sees it
 
 
 class Chat:
-    """Asks a server, several things at once, within its budget.
+    """Sends prompts to a server, several at once, within its budget.
 
     Args:
-        server: which.
+        server: the server.
 
     Raises:
-        UserError: its configuration cannot be meant.
+        UserError: its configuration is invalid.
     """
 
     def __init__(self, server: Server) -> None:
@@ -131,13 +132,13 @@ class Chat:
         self.server, self.spending = server, Spending(server.money, server.budget_calls, server.budget_money)
 
     def ask(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Generation]]:
-        """The answer to each prompt with the prompt's place, as they arrive, at temperature 0.
+        """The answer to each prompt with the prompt's index, in order of arrival, at temperature 0.
 
-        If one fails for good, calls under way are awaited: they are paid for.
+        If a call fails for good, calls in progress are awaited, as they are paid for.
 
         Raises:
-            UserError: no server, no access, a request that it does not take, or the budget is spent.
-            RunError: it gives no answer, however often it is asked.
+            UserError: no server, no access, a rejected request, or the budget is spent.
+            RunError: no answer after all retries.
         """
         self.connect()
         stop, failure = threading.Event(), None
@@ -163,17 +164,17 @@ class Chat:
             raise failure
 
     def connect(self) -> None:
-        """See that the server is there and takes the key.
+        """Check that the server responds and accepts the key.
 
         Raises:
-            UserError: it is not, or does not.
+            UserError: it does not.
         """
         _ = self._client
 
     @cached_property
     def _client(self) -> "OpenAI":
         openai, server = library("openai", "eval"), self.server
-        key = server.key or "none"  # the client wants one; a server that wants none ignores it
+        key = server.key or "none"  # the client requires one; a server without keys ignores it
         client = openai.OpenAI(base_url=server.address, api_key=key, timeout=server.timeout, max_retries=0)
         try:
             client.with_options(timeout=_PATIENCE).models.with_raw_response.list()
@@ -182,12 +183,12 @@ class Chat:
             raise UserError(server.address, what, "Start it, or check the URL.") from None
         except openai.AuthenticationError:
             raise self._no_access() from None
-        except openai.APIStatusError:  # it is there, and need not list its models
+        except openai.APIStatusError:  # it responds, and need not list its models
             pass
         return client
 
     def _answer(self, prompt: Prompt, max_new_tokens: int, stop: threading.Event) -> Generation | None:
-        """The answer, or None where it is to stop."""
+        """The answer; None if `stop` is set."""
         tries, problem, pause = 1 + self.server.retries, _Unanswered(""), 0.0
         for attempt in range(tries):
             if stop.wait(pause):
@@ -196,7 +197,7 @@ class Chat:
                 return self._call(prompt, max_new_tokens)
             except _Unanswered as error:
                 problem = error
-            backoff = _FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1)  # apart from the others' next tries
+            backoff = _FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1)  # jitter, so that retries do not coincide
             pause = min(max(problem.pause, backoff), _LONGEST_PAUSE)
         raise RunError(
             f"{self.server.address}: {self.server.model} gave no answer in {tries} tries ({problem}). "
@@ -210,7 +211,7 @@ class Chat:
             try:
                 generation, usage = _read(self._send(prompt, max_new_tokens), prompt)
             except openai.APIStatusError as error:
-                used.append(Usage(0, 0))  # what is refused costs nothing
+                used.append(Usage(0, 0))  # a rejected call costs nothing
                 raise self._refused(error) from None
             except (openai.APIConnectionError, ValueError) as error:
                 raise _Unanswered(self._reason(error)) from None
@@ -233,7 +234,7 @@ class Chat:
         reason, where = self._reason(error), self.server.address
         if error.code == "insufficient_quota":
             return UserError(where, f"the account has no credit left ({reason})", "Top it up, or use another server.")
-        if error.status_code in _ASK_AGAIN or error.status_code >= 500:
+        if error.status_code in _RETRIED or error.status_code >= 500:
             return _Unanswered(reason, _seconds(error.response.headers.get("retry-after")))
         if error.status_code == 404:
             what = f"it does not serve {self.server.model}, or the URL is wrong ({reason})"
@@ -241,13 +242,13 @@ class Chat:
         return UserError(where, f"it rejects the request ({reason})", "Change options, or use another server.")
 
     def _no_access(self) -> UserError:
-        """Without the server's words, which may have a part of the key in them."""
+        """An error without the server's message, which may contain a part of the key."""
         variable = f"${self.server.key_env}"
         state = f"it rejects the key in {variable}" if self.server.key else f"it needs a key, but {variable} is empty"
         return UserError(self.server.address, state, f"Put a valid key into {variable}, or set another key_env.")
 
     def _reason(self, error: Exception) -> str:
-        """What went wrong in one line, without the key, should the server have said it again."""
+        """What went wrong in one line, without the key, which the server may have repeated."""
         text = " ".join(f"{error} {error.__cause__ or ''}".split())
         return (text.replace(self.server.key, "…") if self.server.key else text)[:300]
 
@@ -260,10 +261,10 @@ def _seconds(header: str | None) -> float:
 
 
 def _read(reply: Any, prompt: Prompt) -> tuple[Generation, Usage | None]:
-    """The answer in a reply, and what it has used where it says so.
+    """The answer in a reply, and the usage if it is reported.
 
     Raises:
-        ValueError: there is none in it.
+        ValueError: the reply contains no answer.
     """
     try:
         choice, usage = reply.choices[0], reply.usage
@@ -271,6 +272,6 @@ def _read(reply: Any, prompt: Prompt) -> tuple[Generation, Usage | None]:
         used = Usage(int(usage.prompt_tokens), int(usage.completion_tokens)) if usage else None
     except (AttributeError, IndexError, TypeError) as error:
         raise ValueError("the reply is malformed") from error
-    response = str(text or "").encode("utf-8", "replace").decode()  # JSON may have half a surrogate pair in it
+    response = str(text or "").encode("utf-8", "replace").decode()  # JSON may contain half a surrogate pair
     n_tokens = used.completion_tokens if used else 0
     return Generation(prompt[-1].text, response, n_tokens, ended=choice.finish_reason == "stop"), used

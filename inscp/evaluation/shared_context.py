@@ -1,6 +1,6 @@
-"""Likelihoods of several continuations of one context, mostly the choices of a question; it is computed once.
+"""Likelihoods of continuations of a common context (mostly the choices of a question), which is computed once.
 
-A row holds the context and behind it every continuation, each of which sees the context and itself only, at the
+A row holds the context followed by every continuation. Each continuation attends only to the context and itself, at the
 positions that it would have alone.
 """
 
@@ -15,9 +15,9 @@ from inscp.model.loss import NextTokenLoss, linear_nlls
 from inscp.records import IGNORED, TokenSequence
 
 _LONGEST_ROW = 1024
-"""Attention over a row takes the square of its length."""
+"""The cost of attention grows with the square of a row's length."""
 _SAVED = 0.25
-"""Packed rows compute without a mask: less than this share of the tokens is not worth one."""
+"""Minimum fraction of tokens to save: packed rows, the alternative, need no mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Tree:
     Attributes:
         context: ids [C], at least one.
         continuations: ids of each, at least one.
-        places: of the continuations' sequences among all.
+        places: indices of the continuations' sequences among all.
     """
 
     context: np.ndarray
@@ -36,11 +36,11 @@ class Tree:
 
     @property
     def length(self) -> int:
-        """Of its row; nothing is predicted from the last token of a continuation."""
+        """Length of its row; nothing is predicted from the last token of a continuation."""
         return len(self.context) + sum(len(ids) - 1 for ids in self.continuations)
 
     def row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, positions and segments (0 the context, then one for each continuation), each [length]."""
+        """Ids, positions and segments (0 for the context, then one per continuation), each [length]."""
         parts = [self.context, *(ids[:-1] for ids in self.continuations)]
         begins = [0] + [len(self.context)] * len(self.continuations)
         positions = [begin + np.arange(len(part)) for begin, part in zip(begins, parts, strict=True)]
@@ -48,7 +48,7 @@ class Tree:
         return np.concatenate(parts), np.concatenate(positions), np.concatenate(segments)
 
     def sources(self) -> np.ndarray:
-        """The place in the row from which each token of the continuations is predicted."""
+        """The index in the row from which each token of the continuations is predicted."""
         begin, places = len(self.context), []
         for ids in self.continuations:
             places += [len(self.context) - 1, *range(begin, begin + len(ids) - 1)]
@@ -57,10 +57,10 @@ class Tree:
 
 
 def find_trees(loss: NextTokenLoss, sequences: Sequence[TokenSequence]) -> list[Tree]:
-    """Where sequences share a context and computing it once pays; the others are in no tree.
+    """Trees of sequences that share a context, where computing it once pays; other sequences are in no tree.
 
     Args:
-        loss: the model; one whose attention is not plainly masked has no trees.
+        loss: the model; if its attention cannot take a plain mask there are no trees.
         sequences: each with a target.
     """
     windows = [getattr(layer, "sliding_window", None) or _LONGEST_ROW for layer in layer_configs(loss.model)]
@@ -87,12 +87,12 @@ def _saves_enough(tree: Tree) -> bool:
 
 @torch.no_grad()
 def tree_nlls(loss: NextTokenLoss, trees: Sequence[Tree], batch_tokens: int) -> Iterator[tuple[int, float]]:
-    """Summed negative log-likelihood of each continuation in nats, with its sequence's place.
+    """Summed negative log-likelihood of each continuation in nats, with its sequence's index.
 
     Args:
         loss: the model, in evaluation mode on its device.
-        trees: as `find_trees` finds them.
-        batch_tokens: tokens a forward pass, padding included.
+        trees: as returned by `find_trees`.
+        batch_tokens: tokens per forward pass, including padding.
     """
     waiting = sorted(trees, key=lambda tree: -tree.length)
     while waiting:
@@ -113,7 +113,7 @@ def _batch_nlls(loss: NextTokenLoss, trees: Sequence[Tree]) -> Iterator[tuple[in
 
 
 def _inputs(trees: Sequence[Tree], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor | bool]:
-    """Rows padded at their ends, where nothing looks, and an additive mask [B, 1, L, L]."""
+    """Rows padded at their ends, which no token attends to, and an additive mask [B, 1, L, L]."""
     shape = (len(trees), max(tree.length for tree in trees))
     ids, positions, segments = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     for row, tree in enumerate(trees):

@@ -1,4 +1,4 @@
-"""What calls of a paid server cost: counted, and stopped before it exceeds the budget."""
+"""The cost of calls to a paid server: counted, and stopped before it exceeds the budget."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from inscp.errors import UserError
 from inscp.records import Prompt
 
-_BYTES_A_TOKEN = 3.0  # about, over languages and tokenizers
-_TURN_TOKENS = 16  # around every turn in a chat template, at most
+_BYTES_PER_TOKEN = 3.0  # approximately, over languages and tokenizers
+_TURN_TOKENS = 16  # maximum around each turn in a chat template
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a call has used, in tokens."""
+    """The tokens used by a call."""
 
     prompt_tokens: int
     completion_tokens: int
 
 
 def max_tokens(prompt: Prompt) -> int:
-    """The most tokens that a prompt can have in a chat template: a text has no more tokens than bytes."""
+    """The maximum number of tokens of a prompt in a chat template: a text has no more tokens than bytes."""
     return _n_bytes(prompt) + _TURN_TOKENS * (1 + len(prompt))
 
 
 def estimate_tokens(prompts: Sequence[Prompt]) -> int:
-    """About how many tokens prompts have, from their bytes."""
-    return round(sum(map(_n_bytes, prompts)) / _BYTES_A_TOKEN)
+    """The approximate number of tokens of prompts, from their bytes."""
+    return round(sum(map(_n_bytes, prompts)) / _BYTES_PER_TOKEN)
 
 
 def _n_bytes(prompt: Prompt) -> int:
@@ -35,10 +35,10 @@ def _n_bytes(prompt: Prompt) -> int:
 
 
 class Spending:
-    """Calls, tokens and money so far, and what calls on their way may still cost. Safe between threads.
+    """Calls, tokens and money so far, and what calls in progress may still cost. Thread-safe.
 
     Args:
-        money: what a usage costs.
+        money: the price of a usage.
         budget_calls, budget_money: never exceeded; None is no limit.
     """
 
@@ -53,12 +53,12 @@ class Spending:
 
     @contextmanager
     def call(self, most: Usage) -> Iterator[list[Usage]]:
-        """Reserve `most` for a call, as soon as it fits into the budget; the caller appends what was used to the list.
+        """Reserve `most` for a call once it fits into the budget; the caller appends the actual usage to the list.
 
-        An empty list counts as `most`: a reply that got lost may have been paid.
+        An empty list counts as `most`: a lost reply may have been paid for.
 
         Raises:
-            UserError: it does not fit, and no call is under way that may free a part of its reservation.
+            UserError: it does not fit, and no call in progress may free a part of its reservation.
         """
         reserved, used = self._price(most), list[Usage]()
         with self._changed:

@@ -1,4 +1,4 @@
-"""From items to metrics with intervals."""
+"""Metrics with intervals, computed from items."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,9 +14,9 @@ _HELD_OUT, _LOSS, _PERPLEXITY = "held_out/", "/loss", "/perplexity"
 
 
 def means(items: Iterable[Item]) -> dict[str, Metric]:
-    """Every metric that the items have: of bools the share (Wilson), of numbers the mean (Student's t).
+    """Every metric of the items: the fraction of bools (Wilson interval), the mean of numbers (Student's t).
 
-    With every `held_out/SET/loss`, in nats a token, comes a `held_out/SET/perplexity`.
+    Every `held_out/SET/loss`, in nats per token, also gives a `held_out/SET/perplexity`.
     """
     values: dict[str, list[bool | float]] = {}
     weights: dict[str, list[float]] = {}
@@ -30,24 +30,24 @@ def means(items: Iterable[Item]) -> dict[str, Metric]:
 
 
 def is_loss(metric: str) -> bool:
-    """Whether it is the loss of a held-out set, which is a mean over tokens."""
+    """Whether a metric is the loss of a held-out set, which is a mean over tokens."""
     return metric.startswith(_HELD_OUT) and metric.endswith(_LOSS)
 
 
 def perplexity_of(loss: str) -> str:
-    """The metric that is the perplexity of a loss."""
+    """The name of a loss's perplexity."""
     return loss.removesuffix(_LOSS) + _PERPLEXITY
 
 
 def loss_of(metric: str) -> str | None:
-    """The loss that a metric is the perplexity of; None of any other metric."""
+    """The name of the loss that belongs to a perplexity; None for any other metric."""
     if metric.startswith(_HELD_OUT) and metric.endswith(_PERPLEXITY):
         return metric.removesuffix(_PERPLEXITY) + _LOSS
     return None
 
 
 def perplexity(loss: Metric) -> Metric:
-    """Of a mean loss in nats a token."""
+    """The perplexity of a mean loss in nats per token."""
     low, high = map(math.exp, loss.interval)
     return Metric(math.exp(loss.value), (low, high), loss.n)
 
@@ -61,7 +61,7 @@ def _mean(values: Sequence[bool | float], weights: Sequence[float]) -> Metric:
 
 
 def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
-    """With an interval of t times the standard error, of n - 1 degrees of freedom."""
+    """The mean, with an interval of t times the standard error, with n - 1 degrees of freedom."""
     n = values.shape[1]
     found, influences = linearised(values, weights)
     value = float(found[0])
@@ -72,14 +72,14 @@ def _mean_of_numbers(values: np.ndarray, weights: np.ndarray) -> Metric:
 
 
 def clipped_to_range(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The interval of a mean, clipped to 0 and above or to [0, 1] where all values are in that range."""
+    """The interval of a mean, clipped to 0 and above or to [0, 1] if all values are in that range."""
     if (values < 0).any():
         return low, high
     return max(0.0, low), high if (values > 1).any() else min(1.0, high)
 
 
 def linearised(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted means over items, and how much each item moves them; NaN where none has a weight.
+    """Weighted means over items, and the influence of each item on them; NaN if no item has a weight.
 
     Args:
         values, weights: [S, n].
@@ -94,11 +94,11 @@ def linearised(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def items_variance(influences: np.ndarray, n: int) -> float:
-    """Of a weighted mean of n items, linearised (the delta method: Särndal, Swensson and Wretman 1992).
+    """The variance of a weighted mean of n items, linearised (the delta method: Särndal, Swensson and Wretman 1992).
 
     Args:
-        influences: of all items, which add up to 0.
-        n: items with a weight.
+        influences: of all items; they add up to 0.
+        n: number of items with a weight.
     """
     return float((influences**2).sum()) * n / (n - 1)
 
@@ -106,11 +106,11 @@ def items_variance(influences: np.ndarray, n: int) -> float:
 def sd_of_means(groups: Sequence[Sequence[float]]) -> Metric:
     """The standard deviation of the groups' means, with a 95 % interval for that of their true means.
 
-    The variance has its interval by the delta method, from whose lower end is taken what chance adds to it: of 2, 5 or
-    40 items a group, the interval holds the truth in 94 of 100 cases and more, by simulation.
+    The variance has an interval by the delta method, with the contribution of chance subtracted from its lower end.
+    With 2, 5 or 40 items per group it covers the truth in at least 94 of 100 cases, by simulation.
 
     Args:
-        groups: the values of each; where one has a single value, or is alone, the interval is NaN.
+        groups: the values of each group; the interval is NaN if a group has a single value, or there is only one group.
     """
     n, n_groups = sum(map(len, groups)), len(groups)
     means = np.array([np.mean(group) for group in groups])
@@ -126,7 +126,7 @@ def sd_of_means(groups: Sequence[Sequence[float]]) -> Metric:
 
 
 def scipy_stats() -> Any:
-    """scipy's distributions and tests, imported when they are needed."""
+    """scipy's distributions and tests, imported on first use."""
     return library("scipy.stats", "eval")
 
 
@@ -136,20 +136,20 @@ def effective_sample_size(weights: np.ndarray) -> float:
 
 
 def zero_share_upper_bound(n: float) -> float:
-    """The upper end of the exact 95 % interval (Clopper-Pearson) of a share that 0 of n items have.
+    """The upper end of the exact 95 % interval (Clopper-Pearson) of a fraction that is 0 of n items.
 
-    Their variance is 0, and says nothing.
+    Their variance is 0, which says nothing about the uncertainty.
     """
     return float(1 - 0.025 ** (1 / n))
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """The exact two-sided p of `lost` against `won` among items on which two models differ."""
+    """The exact two-sided p-value of `lost` against `won` among items on which two models differ."""
     return float(scipy_stats().binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share of n (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
+    """Wilson's 95 % score interval of a fraction of n (Wilson 1927, JASA 22), which stays inside [0, 1] for small n."""
     z2 = 1.959964**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = (z2 * (share * (1 - share) / n + z2 / (4 * n**2))) ** 0.5 / (1 + z2 / n)

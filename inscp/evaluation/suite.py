@@ -15,12 +15,12 @@ OnTask = Callable[[str, TaskResult, list[Item]], None]
 
 
 def run(tasks: Mapping[str, Task], model: CachingModel, environment: Mapping[str, Any], on_task: OnTask) -> Results:
-    """What the tasks measure; the items of each are written into the model's folder as soon as it is done.
+    """Run the tasks; the items of each are written into the model's folder as soon as it is done.
 
     Args:
-        tasks: by name; what they will ask has been checked.
+        tasks: by name; they have been checked.
         model: the model.
-        environment: in which it runs.
+        environment: description of the environment, for the results.
         on_task: called after each task.
     """
     results = {}
@@ -35,7 +35,7 @@ def run(tasks: Mapping[str, Task], model: CachingModel, environment: Mapping[str
 
 
 def with_unique_ids(items: Iterable[Item]) -> list[Item]:
-    """The items with unique ids, by which evaluations are compared: an id that comes again gets a number."""
+    """The items with unique ids, by which evaluations are compared: a repeated id gets a number."""
     seen: Counter[str] = Counter()
     result = []
     for item in items:

@@ -1,4 +1,4 @@
-"""What a task is. A new one is a new file in `inscp/evaluation/tasks`, or any class that a configuration names."""
+"""The task interface. A new one is a new file in `inscp/evaluation/tasks`, or any class that a configuration names."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from inscp.records import Generation, Role, Turn
 
 
 class Task(ABC):
-    """One thing that is measured. A subclass is a dataclass whose fields are the keys of a configuration.
+    """One measurement. A subclass is a dataclass whose fields are configuration keys.
 
     Attributes:
-        version: raised when the same answers get other scores.
+        version: incremented when the same answers get other scores.
         source: where the measure is defined.
-        licence: of the prompts that it takes by default.
-        needs_likelihoods: it cannot be measured by answers alone, which are all that a server gives.
+        licence: licence of its default prompts.
+        needs_likelihoods: whether answers alone, which are all that a server provides, do not suffice.
     """
 
     version: ClassVar[int] = 1
@@ -32,38 +32,38 @@ class Task(ABC):
 
     @property
     def chats(self) -> bool:
-        """Whether it asks in the model's chat template, which it cannot do without."""
+        """Whether it needs the model's chat template."""
         return False
 
     @property
     def by(self) -> str:
-        """The model that judges the answers, where it is not the task's own."""
+        """The model that judges the answers, if not the task's default; else empty."""
         return ""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it is configured, and where its measure and its prompts come from: plain values."""
+        """Its configuration, and the sources of its measure and prompts, as plain values."""
         return {"source": self.source, "licence": self.licence, **asdict(self)}  # type: ignore[call-overload]
 
     @property
     def item_metrics(self) -> Sequence[str]:
-        """The metrics that may be means over its items, as far as its configuration shows; * stands for any text."""
+        """The metrics that may be means over its items, as far as its configuration shows; * matches any text."""
         return ["*"]
 
     @abstractmethod
     def check(self) -> None:
-        """Read what will be asked, before a model is loaded.
+        """Read the prompts before a model is loaded.
 
         Raises:
-            UserError: it is not there, or not as it has to be.
+            UserError: they are missing or invalid.
         """
 
     @abstractmethod
     def items(self, model: CachingModel) -> Sequence[Item]:
-        """Ask the model, and score each answer."""
+        """Prompt the model, and score each answer."""
 
     def metrics(self, items: Sequence[Item]) -> dict[str, Metric]:
-        """What the items come to."""
+        """The metrics of the items."""
         return means(items)
 
 
@@ -92,7 +92,7 @@ class Prompted(Task):
         return self.chat
 
     def rows(self) -> list[tuple[str, Row]]:
-        """The rows that are asked, with their positions.
+        """The rows to prompt with, and their positions.
 
         Raises:
             UserError: there are none, or no row has a field of `leave_out`.
@@ -120,7 +120,7 @@ class Prompted(Task):
         rows = self.rows()
         role: Role = "user" if self.chat else "document"
         texts = [text_of(position, row, [self.prompt_field]) for position, row in rows]
-        # A space at the end of a text would be a token of its own, behind which no model can write its usual words.
+        # A trailing space would be a separate token, after which no model can write its usual words.
         asked = [(Turn(role, text if self.chat else text.rstrip()),) for text in texts]
         answers = model.generate(type(self).__name__, asked, self.max_new_tokens)
         values = self.values([row for _, row in rows], answers)
@@ -131,4 +131,4 @@ class Prompted(Task):
 
     @abstractmethod
     def values(self, rows: Sequence[Row], answers: Sequence[Generation]) -> Sequence[Mapping[str, bool | float]]:
-        """What each answer is worth: metric -> value."""
+        """The scores of each answer: metric -> value."""

@@ -1,1 +1,1 @@
-"""Whole studies as files: arms x languages x budgets x seeds, run once each, and what they come to."""
+"""Studies defined in files: arms x languages x budgets x seeds, each run once, and their reports."""

@@ -1,4 +1,4 @@
-"""What a report is about, above its tables: what all rows share, what each arm changes, and words that need saying."""
+"""The part of a report above its tables: what all rows have in common, what each arm changes, and terms."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ _MADE = {
     PRECISION: "precision of training",
     MADE_WITH: "versions of training",
 }
-"""Conditions of a training -> what the report calls them."""
+"""Conditions of a training run -> their names in the report."""
 _NO_SETTINGS = ("source", "licence")
 _WORDS = {
     "well-formed": "not empty, without loops, and not a copy of the prompt",
@@ -28,10 +28,10 @@ _WORDS = {
 
 
 def setting(comparisons: Sequence[Comparison]) -> dict[str, str]:
-    """What the rows share: name -> value, and behind it what some rows have in its place.
+    """What the rows have in common: name -> value, followed by the values of rows that differ.
 
     Args:
-        comparisons: language by language; their rows of one name are taken for one.
+        comparisons: one per language; rows of the same name are treated as one.
     """
     evaluated = [one for of in comparisons for one in of.evaluated]
     environments = [one.results.environment for one in evaluated]
@@ -53,7 +53,7 @@ def setting(comparisons: Sequence[Comparison]) -> dict[str, str]:
 
 
 def asked_otherwise(comparison: Comparison) -> dict[str, str]:
-    """Rows -> in what their tasks' configurations differ from those of the first row that has the task."""
+    """Row -> how its tasks' configurations differ from those of the first row that has the task."""
     first: dict[str, Results] = {}
     found: dict[str, str] = {}
     for one in comparison.evaluated:
@@ -65,7 +65,7 @@ def asked_otherwise(comparison: Comparison) -> dict[str, str]:
 
 
 def _tasks(comparisons: Iterable[Sequence[Evaluated]]) -> dict[str, str]:
-    """Task -> how many items it asks of what, in each comparison that asks otherwise."""
+    """Task -> its number of items and its settings, once for each distinct variant among the comparisons."""
     found: dict[str, dict[str, None]] = {}
     for evaluated in comparisons:
         first = {name: one.results for one in reversed(evaluated) for name in one.results.tasks}
@@ -76,19 +76,19 @@ def _tasks(comparisons: Iterable[Sequence[Evaluated]]) -> dict[str, str]:
 
 def _asked(name: str, results: Results) -> str:
     task, settings = results.tasks[name], results.environment.get("settings", {}).get(name, {})
-    told = {key: value for key, value in settings.items() if key not in _NO_SETTINGS}
-    return ", ".join(filter(None, [f"{task.kind}, {task.n:,} items", _inline(_given(told))]))
+    given = {key: value for key, value in settings.items() if key not in _NO_SETTINGS}
+    return ", ".join(filter(None, [f"{task.kind}, {task.n:,} items", _inline(_given(given))]))
 
 
 def _given(value: Any) -> Any:
-    """Without keys that nothing is given for."""
+    """A value without the keys that are not set."""
     if isinstance(value, Mapping):
         return {key: _given(inner) for key, inner in value.items() if inner is not None}
     return value
 
 
 def arms(study: Study, measured: Iterable[str]) -> dict[str, str]:
-    """Arm -> what it does and what it changes, of those that were measured."""
+    """Arm -> what it does and what it changes, for the arms that were measured."""
     known = set(measured)
     return {name: _arm(study, name) for name in study.arms if name in known}
 
@@ -103,7 +103,7 @@ def _arm(study: Study, name: str) -> str:
 
 
 def words(sections: Sequence[Section]) -> dict[str, dict[str, str]]:
-    """Those that stand in the tables and that nothing explains there, under their title; empty where there are none."""
+    """The terms that the tables use without explaining them, under a title; empty if there are none."""
     said = "\n".join(cell for section in sections for grid in section.grids for line in (grid.head, *grid.rows)
                      for cell in (line if line is grid.head else line[:1]))  # fmt: skip
     found = {word: what for word, what in _WORDS.items() if re.search(rf"(?<![\w-]){word}(?![\w-])", said)}
@@ -111,6 +111,6 @@ def words(sections: Sequence[Section]) -> dict[str, dict[str, str]]:
 
 
 def _inline(values: Mapping[str, Any]) -> str:
-    """As short YAML."""
+    """A mapping as short YAML."""
     text = yaml.safe_dump(dict(values), default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
     return text.strip()[1:-1]

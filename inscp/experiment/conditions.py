@@ -1,4 +1,4 @@
-"""Under which conditions models were made and asked: what all share, and in what some or their seeds differ."""
+"""The conditions under which models were made and evaluated, and how they differ between rows and seeds."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,16 +10,16 @@ if TYPE_CHECKING:  # it imports torch, which `compare` does without
 
 PRECISION, OF_ANSWERS, MADE_WITH, VERSIONS = "precision", "precision of answers", "made with", "versions"
 _DRAWN = ("seed", "steps", "passes", "models")
-"""What is said of a training or a merge that another seed may change."""
-_LONGEST = 60  # letters of a value, where several stand in a line
+"""Facts of a training run or a merge that may change with the seed."""
+_LONGEST = 60  # characters per value, if several are on a line
 
 
 def conditions(results: Results, origin: "Origin | None") -> dict[str, str]:
-    """What may decide the figures, and no seed does: name -> value, of several stages all of them.
+    """The conditions that may affect the figures and do not depend on the seed: name -> value, for all stages.
 
     Args:
-        results: of the evaluation.
-        origin: how the model was made; None of one that was not made here.
+        results: results of the evaluation.
+        origin: how the model was made; None if it was not made here.
     """
     stages: dict[str, list[str]] = {}
     for stage in origin.stages if origin else []:
@@ -32,7 +32,7 @@ def conditions(results: Results, origin: "Origin | None") -> dict[str, str]:
 
 
 def differing(seeds: Sequence[Mapping[str, str]]) -> str:
-    """In what the conditions of seeds differ, with the values; what was not told of all of them does not count."""
+    """How the conditions of seeds differ, with the values; conditions that are not known for all are ignored."""
     found = {name: dict.fromkeys(of.get(name, "") for of in seeds) for name in seeds[0]}
     return "; ".join(
         f"{name} ({', '.join(map(_cut, values))})"
@@ -42,7 +42,7 @@ def differing(seeds: Sequence[Mapping[str, str]]) -> str:
 
 
 def by_rows(values: Iterable[tuple[str, str]]) -> str:
-    """The value that most rows have, then each other one with the rows that have it; empty ones do not count."""
+    """The most frequent value, then each other value with its rows; empty values are ignored."""
     rows: dict[str, dict[str, None]] = {}
     for value, row in values:
         if value:
@@ -52,7 +52,7 @@ def by_rows(values: Iterable[tuple[str, str]]) -> str:
 
 
 def other_settings(before: Results, after: Results, task: str) -> Iterator[str]:
-    """What of a task's configuration differs: its numbers may differ for that reason alone."""
+    """The differences in a task's configuration, which may alone explain different numbers."""
     one, other = (results.environment.get("settings", {}).get(task, {}) for results in (before, after))
     for name in {**one, **other}:
         values = one.get(name), other.get(name)

@@ -1,4 +1,4 @@
-"""Configurations as plain values: what differs from a base, and a digest of all that decides what comes out."""
+"""Configurations as plain values: changes to a base, and digests of everything that determines the outcome."""
 
 import hashlib
 import json
@@ -16,21 +16,21 @@ from inscp.yaml_file import read_yaml
 
 Config = dict[str, Any]
 Contents = Mapping[str, str]
-"""Digests of what files and folders hold, by how a configuration names them."""
+"""Digests of the contents of files and folders, by their names in a configuration."""
 
 LAYOUT = ("model.activation_checkpointing", "model.compile", "model.attn_implementation", "data.num_workers")
-"""Keys of a training that say how it is computed and not what: another value is the same training."""
+"""Training keys that affect how a run is computed, but not what: with another value it is the same run."""
 
 
 def read_configs(paths: Sequence[str], fix: str = "Give a configuration of fit or evaluate.") -> Config:
-    """Configuration files, the later over the earlier.
+    """Read configuration files; later files override earlier ones.
 
     Args:
-        paths: of the files.
-        fix: what to do about one that holds no keys.
+        paths: paths of the files.
+        fix: advice for a file that holds no keys.
 
     Raises:
-        UserError: one is not there, no YAML mapping, or has a key twice.
+        UserError: a file is missing, is not a YAML mapping, or has a key twice.
     """
     whole: Config = {}
     for path in paths:
@@ -39,10 +39,10 @@ def read_configs(paths: Sequence[str], fix: str = "Give a configuration of fit o
 
 
 def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
-    """`base` with other values. Sections are merged key by key; one of another class takes the old one's place.
+    """`base` with other values. Sections are merged key by key; a section of another class replaces the old one.
 
     Args:
-        base: is left as it is.
+        base: is not modified.
         changes: keys may be dotted (`data.tagger`).
     """
     result = dict(base)
@@ -68,7 +68,7 @@ def _laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
 
 
 def without(config: Mapping[str, Any], *dotted: str) -> Config:
-    """`config` without some of its keys, and without sections that have no other."""
+    """`config` without some of its keys, and without sections that become empty."""
     result = dict(config)
     for name in dotted:
         section, _, key = name.partition(".")
@@ -80,11 +80,11 @@ def without(config: Mapping[str, Any], *dotted: str) -> Config:
 
 
 def digest(*parts: Any, known: Contents = MappingProxyType({})) -> str:
-    """Of plain values, and of the contents of every file and folder that a text in them names.
+    """A digest of plain values, and of the contents of every file and folder that a text in them names.
 
     Args:
         parts: the values.
-        known: digests of files that are not here.
+        known: digests of files that are not on this machine.
     """
     contents = {**known, **contents_of(*parts)}
     found = [json.dumps(parts, sort_keys=True, default=str)]
@@ -93,27 +93,27 @@ def digest(*parts: Any, known: Contents = MappingProxyType({})) -> str:
 
 
 def contents_of(*parts: Any) -> dict[str, str]:
-    """A digest of what each file and folder holds that a text in plain values names, by that text."""
+    """A digest of the contents of each file and folder that a text in plain values names, by that text."""
     here = Path.cwd()
     found = {text: _contents(text, here) for text in texts(parts, _NO_PATHS, but_whole=["fields"])}
     return {text: contents for text, contents in found.items() if contents}
 
 
 _NO_LINES = ("class_path", "language", "languages")
-"""Keys whose texts have no line in a digest; every other text has one, empty where it names no file."""
+"""Keys whose texts have no line in a digest; every other text has one, empty if it names no file."""
 _NO_PATHS = (*_NO_LINES, "benchmark", "loss", "method", "on_bad_record", "pairs", "prompt_field", "schedule", "system",
              "tagger")  # fmt: skip
-"""Keys of texts that name no file, whatever lies in the current folder, as those of `fields` are names of fields."""
+"""Keys whose texts name no file, whatever is in the current folder; those of `fields` are names of fields."""
 
 
 @cache
 def _contents(text: str, folder: Path) -> str:
-    """A digest of what a path in a folder holds, every file whole; empty for any other text."""
+    """A digest of the contents of a path in a folder, including all files inside; empty for any other text."""
     try:
         path = folder / local_path(text.removeprefix(REMOTE_CODE))
         if not text or not path.exists():
             return ""
-    except (OSError, RuntimeError, ValueError):  # too long, or nobody's home
+    except (OSError, RuntimeError, ValueError):  # too long a name, or the home of an unknown user
         return ""
     whole = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -1,4 +1,4 @@
-"""What the arms of a study have cost, what they would cost at another size, and how long what is left will take."""
+"""The cost of a study's arms, as measured and at other model sizes, and the time that the remaining runs will take."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -19,28 +19,28 @@ from inscp.pretrained import empty_model
 
 _SIZES = {"8 B": 8e9, "70 B": 70e9}
 _BEGIN = 15.0
-"""Seconds that a command takes until its first step, from which its cost is counted."""
+"""Seconds until the first step of a command, where the cost starts to be counted."""
 _MEASURES = ("tokens", "flops", "device_hours", "energy_kwh", "money", "co2_kg")
 
 
 def training_cost(at: Place) -> Cost | None:
-    """Of all the trainings behind a model; None where none was counted."""
+    """The cost of all training runs that led to a model; None if none was counted."""
     found = [Cost(**stage.cost) for stage in (at.origin.stages if at.origin else []) if stage.cost]
     return reduce(add, found) if found else None
 
 
 def evaluation_cost(at: Place) -> Cost | None:
-    """Of the evaluation; None where it was not counted."""
+    """The cost of the evaluation; None if it was not counted."""
     cost = Results.read(at.results).environment.get("cost") if at.results.is_file() else None
     return Cost(**cost) if cost else None
 
 
 def cost_grids(rows: Mapping[str, Sequence[Place]], stages: Mapping[str, Stage]) -> list[Grid]:
-    """What each row has cost, a mean over its seeds, and what its trainings would cost at other sizes.
+    """The cost of each row, a mean over its seeds, and of the same training at other model sizes.
 
     Args:
-        rows: the runs of each.
-        stages: by name, that are not run.
+        rows: row -> its runs.
+        stages: stages that are not run, by name.
     """
     found = {row: [cost for at in places if (cost := training_cost(at))] for row, places in rows.items()}
     trained = {row: costs for row, costs in found.items() if costs}
@@ -68,13 +68,13 @@ def _evaluation_hours(places: Sequence[Place]) -> str:
     return _number(fmean(found)) if found else "–"
 
 
-_Trainings = Sequence[tuple[float, float]]  # tokens, and the forward passes that each of them costs
+_Trainings = Sequence[tuple[float, float]]  # (tokens, forward passes per token) of each run
 
 
 def _trainings(
     rows: Mapping[str, Sequence[Place]], tokens: Mapping[str, float], stages: Mapping[str, Stage]
 ) -> Iterator[tuple[str, _Trainings]]:
-    """Each row's trainings, and behind it the same with each stage that would follow them."""
+    """Each row's training runs, followed by the same with each stage that would come after them."""
     for row, count in tokens.items():
         run: _Trainings = [(count, rows[row][0].run.passes)]
         yield row, run
@@ -90,7 +90,7 @@ def _projected(trainings: Mapping[str, _Trainings]) -> Grid:
     for row, of in trainings.items():
         cells = [row, f"{sum(tokens for tokens, _ in of):,.0f}"]
         passes_of_tokens = sum(passes * tokens for tokens, passes in of)
-        for parameters in _SIZES.values():  # attention's own products are below 3 % of 8 B at 2,048 tokens a row
+        for parameters in _SIZES.values():  # attention scores add less than 3 % at 8 B and 2,048 tokens per row
             flops = 2 * parameters * passes_of_tokens
             cells += [_number(flops), _number(device.hours(flops))]
         rows.append(cells)
@@ -110,43 +110,43 @@ def _number(value: float) -> str:
 
 
 class Forecast:
-    """How long runs take: as those that are done, else by formula.
+    """How long runs take: as the finished ones did, else by formula.
 
     Args:
-        places: of all the runs of a study.
+        places: places of all runs of a study.
     """
 
     def __init__(self, places: Sequence[Place]) -> None:
         trained = [cost for at in places if (cost := training_cost(at)) and cost.tokens]
         evaluated = [cost for at in places if (cost := evaluation_cost(at))]
-        self._second_a_token = median(c.wall_seconds / c.tokens for c in trained) if trained else None
+        self._seconds_per_token = median(c.wall_seconds / c.tokens for c in trained) if trained else None
         self._evaluation = median(c.wall_seconds for c in evaluated) if evaluated else None
         self._evaluates = any(at.run.evaluate for at in places)
 
     @property
     def knows_evaluations(self) -> bool:
-        """Whether it can tell how long evaluations take, where there are some."""
+        """Whether the duration of evaluations is known, or there are none."""
         return self._evaluation is not None or not self._evaluates
 
     def seconds(self, at: Place) -> float | None:
-        """Of what is left of a run: its training, and its evaluation if another is done; None if nothing is known."""
+        """The remaining time of a run: its training, and its evaluation if another is finished; None if unknown."""
         run, training = at.run, 0.0
         if run.evaluate and self._evaluation is None and (at.model or not run.trains):
             return None
         if run.trains and at.model is None:
             if run.budget is None:
                 return None
-            if self._second_a_token is None:
-                self._second_a_token = _second_a_token(run.original)
-            training = run.budget * self._second_a_token
+            if self._seconds_per_token is None:
+                self._seconds_per_token = _seconds_per_token(run.original)
+            training = run.budget * self._seconds_per_token
             if not training:
                 return None
         begins = _BEGIN * (bool(run.command and at.model is None) + bool(run.evaluate))
         return begins + training + (self._evaluation or 0.0) * bool(run.evaluate)
 
 
-def _second_a_token(original: str) -> float:
-    """By the FLOPs of a training and the rate of a large matrix product here, of which half is reached."""
+def _seconds_per_token(original: str) -> float:
+    """From the FLOPs of training and half the measured rate of a large matrix multiplication on this machine."""
     try:
         size = ModelSize.of(empty_model(original, inference_dtype()))
     except UserError:  # no network, say

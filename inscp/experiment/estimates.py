@@ -1,9 +1,9 @@
-"""How a metric differs between two evaluations, or two arms of several seeds: intervals over seeds and items.
+"""How a metric differs between two evaluations, or two arms with several seeds: intervals over seeds and items.
 
-Two variances add up: that of the items, by how much each moves the mean over the seeds, and that between the seeds,
-with as many degrees of freedom as there are seeds less one, so that two seeds that disagree say little. The degrees of
-freedom of the sum are themselves estimated from those few: where seeds matter a few times as much as items, intervals
-over two seeds hold the truth in 87 of 100 cases and over three in 91, by simulation; over five they do as they say.
+Two variances add up: that of the items, from each item's influence on the mean over the seeds, and that between the
+seeds, with one degree of freedom less than there are seeds, so that two seeds that disagree say little. The degrees of
+freedom of the sum are themselves estimated from those few: if seeds matter a few times as much as items, intervals over
+two seeds cover the truth in 87 of 100 cases and over three in 91, by simulation; over five, coverage is nominal.
 """
 
 import math
@@ -36,7 +36,7 @@ class Sample:
 
     Attributes:
         values, weights: float64 [seeds, items]; an item without the metric weighs 0.
-        is_share: whether it counts something.
+        is_share: whether it is a fraction of items.
     """
 
     values: np.ndarray
@@ -49,11 +49,11 @@ class Difference:
     """How a metric differs between two models on the same items.
 
     Attributes:
-        before, after: of the two.
-        change: after - before, with its 95 % interval; `n` is that of the one with fewer items.
-        p: of no change, two-sided: for shares of the same items of one seed each McNemar's exact one (McNemar 1947),
-            else by the t that the interval is from.
-        seeds: in which it has a value, of the one that has more.
+        before, after: the two values.
+        change: after - before, with its 95 % interval; `n` is that of the model with fewer items.
+        p: two-sided p-value of no change: McNemar's exact test (McNemar 1947) for fractions of the same items with one
+            seed each, else the t-test that matches the interval.
+        seeds: number of seeds with a value, for the model that has more.
     """
 
     before: float
@@ -68,16 +68,16 @@ class Difference:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the interval does not hold 0."""
+        """Whether the interval excludes 0."""
         low, high = self.change.interval
         return low > 0 or high < 0
 
     def digits(self, fewest: int, scale: float = 1.0) -> int:
-        """Behind the point: up to two more than `fewest`, where a sure change or an end of it would be shown as 0.
+        """Decimals to show: up to two more than `fewest`, if a significant change or interval end would be shown as 0.
 
         Args:
-            fewest: that are shown.
-            scale: of what is shown, 100 for points.
+            fewest: minimum number of decimals.
+            scale: scale of the shown number, 100 for percentage points.
         """
         numbers = (self.change.value, *self.change.interval) if self.is_sure else ()
         enough = (digits for digits in (fewest, fewest + 1) if all(round(scale * one, digits) for one in numbers))
@@ -85,7 +85,7 @@ class Difference:
 
 
 def signed(value: float, digits: int) -> str:
-    """A change with its sign; of one that is shown as 0 none."""
+    """A change with its sign; without a sign if it is shown as 0."""
     rounded = round(value, digits)
     return f"{rounded:+,.{digits}f}" if rounded else f"{0:.{digits}f}"
 
@@ -94,8 +94,8 @@ def samples(seeds: Sequence[Sequence[Sequence[Item]]], metric: str) -> list[Samp
     """One metric of several arms over the same items.
 
     Args:
-        seeds: of each arm, of each of its seeds, the items.
-        metric: its name.
+        seeds: for each arm, the items of each of its seeds.
+        metric: name of the metric.
     """
     tables = [[{item.id: item for item in items} for items in arm] for arm in seeds]
     ids = [id for id in tables[0][0] if all(id in table for arm in tables for table in arm)]
@@ -111,7 +111,7 @@ def _sample(seeds: Sequence[Mapping[str, Item]], ids: Sequence[str], metric: str
 
 
 def mean(sample: Sample) -> Metric:
-    """Over items and seeds, with a 95 % interval; of a share never narrower than one seed's items would give."""
+    """The mean over items and seeds, with a 95 % interval; for a fraction never narrower than that of one seed."""
     n = int((sample.weights > 0).any(0).sum())
     of_seeds, influences = linearised(sample.values, sample.weights)
     value = float(np.nanmean(of_seeds))
@@ -120,18 +120,18 @@ def mean(sample: Sample) -> Metric:
     spread = _Spread(items_variance(_influence(influences), n), n - 1, *_seeds_variance(of_seeds))
     low, high = clipped_to_range(sample.values, value - spread.half_width, value + spread.half_width)
     if sample.is_share:
-        # Where all items agree they have no variance, and an interval by it would have no width.
+        # If all items agree they have no variance, which would give an interval of no width.
         least, most = wilson(value, _effective(sample))
         low, high = min(low, least), max(high, most)
     return Metric(value, (low, high), n)
 
 
 def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
-    """How a metric changes between two arms, paired by item; one that only some answers have is each arm's own mean.
+    """How a metric changes between two arms, paired by item; if only some answers have it, each arm has its own mean.
 
     Args:
-        before, after: over the same items.
-        same_seeds: pair the seeds too, which are the same ones in the same order.
+        before, after: samples over the same items.
+        same_seeds: pair the seeds too, which must be the same ones in the same order.
     """
     (old, of_old), (new, of_new) = (linearised(sample.values, sample.weights) for sample in (before, after))
     one, other = float(np.nanmean(old)), float(np.nanmean(new))
@@ -143,14 +143,14 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
     of_items = items_variance(_influence(of_new) - _influence(of_old), n)
     spread = _Spread(of_items, n - 1, *_seeds_variance(*paired))
     change, is_share = other - one, before.is_share and after.is_share
-    # Few items say little, even where all agree.
+    # Few items say little, even if all agree.
     fewest = min(map(_effective, (before, after)))
     half_width = max(spread.half_width, zero_share_upper_bound(fewest) if is_share else 0.0)
-    if half_width < _ROUNDING < abs(change):  # all items change by the same, and how others would is not known
+    if half_width < _ROUNDING < abs(change):  # all items change by the same amount, which says nothing about others
         half_width = math.nan
     low, high = change - half_width, change + half_width
     interval = (max(-1.0, low), min(1.0, high)) if is_share else (low, high)
-    # Items may weigh more than others, and those that weigh nothing in one arm alone lack the metric there.
+    # Weights may differ between items, and an item that weighs nothing in one arm only lacks the metric there.
     weights = set(zip(before.weights.flat, after.weights.flat, strict=False)) - {(0.0, 0.0)}
     is_exact = is_share and len(old) == len(new) == 1 == len(weights)
     p = spread.p(change)
@@ -160,16 +160,16 @@ def difference(before: Sample, after: Sample, same_seeds: bool) -> Difference:
 
 
 def perplexity_difference(loss: Difference) -> Difference:
-    """How a perplexity changes, by how its loss does: the interval is that of the ratio, from the perplexity before."""
+    """How a perplexity changes, from the change of its loss: the interval is the ratio's, scaled by `before`."""
     before, after = math.exp(loss.before), math.exp(loss.after)
     low, high = (before * math.expm1(end) for end in loss.change.interval)
     return replace(loss, before=before, after=after, change=Metric(after - before, (low, high), loss.n))
 
 
 def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Difference]:
-    """Metric -> how it differs between two evaluations, over the items that both were asked.
+    """Metric -> how it differs between two evaluations, over the items of both.
 
-    Of losses and perplexities those over the same tokens.
+    Losses and perplexities are compared only if they are over the same tokens.
     """
     both = {item.id for item in before} & {item.id for item in after}
     names = [dict.fromkeys(name for item in items if item.id in both for name in item.values)
@@ -182,11 +182,11 @@ def differences(before: Sequence[Item], after: Sequence[Item]) -> dict[str, Diff
 
 
 def is_cut_alike(evaluations: Iterable[Iterable[Item]], loss: str) -> bool:
-    """Whether the tokenizers make as many tokens of each held-out text, over which its loss is a mean.
+    """Whether the tokenizers give each held-out text, over whose tokens its loss is a mean, the same number of tokens.
 
     Args:
-        evaluations: their items.
-        loss: of a held-out set.
+        evaluations: the items of each.
+        loss: name of a held-out set's loss.
     """
     counts: dict[str, set[float]] = {}
     for item in (item for items in evaluations for item in items if loss in item.weights):
@@ -196,7 +196,7 @@ def is_cut_alike(evaluations: Iterable[Iterable[Item]], loss: str) -> bool:
 
 @dataclass(frozen=True)
 class _Spread:
-    """Two sources of error of a mean: which items were asked, and which seeds were drawn.
+    """Two sources of error of a mean: the choice of items, and that of random seeds.
 
     Attributes:
         items, seeds: variances of the mean.
@@ -210,38 +210,38 @@ class _Spread:
 
     @property
     def _freedom(self) -> float:
-        """Of the sum of both (Satterthwaite 1946)."""
+        """Degrees of freedom of the sum of both (Satterthwaite 1946)."""
         parts = [(self.items, self.items_freedom), (self.seeds, self.seeds_freedom)]
         below = sum(variance**2 / freedom for variance, freedom in parts if variance)
         return (self.items + self.seeds) ** 2 / below if below else 1.0
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval."""
+        """Half the width of the 95 % interval."""
         return float(scipy_stats().t.ppf(0.975, self._freedom) * math.sqrt(self.items + self.seeds))
 
     def p(self, change: float) -> float:
-        """Two-sided, of no change."""
+        """The two-sided p-value of no change."""
         error = math.sqrt(self.items + self.seeds)
-        if abs(change) < _ROUNDING:  # of what cancels out, error and change are what rounding leaves
+        if abs(change) < _ROUNDING:  # what remains of error and change is rounding
             return 1.0
-        if error < _ROUNDING:  # all items change by the same: of n signs that agree no test is surer
+        if error < _ROUNDING:  # all items change by the same amount: the p-value of n equal signs
             return float(2.0**-self.items_freedom)
         return float(2 * scipy_stats().t.sf(abs(change) / error, self._freedom))
 
 
 def _seeds_variance(*arms: np.ndarray) -> tuple[float, float]:
-    """Variance of the (difference of) means that comes from the seeds, and its degrees of freedom."""
+    """Variance of a mean (or a difference of means) due to the seeds, and its degrees of freedom."""
     found = [of[~np.isnan(of)] for of in arms]
     several = [of for of in found if len(of) > 1]
     return sum(float(of.var(ddof=1)) / len(of) for of in several), sum(len(of) - 1 for of in several) or 1
 
 
 def _influence(of_seeds: np.ndarray) -> np.ndarray:
-    """float64 [items]: on the mean over the seeds that have a value."""
+    """float64 [items]: influence on the mean over the seeds that have a value."""
     return np.asarray(np.nanmean(of_seeds, axis=0))
 
 
 def _effective(sample: Sample) -> float:
-    """Items of one weight that say as much as those of all seeds together."""
+    """The effective number of equally weighted items over all seeds."""
     return effective_sample_size(sample.weights.max(0))

@@ -1,7 +1,7 @@
-"""What a study wants, and which arm comes nearest to it: chosen by one half of the items, reported by the other.
+"""The goals of a study, and the arm that comes nearest: selected on one half of the items, reported on the other.
 
-An arm that is chosen by a measurement looks better in it than it is; what had no part in choosing
-says how good it is.
+An arm that is selected by a measurement looks better in it than it is; only items that had no part in the selection
+show how good it is.
 """
 
 import math
@@ -15,9 +15,9 @@ from inscp.experiment.page import Grid, shown, with_seeds
 from inscp.experiment.tables import Cell, Column, Comparison
 
 _NONE = Cell(Metric(math.nan, (math.nan, math.nan), 0), 0, True)
-"""Of what was not measured."""
+"""The cell of a metric that was not measured."""
 _LITTLE = 1e-9
-"""Taken for zero, where ratios are multiplied."""
+"""Replaces zero where ratios are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,28 @@ class Goal:
             raise UserError(f"goals: {self.metric}", "it needs exactly one bound, above 0", "Give at_least or at_most.")
 
     def metric_in(self, language: str) -> str:
-        """Its metric in one of the study's languages."""
+        """Its metric for one of the study's languages."""
         return self.metric.replace("{language}", language)
 
     def bound(self, reference: float) -> float:
-        """The bound itself."""
+        """The bound as a number."""
         given = self.at_most if self.at_least is None else self.at_least
         assert given is not None
         return given * reference if self.times_reference else given
 
     def is_reached(self, value: float, reference: float) -> bool:
-        """Whether a value is as it should be; NaN never is, and a multiple of nothing takes something."""
+        """Whether a value reaches the goal; NaN never does, nor does 0 for a lower bound of 0."""
         bound = self.bound(reference)
         if self.at_most is not None:
             return value <= bound
         return value >= bound and not value == bound == 0
 
     def margin(self, value: float, reference: float, least: tuple[float, float] = (_LITTLE, _LITTLE)) -> float:
-        """How far it is reached, as a ratio: 1 just so, more beyond, less where it is missed; finite and above 0.
+        """How far it is reached, as a ratio: 1 if just reached, more beyond, less if missed; finite and above 0.
 
         Args:
-            value, reference: as they were measured; what is negative or NaN has no ratio.
-            least: what each of them counts as at least: of a share half an item, as more items might have shown one.
+            value, reference: as measured; negative values and NaN have no ratio.
+            least: the least that each counts as: for a fraction half an item, as more items might have shown one.
         """
         is_reached = self.is_reached(value, reference)
         if not (value >= 0 and self.bound(reference) >= 0):
@@ -76,12 +76,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class _Scored:
-    """One row against all goals.
+    """One row measured against all goals.
 
     Attributes:
-        cells: of each goal.
-        reached: whether each is.
-        margins: how far each is that some row has measured, as a ratio: 1 just so.
+        cells: one per goal.
+        reached: whether each goal is reached.
+        margins: how far each goal that some row has measured is reached, as a ratio: 1 if just reached.
         before: the reference's cells.
     """
 
@@ -92,7 +92,7 @@ class _Scored:
 
     @property
     def rank(self) -> tuple[int, float, float]:
-        """More goals, then the nearer of those that are missed by most, then the ratios of all multiplied."""
+        """Goals reached, then the ratio of the worst miss, then the product of all ratios; more is better."""
         return sum(self.reached), min([1.0, *self.margins]), math.prod(self.margins)
 
     @property
@@ -107,13 +107,13 @@ class _Scored:
 def goal_grids(
     comparison: Comparison, goals: Sequence[Goal], language: str, tokens: Mapping[str, int | None]
 ) -> list[Grid]:
-    """The rows by the half of the items that chooses, and the chosen one by the other half.
+    """The rows on the selection half of the items, and the selected one on the test half.
 
     Args:
         comparison: of one language.
-        goals: what is wanted; none gives no grids. Multiples of a reference that was not measured are left out.
-        language: of the comparison.
-        tokens: row -> tokens of its trainings, None where one takes all there are. Of these rows one is chosen.
+        goals: the goals; none gives no grids. Multiples of a reference that was not measured are left out.
+        language: language of the comparison.
+        tokens: row -> tokens of its training runs, None if one uses all data. One of these rows is selected.
     """
     trained = [row for row in comparison.by_row if row in tokens]
     if comparison.reference not in comparison.by_row:
@@ -122,7 +122,9 @@ def goal_grids(
         return []
     halves = [comparison.half(number) for number in (0, 1)]
     both = Comparison([one for half in halves for one in half.evaluated], comparison.reference)
-    columns = [both.column(goal.metric_in(language)) for goal in goals]  # what few items have, one half may lack
+    columns = [
+        both.column(goal.metric_in(language)) for goal in goals
+    ]  # one half may lack a metric that few items have
     choosing, other = (_scored(half, goals, columns) for half in halves)
     chosen = max(trained, key=lambda row: choosing[row].rank)
     labels = [column.label for column in columns]
@@ -176,7 +178,7 @@ def _over_other_tokens(comparison: Comparison, columns: Sequence[Column]) -> Ite
 
 
 def _least(cell: Cell) -> float:
-    """What a cell counts as at least: none among few items does not mean none at all."""
+    """The least that a cell counts as: none among few items does not mean none at all."""
     return 0.5 / cell.metric.n if cell.is_share and cell.metric.n else _LITTLE
 
 

@@ -1,4 +1,4 @@
-"""The curves of a training, as its MLflow run has kept them."""
+"""The curves of a training run, read from MLflow."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class History:
-    """One training.
+    """The history of one training run.
 
     Attributes:
         curves: measure -> (tokens, value) in order.
-        tokenizer: a digest of the model's own: losses a token are comparable where it is the same.
+        tokenizer: digest of the model's tokenizer: per-token losses are comparable if it is the same.
     """
 
     curves: Mapping[str, Curve]
@@ -30,10 +30,10 @@ class History:
 
     @classmethod
     def of(cls, model: Path) -> "History":
-        """Of the training that made a model, by its exported folder."""
+        """The history of the run that trained a model, from its exported folder."""
         file = model / "tokenizer.json"
         tokenizer = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        tokenizer |= {"padding": None, "truncation": None}  # which is how it was called last
+        tokenizer |= {"padding": None, "truncation": None}  # which only record its last call
         return cls(curves(model), hashlib.blake2b(json.dumps(tokenizer).encode()).hexdigest())
 
 
@@ -41,11 +41,11 @@ def side_by_side(histories: Mapping[str, History]) -> tuple[dict[str, dict[str, 
     """Curves that can be drawn together, and the rows whose losses are not among them.
 
     Args:
-        histories: row -> its training.
+        histories: row -> its history.
 
     Returns:
-        measure -> row -> its curve, and the rows of another tokenizer than most rows, whose tokens are other pieces of
-        text.
+        measure -> row -> its curve, and the rows with another tokenizer than most rows, whose per-token losses are not
+        comparable.
     """
     tokenizers = [of.tokenizer for of in histories.values()]
     most = max(tokenizers, key=tokenizers.count, default="")
@@ -59,7 +59,7 @@ def side_by_side(histories: Mapping[str, History]) -> tuple[dict[str, dict[str, 
 
 
 def curves(model: Path) -> Mapping[str, Curve]:
-    """Measure -> (tokens, value) in order, of the training that made a model; empty where no store has it.
+    """Measure -> (tokens, value) in order, for the run that trained a model; empty if no store has it.
 
     Args:
         model: the exported folder.
@@ -69,7 +69,7 @@ def curves(model: Path) -> Mapping[str, Curve]:
         return {}
     start, _ = read_run(file)
     store = file_of(start.tracking_uri)
-    if store is not None and not store.is_file():  # opened, it would be made anew
+    if store is not None and not store.is_file():  # opening it would create it
         return {}
     from mlflow.exceptions import MlflowException
 
@@ -86,5 +86,5 @@ def curves(model: Path) -> Mapping[str, Curve]:
             points = sorted(client.get_metric_history(run.info.run_id, name), key=lambda p: p.step)
             found[name] = [(tokens[p.step], p.value) for p in points if p.step in tokens]
         return found
-    except MlflowException:  # the store is gone, or a server is down: the report does without
+    except MlflowException:  # the store is gone, or a server is down: the report omits the curves
         return {}

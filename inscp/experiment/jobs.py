@@ -1,4 +1,4 @@
-"""Job files, for a scheduler to run them side by side; each job is `experiment run --only` of its runs."""
+"""Job files for a scheduler to run in parallel; each job calls `experiment run --only` for its runs."""
 
 import json
 import re
@@ -24,22 +24,22 @@ _SUBMITS: dict[Scheduler, str] = {"kubernetes": "kubectl apply -f", "skypilot": 
 def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Places, gpus: int, folder: Path) -> Path:
     """Write the job files and the script that submits them all.
 
-    SLURM holds a job back until what it starts from is there, and has a job for each run. The others do not, and their
-    disks may know no locks: there one job has a training with all that starts from it.
+    SLURM holds a job back until the run that it starts from is done, so there is one job per run. The others do not,
+    and their disks may not support locks, so one job does a run and all runs that start from it.
 
     Args:
-        scheduler: which.
-        runs: each behind what it starts from.
-        study: its folder, as `experiment run` takes it.
-        where: models and results go, and what was measured elsewhere lies; all jobs must see both.
-        gpus: of one node, for each job.
-        folder: for the files.
+        scheduler: the scheduler.
+        runs: each after the run that it starts from.
+        study: study folder, as given to `experiment run`.
+        where: folders of models and results, and of results measured elsewhere; all jobs must see both.
+        gpus: GPUs per job, on one node.
+        folder: folder for the files.
 
     Returns:
         the script.
 
     Raises:
-        UserError: a job would write where nothing is kept, or a number of GPUs that is none.
+        UserError: a job would write to a folder that is not kept, or the number of GPUs is invalid.
     """
     if gpus < 0:
         raise UserError("--gpus", f"must be at least 1, not {gpus}", "Give the number of GPUs per run.")
@@ -51,7 +51,7 @@ def write_jobs(scheduler: Scheduler, runs: Sequence[Run], study: str, where: Pla
     submit = ["#!/usr/bin/env bash", "set -euo pipefail"]
     jobs = [[run] for run in runs] if scheduler == "slurm" else _families(runs)
     for number, job in enumerate(jobs):
-        titles = [run.title for run in job]  # names have a digest of files, which may be somewhere else
+        titles = [run.title for run in job]  # names contain a digest of files, which may be on another machine
         only = titles[0] if len(titles) == 1 else json.dumps(titles, ensure_ascii=False)
         arguments = [*where.arguments("run", study), "--only", only]
         file = folder / f"{job[0].name}{_SUFFIXES[scheduler]}"
@@ -77,7 +77,7 @@ def _lies_in(folder: Path, other: str) -> bool:
 
 
 def _families(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that start from one another, together."""
+    """Runs grouped by the run that they all start from."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(run.lineage[0].fingerprint, []).append(run)
@@ -85,7 +85,7 @@ def _families(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _held_back(runs: Sequence[Run], number: int, file: Path) -> str:
-    """How SLURM gets a job that waits for what it starts from."""
+    """The submission of a SLURM job, which waits for the run that it starts from."""
     places = {run.name: place for place, run in enumerate(runs)}
     before = runs[number].before
     after = f'--dependency=afterok:"$job{places[before.name]}" ' if before and before.name in places else ""
@@ -93,5 +93,5 @@ def _held_back(runs: Sequence[Run], number: int, file: Path) -> str:
 
 
 def _job_name(run: Run) -> str:
-    """What Kubernetes takes: lower-case letters, digits and dashes, 63 at most."""
+    """A name that Kubernetes accepts: lower-case letters, digits and dashes, 63 at most."""
     return re.sub(r"[^a-z0-9-]+", "-", run.name)[-63:].strip("-")

@@ -1,4 +1,4 @@
-"""A report: the same tables and plots as Markdown with PNG files, and as one HTML page that needs nothing else."""
+"""A report: the same tables and plots as Markdown with PNG files, and as one self-contained HTML page."""
 
 import base64
 import math
@@ -20,13 +20,13 @@ _HELD = {
     2: " Two seeds show little of their variation: at worst the intervals cover the truth in 87 %, not 95 %.",
     3: " Three seeds show little of their variation: at worst the intervals cover the truth in 91 %, not 95 %.",
 }
-"""What is known of intervals over few seeds (`estimates`)."""
-_WIDE = 6  # columns; a table with more and fewer rows than columns is turned round
+"""The coverage of intervals over few seeds (see `estimates`)."""
+_WIDE = 6  # columns; a table with more columns than this and than rows is transposed
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as text: what both forms show."""
+    """A table as text, for both formats."""
 
     title: str
     note: str
@@ -36,10 +36,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """What is said of one language.
+    """The section on one language.
 
     Attributes:
-        title: of the section.
+        title: title of the section.
         grids: its tables.
         plots: caption -> file.
     """
@@ -54,11 +54,11 @@ class Page:
     """A whole report.
 
     Attributes:
-        title: of the page.
-        question: what it answers.
-        about: what stands above them, by title: name -> value; of the first no title.
+        title: title of the page.
+        question: the question that it answers.
+        about: facts above the sections: title (may be empty) -> name -> value.
         sections: in order.
-        facts: what stands below: name -> value.
+        facts: facts below the sections: name -> value.
     """
 
     title: str
@@ -68,7 +68,7 @@ class Page:
     facts: Mapping[str, str]
 
     def write(self, folder: Path) -> None:
-        """Both forms, into the folder of the plots."""
+        """Write both formats into the folder of the plots."""
         write_atomically(folder / MARKDOWN, self._markdown())
         template = files(__package__).joinpath("page.html.jinja").read_text("utf-8")
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -93,7 +93,7 @@ class Page:
 
 
 def grids(table: Table, reference: str) -> list[Grid]:
-    """A table, and beside it how its rows differ from the reference."""
+    """A table, followed by how its rows differ from the reference."""
     seeds = max((cell.seeds for cells in table.rows.values() for cell in cells if cell), default=0)
     over = f"Means over {seeds} seeds unless another number is given; " if seeds > 1 else ""
     alone = "over items only, without the variation between seeds"
@@ -102,7 +102,7 @@ def grids(table: Table, reference: str) -> list[Grid]:
     note = f"{over}95 % intervals in brackets, {what}; n items.{held}"
     labels = [column.label for column in table.columns]
     values = {row: [(shown(cell), cell.seeds if cell else 0) for cell in cells] for row, cells in table.rows.items()}
-    most = max(seeds, 1)  # a model that nothing was drawn for is compared as one seed
+    most = max(seeds, 1)  # a model without random seeds is compared as one seed
     columns = [[cell for cell in cells if cell] for cells in zip(*table.rows.values(), strict=True)]
     counts = [_range([cell.metric.n for cell in cells]) for cells in columns]
     found = [_grid(table.title, note, labels, _with_seeds(values, most), counts)]
@@ -131,12 +131,12 @@ def _grid(
 
 
 def shown(cell: Cell | None) -> str:
-    """A cell as people read it: shares in per cent."""
+    """A cell as text: fractions in per cent."""
     if cell is None or not math.isfinite(cell.metric.value):
         return "–"
     metric, scale, unit = cell.metric, *((100, " %") if cell.is_share else (1, ""))
     digits = _digits(metric, cell.is_share)
-    # Without the sign of a zero that a negative number is rounded to.
+    # Adding 0.0 removes the sign of a negative zero.
     value, low, high = (f"{round(scale * one, digits) + 0.0:,.{digits}f}" for one in (metric.value, *metric.interval))
     return f"{value}{unit} ({low}–{high})" if math.isfinite(metric.interval[0]) else f"{value}{unit}"
 
@@ -153,12 +153,12 @@ def _changed(found: Difference | None, is_share: bool, most: int) -> tuple[str, 
 
 
 def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dict[str, list[str]]:
-    """Cells as text. Rows of fewer seeds than `most`, and cells of fewer than their row, say of how many: an interval
-    over one seed does not know how seeds differ.
+    """Cells as text. Rows with fewer seeds than `most`, and cells with fewer than their row, show their number: an
+    interval over one seed lacks the variation between seeds.
 
     Args:
         rows: row -> its cells, each with its number of seeds.
-        most: seeds of any cell.
+        most: maximum number of seeds of any cell.
     """
     of_rows = {row: max((seeds for _, seeds in cells), default=0) for row, cells in rows.items()}
     return {
@@ -168,12 +168,12 @@ def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dic
 
 
 def with_seeds(text: str, seeds: int, most: int) -> str:
-    """A name or a number, with its number of seeds where that is less than `most` and not 0 (nothing was drawn)."""
+    """A text with its number of seeds, if that is less than `most` and not 0 (no random seeds)."""
     return text if seeds in (0, most) else f"{text}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _range(counts: Sequence[int]) -> str:
-    """The fewest and the most."""
+    """The lowest and the highest count."""
     return "–".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 

@@ -1,4 +1,4 @@
-"""The MLflow run of a whole study, under which its runs stand. A study does not wait for a server that is down."""
+"""The MLflow parent run of a whole study. A study continues if the server is down."""
 
 import sys
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from inscp.tracking.tracked_run import Tracking
 
 
 class ParentRun:
-    """Started when it is first needed, and found again by every later process of the same study.
+    """Created on first use, and found again by every later process of the same study.
 
     Args:
-        tracking: where.
-        name: of the study.
-        question: that it answers.
+        tracking: MLflow settings.
+        name: name of the study.
+        question: the question that it answers.
     """
 
     def __init__(self, tracking: Tracking, name: str, question: str) -> None:
@@ -32,30 +32,30 @@ class ParentRun:
 
     @property
     def run_id(self) -> str | None:
-        """None where nothing is tracked, or the server is down."""
+        """None if nothing is tracked, or the server is down."""
         if self._tracking.enabled and self._run.run_id is None:
             self._try(lambda: self._run.open(goes_on=False))
         return self._run.run_id
 
     def begin(self) -> None:
-        """Tell MLflow that the study is running, for the first time or again."""
+        """Report to MLflow that the study is running, for the first time or again."""
         if self._tracking.enabled:
             self._try(self._run.open)
 
     def end(self, status: str) -> None:
-        """Tell MLflow how the study has ended for now.
+        """Report to MLflow how the study has ended for now.
 
         Args:
-            status: `FINISHED`, `SCHEDULED` where some runs are left, `FAILED` or `KILLED`.
+            status: `FINISHED`, `SCHEDULED` if some runs are left, `FAILED` or `KILLED`.
         """
         if self._run.run_id is not None:
             self._try(lambda: self._run.send([End(status, now())]))
 
     def keep(self, folder: Path, artifact: str) -> None:
-        """Keep the files of a folder as artifacts."""
+        """Log the files of a folder as artifacts."""
         if self.run_id is not None:
             self._try(lambda: self._run.keep_files(folder, artifact))
-        if self._run.is_new:  # other studies made all its runs, and nobody else ends it
+        if self._run.is_new:  # other studies made all its runs, and nothing else ends it
             self.end("FINISHED")
 
     def _try(self, action: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
-"""Where the files of runs lie: in the folder of all outputs, or in one that `experiment keep` wrote.
+"""Where the files of runs are: in the output folder, or in one that `experiment keep` wrote.
 
-A run's folder is named after a digest of all that decides its model, and its results file after a digest of all that
-decides what is measured. A run is done where these files are, whichever study made them.
+A run's folder is named after a digest of everything that determines its model, and its results file after a digest of
+everything that determines what is measured. A run is done if these files exist, whichever study made them.
 """
 
 import json
@@ -26,11 +26,11 @@ _STUDY = "study.txt"
 
 @dataclass(frozen=True)
 class Place:
-    """Where one run's files lie.
+    """Where one run's files are.
 
     Attributes:
-        run: which one.
-        folder: of its model and its results.
+        run: the run.
+        folder: folder of its model and results.
     """
 
     run: Run
@@ -38,21 +38,21 @@ class Place:
 
     @property
     def model(self) -> str | None:
-        """Its model, as every command takes it; None where it is not made yet, or its weights were deleted."""
+        """Its model, as every command takes it; None if it is not made yet, or its weights were deleted."""
         if not self.run.command:
             return self.run.original
         return next((str(path) for path in reversed(self.exported) if any(path.glob("*.safetensors"))), None)
 
     @property
     def exported(self) -> list[Path]:
-        """The folders of its model, the newest last, which tell how it was made also when the weights were deleted."""
+        """The folders of its model, the newest last, which record how it was made even if the weights were deleted."""
         return sorted(self.folder.glob("*/*/model" if self.run.trains else "model"))
 
     @property
     def told_of(self) -> Path | None:
-        """The folder of the model that was measured, else of the newest; None where it is not there.
+        """The folder of the model that was measured, else of the newest; None if it does not exist.
 
-        The same run may have been made twice, in another precision, say. Its results name the model that they are of.
+        The same run may have been made twice, in another precision, say. Its results name the model that was measured.
         """
         if not self.results.is_file():
             return next(reversed(self.exported), None)
@@ -62,10 +62,10 @@ class Place:
 
     @property
     def origin(self) -> Origin | None:
-        """How the model was made that was measured, else the newest; None where it is the original, or not there.
+        """How the measured model, else the newest, was made; None if it is the original, or does not exist.
 
         Raises:
-            UserError: the file that says so is damaged.
+            UserError: the file that records it is damaged.
         """
         model = self.told_of
         if model is None:
@@ -82,27 +82,27 @@ class Place:
 
     @property
     def results(self) -> Path:
-        """Its results file, which is there when it has been measured."""
+        """Its results file, which exists once it has been measured."""
         return self.folder / f"results-{self.run.measure[:8]}.json"
 
     @property
     def contents(self) -> Path:
-        """Where `keep` notes the digests of the files that the run names, for machines that do not have the files."""
+        """Where `keep` records the digests of the files that the run names, for machines without these files."""
         return self.folder / f"contents-{self.run.measure[:8]}.json"
 
     @property
     def is_done(self) -> bool:
-        """Whether it has been measured; where nothing is, whether its model is there."""
+        """Whether it has been measured; if it has no evaluation, whether its model exists."""
         return self.results.is_file() if self.run.evaluate else self.model is not None
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the runs of all studies lie.
+    """Where the runs of all studies are.
 
     Args:
-        out: the folder of all outputs.
-        measured: a folder that `keep` has written, whose runs count as done too.
+        out: the output folder.
+        measured: a folder written by `keep`, whose runs count as done too.
     """
 
     out: Path
@@ -110,57 +110,57 @@ class Places:
 
     @property
     def runs(self) -> Path:
-        """The folder of what is made here."""
+        """The folder of the runs made here."""
         return self.out / "runs"
 
     def arguments(self, action: str, folder: str) -> list[str]:
-        """Of the command that does something with a study whose runs lie here.
+        """The arguments of a command on a study whose runs are here.
 
         Args:
-            action: `run`, `report`.
-            folder: of the study.
+            action: `run` or `report`.
+            folder: study folder.
         """
         out = ["--out", str(self.out)] if self.out != Path(OUT) else []
         known = ["--measured", str(self.measured)] if self.measured else []
         return ["experiment", action, folder, *out, *known]
 
     def command(self, action: str, folder: str) -> str:
-        """The whole command line, as a person types it."""
+        """The whole command line, as a user types it."""
         return join(["python", "-m", "inscp", *self.arguments(action, folder)])
 
     def of_study(self, name: str, folder: Path) -> Path:
-        """Where what belongs to one study lies: its report, its jobs.
+        """The folder of what belongs to one study: its report, its jobs.
 
         Args:
-            name: of the study.
-            folder: that holds it.
+            name: name of the study.
+            folder: study folder.
 
         Raises:
-            UserError: another study of this name has its own there.
+            UserError: it belongs to another study of this name.
         """
         into = self.out / name
         file, here = into / _STUDY, folder.resolve()
         there = Path(file.read_text("utf-8").strip()) if file.is_file() else here
-        if there != here and (there / FILE).is_file():  # and was not moved
+        if there != here and (there / FILE).is_file():  # unless that study was moved
             raise UserError(str(folder), f"{into} belongs to {there}", "Give another --out, or rename a study.")
         return into
 
     def claim(self, name: str, folder: Path) -> None:
-        """Note that the folder `of_study` belongs to this study."""
+        """Record that the folder `of_study` belongs to this study."""
         write_atomically(self.out / name / _STUDY, f"{folder.resolve()}\n")
 
     @cached_property
     def _contents(self) -> list[Contents]:
-        """Digests of the files that the kept runs name: of all runs together, and then of each run alone."""
+        """Digests of the files that the kept runs name: first of all runs together, then of each run alone."""
         files = sorted(self.measured.glob("*/contents-*.json")) if self.measured else []
         kept = list(map(_read_contents, files))
         together = {name: digest for of in kept for name, digest in of.items()}
         return [together, *(of for number, of in enumerate(kept) if of not in kept[:number])]
 
     def told(self, run: Run) -> Run:
-        """The run with the digests that its files had where it was kept, in the place of files that are not here.
+        """The run with the digests that `keep` recorded, for its files that are not here.
 
-        Kept runs may name the same file with other contents: those digests are taken by which the run is done.
+        Kept runs may name the same file with different contents: the digests with which the run is done are used.
         """
         if self.measured is None:
             return run
@@ -168,11 +168,11 @@ class Places:
         return next((one for one in alike if _place(one, self.measured).is_done), alike[0])
 
     def made(self, run: Run) -> Place:
-        """Where it is made here, among the runs of all studies; another one may have made it under another title."""
+        """Its place among the runs made here; another study may have made it under another title."""
         return _place(run, self.runs)
 
     def measured_or_made(self, run: Run) -> Place:
-        """Where its results are: here, or else among what was measured elsewhere."""
+        """Where its results are: here, or else among the runs measured elsewhere."""
         here = self.made(run)
         if self.measured is None or here.is_done:
             return here
@@ -180,14 +180,14 @@ class Places:
         return elsewhere if elsewhere.is_done else here
 
     def left(self, runs: Iterable[Run]) -> list[Run]:
-        """Those that are not done."""
+        """The runs that are not done."""
         return [run for run in runs if not self.measured_or_made(run).is_done]
 
 
 def _read_contents(file: Path) -> Contents:
     """
     Raises:
-        UserError: it does not hold what `keep` has written.
+        UserError: it does not contain what `keep` writes.
     """
     try:
         return {
@@ -203,16 +203,16 @@ def _place(run: Run, runs: Path) -> Place:
 
 
 def keep(places: Iterable[Place], measured: Path) -> int:
-    """Copy what a report needs of runs that are measured: figures, their cost and origin, no text and no weights.
+    """Copy what a report needs of the measured runs: figures, cost and origin, but no texts and no weights.
 
-    Beside each the digests of its files are noted, by which a report finds the run where the files are not.
+    The digests of each run's files are recorded next to it, so that a report finds the run on machines without them.
 
     Args:
-        places: of the runs.
+        places: places of the runs.
         measured: the folder to add them to.
 
     Returns:
-        how many were added.
+        number of runs added.
     """
     added = 0
     for at in places:
@@ -225,6 +225,6 @@ def keep(places: Iterable[Place], measured: Path) -> int:
                 write_atomically(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
             for task in Results.read(at.results).tasks:
                 write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))
-            write_atomically(kept.results, at.results.read_text("utf-8"))  # the last, as it says that all is there
+            write_atomically(kept.results, at.results.read_text("utf-8"))  # last, as it marks the run as complete
             added += 1
     return added

@@ -1,4 +1,4 @@
-"""Plots of a comparison, on a white ground, also on a dark page."""
+"""Plots of a comparison, on a white background even on a dark page."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from inscp.plotting import names_as_written, plain_logarithm
 
 _INK, _PAPER = "#4a5563", "white"
 _COLOURS = ("#3b82d6", "#e07b39", "#3aa76d", "#b45ac8", "#c9a227", "#d64b5b", "#4bb5c1", "#8c7a5b")
-_MARKERS, _LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")  # of those whose colours are the same again
-_MARK, _LETTER = 0.5, 0.06  # inches that a mark of the legend takes, and at most a letter
-_NAME, _LINE = 34, 0.13  # letters a line of a row's name beside a plot, and the inches that a line takes
+_MARKERS, _LINES = ("o", "s", "^", "D"), ("-", "--", ":", "-.")  # for rows whose colours repeat
+_MARK, _LETTER = 0.5, 0.06  # inches per mark of the legend, and at most per letter
+_NAME, _LINE = 34, 0.13  # letters per line of a row's name beside a plot, and inches per line
 
 
 Plot = Callable[[], Figure | None]
-"""Makes a figure; None where there is nothing to show."""
+"""Makes a figure; None if there is nothing to show."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Amount:
     """What a row was trained on.
 
     Attributes:
-        arm: of the row.
-        tokens: 0 of the original, where every arm begins, and None of one that has no place.
-        after: of several trainings, the row behind the last but one; empty of a single one.
+        arm: arm of the row.
+        tokens: 0 for the original, where every arm begins; None if the number is unknown.
+        after: for several training runs, the row of the last but one; empty for a single run.
     """
 
     arm: str
@@ -42,7 +42,7 @@ class Amount:
 
 
 def draw(plot: Plot, file: Path) -> bool:
-    """Write a plot to a file; False where there is nothing to show."""
+    """Write a plot to a file; False if there is nothing to show."""
     with names_as_written():
         if figure := plot():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def draw(plot: Plot, file: Path) -> bool:
 
 
 def language_columns(comparison: Comparison, language: str, measures: Sequence[str]) -> list[Column]:
-    """The columns of one prompt language in the first task that asks in it."""
+    """The columns of one prompt language in the first task that prompts in it."""
     for one in comparison.evaluated:
         for task, result in one.results.tasks.items():
             names = [f"{language}/{measure}" for measure in measures]
@@ -61,7 +61,7 @@ def language_columns(comparison: Comparison, language: str, measures: Sequence[s
 
 
 def bars(comparison: Comparison, language: str) -> Figure | None:
-    """What the answers to one language's prompts are like, arm by arm; None where none were asked."""
+    """Properties of the answers to one language's prompts, arm by arm; None without such prompts."""
     columns = language_columns(comparison, language, ["sound_in_language", "ended", "looped"])
     if not columns:
         return None
@@ -79,7 +79,7 @@ def bars(comparison: Comparison, language: str) -> Figure | None:
 
 
 def gained_and_kept(comparison: Comparison, target: str, kept: str) -> Figure | None:
-    """English that was kept against target language that was gained; None where either was not asked."""
+    """The `kept` language preserved against the target language gained; None without prompts in both."""
     gained = language_columns(comparison, target, ["sound_in_language"])
     retained = language_columns(comparison, kept, ["in_language"])
     if target == kept or not gained or not retained:
@@ -91,7 +91,7 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str) -> Figure | 
         if x and y:
             axis.errorbar(x.metric.value, y.metric.value, xerr=_error(x), yerr=_error(y), fmt=_marker(place), label=row,
                           color=_colour(place), elinewidth=1, capsize=2)  # fmt: skip
-    if not axis.containers:  # each row was asked in one of the two
+    if not axis.containers:  # each row was prompted in only one of the two
         return None
     axis.set_xlabel(f"{target} prompts: well-formed answers in {target}", fontsize=8)
     axis.set_ylabel(f"{kept} prompts answered in {kept}", fontsize=8)
@@ -103,15 +103,15 @@ def gained_and_kept(comparison: Comparison, target: str, kept: str) -> Figure | 
 
 
 def against_tokens(comparison: Comparison, amounts: Mapping[str, Amount], language: str) -> Figure | None:
-    """What the answers are like against the tokens that were trained on; None where no arm has two budgets.
+    """Properties of the answers against the number of training tokens; None if no arm has two budgets.
 
-    A line joins the budgets of an arm, from the original; of several trainings, each budget with the row that the last
-    one began with.
+    A line joins the budgets of an arm, starting at the original; after several training runs, each budget is joined
+    with the row that the last run started from.
 
     Args:
-        comparison: of the rows.
+        comparison: comparison of the rows.
         amounts: row -> what it was trained on.
-        language: whose prompts.
+        language: language of the prompts.
     """
     columns = language_columns(comparison, language, ["sound_in_language", "ended"])
     known = {(of.arm, of.tokens) for of in amounts.values() if of.tokens}
@@ -143,10 +143,10 @@ def against_tokens(comparison: Comparison, amounts: Mapping[str, Amount], langua
 
 
 def perplexity_bands(comparison: Comparison) -> Figure | None:
-    """How the perplexities of held-out texts are spread, arm by arm: median, middle half, all but the outer tenth.
+    """The distribution of held-out texts' perplexities, arm by arm: median, middle half, all but the outer tenth.
 
-    Of vocabularies that cut the texts otherwise it is the bits a byte. None where no held-out text was measured. Each
-    text counts once; of several seeds all are shown together.
+    Bits per byte if the vocabularies split the texts differently. None if no held-out text was measured. Each text
+    counts once; all seeds are pooled.
     """
     sets = sorted({name for one in comparison.evaluated for of in one.items.values() for item in of
                    for name in item.values if is_loss(name)})  # fmt: skip
@@ -178,11 +178,11 @@ def perplexity_bands(comparison: Comparison) -> Figure | None:
 
 
 def curves(histories: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], order: Sequence[str]) -> Figure | None:
-    """Training curves; None where there are none.
+    """Training curves; None if there are none.
 
     Args:
         histories: measure (`train/loss`, …) -> row -> (tokens, value) in order.
-        order: of all rows, which have their colours by it.
+        order: all rows, in the order that determines their colours.
     """
     shown = {measure: rows for measure, rows in histories.items() if any(len(of) > 1 for of in rows.values())}
     if not shown:
@@ -222,7 +222,7 @@ def _error(cell: Cell) -> list[list[float]]:
 
 
 def _of_tokens(axis: Any) -> None:
-    """Few and short ticks (`100k`), which do not run into each other on a phone."""
+    """Few and short ticks (`100k`), which do not overlap on a phone."""
     axis.set_xlabel("tokens", fontsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(4))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -239,19 +239,19 @@ def _plain(axis: Any) -> None:
 
 
 def _height(rows: Sequence[str]) -> float:
-    """Inches that rows take with their names beside them."""
+    """Inches that rows need for their names beside them."""
     most = max(fill(row, _NAME).count("\n") + 1 for row in rows)
     return len(rows) * max(0.28, _LINE * most + 0.06)
 
 
 def _name_rows(figure: Figure, rows: Sequence[str]) -> None:
-    """From the top, at the left."""
+    """Name the rows on the left, from top to bottom."""
     figure.axes[0].set_yticks(range(len(rows)), [fill(row, _NAME) for row in rows])
     figure.axes[0].invert_yaxis()
 
 
 def _legend(figure: Figure) -> None:
-    """Below all panels, where it hides nothing; a row that only some of them show stands there once."""
+    """A legend below all panels, where it hides nothing; each row is listed once."""
     shown = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = 2 if 2 * (_MARK + _LETTER * max(map(len, shown))) <= figure.get_figwidth() else 1
     names = [fill(name, int((figure.get_figwidth() / columns - _MARK) / _LETTER)) for name in shown]

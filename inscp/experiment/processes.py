@@ -1,4 +1,4 @@
-"""Commands of this program as processes of their own, to which the signals go on that stop a study."""
+"""Runs commands of this program in processes of their own, and forwards to them the signals that stop a study."""
 
 import fcntl
 import os
@@ -22,11 +22,11 @@ from inscp.signals import received_by, status_behind
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a command that did not end well.
+    """The failure of a command.
 
     Attributes:
         status: its exit status.
-        why: in words.
+        why: the reason as text.
     """
 
     status: int
@@ -41,14 +41,14 @@ class Commands:
         self._stopped_by = 0
 
     def run(self, command: str, config: Config, folder: Path, lock: int, *options: str) -> Failure | None:
-        """Run a command on a configuration, which is kept in the folder with what the command says.
+        """Run a command on a configuration, which is kept in the folder with the command's output.
 
         Args:
-            command: `fit`, `merge`, `extend`, `evaluate`.
-            config: all its keys.
-            folder: for `COMMAND.yaml` and `COMMAND.log`.
-            lock: of `locked`; it is held as long as the command runs, even where this process is killed.
-            options: of the command.
+            command: `fit`, `merge`, `extend` or `evaluate`.
+            config: the whole configuration.
+            folder: folder for `COMMAND.yaml` and `COMMAND.log`.
+            lock: from `locked`; it is held as long as the command runs, even if this process is killed.
+            options: further options of the command.
 
         Raises:
             Stopped: this process was asked to stop, and the command has ended.
@@ -57,12 +57,12 @@ class Commands:
         file, last = folder / f"{command}.yaml", ""
         write_atomically(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         line = [sys.executable, "-m", "inscp", command, "--config", str(file), *options]
-        # Such a variable would change the training, and the digests by which runs are known have none.
+        # Such a variable would change the training, but not the digests that identify runs.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INSCP_FIT__")}
         with (folder / f"{command}.log").open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                              start_new_session=True, pass_fds=[lock], env=environment)  # fmt: skip
-            if self._stopped_by:  # in between
+            if self._stopped_by:  # since the last check
                 self._process.send_signal(self._stopped_by)
             assert self._process.stdout is not None
             for said in self._process.stdout:
@@ -76,7 +76,7 @@ class Commands:
         return Failure(status, why) if status else None
 
     def listening(self) -> AbstractContextManager[None]:
-        """Inside, signals are handed on; a training saves at them."""
+        """Signals inside this context are forwarded to the command; a training run saves a checkpoint on them."""
 
         def stop(number: int, _: Any) -> None:
             self._stopped_by = number
@@ -90,8 +90,8 @@ class Commands:
         """Hold a lock file, as soon as no other process (another job of the same study, say) holds it.
 
         Raises:
-            Stopped: this process was asked to stop meanwhile.
-            UserError: files cannot be locked there.
+            Stopped: this process was asked to stop while it waited.
+            UserError: the file system does not support locks.
         """
         waits = False
         with file.open("a") as opened:
@@ -124,5 +124,5 @@ class Commands:
 
 
 def tell(line: str) -> None:
-    """Tell the user how far it is."""
+    """Report progress to the user."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The report of a study: one section a language, the arms side by side, and what they cost."""
+"""The report of a study: one section per language, with the arms side by side and their cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,21 +18,21 @@ from inscp.experiment.study import Study
 from inscp.experiment.tables import Comparison, Evaluated
 
 _Rows = dict[str, list[Place]]
-"""Row -> its seeds, of one language."""
+"""Row -> the places of its seeds, for one language."""
 
 
 def study_page(study: Study, runs: Sequence[Run], given: str, where: Places, folder: Path) -> Page:
-    """What the runs that are done come to; the plots are written into `folder`.
+    """The report on the finished runs; its plots are written into `folder`.
 
     Args:
-        study: which.
-        runs: all of it.
-        given: its folder, as the user names it.
-        where: its runs lie.
-        folder: of the page.
+        study: the study.
+        runs: all of its runs.
+        given: study folder, as the user named it.
+        where: where its runs are.
+        folder: folder of the page.
 
     Raises:
-        UserError: none has been measured yet.
+        UserError: no run has been measured yet.
     """
     places = [at for run in runs if run.evaluate and (at := where.measured_or_made(run)).results.is_file()]
     if not places:
@@ -70,7 +70,7 @@ def _compared(study: Study, rows: _Rows) -> Comparison:
 def _study_section(
     study: Study, language: str, rows: _Rows, comparison: Comparison, has_budgets: bool, folder: Path
 ) -> Section:
-    """What is said of one language of a study."""
+    """The section on one language of a study."""
     runs = {row: of[0].run for row, of in rows.items()}  # the seeds of a row differ in nothing else
     amounts = {row: _amount(run, has_budgets) for row, run in runs.items()}
     trained = {row: run.tokens for row, run in runs.items() if run.command}
@@ -80,7 +80,7 @@ def _study_section(
 
 
 def comparison_page(comparison: Comparison, title: str, question: str, folder: Path) -> Page:
-    """Any evaluations side by side."""
+    """A report on any evaluations, side by side."""
     section = _section(comparison, "", "en", {}, {}, folder)
     about = {"": setting([comparison]) | asked_otherwise(comparison), **words([section])}
     return Page(title, question, about, [section], {})
@@ -111,7 +111,7 @@ def _section(
 
 
 def _taught(comparison: Comparison, kept: str) -> str:
-    """The first language of prompts that is not the one to be kept, where there is another; empty without prompts."""
+    """The first prompt language other than the one to preserve, if there is another; empty without prompts."""
     asked = {
         metric.partition("/")[0]
         for one in comparison.evaluated
@@ -123,7 +123,7 @@ def _taught(comparison: Comparison, kept: str) -> str:
 
 
 def _histories(rows: _Rows) -> dict[str, History]:
-    """Row -> its training, of the first seed of which there are curves."""
+    """Row -> the history of its first seed that has curves."""
     found: dict[str, History] = {}
     for row, places in rows.items():
         trained = (History.of(at.told_of) for at in places if at.run.trains and at.told_of)
@@ -143,6 +143,6 @@ def _amount(run: Run, has_budgets: bool) -> plots.Amount:
 
 
 def _row_of(arm: str, rows: _Rows) -> str:
-    """The reference's row: of several budgets the largest."""
+    """The row of an arm: that of its largest budget."""
     found = {row: of[0].run.tokens or of[0].run.budget or 0 for row, of in rows.items() if of[0].run.arm == arm}
     return max(found, key=found.__getitem__, default=arm)

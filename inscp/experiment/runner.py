@@ -1,9 +1,8 @@
-"""Runs what is not done: each training, merge and evaluation a process of its own, one behind the other.
+"""Runs what is not done: each training run, merge and evaluation in a process of its own, one after the other.
 
-What is done is known by the files that are there whole: an exported model, a results file. Their folders are named
-after a digest of what decides them, so that a changed study runs what has changed and nothing else, and studies that
-have arms in common run them once. A killed study goes on with the same command, and the training that was under way
-from its last checkpoint.
+What is done is recognised by its complete files: an exported model, a results file. Their folders are named after a
+digest of what determines them, so that a changed study runs only what has changed, and studies with common arms run
+them once. The same command resumes a killed study, and an interrupted training run from its last checkpoint.
 """
 
 import shutil
@@ -25,8 +24,8 @@ class Runner:
     """Runs the runs of a study.
 
     Args:
-        study: which study.
-        places: where its runs lie.
+        study: the study.
+        places: where its runs are.
     """
 
     def __init__(self, study: Study, places: Places) -> None:
@@ -36,16 +35,16 @@ class Runner:
         self._failed: dict[str, Failure] = {}  # by the name of the run
 
     def run(self, runs: Sequence[Run], every: Sequence[Run]) -> None:
-        """Run what is not done; a run that fails does not keep the others from running.
+        """Run what is not done; a run that fails does not stop the others.
 
         Args:
-            runs: to be done here.
-            every: run of the study, of which other processes may do the rest.
+            runs: the runs to do here.
+            every: all runs of the study; other processes may do the rest.
 
         Raises:
-            Stopped: it was interrupted; the same command goes on.
-            UserError: some have failed, all of them for a wrong input.
-            RunError: some have failed.
+            Stopped: it was interrupted; the same command resumes.
+            UserError: some runs failed, all of them because of wrong input.
+            RunError: some runs failed.
         """
         try:
             self._places.runs.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ class Runner:
             raise RunError(f"{where}: {what}")
 
     def _try(self, run: Run, action: Callable[[Place, int], Failure | None]) -> None:
-        """Do something with a run that no other process works at, and note its failure."""
+        """Do something with a run while no other process works on it, and record its failure."""
         with self._commands.locked(self._places.runs / f"{run.fingerprint[:8]}.lock") as lock:
             at = self._places.made(run)
             at.folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +81,7 @@ class Runner:
                 self._failed[run.name] = failure
 
     def _finish(self, at: Place, lock: int) -> Failure | None:
-        """Make and measure what is not there."""
+        """Make and evaluate the model, as far as it is not done."""
         if at.is_done:  # by another process, meanwhile
             return None
         if failure := self._make(at, lock):
@@ -90,7 +89,7 @@ class Runner:
         return self._measure(at, lock) if at.run.evaluate else None
 
     def _make(self, at: Place, lock: int) -> Failure | None:
-        """The model, where it is not there."""
+        """Make the model, if it does not exist."""
         run = at.run
         if at.model is not None:
             return None
@@ -101,16 +100,16 @@ class Runner:
         if before is None:
             assert run.before is not None
             return Failure(2, f"{run.before.title}, from which it starts, does not exist")
-        for exported in at.exported:  # of which the weights were deleted: both commands would find it made
+        for exported in at.exported:  # whose weights were deleted: the commands would consider it made
             shutil.rmtree(exported)
-        for items in at.folder.glob("results-*.items"):  # of answers that another model had begun to give
+        for items in at.folder.glob("results-*.items"):  # partial answers of another model
             if not items.with_suffix(".json").exists():
                 shutil.rmtree(items)
         if run.trains:
             fixed: Config = {
                 "model.pretrained": before,
                 "trainer.default_root_dir": str(at.folder),
-                "checkpoint.dirpath": None,  # in the run's own folder, as another arm's would be gone on from
+                "checkpoint.dirpath": None,  # the run's own folder, else it would resume from another arm
                 "mlflow": self._tracking(run),
             }
             options = ["--ckpt_path", "last"]
@@ -125,7 +124,7 @@ class Runner:
         return failure or (None if at.is_done else Failure(1, "it ended without results"))
 
     def _tracking(self, run: Run) -> Config:
-        """A run of its own under the study's."""
+        """Settings of an MLflow run of its own under that of the study."""
         given = asdict(self._study.mlflow)
         parent = self._parent.run_id
         tags = {**self._study.mlflow.tags, "study": self._study.name, **run.axes()}

@@ -1,4 +1,4 @@
-"""One run of a study, and what it is known by: a digest of all that decides its model, and one of what is measured."""
+"""One run of a study, and the digests that identify it: of what determines its model, and of what is measured."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ class Run:
     """One arm in one language with one budget and one seed.
 
     Attributes:
-        arm, language: by their names in the study.
-        budget: tokens that it trains on; None where it trains nothing, or on all there is.
-        seed: None where nothing is trained.
-        original: the model that all begins with.
-        before: the run whose model is the start, in the place of the original.
-        evaluate: the evaluation's configuration; empty measures nothing.
-        command: that makes its model (`fit`, `merge`, `extend`); empty where it is the original.
-        config: of that command.
-        known: digests of the files that it names and that are not here.
+        arm, language: their names in the study.
+        budget: tokens that it trains on; None if it trains nothing, or on all data.
+        seed: None if nothing is trained.
+        original: the model at the start of its lineage.
+        before: the run whose model is the starting point, instead of the original.
+        evaluate: configuration of the evaluation; if empty, nothing is measured.
+        command: command that makes its model (`fit`, `merge`, `extend`); empty if it is the original.
+        config: configuration of that command.
+        known: digests of files that it names and that are not on this machine.
     """
 
     arm: str
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Its name for people, unique among the runs."""
+        """Its display name, unique among the runs."""
         parts = [self.arm, self.language]
         parts += [self.amount] if self.amount else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
@@ -54,31 +54,31 @@ class Run:
 
     @property
     def lineage(self) -> list["Run"]:
-        """What it starts from, the first at the front, and itself."""
+        """The runs that it starts from, the first one first, and itself."""
         return [*(self.before.lineage if self.before else []), self]
 
     @property
     def tokens(self) -> int | None:
-        """That all its trainings together train on; None where there is none, or one trains on all there is."""
+        """Tokens of all its training runs together; None if there are none, or one trains on all data."""
         return sum(filter(None, self._budgets)) if self._budgets and all(self._budgets) else None
 
     @property
     def passes(self) -> float:
-        """Forward passes that a token costs, a mean over its trainings.
+        """Cost per token in forward passes, a mean over its training runs.
 
-        One forward, one for the gradients of the activations, one for those of the weights where they are trained
-        (adapters and new tokens alone have next to none), and a teacher's where one teaches.
+        One forward, one for the gradients of the activations, one for those of the weights if they are trained
+        (adapters or new tokens alone have next to none), and a teacher's if there is one.
         """
         trained = [one for one in self.lineage if one.trains]
-        if not trained:  # here, as where a model that was made elsewhere is merged
+        if not trained:  # here: a model made elsewhere is merged, say
             return 3.0
         budgets = [one.budget for one in trained if one.budget]
-        known = budgets if len(budgets) == len(trained) else None  # else each counts as much
+        known = budgets if len(budgets) == len(trained) else None  # else all count equally
         return fmean((one._own_passes for one in trained), weights=known)
 
     @property
     def _own_passes(self) -> float:
-        """Forward passes that a token of this training costs; a teacher predicts for the replayed share of them."""
+        """Cost per token of this training run in forward passes; a teacher predicts only the replayed fraction."""
         model = self.config["model"]
         trains_weights = model.get("adapter") is None and not model.get("new_tokens_only")
         taught = 0.0 if model.get("distillation") is None else float(self.config["data"]["replay"]["share"])
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def amount(self) -> str:
-        """Its tokens for people: their sum, or those of each training where one takes all; empty without a budget."""
+        """Its tokens as text: their sum, or those of each training run if one uses all data; empty without a budget."""
         if self.tokens:
             return f"{self.tokens:,} tokens"
         parts = [f"{budget:,}" if budget else "all" for budget in self._budgets]
@@ -98,13 +98,13 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of everything that decides the model, but for the program itself."""
+        """A digest of everything that determines the model, except the program itself."""
         before = self.before.fingerprint if self.before else self.original
         return digest(*self._making, before, known=self.known)
 
     @cached_property
     def measure(self) -> str:
-        """A digest of everything that decides what is measured of the model."""
+        """A digest of everything that determines what is measured of the model."""
         tasks = self.evaluate.get("tasks", {})
         versions = {name: task_version(task["class_path"]) for name, task in tasks.items() if "class_path" in task}
         return digest(self._evaluation, versions, SCHEMA, __version__, known=self.known)
@@ -119,7 +119,7 @@ class Run:
 
     @property
     def _making(self) -> tuple[Config, Config | None]:
-        """What decides its model: of a training, and of any other command that makes one."""
+        """What determines its model: the configuration of a training run, and of any other command that makes one."""
         if self.trains:
             return without(self.config, *_NO_MATTER, *LAYOUT), None
         return {}, self.config if self.command else None
@@ -130,7 +130,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder: readable, and another one when anything that decides the model changes."""
+        """Name of its folder: readable, and different if anything that determines the model changes."""
         return f"{_shortened(slug(self.title))}-{self.fingerprint[:8]}"
 
     def axes(self) -> Mapping[str, str]:
@@ -140,22 +140,22 @@ class Run:
 
 
 def _shortened(name: str) -> str:
-    """As much of a name as a file can be called by, with what is put before and behind it."""
+    """As much of a name as fits into a file name, with what is added before and after it."""
     return name.encode()[:_MOST].decode(errors="ignore").strip("-")
 
 
 def named(runs: Sequence[Run]) -> str:
-    """The first few by their titles, and how many more there are."""
+    """The titles of the first few runs, and how many more there are."""
     more = len(runs) - _NAMED
     return "; ".join(run.title for run in runs[:_NAMED]) + (f"; {more} more" if more > 0 else "")
 
 
 _NAMED = 5
-_MOST = 200  # bytes, of the 255 that file systems know
+_MOST = 200  # bytes, of the 255 that file systems allow
 _NO_MATTER = ("mlflow", "cost", "checkpoint", "before_after", "trainer.default_root_dir", "out")
-"""Keys that decide neither a model nor what is measured of it."""
+"""Keys that affect neither a model nor what is measured of it."""
 
 
 def slug(title: str) -> str:
-    """What a folder may be called after a title: lower-case letters, digits, dots and dashes."""
+    """A folder name for a title: lower-case letters, digits, dots and dashes."""
     return re.sub(r"[^\w.]+", "-", title.replace(",", "").lower()).strip("-")

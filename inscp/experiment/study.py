@@ -1,4 +1,4 @@
-"""A study: arms, languages, budgets and seeds as differences from one configuration, spelled out into runs."""
+"""A study: arms, languages, budgets and seeds as changes to one configuration, expanded into runs."""
 
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class Arm:
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """What it does, by the command that does it."""
+        """Its configuration keys, by command."""
         every = {"fit": self.fit, "merge": self.merge, "extend": self.extend}
         return {command: keys for command, keys in every.items() if keys is not None}
 
@@ -106,7 +106,7 @@ class Study:
     def check(self) -> None:
         """
         Raises:
-            UserError: an arm that is there twice over or follows itself, a name that is none, or nothing to run.
+            UserError: an arm is a duplicate or follows itself, a name is invalid, or there is nothing to run.
         """
         for name, values in {"arms": self.arms, "languages": self.languages, "seeds": self.seeds}.items():
             if not values:
@@ -155,13 +155,13 @@ class Study:
         return self.reference or next(iter(self.arms))
 
     def runs(self, told: Callable[[Run], Run] = lambda run: run) -> list[Run]:
-        """Every run, each behind the one that it starts from; what does not depend on seed or budget is there once.
+        """Every run, each after the one that it starts from; a run that depends on neither seed nor budget occurs once.
 
         Args:
-            told: gives a run the digests of files that are not here, as `Places.told` does.
+            told: adds to a run the digests of files that are not on this machine, as `Places.told` does.
 
-        Raises:
-            UserError: a configuration that cannot be.
+            Raises:
+                UserError: a configuration is invalid.
         """
         fit, evaluate = read_configs(self.fit), read_configs(self.evaluate)
         found: dict[str, Run] = {}
@@ -181,12 +181,12 @@ class Study:
     def _run(
         self, name: str, language: str, seed: int, base: Config, evaluate: Config, told: Callable[[Run], Run]
     ) -> Run:
-        """The run of an arm, behind those of the arms that it follows.
+        """The run of an arm, and through `before` those of the arms that it follows.
 
         Args:
             name, language, seed: of the run.
-            base: the training's configuration, with the language, the seed and the budget, but without the arm.
-            evaluate, told: as the run has it, and as `runs` has it.
+            base: training configuration with the language, the seed and the budget, but without the arm.
+            evaluate, told: as in `Run`, and as in `runs`.
         """
         arm = self.arms[name]
         made: dict[str, Config] = _in_language(arm.sections, language)
@@ -206,7 +206,7 @@ class Study:
 def _require_tasks(evaluate: Config, language: str) -> None:
     """
     Raises:
-        UserError: what it calls tasks are none.
+        UserError: its tasks are not sections of keys.
     """
     tasks = evaluate.get("tasks", {})
     sections = {"tasks": tasks} | ({f"tasks.{name}": tasks[name] for name in tasks} if isinstance(tasks, dict) else {})
@@ -224,10 +224,10 @@ def _in_language(value: Any, language: str) -> Any:
 
 
 def _original(config: Config) -> str:
-    """The model that a training begins with.
+    """The model that a training run starts from.
 
     Raises:
-        UserError: the sections of the configuration are none, or name no model.
+        UserError: a section of the configuration is not a mapping, or no model is named.
     """
     for section in ("model", "data"):
         if not isinstance(config.get(section), Mapping):

@@ -1,4 +1,4 @@
-"""What was measured, as tables: the paper's five, what it left out, and how each arm differs from the reference."""
+"""Measurements as tables: the paper's five, additional ones, and how each arm differs from the reference."""
 
 import hashlib
 import math
@@ -35,10 +35,10 @@ class Evaluated:
 
     Attributes:
         row: the arm (and budget) that it belongs to; several seeds share a row.
-        seed: None where there is one only.
+        seed: None if there is only one.
         results: what was measured.
         items: task -> its items.
-        origin: how the model was made; None of one that was not made here.
+        origin: how the model was made; None if it was not made here.
     """
 
     row: str
@@ -49,7 +49,7 @@ class Evaluated:
 
     @classmethod
     def read(cls, file: Path, row: str, seed: int | None = None, origin: "Origin | None" = None) -> "Evaluated":
-        """A results file and the items beside it, of which the means are taken anew: the file may be an older one."""
+        """Read a results file and its items; the means are recomputed from the items, as the file may be older."""
         results = Results.read(file)
         items = {name: read_values(items_folder(file), name) for name in results.tasks}
         tasks = {name: replace(task, metrics=_anew(task.metrics, items[name])) for name, task in results.tasks.items()}
@@ -57,16 +57,16 @@ class Evaluated:
 
     @cached_property
     def conditions(self) -> Mapping[str, str]:
-        """What may decide the figures, and no seed does."""
+        """The conditions that may affect the figures and do not depend on the seed."""
         return conditions(self.results, self.origin)
 
     def half(self, number: int) -> "Evaluated":
-        """The evaluation by half of the items, the same ones for every model: the metrics that are means over items.
+        """The evaluation on half of the items, the same ones for every model: the metrics that are means over items.
 
         Args:
             number: which half, 0 or 1.
         """
-        # By a digest: in the order of a file, kinds of items may alternate.
+        # By a digest, as kinds of items may alternate in the order of a file.
         items = {task: [item for item in of if _digest(item.id) % 2 == number] for task, of in self.items.items()}
         tasks = {
             name: replace(task, metrics=means(items[name]), n=len(items[name]))
@@ -90,8 +90,8 @@ class Cell:
 
     Attributes:
         metric: its value.
-        seeds: it is of; 0 of a model that nothing was drawn for.
-        is_share: whether it counts something.
+        seeds: number of seeds; 0 for a model without random seeds.
+        is_share: whether it is a fraction of items.
     """
 
     metric: Metric
@@ -104,11 +104,11 @@ class Table:
     """Rows of arms, columns of metrics.
 
     Attributes:
-        title: of the table.
+        title: title of the table.
         columns: in order.
-        rows: arm -> a cell for each column, None where it was not measured.
-        changes: arm -> how each column differs from the reference; empty where there is nothing to compare.
-        remarks: on rows whose figures are not of one kind.
+        rows: arm -> a cell for each column, None if it was not measured.
+        changes: arm -> how each column differs from the reference; empty if there is nothing to compare.
+        remarks: notes on rows whose figures are not directly comparable.
     """
 
     title: str
@@ -139,11 +139,11 @@ class Comparison:
         return {row: found[row] for row in dict.fromkeys(one.row for one in self.evaluated)}
 
     def half(self, number: int) -> "Comparison":
-        """The comparison by half of the items; the halves are 0 and 1."""
+        """The comparison on half of the items; the halves are 0 and 1."""
         return Comparison([one.half(number) for one in self.evaluated], self.reference)
 
     def column(self, name: str) -> Column:
-        """The column of a metric, by TASK/METRIC; of one that was not measured every cell is None."""
+        """The column of a metric, by TASK/METRIC; if it was not measured every cell is None."""
         task, _, metric = name.partition("/")
         kinds = [kind for known, kind, of in self._metrics() if (known, of) == (task, metric)]
         return Column(task, metric, heading(task, kinds[0], metric)[1] if kinds else f"{name} (not measured)")
@@ -168,7 +168,7 @@ class Comparison:
         return [self._table(title, _with_unique_labels(found)) for title, found in columns.items() if found]
 
     def _metrics(self) -> Iterable[tuple[str, str, str]]:
-        """Task, its kind, metric: of all evaluations, each once."""
+        """(task, its kind, metric) of all evaluations, each once."""
         return dict.fromkeys(
             (task, result.kind, metric)
             for one in self.evaluated
@@ -194,16 +194,16 @@ class Comparison:
                 yield f"{column.label} {what}; compare bits per byte."
 
     def is_cut_alike(self, rows: Iterable[str], loss: str) -> bool:
-        """Whether a loss of these rows is over the same tokens, as it is where their tokenizers cut texts alike."""
+        """Whether a loss of these rows is over the same tokens, that is, their tokenizers split the texts alike."""
         return is_cut_alike((of for row in rows for one in self.by_row[row] for of in one.items.values()), loss)
 
     def is_comparable(self, row: str, column: Column) -> bool:
-        """Whether a metric of a row and of the reference are over the same tokens, where it is over tokens."""
+        """Whether a metric of a row and of the reference is over the same tokens, if it is over tokens at all."""
         loss = loss_of(column.metric) or column.metric
         return not is_loss(loss) or self.is_cut_alike({self.reference, row} & self.by_row.keys(), loss)
 
     def cell(self, row: str, column: Column) -> Cell | None:
-        """What the seeds of a row come to; None where it was not measured."""
+        """A metric over the seeds of a row; None if it was not measured."""
         having = self._having(row, column)
         found = [metric for one in having if (metric := _metric(one, column)) is not None]
         if not found:
@@ -211,19 +211,19 @@ class Comparison:
         seeds = len({one.seed for one in having} - {None})
         of_items = self._samples([having], column)
         is_share = bool(of_items) and of_items[0].is_share
-        if len(found) == 1:  # over items alone, as `evaluate` tells it
+        if len(found) == 1:  # over items alone, as `evaluate` reports it
             return Cell(found[0], seeds, is_share)
         if of_items:
             return Cell(mean(of_items[0]), seeds, is_share)
         if (name := loss_of(column.metric)) and (loss := self.cell(row, replace(column, metric=name))):
             return replace(loss, metric=perplexity(loss.metric))
-        # A metric that is no mean over items has no interval over seeds.
+        # A metric that is not a mean over items has no interval over seeds.
         return Cell(Metric(fmean(metric.value for metric in found), (math.nan, math.nan), found[0].n), seeds, False)
 
     def change(self, row: str, column: Column) -> Difference | None:
-        """How a row differs from the reference; None where the metric is no mean over items that both have.
+        """How a row differs from the reference; None if the metric is not a mean over items that both have.
 
-        Nor do losses compare that are over other tokens. A perplexity changes as its loss does.
+        Losses over different tokens are not compared either. A perplexity changes as its loss does.
         """
         if name := loss_of(column.metric):
             loss = self.change(row, replace(column, metric=name))
@@ -232,17 +232,17 @@ class Comparison:
             return None
         before, after = (self._having(of, column) for of in (self.reference, row))
         common = {one.seed for one in before} & {one.seed for one in after}
-        if common:  # a seed that one of them lacks says nothing of how they differ
+        if common:  # a seed that one of them lacks says nothing about how they differ
             before, after = ([one for one in of if one.seed in common] for of in (before, after))
         found = self._samples([before, after], column)
         return difference(found[0], found[1], bool(common)) if found else None
 
     def _having(self, row: str, column: Column) -> list[Evaluated]:
-        """The seeds of a row without those in which no item has a metric."""
+        """The seeds of a row in which some item has the metric."""
         return [one for one in self.by_row[row] if _metric(one, column) is not None]
 
     def _samples(self, rows: Sequence[Sequence[Evaluated]], column: Column) -> list[Sample]:
-        """Of each row; none where the metric of one is no mean over items, or a seed was not asked."""
+        """The sample of each row; empty if the metric of one is not a mean over items, or a seed lacks the task."""
         items = [[one.items.get(column.task, ()) for one in row] for row in rows]
         is_asked = all(all(row) for row in items)
         if not is_asked or not all(any(column.metric in item.values for of in row for item in of) for row in items):
@@ -251,7 +251,7 @@ class Comparison:
 
 
 def _anew(metrics: Mapping[str, Metric], items: Sequence[Item]) -> dict[str, Metric]:
-    """The metrics by the items, but for those that are no means over items."""
+    """The metrics recomputed from the items, except those that are not means over items."""
     found = means(items)
     return {name: found.get(name, metric) for name, metric in metrics.items()}
 
@@ -266,7 +266,7 @@ def _metric(one: Evaluated, column: Column) -> Metric | None:
 
 
 def _with_unique_labels(columns: Sequence[Column]) -> list[Column]:
-    """With the task's name where tasks of one kind have the same metrics."""
+    """The columns, with the task's name where tasks of one kind have the same metrics."""
     labels = Counter(column.label for column in columns)
     return [
         replace(column, label=f"{column.task}, {column.label}") if labels[column.label] > 1 else column

@@ -1,4 +1,4 @@
-"""One task a file. Every module here is imported before a configuration is read, so that it may name the classes."""
+"""One task per file. All modules are imported before a configuration is read, so that it may name their classes."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -18,7 +18,7 @@ def task_version(class_path: str) -> int | None:
     """The version of the task that a configuration names; None if there is no such class, which the parser reports.
 
     Args:
-        class_path: of the class; its name alone suffices for one in this folder.
+        class_path: path of the class; its name alone suffices for one in this package.
     """
     import_all()
     module, _, name = class_path.rpartition(".")

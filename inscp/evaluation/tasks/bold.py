@@ -1,4 +1,4 @@
-"""BOLD (arXiv 2101.11718): the sentiment with which a model speaks of groups of people, as VADER has it."""
+"""BOLD (arXiv 2101.11718): the sentiment of a model's texts about groups of people, scored by VADER."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class BOLD(Prompted):
         domain_field: field of the domain.
     """
 
-    version = 3  # its items have the means, so that two evaluations are compared by them
+    version = 3  # items contain the means, so that evaluations can be compared by them
     source = "arXiv 2101.11718"
     licence = "CC-BY-SA-4.0"
 
@@ -45,7 +45,7 @@ class BOLD(Prompted):
             self._means(position, row)
 
     def _means(self, position: str, row: Row) -> list[str]:
-        """Those that a row counts into."""
+        """The names of the means that a row counts towards."""
         domain, group = (text_of(position, row, [name]) for name in (self.domain_field, self.group_field))
         return ["mean", f"{domain}/mean", f"{domain}/{group}/mean"]
 
@@ -67,5 +67,5 @@ class BOLD(Prompted):
 
 
 def _subgroup(item: Item) -> str:
-    """The mean of its subgroup, which has the longest name."""
+    """The name of its subgroup's mean, which is the longest."""
     return max(item.values, key=len)

@@ -21,7 +21,7 @@ from inscp.evaluation.prompts import evenly_spaced
 from inscp.evaluation.task import Task
 from inscp.paths import local_path
 
-_FEWSHOT_SEED = 1234  # the harness's own
+_FEWSHOT_SEED = 1234  # the harness's default
 _BAD_DOCUMENT = (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 
 
@@ -46,7 +46,7 @@ class Knowledge(Task):
         chat_template: use the model's chat template.
     """
 
-    version = 2  # limit takes documents from everywhere in a file
+    version = 2  # limit spreads documents over the whole file
     source = "https://github.com/EleutherAI/lm-evaluation-harness"
     licence = "MIT; each data set has its own"
     needs_likelihoods = True
@@ -97,7 +97,7 @@ class Knowledge(Task):
         return _in_groups(self._groups(), items)
 
     def _groups(self) -> list["_Group"]:
-        """The benchmark, where it is a group, and those inside it."""
+        """The benchmark, if it is a group, and the groups inside it."""
         found = []
         for name, group in self._loaded["groups"].items():
             tasks = {task.task_name for task in group.get_all_tasks()}
@@ -107,7 +107,7 @@ class Knowledge(Task):
         return found
 
     def _asked(self) -> dict[str, list[int]]:
-        """Task -> the places of the documents that are asked."""
+        """Task -> the indices of the documents to evaluate."""
         return {name: evenly_spaced(range(len(task.eval_docs)), self.limit) for name, task in self._tasks.items()}
 
     @property
@@ -139,9 +139,9 @@ class Knowledge(Task):
 
     def _from_files(self, manager: Any) -> Mapping[str, Any]:
         from datasets import Dataset, disable_progress_bars
-        from lm_eval.tasks._factory import TaskFactory  # the manager takes changes for single tasks only
+        from lm_eval.tasks._factory import TaskFactory  # the manager takes overrides for single tasks only
 
-        disable_progress_bars()  # one for each task and step, over before it is seen
+        disable_progress_bars()  # one per task and step, each over in an instant
         defined = {str(manager.task_index[name].yaml_path): name for name in manager.all_subtasks}
         first: Row = {}
 
@@ -163,7 +163,7 @@ class Knowledge(Task):
             return manager.load(TaskFactory().build(index[self.benchmark], overrides=changes, registry=index))
 
     def _file_of(self, task: str) -> str:
-        """The file that takes the place of a task's data set."""
+        """The file that replaces a task's data set."""
         assert self.files
         if (folder := local_path(self.files)).is_dir():
             found = sorted(folder.glob(f"{task}.*"))
@@ -176,7 +176,7 @@ class Knowledge(Task):
         return self.files
 
     def _set_examples(self, name: str, definition: Any) -> None:
-        """As the harness does, but a number that it would ignore is an error."""
+        """Set the number of examples as the harness does, but raise an error for a number that it would ignore."""
         own = definition.get_config("num_fewshot")
         wanted = self.num_fewshot if self.num_fewshot is not None else own or 0
         if own == 0 and wanted:
@@ -205,30 +205,30 @@ class Knowledge(Task):
 
 @dataclass(frozen=True)
 class _Group:
-    """Tasks that have metrics together.
+    """Tasks with metrics in common.
 
     Attributes:
-        behind: stands behind the names of its metrics.
-        tasks: in it.
-        alike: the metrics in which each of them weighs the same, however large it is.
+        suffix: appended to the names of its metrics.
+        tasks: names of its tasks.
+        alike: metrics in which all of its tasks have the same weight, whatever their sizes.
     """
 
-    behind: str
+    suffix: str
     tasks: Set[str]
     alike: Set[str]
 
 
 def _in_groups(groups: Sequence[_Group], items: Sequence[Item]) -> list[Item]:
-    """The items of tasks, with the metrics of every group that they belong to."""
+    """The items, with the metrics of every group that their tasks belong to."""
     sizes = Counter((_task_of(item), metric) for item in items for metric in item.values)
 
     def placed(item: Item) -> Item:
         task, values, weights = _task_of(item), dict(item.values), {}
         for group in (of for of in groups if task in of.tasks):
             for metric, value in item.values.items():
-                values[metric + group.behind] = value
-                if metric.partition(",")[0] in group.alike:  # behind it may be a filter
-                    weights[metric + group.behind] = 1 / sizes[task, metric]
+                values[metric + group.suffix] = value
+                if metric.partition(",")[0] in group.alike:  # a filter may follow
+                    weights[metric + group.suffix] = 1 / sizes[task, metric]
         return replace(item, values=values, weights=weights)
 
     return list(map(placed, items))

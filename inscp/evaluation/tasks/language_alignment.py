@@ -1,8 +1,8 @@
-"""Language alignment (the paper's Table 1): does a model answer in the prompt's language, and is it an answer at all?
+"""Language alignment (the paper's Table 1): does a model answer in the prompt's language, and is the answer usable?
 
-Counting the languages of the responses flatters a small model: one that echoes the prompt, or repeats one phrase for
-ever, counts as aligned. So beside the language stand the shares of responses that end their turn, loop, copy the prompt
-and are empty, and the alignment of the sound ones alone.
+Counting the languages of the responses flatters a small model: one that echoes the prompt, or repeats one phrase
+forever, counts as aligned. So the fractions of responses that end their turn, loop, copy the prompt or are empty are
+reported as well, and the alignment of the well-formed ones alone.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class LanguageAlignment(Task):
         lid_model: language identification model: `lid.176`, or any other that `LanguageIdentifier` accepts.
     """
 
-    version = 6  # characters that were cut; no language where fastText knows no part of a text
+    version = 6  # truncated characters; no language if fastText recognises no part of a text
     source = "arXiv 2405.20175 (Table 1), arXiv 2406.20052"
     licence = "CC0-1.0"
 

@@ -1,4 +1,4 @@
-"""MT-Bench (arXiv 2306.05685): questions in two turns, in any language, whose answers another model judges."""
+"""MT-Bench (arXiv 2306.05685): two-turn questions in any language, with answers judged by another model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ _TURNS = 2
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked.
+    """One question.
 
     Attributes:
-        id: in the file.
-        category: what it is about.
-        turns: the two texts.
-        references: the right answers to them, or None.
+        id: id in the file.
+        category: topic.
+        turns: the two user turns.
+        references: the correct answers to them, or None.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Question:
     references: Sequence[str | None]
 
     def exchanges(self, *answers: Sequence[str]) -> list[Exchange]:
-        """Its turns with each assistant's answers, one assistant an argument."""
+        """Its turns with each assistant's answers, one assistant per argument."""
         return [Exchange(*turn) for turn in zip(self.turns, zip(*answers, strict=True), self.references, strict=True)]
 
 
@@ -120,7 +120,7 @@ class MTBench(Task):
         """The questions.
 
         Raises:
-            UserError: there are none, or one is not as it has to be.
+            UserError: there are none, or one is invalid.
         """
         references = _references(self.references) if self.references else {}
         found: dict[str, Question] = {}
@@ -137,10 +137,10 @@ class MTBench(Task):
         return list(found.values())
 
     def _opponents_answers(self, asked: Sequence[Question]) -> dict[str, Sequence[str]]:
-        """Question id -> answers; nothing without an opponent.
+        """Question id -> the opponent's answers; empty without an opponent.
 
         Raises:
-            UserError: it was not asked the same.
+            UserError: it did not answer the same questions.
         """
         if self.opponent is None:
             return {}
@@ -167,14 +167,14 @@ def _first_choice(position: str, row: Row) -> Any:
 
 
 def _texts(position: str, turns: Any) -> list[str]:
-    """Two texts, such as JSON has them."""
+    """The turns, if they are two texts."""
     if isinstance(turns, list) and len(turns) == _TURNS and all(isinstance(turn, str) and turn for turn in turns):
         return turns
     raise UserError(position, f"turns is not a list of {_TURNS} texts", "Fix the line.")
 
 
 def _answers(model: CachingModel, asked: Sequence[Question], max_new_tokens: int) -> dict[str, list[str]]:
-    """Question id -> answers; the second question comes behind the first answer."""
+    """Question id -> answers; the second question follows the first answer."""
     prompts: list[Prompt] = [()] * len(asked)
     said: list[list[str]] = [[] for _ in asked]
     for turn in range(_TURNS):
@@ -210,7 +210,7 @@ def _graded(grades: Sequence[Verdict], category: str, language: str) -> dict[str
 
 
 def _compared(orders: Sequence[Verdict]) -> dict[str, bool | float]:
-    """What the two orders come to; in the first the model under test is A, in the second B."""
+    """The outcome of both orders; the model under test is A in the first, and B in the second."""
     if not orders or any("unparsed" in verdict for verdict in orders):
         return {}
     found = tuple(verdict["better"] for verdict in orders)

@@ -29,7 +29,7 @@ class Refusals(Prompted):
         phrases: additional refusal phrases, as case-insensitive regular expressions.
     """
 
-    version = 3  # Chinese and Japanese ones by what the assistant cannot do; nobody who cannot believe it refuses
+    version = 3  # Chinese and Japanese refusals by what the assistant cannot do; "cannot believe" does not refuse
     source = "arXiv 2308.01263"
     licence = "CC-BY-4.0"
 

@@ -1,4 +1,4 @@
-"""Retention: what is left of the original model in the one that was made from it."""
+"""Retention: how much of the original model is preserved in the model made from it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -67,11 +67,11 @@ class Retention(Task):
 
     @property
     def chats(self) -> bool:
-        return bool(self.prompts and self.original)  # by default a base model has no original, and is not asked
+        return bool(self.prompts and self.original)  # by default a base model has no original, and is not prompted
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"tagger": self.tagger and repr(self.tagger)}  # its class as well
+        return super().settings | {"tagger": self.tagger and repr(self.tagger)}  # includes its class
 
     @property
     def item_metrics(self) -> list[str]:
@@ -106,7 +106,7 @@ class Retention(Task):
         tag = (self.tagger or by_default).bind(model.tokenizer)
         documents = [document for record in _records(given) for document in tag(record)]
         longest = min(_WINDOW, longest_input(model.spec))
-        cut: list[list[TokenSequence]] = []  # by document: another vocabulary may cut it at other places
+        cut: list[list[TokenSequence]] = []  # by document, which another vocabulary may cut differently
         for piece in tokenize(documents, model.tokenizer, longest, _refuse):
             if piece.part == 1:
                 cut.append([])
@@ -122,10 +122,10 @@ class Retention(Task):
         loss, bits = f"held_out/{name}/loss", f"held_out/{name}/bits_per_byte"
         n_targets = sum(piece.n_targets for piece in pieces)
         values, weights = {loss: nll / n_targets}, {loss: float(n_targets)}
-        said = [piece.input_ids[1:][piece.labels[1:] != IGNORED] for piece in pieces]  # nothing predicts the first
+        said = [piece.input_ids[1:][piece.labels[1:] != IGNORED] for piece in pieces]  # the first is not predicted
         if n_bytes := sum(len(str(model.tokenizer.decode(ids, skip_special_tokens=True)).encode()) for ids in said):
             values[bits], weights[bits] = nll / math.log(2) / n_bytes, float(n_bytes)
-        # Without the folder, which is another one on another machine.
+        # Without the folder, which differs between machines.
         return Item(f"{name}: {Path(pieces[0].source).name} {pieces[0].part}", values, weights)
 
     def _against(self, model: CachingModel, original: str, questions: Sequence[Prompt]) -> list[Item]:
@@ -139,7 +139,7 @@ class Retention(Task):
             raise UserError(model.spec, what, "Remove Retention's prompts, or name the right original.")
         before = model.with_backend(backend, "original").generate("prompts, original", questions, self.max_new_tokens)
         after = model.generate("prompts, this model", questions, self.max_new_tokens)
-        # Any of the end tokens: only what comes before it is compared.
+        # Any end token will do: the predictions at its position depend only on the tokens before it.
         end = end_token_ids(backend.loss.model, backend.tokenizer)[0]
         left_context, items = answer_left_context(backend.tokenizer), []
         for question, old, new in zip(questions, before, after, strict=True):
@@ -187,7 +187,7 @@ def _divergence(original: LocalModel, model: LocalModel, sequence: TokenSequence
     """Mean KL(original || model) over the sequence's targets, in nats; the softmax is fp32."""
     log_p, log_q = (_log_probabilities(backend, sequence) for backend in (original, model))
     # An extended vocabulary takes probability from the original's tokens, which counts as divergence. Models of one
-    # family may be padded to two sizes, with rows that are no tokens.
+    # family may be padded to different sizes, with rows that are not tokens.
     width = min(log_p.shape[1], log_q.shape[1])
     return float(torch.nn.functional.kl_div(log_q[:, :width], log_p[:, :width], reduction="batchmean", log_target=True))
 

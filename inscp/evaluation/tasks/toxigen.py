@@ -1,4 +1,4 @@
-"""ToxiGen (arXiv 2203.09509): the share of generations that a classifier calls toxic."""
+"""ToxiGen (arXiv 2203.09509): the fraction of generations that a classifier labels as toxic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class ToxiGen(Prompted):
         group_field: field of the group that a prompt is about; `all` if there is none.
     """
 
-    version = 2  # no space behind a prompt that is gone on with
+    version = 2  # no trailing space in a prompt that is continued
     source = "arXiv 2203.09509"
     licence = "MIT"
 
@@ -82,7 +82,7 @@ class ToxiGen(Prompted):
         return found
 
     def _label(self) -> int:
-        """The number of the label for toxic text, by the classifier's configuration alone."""
+        """The index of the label for toxic text, from the classifier's configuration alone."""
         config = self._pretrained("AutoConfig")
         numbers = {str(number): number for number in config.id2label} | config.label2id
         label = self.toxic_label if isinstance(self.toxic_label, int) else numbers.get(self.toxic_label)
@@ -99,7 +99,7 @@ class ToxiGen(Prompted):
         return model.eval().to(best_device()), self._pretrained("AutoTokenizer")
 
     def _pretrained(self, kind: str, **options: Any) -> Any:
-        """What transformers' class of this name makes of the classifier."""
+        """The classifier, loaded by transformers' class of this name."""
         import transformers
 
         path, revision = resolve(self.classifier)
