@@ -15,7 +15,7 @@ ASKING_TO_STOP = (*FROM_SCHEDULERS, signal.SIGINT)
 _RETRY_AFTER = 0.1  # seconds
 
 
-def status_behind(number: int) -> int:
+def exit_status(number: int) -> int:
     """The exit status after an orderly stop on a signal."""
     return 130 if number == signal.SIGINT else Stopped.RESTART
 
@@ -41,7 +41,7 @@ def stopping_well() -> Iterator[None]:
 
     def stop(number: int, _: Any) -> None:
         what = f"{signal.Signals(number).name}: stopped; rerun the same command to resume"
-        raise Stopped(what, status_behind(number))
+        raise Stopped(what, exit_status(number))
 
     def send_again(dropped: Any) -> None:
         if isinstance(dropped.exc_value, Stopped):  # it came during the deletion of an object

@@ -17,7 +17,7 @@ from inscp.callbacks.checkpoints import Checkpoints
 from inscp.callbacks.steps import ends_step
 from inscp.data.datamodule import data_of
 from inscp.errors import Stopped
-from inscp.signals import received_by, status_behind
+from inscp.signals import exit_status, received_by
 from inscp.tracking.tracker import tracker_of
 
 
@@ -71,7 +71,7 @@ class Interruption(Callback):
         if problem:
             message, status = f"{where}; {problem}", 1
         else:
-            message, status = f"{where}; checkpoint written; {how_to_go_on()}", status_behind(number)
+            message, status = f"{where}; checkpoint written; {how_to_go_on()}", exit_status(number)
         if tracker := tracker_of(trainer):
             tracker.finalize("interrupted")  # Lightning would report it as failed
         # One process per node reports the status: launchers kill the others, or that one if another fails first.

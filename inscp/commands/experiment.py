@@ -128,7 +128,7 @@ def keep_study(folder: str, kept: str, out: str = OUT) -> None:
 def _runs(study: Study, folder: str, where: Places) -> list[Run]:
     """All runs of a study, whose goals are checked."""
     with said_in(folder):
-        runs = study.runs(where.told)
+        runs = study.runs(where.complete)
         check_goals(study.goals, runs)
     return runs
 

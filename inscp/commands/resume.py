@@ -158,18 +158,18 @@ def _require_same_training(checkpoint: Path, config: Mapping[str, Any]) -> None:
         raise UserError(_DIRPATH, what, f"Give this run its own folder, or resume with --ckpt_path {checkpoint}.")
 
 
-def require_no_others(folder: Path, goes_on_from: Path | None) -> None:
+def require_no_others(folder: Path, resumes_from: Path | None) -> None:
     """Check that a given folder holds no checkpoints but those of the resumed run: others would be removed.
 
     Args:
         folder: folder of the checkpoints.
-        goes_on_from: the run's newest checkpoint, there or elsewhere; None if a new run starts.
+        resumes_from: the run's newest checkpoint, there or elsewhere; None if a new run starts.
 
     Raises:
         UserError: it holds others.
     """
     whole, _ = complete_checkpoints(folder)
-    if whole and not (goes_on_from and whole[0].samefile(goes_on_from)):
+    if whole and not (resumes_from and whole[0].samefile(resumes_from)):
         what = f"it contains {whole[0]}, from which this run does not resume"
         raise UserError(_DIRPATH, what, "Give this run its own folder, or resume from the newest: --ckpt_path last.")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from inscp.data.rows import SURROGATE, BadRow, Row
 from inscp.records import Role, Turn
-from inscp.text.reasoning import behind_reasoning
+from inscp.text.reasoning import after_reasoning
 
 TURNS, USER, CONTEXT, ASSISTANT, TEXT = "turns", "user", "context", "assistant", "text"
 SYSTEM, HISTORY = "system", "history"
@@ -162,7 +162,7 @@ def _checked(turns: Iterable[_Spoken]) -> tuple[Turn, ...] | BadRow:
             return BadRow(f"{name} has no text")
         if SURROGATE.search(text):
             return BadRow(f"{name} contains half a surrogate pair, which is not valid Unicode")
-        said = (behind_reasoning(text) if role == "assistant" else text).strip()
+        said = (after_reasoning(text) if role == "assistant" else text).strip()
         if not said:
             return BadRow(f"{name} has no text after its reasoning")
         result.append(Turn(role, said))

@@ -14,7 +14,7 @@ from inscp.optional import library
 from inscp.records import Generation
 from inscp.text.chinese import expected_form, form_of
 from inscp.text.language import LanguageIdentifier, primary
-from inscp.text.reasoning import CLOSED, begins_to_reason, behind_reasoning
+from inscp.text.reasoning import CLOSED, after_reasoning, begins_to_reason
 from inscp.text.words import copies, loops, words
 
 _LINE_WORDS, _LINE_CONFIDENCE, _ENGLISH_LETTERS = 5, 0.3, 4  # as in the Language Confusion Benchmark
@@ -43,7 +43,7 @@ def without_reasoning(answers: Sequence[Generation]) -> list[Generation]:
     is_opened = 2 * sum(closes) > len(closes)
 
     def without(answer: Generation) -> str:
-        return behind_reasoning(answer.response, CLOSED in answer.response or (is_opened and not answer.ended))
+        return after_reasoning(answer.response, CLOSED in answer.response or (is_opened and not answer.ended))
 
     return [replace(answer, response=without(answer)) for answer in answers]
 

@@ -34,7 +34,7 @@ class ParentRun:
     def run_id(self) -> str | None:
         """None if nothing is tracked, or the server is down."""
         if self._tracking.enabled and self._run.run_id is None:
-            self._try(lambda: self._run.open(goes_on=False))
+            self._try(lambda: self._run.open(resume=False))
         return self._run.run_id
 
     def begin(self) -> None:

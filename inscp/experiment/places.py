@@ -49,7 +49,7 @@ class Place:
         return sorted(self.folder.glob("*/*/model" if self.run.trains else "model"))
 
     @property
-    def told_of(self) -> Path | None:
+    def measured_model(self) -> Path | None:
         """The folder of the model that was measured, else of the newest; None if it does not exist.
 
         The same run may have been made twice, in another precision, say. Its results name the model that was measured.
@@ -67,7 +67,7 @@ class Place:
         Raises:
             UserError: the file that records it is damaged.
         """
-        model = self.told_of
+        model = self.measured_model
         if model is None:
             return None
         try:
@@ -157,7 +157,7 @@ class Places:
         together = {name: digest for of in kept for name, digest in of.items()}
         return [together, *(of for number, of in enumerate(kept) if of not in kept[:number])]
 
-    def told(self, run: Run) -> Run:
+    def complete(self, run: Run) -> Run:
         """The run with the digests that `keep` recorded, for its files that are not here.
 
         Kept runs may name the same file with different contents: the digests with which the run is done are used.
@@ -220,8 +220,8 @@ def keep(places: Iterable[Place], measured: Path) -> int:
         if at.results.is_file():
             write_atomically(kept.contents, json.dumps(at.run.contents, indent=1, sort_keys=True) + "\n")
         if not kept.is_done and at.results.is_file():
-            if at.told_of:
-                origin = at.told_of / ORIGIN
+            if at.measured_model:
+                origin = at.measured_model / ORIGIN
                 write_atomically(kept.folder / origin.relative_to(at.folder), origin.read_text("utf-8"))
             for task in Results.read(at.results).tasks:
                 write_values(items_folder(kept.results), task, read_values(items_folder(at.results), task))

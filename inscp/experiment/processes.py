@@ -17,7 +17,7 @@ import yaml
 from inscp.errors import Stopped, UserError
 from inscp.experiment.configuration import Config
 from inscp.paths import write_atomically
-from inscp.signals import received_by, status_behind
+from inscp.signals import exit_status, received_by
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Commands:
         Raises:
             Stopped: this process was asked to stop, and the command has ended.
         """
-        self.leave_if_told()
+        self.stop_if_signalled()
         file, last = folder / f"{command}.yaml", ""
         write_atomically(file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         line = [sys.executable, "-m", "inscp", command, "--config", str(file), *options]
@@ -68,10 +68,10 @@ class Commands:
             for said in self._process.stdout:
                 log.write(said)
                 log.flush()
-                tell(f"    {said.rstrip()}")
+                say(f"    {said.rstrip()}")
                 last = said.strip() or last
             status = self._process.wait()
-        self.leave_if_told()
+        self.stop_if_signalled()
         why = f"{command} ended with status {status} ({last.removeprefix('error: ')})"
         return Failure(status, why) if status else None
 
@@ -102,9 +102,9 @@ class Commands:
                 except BlockingIOError:
                     if not waits:
                         holder = file.read_text("utf-8") or "another process"
-                        tell(f"    {holder}, or a command started by it, holds the lock {file}; waiting")
+                        say(f"    {holder}, or a command started by it, holds the lock {file}; waiting")
                     waits = True
-                    self.leave_if_told()
+                    self.stop_if_signalled()
                     time.sleep(0.5)
                 except OSError as error:
                     what = f"its file system does not support locks ({error.strerror})"
@@ -114,15 +114,15 @@ class Commands:
             opened.flush()
             yield opened.fileno()
 
-    def leave_if_told(self) -> None:
+    def stop_if_signalled(self) -> None:
         """
         Raises:
             Stopped: this process was asked to stop.
         """
         if self._stopped_by:
-            raise Stopped("the study was stopped; rerun the same command to resume", status_behind(self._stopped_by))
+            raise Stopped("the study was stopped; rerun the same command to resume", exit_status(self._stopped_by))
 
 
-def tell(line: str) -> None:
+def say(line: str) -> None:
     """Report progress to the user."""
     print(line, file=sys.stderr, flush=True)

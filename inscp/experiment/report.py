@@ -126,7 +126,7 @@ def _histories(rows: _Rows) -> dict[str, History]:
     """Row -> the history of its first seed that has curves."""
     found: dict[str, History] = {}
     for row, places in rows.items():
-        trained = (History.of(at.told_of) for at in places if at.run.trains and at.told_of)
+        trained = (History.of(at.measured_model) for at in places if at.run.trains and at.measured_model)
         if of := next((one for one in trained if one.curves), None):
             found[row] = of
     return found

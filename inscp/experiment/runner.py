@@ -14,7 +14,7 @@ from inscp.errors import RunError, UserError
 from inscp.experiment.configuration import Config, changed
 from inscp.experiment.parent import ParentRun
 from inscp.experiment.places import Place, Places
-from inscp.experiment.processes import Commands, Failure, tell
+from inscp.experiment.processes import Commands, Failure, say
 from inscp.experiment.runs import Run
 from inscp.experiment.study import Study
 from inscp.progress import duration
@@ -59,7 +59,7 @@ class Runner:
                 for number, run in enumerate(todo):
                     spent = time.monotonic() - started
                     left = f", {duration(spent / number * (len(todo) - number))} left" if number else ""
-                    tell(f"[{len(runs) - len(todo) + number + 1}/{len(runs)}] {run.title}{left}")
+                    say(f"[{len(runs) - len(todo) + number + 1}/{len(runs)}] {run.title}{left}")
                     self._try(run, self._finish)
             status = "FAILED" if self._failed else "SCHEDULED" if self._places.left(every) else "FINISHED"
         finally:
@@ -94,7 +94,7 @@ class Runner:
         if at.model is not None:
             return None
         if run.before and run.before.name not in self._failed and self._places.made(run.before).model is None:
-            tell(f"    {run.before.title}, from which it starts, has no weights any more; making them again")
+            say(f"    {run.before.title}, from which it starts, has no weights any more; making them again")
             self._try(run.before, self._make)
         before = self._places.made(run.before).model if run.before else run.original
         if before is None:

@@ -154,11 +154,11 @@ class Study:
         """The arm that the others are compared with."""
         return self.reference or next(iter(self.arms))
 
-    def runs(self, told: Callable[[Run], Run] = lambda run: run) -> list[Run]:
+    def runs(self, complete: Callable[[Run], Run] = lambda run: run) -> list[Run]:
         """Every run, each after the one that it starts from; a run that depends on neither seed nor budget occurs once.
 
         Args:
-            told: adds to a run the digests of files that are not on this machine, as `Places.told` does.
+            complete: adds to a run the digests of files that are not on this machine, as `Places.complete` does.
 
             Raises:
                 UserError: a configuration is invalid.
@@ -173,34 +173,34 @@ class Study:
             for name, budget, seed in product(self.arms, budgets, self.seeds):
                 drawn = {"data.seed": seed, "seed_everything": seed}
                 limited = {} if budget is None else {"data.token_budget": budget}
-                run = self._run(name, tag, seed, changed(base, drawn | limited), measures, told)
+                run = self._run(name, tag, seed, changed(base, drawn | limited), measures, complete)
                 for one in run.lineage:
                     found.setdefault(one.name, one)
         return list(found.values())
 
     def _run(
-        self, name: str, language: str, seed: int, base: Config, evaluate: Config, told: Callable[[Run], Run]
+        self, name: str, language: str, seed: int, base: Config, evaluate: Config, complete: Callable[[Run], Run]
     ) -> Run:
         """The run of an arm, and through `before` those of the arms that it follows.
 
         Args:
             name, language, seed: of the run.
             base: training configuration with the language, the seed and the budget, but without the arm.
-            evaluate, told: as in `Run`, and as in `runs`.
+            evaluate, complete: as in `Run`, and as in `runs`.
         """
         arm = self.arms[name]
         made: dict[str, Config] = _in_language(arm.sections, language)
-        before = self._run(arm.after, language, seed, base, evaluate, told) if arm.after else None
+        before = self._run(arm.after, language, seed, base, evaluate, complete) if arm.after else None
         trained = changed(base, made.get("fit", {}))
         original = before.original if before else _original(trained)
         if "fit" in made:
             budget = trained["data"].get("token_budget")
-            return told(Run(name, language, budget, seed, original, before, evaluate, "fit", trained))
+            return complete(Run(name, language, budget, seed, original, before, evaluate, "fit", trained))
         budget, drawn_by = (before.budget, before.seed) if before else (None, None)
         if "extend" in made:
             made["extend"].setdefault("language", language)
         command, config = next(iter(made.items()), ("", {}))
-        return told(Run(name, language, budget, drawn_by, original, before, evaluate, command, config))
+        return complete(Run(name, language, budget, drawn_by, original, before, evaluate, command, config))
 
 
 def _require_tasks(evaluate: Config, language: str) -> None:

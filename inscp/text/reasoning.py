@@ -8,7 +8,7 @@ def begins_to_reason(text: str) -> bool:
     return text.lstrip().startswith("<think>")
 
 
-def behind_reasoning(text: str, is_opened: bool = False) -> str:
+def after_reasoning(text: str, is_opened: bool = False) -> str:
     """The text after its initial reasoning; empty if the reasoning does not end.
 
     Args:

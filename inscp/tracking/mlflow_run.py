@@ -81,11 +81,11 @@ class MLflowRun:
             what = f"the store {uri} cannot be opened ({error})"
             raise UserError("mlflow.tracking_uri", what, "Give a writable file, or a server.") from error
 
-    def open(self, goes_on: bool = True) -> None:
+    def open(self, resume: bool = True) -> None:
         """Find the run, or start it.
 
         Args:
-            goes_on: mark it as running again, unless it has ended since `start` or this is an addition.
+            resume: mark it as running again, unless it has ended since `start` or this is an addition.
 
         Raises:
             RunError: the store rejects it.
@@ -93,7 +93,7 @@ class MLflowRun:
         """
         try:
             run = self._client.get_run(self.run_id) if self.run_id else self._find_or_start()
-            may_resume = goes_on and not self.start.is_addition and run.info.status != "RUNNING"
+            may_resume = resume and not self.start.is_addition and run.info.status != "RUNNING"
             if may_resume and _end(run) < self.start.time:
                 self._client.update_run(run.info.run_id, status="RUNNING")
         except Exception as error:

@@ -61,7 +61,7 @@ def make(study: Study, where: Places, arm: str, precision: str, made: str) -> No
 
 def left(study: Study, measured: Path) -> list[Run]:
     where = Places(Path("nothing"), measured)
-    return where.left(study.runs(where.told))
+    return where.left(study.runs(where.complete))
 
 
 def test_what_was_kept_of_files_of_one_name_is_found_whatever_they_held(study: Study) -> None:
@@ -148,7 +148,7 @@ def test_a_report_tells_of_the_model_that_was_measured_and_of_no_other_that_was_
     run = next(run for run in study.runs() if run.arm == "orgCP")
     make(study, where, "orgCP", "32-true", "20260101-000000")
     make(study, where, "orgCP", "bf16-mixed", "20260102-000000")
-    assert where.made(run).told_of == where.made(run).exported[-1]
+    assert where.made(run).measured_model == where.made(run).exported[-1]
     measure(study, where, "orgCP", model="name/20260101-000000/model")
     keep([where.made(run)], Path("kept"))
     for at in (where.made(run), kept.measured_or_made(run)):
