@@ -90,7 +90,7 @@ def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(
 def test_going_on_in_another_precision_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
     fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=1), saving)
-    with pytest.warns(UserWarning, match="began in 32-true and goes on in bf16-mixed"):
+    with pytest.warns(UserWarning, match="began in 32-true and resumes in bf16-mixed"):
         fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=2), precision="bf16-mixed",
             resume=tmp_path / "kept" / "step-00000001")  # fmt: skip
 
