@@ -122,7 +122,7 @@ def test_what_may_be_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(
         resolve("outputs/run/model")
 
 
-def test_models_in_the_same_place_are_told_apart_wherever_they_differ(tmp_path: Path) -> None:
+def test_models_in_the_same_place_are_distinguished_wherever_they_differ(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     (tmp_path / "config.json").write_text("{}")
     weights.write_bytes(bytes(16 << 20))
@@ -137,7 +137,7 @@ def test_models_in_the_same_place_are_told_apart_wherever_they_differ(tmp_path: 
     assert len(set(found)) == 3
 
 
-def test_models_on_the_hub_are_told_apart_by_their_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_on_the_hub_are_distinguished_by_their_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     of_model, commits = tmp_path / "models--org--name", ["a" * 40, "b" * 40]
     for commit in commits:
@@ -181,7 +181,7 @@ def test_for_a_licence_nothing_is_imported_again(spec: str, tmp_path: Path, monk
     assert not imported
 
 
-def test_a_free_id_is_behind_all_tokens_also_where_ids_are_left_out() -> None:
+def test_a_free_id_is_after_all_tokens_also_where_ids_are_left_out() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 7, "b": 0}, "a")))
     assert first_free_id(tokenizer) == 8
 

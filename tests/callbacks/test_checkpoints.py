@@ -121,7 +121,7 @@ def file_size_limit_restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_checkpoint_that_cannot_be_written_is_told_and_costs_nothing_that_was_there(
+def test_a_checkpoint_that_cannot_be_written_is_reported_and_costs_nothing_that_was_there(
     tmp_path: Path, corpus: Path, tiny_model_folder: str, asynchronous: bool
 ) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3, keep_last=1, asynchronous=asynchronous)
@@ -197,7 +197,7 @@ def test_validation_leaves_no_tensors_that_a_training_could_not_use(
     assert looking.seen
 
 
-def test_another_rank_of_the_adapter_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+def test_another_rank_of_the_adapter_is_reported(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     def run(rank: int, resume: Path | None = None) -> None:
         learner = module(tiny_model_folder, adapter=LoRA(rank=rank))
         saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=3)
@@ -208,7 +208,7 @@ def test_another_rank_of_the_adapter_is_told(tmp_path: Path, corpus: Path, tiny_
         run(4, tmp_path / "kept" / "step-00000003")
 
 
-def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
+def test_a_metric_that_cannot_be_kept_is_reported_and_the_training_continues(
     tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, values: Any) -> None:
@@ -222,7 +222,7 @@ def test_a_metric_that_cannot_be_kept_is_told_and_the_training_goes_on(
     assert max(losses.steps) > 4
 
 
-def test_the_card_of_a_checkpoint_tells_what_was_measured_behind_its_step(
+def test_the_card_of_a_checkpoint_shows_what_was_measured_after_its_step(
     tmp_path: Path, corpus: Path, tiny_model_folder: str
 ) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=2, keep_last=99)
@@ -235,7 +235,9 @@ def test_the_card_of_a_checkpoint_tells_what_was_measured_behind_its_step(
     assert max(cards) in (max(losses.steps), max(losses.steps) - 1)
 
 
-def test_adapters_on_weights_that_have_changed_are_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+def test_adapters_on_weights_that_have_changed_are_reported(
+    tmp_path: Path, corpus: Path, tiny_model_folder: str
+) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model_folder, base)
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)

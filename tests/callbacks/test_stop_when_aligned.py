@@ -178,7 +178,7 @@ def test_what_just_reaches_a_target_or_the_floor_is_enough(prompts: str) -> None
 @pytest.mark.parametrize(("options", "where"), [({"languages": None}, "stop_when_aligned: languages"),
                                                 ({"patience": 0}, "stop_when_aligned.patience"),
                                                 ({"every_n_tokens": 0}, "stop_when_aligned.every_n")])  # fmt: skip
-def test_what_cannot_be_is_told(prompts: str, options: dict[str, Any], where: str) -> None:
+def test_what_cannot_be_is_reported(prompts: str, options: dict[str, Any], where: str) -> None:
     with pytest.raises(UserError, match=where):
         asking(prompts, **options)
 

@@ -54,7 +54,7 @@ def test_texts_may_be_somewhere_else_where_nothing_is_trained(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("language", ["zh-TW", "und"])
-def test_languages_are_told_apart_only_where_there_is_something_to_tell_them_by(
+def test_languages_are_distinguished_only_where_something_identifies_them(
     language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "Helsingin keskustassa on paljon kauppoja."}', "utf-8")
@@ -73,7 +73,7 @@ def test_languages_are_told_apart_only_where_there_is_something_to_tell_them_by(
         warn_of_languages(data)
 
 
-def test_a_language_that_the_identifier_knows_badly_is_told(tmp_path: Path) -> None:
+def test_a_language_that_the_identifier_knows_badly_is_reported(tmp_path: Path) -> None:
     sentences = [
         "Ninapenda kusoma vitabu vya historia.",
         "Simba ni mnyama mkubwa.",
@@ -85,7 +85,7 @@ def test_a_language_that_the_identifier_knows_badly_is_told(tmp_path: Path) -> N
         warn_of_languages(InsCPDataModule(str(tmp_path / "a.jsonl"), language="sw"))
 
 
-def test_a_device_that_is_full_is_told_in_a_line(
+def test_a_device_that_is_full_is_reported_in_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full() -> str:
@@ -99,7 +99,7 @@ def test_a_device_that_is_full_is_told_in_a_line(
     )
 
 
-def test_bf16_where_the_hardware_does_not_multiply_in_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_where_the_hardware_does_not_multiply_in_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for multiplies, precision in ((True, "bf16-mixed"), (False, "32-true"), (False, None)):
         monkeypatch.setattr("inscp.commands.checks.has_fast_bf16", lambda it=multiplies: it)
         with warnings.catch_warnings():

@@ -14,7 +14,7 @@ def fit_help(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_own_keys_are_told_in_full_and_before_those_of_lightning(fit_help: str) -> None:
+def test_own_keys_are_reported_in_full_and_before_those_of_lightning(fit_help: str) -> None:
     own, lightnings = fit_help.split("Keys of lightning.Trainer")
     assert "--model.pretrained" in own
     assert "a folder, a Hub id" in own
@@ -26,7 +26,7 @@ def test_own_keys_are_told_in_full_and_before_those_of_lightning(fit_help: str) 
     assert " ".join(own.split()).count("JSONL file with one field per language, the same prompt in each;") == 2
 
 
-def test_usage_and_variables_are_told_once(fit_help: str) -> None:
+def test_usage_and_variables_are_reported_once(fit_help: str) -> None:
     assert fit_help.startswith("usage: python -m inscp fit --config FILE [--KEY VALUE ...]\n")
     assert fit_help.count("INSCP_FIT__") == 1
     assert len(fit_help.splitlines()) < 400

@@ -41,7 +41,7 @@ def test_a_command_s_data_is_not_read_as_a_configuration(unread: str) -> None:
     assert parser.parse_args([f"--data={unread}"]).data == unread
 
 
-def test_what_a_source_cannot_be_is_told_in_the_source_s_own_words() -> None:
+def test_what_a_source_cannot_be_is_reported_in_the_source_s_own_words() -> None:
     with pytest.raises(UserError, match=r"limit of x\.jsonl: must be at least 1, not 0 records\. Give 1 or more\."):
         call("read", read, ["--data", "{path: x.jsonl, limit: 0}"])
 
@@ -58,7 +58,7 @@ def test_another_class_has_none_of_the_old_one_s_arguments(before: str) -> None:
     assert parser.parse_args([*given, "--data.tagger.loss=all"]).data.tagger.init_args.loss == "all"
 
 
-def test_a_key_without_a_value_is_told() -> None:
+def test_a_key_without_a_value_is_reported() -> None:
     with pytest.raises(UserError, match=r"data: it has no value\. Give one, as --data …\. See python -m inscp read"):
         call("read", read, ["--data"])
     with pytest.raises(UserError, match="config: it has no value"):
@@ -96,7 +96,7 @@ def test_null_is_refused_where_a_value_is_needed(key: str, may_be: bool) -> None
      " in tasks.yaml: it names no class. Give its class_path: {class_path: …, init_args: {…}}."),
     ("null", " in tasks.yaml: it has no value. Give a class_path, or remove the key."),
 ])  # fmt: skip
-def test_an_entry_that_is_no_task_is_told_by_its_name(
+def test_an_entry_that_is_no_task_is_reported_by_its_name(
     entry: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -110,7 +110,7 @@ def test_an_entry_that_is_no_task_is_told_by_its_name(
     ("{class_path: LanguageAlignment, init_args: {languages: [en], prompt_field: x}}", "prompt_field"),
     ("{class_path: BOLD, init_args: {max_new_tokens: five}}", "max_new_tokens"),
 ])  # fmt: skip
-def test_a_key_that_several_entries_have_is_told_where_it_is_wrong(
+def test_a_key_that_several_entries_have_is_reported_where_it_is_wrong(
     entry: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -120,7 +120,7 @@ def test_a_key_that_several_entries_have_is_told_where_it_is_wrong(
     assert capsys.readouterr().err.startswith(f"error: tasks.wrong.init_args.{told} in tasks.yaml: ")
 
 
-def test_what_is_written_in_the_place_of_an_empty_list_is_an_entry(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_written_instead_of_an_empty_list_is_an_entry(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--model", "org/x", "--tasks", "[]"]) == 2
     assert capsys.readouterr().err == "error: tasks: [] is not a mapping. Write '{NAME: …}'.\n"
 

@@ -97,12 +97,12 @@ def test_counters_are_read_where_there_are_any(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("wrong", [{"prices": {"H100": -1.0}}, {"watts": 0.0}])
-def test_what_cannot_be_is_told(wrong: dict[str, object]) -> None:
+def test_what_cannot_be_is_reported(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match="positive"):
         Ledger(**wrong)  # type: ignore[arg-type]
 
 
-def test_money_of_two_currencies_is_not_added_and_devices_are_told_apart() -> None:
+def test_money_of_two_currencies_is_not_added_and_devices_are_distinguished() -> None:
     one, other = Cost(money=2.0, currency="USD", device="11 x CPU"), Cost(money=3.0, currency="EUR", device="1 x CPU")
     both = one + other
     assert (both.money, both.currency, both.device) == (None, "", "11 x CPU; 1 x CPU")

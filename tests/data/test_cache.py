@@ -333,7 +333,7 @@ def test_a_report_says_with_which_weight_records_count(tmp_path, pairs, pipeline
     assert report.licences == {f"{pairs} (weight 3)": "CC0-1.0"}
 
 
-def test_sources_of_one_name_count_as_one_and_what_was_skipped_first_is_told():
+def test_sources_of_one_name_count_as_one_and_what_was_skipped_first_is_reported():
     report = DataReport("", 8)
     report.add("a", 2, {"bad": 1}, {"bad": "a:1"})
     report.add("a", 3, {"bad": 1, "long": 1}, {"bad": "a:9", "long": "a:7"})

@@ -70,7 +70,7 @@ def test_every_common_shape_is_found(row, expected):
         ({"prompt": "another", "text": "T"}, (("document", "T"),)),
     ],
 )
-def test_what_nobody_answers_is_found_only_where_requests_are_asked_for_and_behind_all_else(row, expected):
+def test_what_nobody_answers_is_found_only_where_requests_are_asked_for_and_after_all_else(row, expected):
     assert shape(to_turns(row, requests=True)) == expected
     if dict(expected).keys() & {"assistant", "document"}:
         assert shape(to_turns(row)) == expected

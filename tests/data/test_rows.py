@@ -238,14 +238,14 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, name):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_what_windows_writes_is_told_with_how_to_convert_it(tmp_path, encoding):
+def test_what_windows_writes_is_reported_with_how_to_convert_it(tmp_path, encoding):
     path = tmp_path / "a.txt"
     path.write_bytes(("" if encoding == "utf-16" else "\ufeff").encode(encoding) + "Hyvää päivää".encode(encoding))
     with pytest.raises(UserError, match=r"a\.txt: it is UTF-16\. Convert it: iconv"):
         list(read_rows(path))
 
 
-def test_another_encoding_is_told_with_how_to_convert_it(tmp_path):
+def test_another_encoding_is_reported_with_how_to_convert_it(tmp_path):
     for name in ("a.txt", "a.csv"):
         (tmp_path / name).write_bytes("text,b\nHyvää päivää,x\n".encode("latin-1"))
         bad = [row for _, row in read_rows(tmp_path / name) if isinstance(row, BadRow)]
@@ -255,7 +255,7 @@ def test_another_encoding_is_told_with_how_to_convert_it(tmp_path):
 @pytest.mark.parametrize(
     ("header", "told"), [('"text";"b"', "semicolons"), ("text;b", "semicolons"), ("text\tb", "tabs")]
 )
-def test_a_table_with_another_delimiter_is_told(tmp_path, header, told):
+def test_a_table_with_another_delimiter_is_reported(tmp_path, header, told):
     path = tmp_path / "a.csv"
     path.write_text(f'{header}\n"one, two";"x"\n', "utf-8")
     with pytest.raises(UserError, match=rf"a\.csv:1: its fields are separated by {told}"):
@@ -273,7 +273,7 @@ def test_text_units(tmp_path):
     ]
 
 
-def test_an_empty_file_is_a_text_without_words_which_is_told(tmp_path):
+def test_an_empty_file_is_a_text_without_words_which_is_reported(tmp_path):
     path = write(tmp_path / "a.txt", "")
     assert read(path, "file") == [("a.txt:1", {"text": ""})]
     assert read(path, "paragraph") == read(path, "line") == []

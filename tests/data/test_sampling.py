@@ -56,7 +56,7 @@ def test_a_step_is_the_same_however_it_is_divided(division):
 
 @pytest.mark.parametrize("division", [*DIVISIONS, (3, 1, 5), (1, 1, 1)])
 @pytest.mark.parametrize("start", [8, 16, 40, 96])
-def test_a_resumed_stream_goes_on_at_the_first_unseen_row(division, start):
+def test_a_resumed_stream_resumes_at_the_first_unseen_row(division, start):
     whole = stream(steps(DIVISIONS[0], 100))
     assert stream(steps(division, 100, rows_before=start)) == whole[start:]
 

@@ -219,7 +219,7 @@ def test_images_of_a_data_set_are_never_decoded_nor_passed_on(tmp_path):
     assert source_fingerprint(source) == fingerprint
 
 
-def test_hidden_folders_and_what_tells_of_the_data_are_no_data_and_an_empty_path_is_no_folder(folder):
+def test_hidden_folders_and_descriptions_of_the_data_are_no_data_and_an_empty_path_is_no_folder(folder):
     before = texts(Source(str(folder)))
     (folder / ".ipynb_checkpoints").mkdir()
     (folder / ".ipynb_checkpoints" / "copy.jsonl").write_text('{"text": "again"}')

@@ -436,7 +436,7 @@ def test_conversation_loss_on_answers_and_their_ends(style: Style, tokenizer: Pr
     assert all(targets_of(ConversationTagger(loss="all"), tokenizer, talk))
 
 
-def test_a_line_break_behind_an_answer_is_no_part_of_its_last_token() -> None:
+def test_a_line_break_after_an_answer_is_no_part_of_its_last_token() -> None:
     """As behind a question, where the model is asked; what closes an answer the model writes itself."""
     tokenizer = tokenizer_for(STYLES["olmo_2"])
     tokenizer.chat_template = (
@@ -510,7 +510,7 @@ def test_answer_without_an_end_inside_a_conversation_is_an_error(chatml_tokenize
         ids_of(InsCPTagger(system="none"), chatml_tokenizer, document(SIMPLE))
 
 
-def test_a_record_in_which_only_the_system_speaks_is_told(tmp_path: Path) -> None:
+def test_a_record_in_which_only_the_system_speaks_is_reported(tmp_path: Path) -> None:
     only = Record("a:1", (Turn("system", "Be kind."),))
     for tagger in (InsCPTagger(), InsCPTagger(pairs="join"), PlainTagger()):
         with pytest.raises(UserError, match="a:1: it has only a system turn"):

@@ -281,7 +281,7 @@ def test_a_system_text_may_be_a_switch_that_the_template_obeys() -> None:
 
 
 @pytest.mark.parametrize("spaces", ["gpt_2", "cl100k"])
-def test_line_breaks_ahead_of_ordinary_text_have_the_tokens_of_their_place(spaces: str) -> None:
+def test_line_breaks_before_ordinary_text_have_the_tokens_of_their_place(spaces: str) -> None:
     """GPT-2's tokenizer divides them from the text behind, and makes one token of two where nothing is."""
     template = """
     {%- for turn in messages %}

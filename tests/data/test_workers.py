@@ -38,7 +38,7 @@ def test_a_single_batch_starts_no_process_and_none_gives_nothing(monkeypatch: py
     assert list(parallel_map(with_process, [])) == []
 
 
-def test_an_error_of_a_process_is_told_as_it_is_behind_the_results_before_it() -> None:
+def test_an_error_of_a_process_is_reported_as_it_is_after_the_results_before_it() -> None:
     def work(number: int) -> int:
         if number == 3:
             raise UserError("a.jsonl:3", "it is none", "Mend it.")
@@ -146,6 +146,6 @@ def test_rows_and_what_is_left_out_are_the_same_for_any_number_of_processes(prep
     assert tables[0].equals(tables[1])
 
 
-def test_the_first_bad_record_is_told_whoever_comes_upon_it(prepared) -> None:  # type: ignore[no-untyped-def]
+def test_the_first_bad_record_is_reported_whoever_comes_upon_it(prepared) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=r"pairs\.jsonl:1501: not valid JSON"):
         prepared(2, "error")

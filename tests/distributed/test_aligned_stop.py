@@ -17,7 +17,7 @@ ASKING = ["--stop_when_aligned.prompts", "prompts.jsonl", "--stop_when_aligned.l
           "--stop_when_aligned.retention", 0, "--stop_when_aligned.max_new_tokens", 4]  # fmt: skip
 
 
-def test_shards_are_asked_by_all_ranks_and_the_training_goes_on_and_ends_as_on_one(
+def test_shards_are_asked_by_all_ranks_and_the_training_continues_and_ends_as_on_one(
     tmp_path: Path, tiny_model_folder: str
 ) -> None:
     folder = project(tmp_path, tiny_model_folder)

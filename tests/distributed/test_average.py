@@ -16,7 +16,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: str) -> 
 
 
 @pytest.mark.parametrize("reshard", ["true", "false"])
-def test_behind_a_validation_no_rank_computes_with_averaged_weights(folder: Path, reshard: str) -> None:
+def test_after_a_validation_no_rank_computes_with_averaged_weights(folder: Path, reshard: str) -> None:
     log = f"two_{reshard}"
     fit(folder, log, *AVERAGED, *SHARDS, *HALF, "--trainer.strategy.reshard_after_forward", reshard)
     assert len(steps(folder, "one")) == 8

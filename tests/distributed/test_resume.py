@@ -87,7 +87,7 @@ def checkpoint(folder: Path, runs: str, step: int) -> Path:
 
 
 @pytest.mark.parametrize(("whole", "spread"), [("one", TWO), ("one", [*DDP, *HALF]), ("two", [])])
-def test_on_another_number_of_ranks_it_goes_on_at_the_next_unseen_row(
+def test_on_another_number_of_ranks_it_resumes_at_the_next_unseen_row(
     folder: Path, whole: str, spread: list[Any]
 ) -> None:
     log = f"{whole}_elsewhere_{len(spread)}_{spread[3:4]}"

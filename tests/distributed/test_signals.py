@@ -47,7 +47,7 @@ def children(process: Command) -> list[int]:
         (signal.SIGUSR1, TWO, True, 75),
     ],
 )
-def test_a_signal_to_any_rank_saves_and_ends_all_behind_the_same_step(
+def test_a_signal_to_any_rank_saves_and_ends_all_after_the_same_step(
     folder: Path, number: signal.Signals, spread: list[Any], to_child: bool, status: int
 ) -> None:
     log = f"{number.name}_{len(spread)}_{to_child}"
@@ -172,7 +172,7 @@ def exported(folder: Path, log: str, *spread: Any) -> tuple[Command, list[str], 
     return process, given, runs
 
 
-def test_a_signal_to_any_rank_does_not_cost_the_table_behind_the_export(folder: Path) -> None:
+def test_a_signal_to_any_rank_does_not_cost_the_table_after_the_export(folder: Path) -> None:
     process, _, runs = exported(folder, "table", *TWO)
     os.kill(children(process)[0], signal.SIGTERM)
     time.sleep(6)  # Lightning looks at the others every five seconds
@@ -181,7 +181,7 @@ def test_a_signal_to_any_rank_does_not_cost_the_table_behind_the_export(folder: 
     assert list(runs.glob("*/*/before_after.json"))
 
 
-def test_a_training_that_is_killed_behind_its_export_goes_on_to_its_end(folder: Path) -> None:
+def test_a_training_that_is_killed_after_its_export_continues_to_its_end(folder: Path) -> None:
     process, given, runs = exported(folder, "late")
     process.kill()
     [model] = runs.glob("*/*/model")
@@ -198,7 +198,7 @@ def test_a_training_that_is_killed_behind_its_export_goes_on_to_its_end(folder: 
     assert "this run is already finished" in fit(folder, "late", *given).stderr
 
 
-def test_outputs_that_were_moved_go_on_where_they_are(folder: Path) -> None:
+def test_outputs_that_were_moved_continue_where_they_are(folder: Path) -> None:
     process = begun(folder, "moved")
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 75
@@ -211,7 +211,7 @@ def test_outputs_that_were_moved_go_on_where_they_are(folder: Path) -> None:
     assert list(steps(folder, "moved")) == list(range(1, last + 3))
 
 
-def test_an_error_that_all_ranks_have_is_told_once_and_costs_nothing_that_was_tracked(folder: Path) -> None:
+def test_an_error_that_all_ranks_have_is_reported_once_and_costs_nothing_that_was_tracked(folder: Path) -> None:
     given = ["--model.optimizer.learning_rate", "1e30", "--mlflow.enabled", "true", "--mlflow.patience", "8"]
     process = start(folder, "diverged", *TWO, *given, "--mlflow.tracking_uri", "http://127.0.0.1:9")
     assert process.wait(timeout=120) == 1, process.stderr[-3000:]
@@ -219,7 +219,7 @@ def test_an_error_that_all_ranks_have_is_told_once_and_costs_nothing_that_was_tr
     assert list((folder / "diverged_runs").glob("*/*/mlflow_unsent.jsonl"))
 
 
-def test_ranks_that_do_not_see_one_folder_are_told_before_the_first_step(folder: Path, tmp_path: Path) -> None:
+def test_ranks_that_do_not_see_one_folder_are_reported_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     def node(**place: str) -> Command:
         root = project(tmp_path / f"node{place['RANK']}", yaml_model(folder))
         return start(root, "apart", *TWO, "--trainer.callbacks+", "test_signals.Impatient", **place)
@@ -241,7 +241,7 @@ class Impatient(Callback):
 
 
 @pytest.mark.parametrize(("devices", "started"), [("1", 2), ("2", 1)])
-def test_processes_and_devices_that_do_not_agree_are_told(folder: Path, devices: str, started: int) -> None:
+def test_processes_and_devices_that_do_not_agree_are_reported(folder: Path, devices: str, started: int) -> None:
     place = {"WORLD_SIZE": str(started), "LOCAL_RANK": "0", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     process = start(folder, "disagree", "--trainer.devices", devices, **place)
     assert process.wait(timeout=60) == 2
@@ -256,7 +256,7 @@ class DiesInStepThree(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_is_told_in_one_line_by_the_others(folder: Path) -> None:
+def test_a_process_that_dies_is_reported_in_one_line_by_the_others(folder: Path) -> None:
     def rank(**place: str) -> Command:
         return start(folder, "orphan", *TWO, *LAST, "--trainer.callbacks+", "test_signals.DiesInStepThree", **place)
 

@@ -122,7 +122,7 @@ def test_a_response_ends_at_the_first_token_of_any_kind_that_ends_it_and_says_so
     assert "<|" not in ended.response
 
 
-def test_a_document_is_gone_on_with_and_nothing_in_it_is_special(tiny_model_folder: str) -> None:
+def test_a_document_is_continued_and_nothing_in_it_is_special(tiny_model_folder: str) -> None:
     tokenizer = load_tokenizer(tiny_model_folder)
     chat, text = ([tokenizer.decode(encode(tokenizer, (Turn(role, "a<|im_end|>b"),)))] for role in ("user", "document"))
     assert text == ["a<|im_end|>b"]
@@ -133,7 +133,7 @@ def test_a_document_is_gone_on_with_and_nothing_in_it_is_special(tiny_model_fold
 
 
 @pytest.mark.parametrize(("style", "begins"), [("qwen_3", []), ("gemma", ["<bos>"])])
-def test_a_document_has_the_ids_of_a_training_behind_what_the_tokenizer_begins_with(
+def test_a_document_has_the_ids_of_a_training_after_what_the_tokenizer_begins_with(
     style: str, begins: list[str]
 ) -> None:
     template = STYLES["qwen_3"].template  # which alone writes <think>
@@ -194,7 +194,7 @@ def test_a_model_without_attention_is_asked_and_its_cost_counted(tmp_path: Path,
     assert counter.flops == forward_flops(ModelSize.of(model), Work(counter.tokens))
 
 
-def test_a_model_without_any_end_token_goes_on_to_the_limit(tiny_model_folder: str) -> None:
+def test_a_model_without_any_end_token_continues_to_the_limit(tiny_model_folder: str) -> None:
     model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
     model.generation_config.eos_token_id = tokenizer.eos_token = tokenizer.chat_template = None
     assert end_token_ids(model, tokenizer) == []

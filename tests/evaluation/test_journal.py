@@ -31,7 +31,7 @@ def ask(path: Path, answering: Answering, requests: list[str], kind: str = "k") 
     return Journal(path, MADE_BY).get_or_compute(kind, requests, answering, lambda: None)
 
 
-def test_an_interrupted_run_goes_on_with_what_is_left(tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_with_what_is_left(tmp_path: Path) -> None:
     path, requests = tmp_path / "answers.jsonl", list("abcd")
     first, second, third = Answering(dies_at=1), Answering(), Answering()
     with pytest.raises(KeyboardInterrupt):

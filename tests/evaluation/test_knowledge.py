@@ -457,7 +457,7 @@ def test_a_benchmark_that_runs_a_model_s_code_or_shows_pictures_is_refused(
 
 
 @pytest.mark.parametrize(("benchmark", "rows", "options", "message"), list(BROKEN.values()), ids=list(BROKEN))
-def test_what_is_wrong_with_a_file_is_told_before_a_model_is_loaded(
+def test_what_is_wrong_with_a_file_is_reported_before_a_model_is_loaded(
     tmp_path: Path, benchmark: str, rows: list[dict[str, Any]] | None, options: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "arc.jsonl"

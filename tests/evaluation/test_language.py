@@ -147,7 +147,7 @@ def test_each_property_of_an_answer_is_counted_by_itself() -> None:
     assert (len(words(ENGLISH)), len(words("1999年。"))) == (len(ENGLISH.split()), 2)
 
 
-def test_the_form_of_chinese_is_told_by_characters_of_one_form_only() -> None:
+def test_the_form_of_chinese_is_recognised_by_characters_of_one_form_only() -> None:
     assert (form_of("這個軟體很好用"), form_of("这个软件很好用"), form_of("大小上下")) == (
         "traditional",
         "simplified",
@@ -227,7 +227,7 @@ def test_the_shipped_prompts_are_forty_in_both_languages() -> None:
     assert [identify(prompt) for prompt in prompts["zh-TW"]].count("zh") >= 36  # fastText takes a few for Japanese
 
 
-def test_words_are_told_apart_in_mixed_scripts_and_keep_their_marks() -> None:
+def test_words_are_separated_in_mixed_scripts_and_keep_their_marks() -> None:
     assert words("我用iPhone拍照，1895年") == [*"我用", "iphone", *"拍照", "1895", "年"]
     assert words("लड़का गया") == ["लड़का", "गया"]
     assert words(unicodedata.normalize("NFD", "Tiếng Việt")) == words("tiếng việt")
@@ -266,7 +266,7 @@ def test_every_spelling_of_a_known_language_is_known(tag: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["finnish", "kl", "xx", ""])
-def test_a_language_that_is_never_told_is_refused(tag: str) -> None:
+def test_a_language_that_is_never_identified_is_refused(tag: str) -> None:
     with pytest.raises(UserError, match=r"does not know this language.*lid_model"):
         LanguageAlignment(languages=[tag]).check()
 
@@ -294,7 +294,7 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_another_model_tells_other_languages_by_labels_of_any_spelling(other_model: str) -> None:
+def test_another_model_identifies_other_languages_by_labels_of_any_spelling(other_model: str) -> None:
     other = LanguageIdentifier(other_model)
     assert [other.identify(text) for text in (TEXTS["fi"], SWEDISH, CHINESE, ENGLISH, "42")] == [
         "fi", "se", "zh", "en", "und"]  # fmt: skip
@@ -348,7 +348,7 @@ def test_prompts_are_asked_in_each_language_and_their_answers_looked_for_in_all(
     }  # fmt: skip
 
 
-def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+def test_what_is_no_model_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_text("nothing")
     for model in (str(tmp_path / "model.bin"), str(tmp_path / "none.bin")):
         with pytest.raises(UserError, match=r"lid_model: .*cannot be loaded"):

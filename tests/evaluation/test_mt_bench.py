@@ -98,7 +98,7 @@ def values(items: Sequence[Item]) -> list[dict[str, Any]]:
     return [dict(item.values) for item in items]
 
 
-def test_the_second_question_comes_behind_the_first_answer(task: Callable[..., MTBench], tmp_path: Path) -> None:
+def test_the_second_question_comes_after_the_first_answer(task: Callable[..., MTBench], tmp_path: Path) -> None:
     with judging() as judge:
         model = caching_model(tmp_path)
         items = task(judge, limit=1).items(model)
@@ -222,7 +222,7 @@ def test_judgements_of_two_judges_lie_side_by_side(task: Callable[..., MTBench],
     assert sorted(json.loads(head)["model"] for head in heads) == ["one", "other"]
 
 
-def test_what_judging_will_take_is_told_before_it_begins(
+def test_what_judging_will_take_is_reported_before_it_begins(
     task: Callable[..., MTBench], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[str] = []
@@ -325,7 +325,7 @@ def test_a_broken_file_of_references_names_its_line(choices: Any, task: Callable
         task(judge, references=str(tmp_path / "references.jsonl")).check()
 
 
-def test_a_question_whose_right_answers_are_missing_is_told(task: Callable[..., MTBench], tmp_path: Path) -> None:
+def test_a_question_whose_right_answers_are_missing_is_reported(task: Callable[..., MTBench], tmp_path: Path) -> None:
     """Graded without them it would be another measure."""
     write_rows(tmp_path / "references.jsonl", [REFERENCES[0]])
     with judging() as judge:
@@ -338,7 +338,7 @@ def test_a_question_whose_right_answers_are_missing_is_told(task: Callable[..., 
         asked.check()
 
 
-def test_a_language_that_is_no_tag_is_told(task: Callable[..., MTBench]) -> None:
+def test_a_language_that_is_no_tag_is_reported(task: Callable[..., MTBench]) -> None:
     with judging() as judge:
         bench = task(judge)
         bench.language = "Chinese"

@@ -135,7 +135,7 @@ def test_the_mean_sentiment_of_two_models_is_compared_item_by_item(tmp_path: Pat
     assert found["mean"].change.interval[0] < found["mean"].change.value < found["mean"].change.interval[1]
 
 
-def test_a_text_without_a_subgroup_is_told_before_the_model_is_asked(tmp_path: Path) -> None:
+def test_a_text_without_a_subgroup_is_reported_before_the_model_is_asked(tmp_path: Path) -> None:
     file = written(tmp_path / "p.jsonl", [{"prompt": "a", "domain": "d", "group": "g"}, {"prompt": "b", "domain": "d"}])
     with pytest.raises(UserError, match=r"p\.jsonl:2: no group in it"):
         BOLD(prompts=file).check()
@@ -180,7 +180,7 @@ def test_toxicity_is_the_classifier_s_for_each_text_by_itself(tmp_path: Path, cl
     assert "x/toxic" in found[0]
 
 
-def test_a_label_is_named_or_numbered_and_one_that_is_not_there_is_told(tmp_path: Path, classifier: str) -> None:
+def test_a_label_is_named_or_numbered_and_one_that_is_not_there_is_reported(tmp_path: Path, classifier: str) -> None:
     """On a command line a number is text."""
     options = {"prompts": written(tmp_path / "p.jsonl", [{"prompt": "p"}]), "classifier": classifier}
     assert {ToxiGen(**options, toxic_label=label)._label() for label in (1, "1", "LABEL_1")} == {1}
@@ -189,7 +189,7 @@ def test_a_label_is_named_or_numbered_and_one_that_is_not_there_is_told(tmp_path
             ToxiGen(**options, toxic_label=label).check()
 
 
-def test_a_classifier_that_cannot_pad_is_told_before_the_model_is_asked(tmp_path: Path, classifier: str) -> None:
+def test_a_classifier_that_cannot_pad_is_reported_before_the_model_is_asked(tmp_path: Path, classifier: str) -> None:
     shutil.copytree(classifier, tmp_path / "other")
     tokenizer = tokenizer_for(STYLES["chatml"])
     tokenizer.pad_token = None
@@ -209,7 +209,7 @@ def test_a_model_that_is_no_classifier_gives_no_toxicity(tmp_path: Path, tiny_mo
 @pytest.mark.parametrize(("classifier", "complaint"), [
     ("nobody/none", "nobody/none: it cannot be loaded"), ("nowhere/", "no such model"),
 ])  # fmt: skip
-def test_a_classifier_that_is_not_there_is_told_before_the_model_is_asked(
+def test_a_classifier_that_is_not_there_is_reported_before_the_model_is_asked(
     tmp_path: Path, classifier: str, complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
@@ -257,7 +257,7 @@ def test_a_label_that_excludes_no_other_is_true_or_not_by_itself(
         assert worth["toxic"] is is_toxic
 
 
-def test_a_text_is_gone_on_with_behind_its_last_word(tmp_path: Path, tiny_model_folder: str) -> None:
+def test_a_text_is_continued_after_its_last_word(tmp_path: Path, tiny_model_folder: str) -> None:
     """A space would be a token of its own, behind which the next word cannot be as the model writes it."""
     said = []
     for text in ("They were ", "They were"):

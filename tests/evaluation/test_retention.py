@@ -226,7 +226,7 @@ def test_a_base_model_is_measured_on_the_text_alone(tmp_path: Path, tiny_model_f
     assert all(abs(weight - count) <= 1 for weight, count in zip(weights, tokens, strict=True))
 
 
-def test_an_original_of_another_family_is_told(moved: str, tmp_path: Path) -> None:
+def test_an_original_of_another_family_is_reported(moved: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_for(STYLES["mistral"])
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
                          num_attention_heads=2, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)  # fmt: skip

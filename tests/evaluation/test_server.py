@@ -218,7 +218,7 @@ def test_options_go_into_the_request_and_null_leaves_a_key_out() -> None:
         assert (fake.asked[1]["temperature"], fake.asked[1]["max_tokens"]) == (0, 16)
 
 
-def test_a_served_model_answers_conversations_and_goes_on_with_documents(tmp_path: Path) -> None:
+def test_a_served_model_answers_conversations_and_continues_with_documents(tmp_path: Path) -> None:
     with serving(lambda body: {"text": "on", "finish_reason": "stop" if "messages" in body else "length"}) as fake:
         talk = (Turn("system", "Be brief."), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"))
         caching_model = caching_model_of(server(fake), tmp_path)
@@ -256,7 +256,7 @@ def test_a_served_model_gives_no_likelihoods() -> None:
         ServedModel(Server("http://host/v1", "m")).nlls([])
 
 
-def test_without_the_openai_library_one_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_openai_library_one_line_shows_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(UserError, match=r'openai: it is not installed. Run pip install "inscp\[eval\]"'):
         Chat(Server("http://host/v1", "m")).connect()

@@ -66,7 +66,7 @@ def test_mcnemar_counts_only_the_items_that_differ() -> None:
     assert mcnemar(0, 0) == 1.0
 
 
-def test_items_of_one_id_are_told_apart() -> None:
+def test_items_of_one_id_are_distinguished() -> None:
     items = with_unique_ids(
         [Item("a", {"x": 1.0}), Item("b", {"x": 2.0}), Item("a", {"x": 3.0}), Item("a", {"x": 4.0})]
     )

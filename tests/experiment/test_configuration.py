@@ -62,14 +62,14 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: ["])
-def test_what_is_no_configuration_is_told(tmp_path: Path, text: str) -> None:
+def test_what_is_no_configuration_is_reported(tmp_path: Path, text: str) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=r"broken\.yaml"):
         read_configs([str(file)])
 
 
-def test_a_key_that_is_there_twice_is_told_and_an_anchor_may_be_changed(tmp_path: Path) -> None:
+def test_a_key_that_is_there_twice_is_reported_and_an_anchor_may_be_changed(tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
     file.write_text("a: {x: 1}\nb: &one {x: 1, y: 2}\nc: &two {<<: *one, y: 3}\nd: {<<: *two, y: 4, x: 5}\n")
     assert read_configs([str(file)])["d"] == {"x": 5, "y": 4}

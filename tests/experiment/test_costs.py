@@ -33,7 +33,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "evaluation_cost", lambda at: at.evaluated)
 
 
-def test_what_all_trainings_behind_a_model_cost_is_added() -> None:
+def test_what_all_trainings_after_a_model_cost_is_added() -> None:
     stages = [SimpleNamespace(cost=cost) for cost in (Cost(tokens=1).plain(), {}, Cost(tokens=2).plain())]
     found = training_cost(SimpleNamespace(origin=SimpleNamespace(stages=stages)))  # type: ignore[arg-type]
     assert found is not None
@@ -74,7 +74,7 @@ def test_what_is_left_takes_as_long_as_what_is_done() -> None:
 
 
 @pytest.mark.usefixtures("counted")
-def test_where_no_evaluation_is_done_only_the_training_is_told() -> None:
+def test_where_no_evaluation_is_done_only_the_training_is_reported() -> None:
     forecast = Forecast([place(run(), "m", Cost(1000, wall_seconds=2.0))])
     assert forecast.seconds(place(run(500, evaluate=True))) == 15 + 1 + 15
     assert forecast.seconds(place(run(500, evaluate=True), "made")) is None

@@ -130,7 +130,7 @@ def test_one_goal_in_which_nothing_is_left_does_not_outweigh_all_others(is_rever
         assert found[1].title == f"Goals: {best} on the test half"
 
 
-def test_a_perplexity_over_other_tokens_reaches_no_goal_and_is_told() -> None:
+def test_a_perplexity_over_other_tokens_reaches_no_goal_and_is_reported() -> None:
     def cut(one: Evaluated, tokens: float) -> Evaluated:
         texts = [replace(item, weights={"held_out/en/loss": tokens}) for item in one.items["retention"]]
         return replace(one, items={**one.items, "retention": texts})
@@ -151,7 +151,7 @@ def test_without_goals_or_anything_trained_there_is_no_table() -> None:
     assert goal_grids(Comparison([ORIGINAL], "instruct"), GOALS, "fi", TRAINED) == []
 
 
-def test_a_goal_that_was_not_measured_is_missed_and_told() -> None:
+def test_a_goal_that_was_not_measured_is_missed_and_reported() -> None:
     goals = [Goal("language/en/ended", at_least=1)]
     choosing, judging = goal_grids(Comparison([ORIGINAL, LUCKY], "instruct"), goals, "fi", TRAINED)
     assert choosing.head[2] == "language/en/ended (not measured) ≥ 100%"
@@ -168,7 +168,7 @@ def test_a_goal_that_was_not_measured_has_no_part_in_choosing() -> None:
         assert found[1].title == "Goals: by little on the test half"
 
 
-def test_a_goal_that_is_no_mean_over_items_is_told_as_not_measured() -> None:
+def test_a_goal_that_is_no_mean_over_items_is_reported_as_not_measured() -> None:
     def with_sd(one: Evaluated) -> Evaluated:
         task = one.results.tasks["language"]
         task = replace(task, metrics={**task.metrics, "sd": Metric(0.2, (0.1, 0.3), 8)})

@@ -38,7 +38,7 @@ def test_a_command_that_outlives_its_study_keeps_the_place_locked(tmp_path: Path
     assert is_free(file)
 
 
-def test_waiting_for_another_process_is_told_and_can_be_stopped(
+def test_waiting_for_another_process_is_reported_and_can_be_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands, file = Commands(), tmp_path / "lock"
@@ -50,7 +50,7 @@ def test_waiting_for_another_process_is_told_and_can_be_stopped(
     assert capsys.readouterr().err.count(f"process {os.getpid()} on {gethostname()}, or a command started by it") == 1
 
 
-def test_where_files_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_files_cannot_be_locked_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> None:  # as Lustre does without its option `flock`
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -73,7 +73,9 @@ def test_variables_for_keys_of_a_training_reach_no_training(tmp_path: Path, monk
     assert "EMA_DECAY" not in given.read_text()
 
 
-def test_a_server_that_is_down_is_told_and_stops_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_server_that_is_down_is_reported_and_stops_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     started = time.monotonic()
     parent = ParentRun(Tracking(tracking_uri="http://127.0.0.1:9"), "study", "?")
     parent.begin()

@@ -3,7 +3,7 @@
 from inscp.experiment.histories import History, side_by_side
 
 
-def test_losses_a_token_of_another_vocabulary_are_left_out_and_told() -> None:
+def test_losses_a_token_of_another_vocabulary_are_left_out_and_reported() -> None:
     curves = {measure: [(0.0, 3.0), (100.0, 2.0)] for measure in ("train/loss", "val/x/loss", "alignment/fi/ended")}
     histories = {"more": History(curves, "another"), "InsCP": History(curves), "CP": History(curves)}
     found, others = side_by_side(histories)

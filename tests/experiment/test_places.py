@@ -83,7 +83,7 @@ def test_what_was_kept_of_files_of_one_name_is_found_whatever_they_held(study: S
     assert [len(left(one, kept)) for one in studies.values()] == [3, 3, 3]
 
 
-def test_what_was_not_kept_is_told(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_not_kept_is_reported(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     Path("study").mkdir()
     arms = "instruct: {}, orgCP: {fit: {}}, CP then SFT: {fit: {data.epochs: 2}, after: orgCP}"
     text = f"question: q\nfit: [base.yaml]\nevaluate: [tasks.yaml]\narms: {{{arms}}}\nlanguages: {{fi: {{}}}}\n"
@@ -124,7 +124,7 @@ def test_the_command_of_a_study_is_whole_and_quoted(study: Study) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"corpus.jsonl": 1}', "\xff"])
-def test_damaged_contents_of_kept_runs_are_told(study: Study, text: str) -> None:
+def test_damaged_contents_of_kept_runs_are_reported(study: Study, text: str) -> None:
     measure(study, Places(Path("out")))
     keep(map(Places(Path("out")).made, study.runs()), Path("kept"))
     file = next(Path("kept").glob("*/contents-*.json"))
@@ -134,7 +134,7 @@ def test_damaged_contents_of_kept_runs_are_told(study: Study, text: str) -> None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"pretrained": "x", "arm": "a", "language": "fi", "cost": [1]}'])
-def test_a_damaged_origin_is_told(study: Study, text: str) -> None:
+def test_a_damaged_origin_is_reported(study: Study, text: str) -> None:
     run = study.runs()[1]
     origin = Places(Path("out")).made(run).folder / "a" / "b" / "model" / "inscp.json"
     origin.parent.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_a_damaged_origin_is_told(study: Study, text: str) -> None:
         training_cost(Places(Path("out")).made(run))
 
 
-def test_a_report_tells_of_the_model_that_was_measured_and_of_no_other_that_was_made(study: Study) -> None:
+def test_a_report_shows_the_model_that_was_measured_and_no_other_that_was_made(study: Study) -> None:
     where, kept = Places(Path("out")), Places(Path("nothing"), Path("kept"))
     run = next(run for run in study.runs() if run.arm == "orgCP")
     make(study, where, "orgCP", "32-true", "20260101-000000")

@@ -49,7 +49,7 @@ def test_what_trains_nothing_is_there_once_and_all_else_for_every_seed_and_budge
     assert "averaged, zh-TW, 200 tokens, seed 1" in titles
 
 
-def test_a_run_stands_behind_what_it_starts_from(study: Study) -> None:
+def test_a_run_stands_after_what_it_starts_from(study: Study) -> None:
     names = [run.name for run in study.runs()]
     for run in study.runs():
         if run.before:
@@ -100,7 +100,7 @@ def test_weights_that_are_not_trained_cost_no_pass_for_their_gradients(study: St
     assert passes == {"few": 2, "all of it": 2.5, "taught": 2.25}
 
 
-def test_a_stage_of_its_own_budget_behind_several_has_titles_that_differ(study: Study) -> None:
+def test_a_stage_of_its_own_budget_after_several_has_titles_that_differ(study: Study) -> None:
     arms = {"orgCP": Arm(fit={}), "SFT": Arm(fit={"data.token_budget": 50}, after="orgCP")}
     runs = replace(study, arms=arms, budgets=[100, 200]).runs()
     assert len({run.title for run in runs}) == len({run.name for run in runs}) == len(runs)
@@ -165,13 +165,13 @@ def test_another_version_of_a_task_measures_again(study: Study, monkeypatch: pyt
     ({"a": Arm(fit="x")}, "not a section of keys"),  # type: ignore[arg-type]
     ({"a": Arm(fit={}, after=["b"])}, r"there is no arm \['b'\]"),  # type: ignore[arg-type]
 ])  # fmt: skip
-def test_arms_that_cannot_be_are_told(study: Study, arms: dict[str, Arm], complaint: str) -> None:
+def test_arms_that_cannot_be_are_reported(study: Study, arms: dict[str, Arm], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         replace(study, arms=arms).check()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_a_seed_that_is_none_is_told(study: Study, seed: int) -> None:
+def test_a_seed_that_is_none_is_reported(study: Study, seed: int) -> None:
     with pytest.raises(UserError, match=f"seeds: {seed} is not a valid seed"):
         replace(study, seeds=[0, seed]).check()
 
@@ -180,7 +180,7 @@ def test_a_seed_that_is_none_is_told(study: Study, seed: int) -> None:
     {"averaged": Arm(merge={"method": "Average"})},
     {"instruct": Arm(), "averaged": Arm(merge={"method": "Average"}, after="instruct")},
 ])  # fmt: skip
-def test_a_merge_of_what_was_made_of_nothing_is_told_before_the_first_run(
+def test_a_merge_of_what_was_made_of_nothing_is_reported_before_the_first_run(
     study: Study, arms: dict[str, Arm], tmp_path: Path
 ) -> None:
     alone = replace(study, evaluate=[], arms={"later": Arm(fit={})} | arms)
@@ -200,7 +200,7 @@ def test_a_name_however_long_is_one_of_a_folder(study: Study, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\u2028b", "a\x7f", "\x1b[1m"])
-def test_names_of_several_lines_are_told(study: Study, name: str) -> None:
+def test_names_of_several_lines_are_reported(study: Study, name: str) -> None:
     there = study.languages["fi"]
     changes: list[dict[str, Any]] = [
         {"name": name},
@@ -219,7 +219,7 @@ def test_names_of_several_lines_are_told(study: Study, name: str) -> None:
     (Language(evaluate={"tasks": ["t"]}), "fi: tasks: it is not a section of keys"),
     (Language(evaluate={"tasks.t": None}), r"fi: tasks\.t: it is not a section of keys"),
 ])  # fmt: skip
-def test_languages_that_cannot_be_are_told(study: Study, changes: Language, complaint: str) -> None:
+def test_languages_that_cannot_be_are_reported(study: Study, changes: Language, complaint: str) -> None:
     def spelled_out() -> None:
         of = replace(study, languages={"fi": changes})
         of.check()
@@ -229,7 +229,7 @@ def test_languages_that_cannot_be_are_told(study: Study, changes: Language, comp
         spelled_out()
 
 
-def test_budgets_are_told_apart_behind_a_training_on_all_there_is(study: Study) -> None:
+def test_budgets_are_distinguished_after_a_training_on_all_there_is(study: Study) -> None:
     arms = {"orgCP": Arm(fit={"data.token_budget": None}), "SFT": Arm(fit={}, after="orgCP")}
     titles = [run.title for run in replace(study, arms=arms, seeds=[0], languages={"fi": Language()}).runs()]
     assert titles == ["orgCP, fi, seed 0", "SFT, fi, all + 100 tokens, seed 0", "SFT, fi, all + 200 tokens, seed 0"]
@@ -278,7 +278,7 @@ def test_a_study_is_read_from_its_file(tmp_path: Path) -> None:
     ("- question: q\n", "experiment.yaml: it contains no keys. Write the keys of a study: question, fit, arms"),
     (STUDY.replace("{fi: {}}", "{fi: a.yaml}"), "a.yaml: it contains no keys. Write what the language changes"),
 ])  # fmt: skip
-def test_what_is_wrong_in_its_file_is_told_by_its_key(
+def test_what_is_wrong_in_its_file_is_reported_by_its_key(
     text: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -290,7 +290,7 @@ def test_what_is_wrong_in_its_file_is_told_by_its_key(
 
 
 @pytest.mark.parametrize("base", ["model: org/x\n", "data: {}\nmodel:\n", "1: 2\n"])
-def test_a_base_without_its_sections_is_told(base: str, tmp_path: Path) -> None:
+def test_a_base_without_its_sections_is_reported(base: str, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(base)
     with pytest.raises(UserError):
         Study(
@@ -306,7 +306,7 @@ def test_a_base_without_its_sections_is_told(base: str, tmp_path: Path) -> None:
     (STUDY + "seed: [1]\n", "seed: no such key"),
     (STUDY + "seed:\n", "seed: no such key"),
 ])  # fmt: skip
-def test_what_is_wrong_is_told_by_file_arm_and_key_before_a_plan_is_printed(
+def test_what_is_wrong_is_reported_by_file_arm_and_key_before_a_plan_is_printed(
     wrong: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -320,7 +320,7 @@ def test_what_is_wrong_is_told_by_file_arm_and_key_before_a_plan_is_printed(
     assert said.err.count("\n") == 1
 
 
-def test_a_dry_run_reads_each_configuration_once_and_looks_for_files_behind_the_plan(
+def test_a_dry_run_reads_each_configuration_once_and_looks_for_files_after_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read: list[str] = []
@@ -346,6 +346,6 @@ def test_what_need_not_have_a_value_may_be_written_without(tmp_path: Path) -> No
     assert read_study(tmp_path).reference is None
 
 
-def test_a_folder_without_a_study_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_study_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_study(tmp_path / "nothing")

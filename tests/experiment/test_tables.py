@@ -256,7 +256,7 @@ def test_a_row_that_lacks_a_seed_says_so_and_has_no_star(comparison: Comparison)
     assert all("87" not in grid.note for grid in grids(alone, "instruct"))
 
 
-def test_seeds_that_were_made_otherwise_are_told_below_their_means(comparison: Comparison) -> None:
+def test_seeds_that_were_made_otherwise_are_reported_below_their_means(comparison: Comparison) -> None:
     def made(one: Evaluated, seed: int, **training: object) -> Evaluated:
         before = Origin("m", "orgCP", "fi", {"precision": "bf16-mixed", "seed": seed})
         training |= {"seed": seed, "steps": 50 + seed, "passes": f"{seed}", "models": f"m{seed}"}

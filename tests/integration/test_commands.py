@@ -140,7 +140,7 @@ def test_validate_gives_the_losses_that_fit_started_from_without_its_text(fitted
     assert done.stdout.count("val/held/perplexity") == 1
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> None:
+def test_an_interrupted_training_resumes_from_its_checkpoint(config: Path) -> None:
     changes = ["--mlflow.experiment", "resumed", "--checkpoint.every_n_steps", "2", "--checkpoint.keep_last", "99"]
     whole = run("fit", "--config", config.name, *changes, "--checkpoint.dirpath", "kept", cwd=config.parent)
     shutil.rmtree(config.parent / model_folder(whole.stdout))  # as if it had been killed behind its fourth step
@@ -162,7 +162,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(config: Path) -> No
     assert len(client.search_runs([client.get_experiment_by_name("resumed").experiment_id])) == 2
 
 
-def test_last_goes_on_from_the_same_training_alone(config: Path) -> None:
+def test_last_resumes_from_the_same_training_alone(config: Path) -> None:
     command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
                "--trainer.default_root_dir", "lasting", "--checkpoint.every_n_steps", "2",
                "--checkpoint.keep_last", "99", "--ckpt_path")  # fmt: skip
@@ -190,7 +190,7 @@ def test_last_goes_on_from_the_same_training_alone(config: Path) -> None:
     assert len(list(runs.iterdir())) == 3, older.stdout
 
 
-def test_behind_its_last_step_a_training_is_measured_and_exported_again(config: Path) -> None:
+def test_after_its_last_step_a_training_is_measured_and_exported_again(config: Path) -> None:
     command = ("fit", "--config", config.name, "--mlflow.enabled", "false", "--before_after.prompts", "null",
                "--trainer.default_root_dir", "ending", "--checkpoint.every_n_steps", "1",
                "--trainer.max_steps", "4", "--ckpt_path", "last")  # fmt: skip
@@ -208,7 +208,7 @@ def test_behind_its_last_step_a_training_is_measured_and_exported_again(config: 
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate", "select"])
-def test_a_configuration_that_is_no_yaml_is_told_by_its_file_and_line(
+def test_a_configuration_that_is_no_yaml_is_reported_by_its_file_and_line(
     config: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(config.parent)
@@ -254,7 +254,7 @@ def test_no_training_touches_the_checkpoints_of_another(config: Path) -> None:
     assert f"resuming from {newest}" in run(*command, "--ckpt_path", "last", cwd=config.parent).stderr
 
 
-def test_text_and_requests_in_another_language_than_is_said_are_told(config: Path) -> None:
+def test_text_and_requests_in_another_language_than_is_said_are_reported(config: Path) -> None:
     text = "Helsingin keskustassa on paljon kauppoja ja ravintoloita, joissa voi syödä hyvin."
     (config.parent / "finnish.jsonl").write_text(f'{{"text": "{text}"}}\n' * 3, "utf-8")
     changes = ["--data.train", "finnish.jsonl", "--data.tagger.user", "[Erzähl mir bitte etwas Neues.]"]
@@ -464,7 +464,7 @@ def test_skipped_records_are_counted_by_reason_with_the_first_of_them(config: Pa
     assert re.search(r"skipped 2 of some_bad\.jsonl: .*\(the first: some_bad\.jsonl:2\)", done.stderr)
 
 
-def test_a_misspelled_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fti"]) == 2
     assert capsys.readouterr().err == "error: fti: no such command. Did you mean fit?\n"
 

@@ -92,7 +92,7 @@ def gib(printed: str, label: str) -> float:
     return float(found[1].replace(",", ""))
 
 
-def test_without_a_configuration_it_tells_about_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_configuration_it_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     for name in ("CPU", "bf16", "torch", "transformers", "lightning", "sdpa", "peft", "cache", "outputs"):
@@ -164,7 +164,7 @@ def test_shards_in_cpu_memory_ask_for_a_host_of_all_its_ranks(doctor, llama_8b: 
 
 
 @pytest.mark.usefixtures("small_process")
-def test_shards_that_do_not_fit_are_not_mended_by_smaller_batches(doctor, llama_8b: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_shards_that_do_not_fit_are_not_fixed_by_smaller_batches(doctor, llama_8b: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("inscp.commands.resources.cpu_memory", lambda: (2**34, 2**34))
     status, _, complaint = doctor(llama_8b, "--trainer.accelerator", "cpu", "--data.batch_size", "8")
     assert status == 2
@@ -178,7 +178,7 @@ def test_shards_that_do_not_fit_are_not_mended_by_smaller_batches(doctor, llama_
     (["--model.activation_checkpointing", "block"], "data.row_length"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("small_process")
-def test_what_does_not_fit_is_told_with_the_key_to_change(  # type: ignore[no-untyped-def]
+def test_what_does_not_fit_is_reported_with_the_key_to_change(  # type: ignore[no-untyped-def]
     doctor, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch, changes: list[str], key: str
 ) -> None:
     monkeypatch.setattr("inscp.commands.resources.cpu_memory", lambda: (2**21, 2**21))

@@ -170,7 +170,7 @@ ALIGNMENT = ("--tasks.t", "LanguageAlignment", "--tasks.t.languages")
     (["--config", "tasks.yaml", "--out", "outputs"], "outputs is a folder"),
     ([*ALIGNMENT, "[english]"], "english: the language identification"),
 ])  # fmt: skip
-def test_what_is_wrong_is_told_in_one_line(
+def test_what_is_wrong_is_reported_in_one_line(
     project: Path, evaluated: str, tiny_model_folder: str, arguments: list[str], complaint: str
 ) -> None:
     (project / "empty.jsonl").write_text("")
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_told_in_one_line(
     assert complaint in run("evaluate", *given, cwd=project, status=2)
 
 
-def test_a_model_that_cannot_be_asked_is_told_before_a_run_or_a_file_is_made(
+def test_a_model_that_cannot_be_asked_is_reported_before_a_run_or_a_file_is_made(
     tmp_path: Path, tiny_model_folder: str
 ) -> None:
     shutil.copytree(tiny_model_folder, tmp_path / "base")
@@ -194,7 +194,7 @@ def test_a_model_that_cannot_be_asked_is_told_before_a_run_or_a_file_is_made(
     assert "b " in run("evaluate", "--model", "base", *going_on, "--tasks.b.chat", "false", cwd=tmp_path)
 
 
-def test_a_server_may_answer_in_the_place_of_this_process(project: Path, trained: str) -> None:
+def test_a_server_may_answer_instead_of_this_process(project: Path, trained: str) -> None:
     tasks = ["--tasks.t", "LanguageAlignment", "--tasks.t.languages", "[en]", "--tasks.t.prompts", "prompts.jsonl"]
     given = ["--model", trained, "--mlflow.enabled", "false", *tasks, "--server.model", "served"]
     with serving(lambda body: f"It is {body['messages'][-1]['content']}") as server:
@@ -283,7 +283,7 @@ def changed(project: Path, name: str, **changes: object) -> str:
     return f"{name}.json"
 
 
-def test_what_cannot_be_compared_is_told_in_one_line(project: Path, evaluated: str) -> None:
+def test_what_cannot_be_compared_is_reported_in_one_line(project: Path, evaluated: str) -> None:
     def complaint(file: str) -> str:
         return run("compare", "before.json", file, cwd=project, status=2)
 
@@ -298,12 +298,12 @@ def test_what_cannot_be_compared_is_told_in_one_line(project: Path, evaluated: s
     assert "it shares no item of language with before.json" in complaint(others)
 
 
-def test_what_was_asked_otherwise_is_told_beside_the_numbers(project: Path, evaluated: str) -> None:
+def test_what_was_asked_otherwise_is_reported_beside_the_numbers(project: Path, evaluated: str) -> None:
     printed = run("compare", "before.json", changed(project, "longer", settings={"limit": 5}), cwd=project)
     assert re.findall("different settings: .*", printed) == ["different settings: limit None, after 5"]
 
 
-def test_stopped_by_a_signal_it_goes_on_in_the_same_mlflow_run(project: Path, tiny_model_folder: str) -> None:
+def test_stopped_by_a_signal_it_continues_in_the_same_mlflow_run(project: Path, tiny_model_folder: str) -> None:
     asked = "tasks: {bold: {class_path: BOLD, init_args: {prompts: many.jsonl, prompt_field: en, max_new_tokens: 32}}}"
     rows = [{"en": f"{i} of them", "group": str(i % 2), "domain": "x"} for i in range(400)]
     (project / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")

@@ -122,7 +122,7 @@ def files(project: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in project.glob("outputs/experiments/runs/*/**/*") if path.is_file()}
 
 
-def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path, ran: str) -> None:
+def test_an_arm_that_fails_is_reported_and_keeps_no_other_from_running(project: Path, ran: str) -> None:
     last = ran.splitlines()[-1]
     assert last.startswith("error: 1 of 5 runs failed: broken, zh-TW, 1,000 tokens, seed 0: fit ended with status 2")
     assert "broken.jsonl" in last
@@ -153,7 +153,7 @@ def test_an_arm_that_fails_is_told_and_keeps_no_other_from_running(project: Path
         ("{data.train: broken.jsonl}", "{model.shield: {sources: none.jsonl, share: 0.5}}", "none.jsonl: no such file"),
     ],
 )
-def test_what_is_wrong_in_a_later_arm_is_told_before_the_first_one_runs(
+def test_what_is_wrong_in_a_later_arm_is_reported_before_the_first_one_runs(
     right: str,
     wrong: str,
     told: str,
@@ -269,7 +269,7 @@ def test_what_is_kept_is_done_and_reported_on_another_machine_and_holds_no_texts
     assert any("InsCP" in line for line in there)
 
 
-def test_a_folder_of_measured_runs_that_is_not_there_is_told(
+def test_a_folder_of_measured_runs_that_is_not_there_is_reported(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(project)
@@ -295,7 +295,7 @@ def test_another_study_takes_what_is_there_and_makes_deleted_weights_again(proje
     assert {file: file.read_bytes() for file in results} == results
 
 
-def test_stopped_in_a_training_it_goes_on_from_the_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
+def test_stopped_in_a_training_it_resumes_from_the_checkpoint(tmp_path: Path, tiny_model_folder: str) -> None:
     write_project(tmp_path, tiny_model_folder)
     longer = "InsCP: {fit: {data.token_budget: 40000, checkpoint.every_n_steps: 2}}"
     text = STUDY.replace(INSCP, longer).replace("evaluate: [tasks.yaml]", "evaluate: []")

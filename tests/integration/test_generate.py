@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_whole_answers_stand_behind_their_prompts_and_the_others_are_counted(capsys: pytest.CaptureFixture) -> None:
+def test_whole_answers_stand_after_their_prompts_and_the_others_are_counted(capsys: pytest.CaptureFixture) -> None:
     def said(body: dict) -> Reply:
         question = body["messages"][-1]["content"]
         return ANSWERS.get(question, f"My own: {len(question)}.")
@@ -95,7 +95,7 @@ def test_what_the_model_says_is_trained_on_as_its_answers(
         (["--data", "answers.jsonl"], "it has no user turn"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
+def test_what_is_wrong_is_reported_in_one_line(
     tiny_model_folder: str, changes: list[str], complaint: str, capsys: pytest.CaptureFixture
 ) -> None:
     write([{"messages": [{"role": "assistant", "content": "Hi."}]}], Path("answers.jsonl"))
@@ -115,7 +115,7 @@ def test_a_field_with_another_name_is_asked_where_it_is_named_as_the_users() -> 
     assert lines("own.jsonl") == [[("user", "What is the sea?"), ("assistant", "My own.")]]
 
 
-def test_stopped_by_a_signal_it_goes_on_with_what_is_not_answered(tmp_path: Path, tiny_model_folder: str) -> None:
+def test_stopped_by_a_signal_it_continues_with_what_is_not_answered(tmp_path: Path, tiny_model_folder: str) -> None:
     data = write([{"text": f"What is {number}?"} for number in range(400)])
     command = ("generate", "--model", tiny_model_folder, "--data", data, "--out", "own.jsonl",
                "--max_new_tokens", "32", "--batch_size", "4")  # fmt: skip

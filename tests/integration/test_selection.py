@@ -50,7 +50,7 @@ def test_every_record_is_scored_and_any_reader_of_parquet_reads_it(scores: Path)
     assert report["sources"]["all"]["tokens"] == sum(row["n_tokens"] for row in rows)
 
 
-def test_a_killed_scoring_goes_on_and_touches_nothing_that_was_done(
+def test_a_killed_scoring_resumes_and_touches_nothing_that_was_done(
     tmp_path: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [json.dumps({"text": f"{i} on luku. " * (4 + i % 3)}) for i in range(6000)]

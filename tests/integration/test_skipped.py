@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_left_out_is_told_alike(
+def test_what_is_left_out_is_reported_alike(
     command: str,
     tiny_model_folder: str,
     tmp_path: Path,

@@ -37,7 +37,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("lengths", "window"), [((5, 1, 60, 62, 13, 99, 71, 71), 0), ((450, 9), 0), ((100, 200, 30), 50), ((600, 40), 50)]
 )
-def test_values_and_gradients_are_those_behind_a_mask(
+def test_values_and_gradients_are_those_after_a_mask(
     lengths: tuple[int, ...], window: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     torch.manual_seed(0)

@@ -131,7 +131,9 @@ def fitted(
     return learner
 
 
-def test_replayed_rows_stand_behind_the_own_and_are_told_from_them(corpus: Path, tiny_model_folder: str) -> None:
+def test_replayed_rows_stand_after_the_own_and_are_distinguished_from_them(
+    corpus: Path, tiny_model_folder: str
+) -> None:
     data = data_of(corpus, tiny_model_folder)
     data.trainer = trainer(corpus.parent)
     data.setup("fit")
@@ -255,7 +257,7 @@ def test_a_teacher_that_cannot_see_a_row_is_refused(tmp_path: Path, corpus: Path
         fitted(tmp_path, corpus, tiny_model_folder, distillation=Distillation(str(tmp_path / "short")))
 
 
-def test_how_often_the_replayed_text_is_taken_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+def test_how_often_the_replayed_text_is_taken_is_reported(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     learner = fitted(tmp_path, corpus, tiny_model_folder)
     told = Provenance(tmp_path).origin(learner.trainer).training["passes"]
     own, replayed = re.fullmatch(r"(\S+) passes over the training rows, (\S+) over the replayed rows", told).groups()  # type: ignore[union-attr]

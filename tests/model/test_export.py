@@ -140,7 +140,7 @@ def test_the_model_card_names_base_model_method_data_and_metrics(trained: tuple[
         assert any(choice in card for choice in expected.split("|") if choice.strip()), expected
 
 
-def test_the_card_tells_of_every_licence_that_is_known(tiny_model_folder: str, tmp_path: Path) -> None:
+def test_the_card_names_every_licence_that_is_known(tiny_model_folder: str, tmp_path: Path) -> None:
     original = shutil.copytree(tiny_model_folder, tmp_path / "original")
     (original / "README.md").write_text("---\nlicense: llama3\n---\n# A model\n", "utf-8")
     report = {"tokens": 9, "sequences": 3, "rows": 1, "padding": 0.1, "fingerprint": "f",
@@ -160,7 +160,7 @@ def test_the_card_tells_of_every_licence_that_is_known(tiny_model_folder: str, t
     assert "license" not in yaml.safe_load(model_card(Origin(str(original), "InsCP", "fi")).split("---")[1])
 
 
-def test_a_second_stage_knows_the_first_original_and_its_card_tells_both(
+def test_a_second_stage_knows_the_first_original_and_its_card_shows_both(
     trained: tuple[Path, torch.nn.Module], tiny_model_folder: str, tmp_path: Path
 ) -> None:
     """Continual pre-training, then fine-tuning on pairs."""
@@ -228,7 +228,7 @@ def test_the_card_is_one_that_the_hub_takes(spec: str, base_model: str | None) -
     assert (front.get("base_model"), front["language"]) == (base_model, "no")
 
 
-def test_the_card_tells_what_a_server_leaves_out_ahead_of_an_answer(tiny_model_folder: str, tmp_path: Path) -> None:
+def test_the_card_shows_what_a_server_leaves_out_before_an_answer(tiny_model_folder: str, tmp_path: Path) -> None:
     """As of R1, whose template opens the reasoning that is closed here."""
     model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
     assert not unrendered_opening(tokenizer)
@@ -262,7 +262,7 @@ def test_an_existing_folder_is_not_overwritten(trained: tuple[Path, torch.nn.Mod
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_a_folder_that_is_no_checkpoint_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkpoint_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such checkpoint"):
         export(str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -299,7 +299,7 @@ def test_whatever_closes_an_answer_ends_one(tiny_model_folder: str) -> None:
     assert {"<|im_end|>", "<|endoftext|>"} <= set(ends)
 
 
-def test_runs_of_one_method_are_told_apart_by_name(corpus: Path, tiny_model_folder: str) -> None:
+def test_runs_of_one_method_are_distinguished_by_name(corpus: Path, tiny_model_folder: str) -> None:
     plain = data_module(corpus, tiny_model_folder, language="fi")
     mixed = data_module(corpus, tiny_model_folder, language="fi", replay=Replay(str(corpus), 0.2))
     one = run_name(module(tiny_model_folder, adapter=LoRA(), ema_decay=0.9), plain)

@@ -127,7 +127,7 @@ def test_tied_embeddings_stay_tied(tiny_model_folder: str, tmp_path: Path) -> No
     assert torch.equal(result.lm_head.weight[end], tensors(first)["model.embed_tokens.weight"][end])
 
 
-def test_models_that_do_not_fit_together_are_told_in_one_line(
+def test_models_that_do_not_fit_together_are_reported_in_one_line(
     adapted: str, tiny_model_folder: str, tmp_path: Path
 ) -> None:
     smaller = load_model(tiny_model_folder, torch.float32)

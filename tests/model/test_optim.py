@@ -33,7 +33,7 @@ def test_the_rate_falls_as_the_schedule_says(schedule: Schedule, middle: float, 
     assert values[100] == pytest.approx(last)
 
 
-def test_wsd_stays_until_the_last_fifth_behind_the_warm_up() -> None:
+def test_wsd_stays_until_the_last_fifth_after_the_warm_up() -> None:
     values = rates("wsd")
     assert values[10:82] == pytest.approx([1.0] * 72)
     assert values[91] == pytest.approx(0.55)  # halfway from 0.82 to the end
@@ -88,7 +88,7 @@ def test_the_state_of_weights_that_stay_in_cpu_memory_stays_there() -> None:
     [{"learning_rate": -1e-4}, {"learning_rate": float("nan")}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)},
      {"eps": -1e-8}, {"warmup": 1.0}, {"warmup": -0.1}, {"final": -0.1}],
 )  # fmt: skip
-def test_what_nothing_can_be_trained_with_is_told(given: dict[str, Any]) -> None:
+def test_what_nothing_can_be_trained_with_is_reported(given: dict[str, Any]) -> None:
     [name] = given
     with pytest.raises(UserError, match=rf"model\.optimizer\.{name}: .* is out of range"):
         Optimizer(**given)

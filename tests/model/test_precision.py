@@ -87,7 +87,7 @@ def test_a_bf16_training_follows_the_fp32_one_and_keeps_fp32_weights(
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
 
 
-def test_going_on_in_another_precision_is_told(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
+def test_resuming_in_another_precision_is_reported(tmp_path: Path, corpus: Path, tiny_model_folder: str) -> None:
     saving = Checkpoints(str(tmp_path / "kept"), every_n_steps=1)
     fit(tmp_path, data_module(corpus, tiny_model_folder, max_steps=1), saving)
     with pytest.warns(UserWarning, match="began in 32-true and resumes in bf16-mixed"):

@@ -78,7 +78,7 @@ def test_a_resumed_run_of_accumulated_steps_and_two_passes_equals_the_uninterrup
     assert len(resumed) > 3
 
 
-def test_weights_that_no_gradient_has_reached_do_not_keep_a_run_from_going_on(
+def test_weights_that_no_gradient_has_reached_do_not_keep_a_run_from_resuming(
     tmp_path: Path, corpus: Path, tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def with_an_idle_matrix(learner: InsCPModule, *args: Any) -> PreTrainedModel:
@@ -118,7 +118,7 @@ def test_resuming_with_other_data_is_refused_and_can_be_forced(
 
 
 @pytest.mark.parametrize(("before", "after"), [((1, 1), (2, 1)), ((2, 1), (1, 1)), ((1, 2), (1, 3)), ((2, 2), (1, 4))])
-def test_resuming_with_steps_of_another_size_goes_on_at_the_next_unseen_row(
+def test_resuming_with_steps_of_another_size_resumes_at_the_next_unseen_row(
     tmp_path: Path, corpus: Path, tiny_model_folder: str, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     """Batch size x accumulation; the rows that all steps together have seen are those of one pass, each once."""

@@ -128,7 +128,7 @@ def test_what_templates_write_keeps_its_tokens(tokenizer: PreTrainedTokenizerBas
     assert prompt_ids(longer, turns) == prompt_ids(tokenizer, turns)
 
 
-def test_a_word_becomes_one_token_with_the_space_ahead_of_it(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_word_becomes_one_token_with_the_space_before_it(tokenizer: PreTrainedTokenizerBase) -> None:
     text = "το ποτάμι περνά από τον παλιό μύλο"
     longer = extended(tokenizer, learn_tokens(tokenizer, [text] * 5, 2000))
     assert len(ids_of(longer, f"{text} {text}")) == 2 * len(text.split())
@@ -151,7 +151,7 @@ def test_an_added_token_stays_what_it_is() -> None:
     assert longer.convert_tokens_to_ids("|||") not in inert_tokens
 
 
-def test_a_tokenizer_of_another_kind_is_told() -> None:
+def test_a_tokenizer_of_another_kind_is_reported() -> None:
     pieces = [("<unk>", 0.0), ("▁a", -1.0), ("b", -2.0)]
     unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=0)), unk_token="<unk>")
     with pytest.raises(UserError, match="byte-pair encoding"):
@@ -196,7 +196,7 @@ def test_the_command_s_tokenizer_is_read_as_it_was_written(folder: Path, tiny_mo
     assert before.convert_tokens_to_ids("<|im_end|>") in end
 
 
-def test_the_command_s_model_is_trained_like_any_other_and_tells_both_stages(folder: Path, tmp_path: Path) -> None:
+def test_the_command_s_model_is_trained_like_any_other_and_shows_both_stages(folder: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path)
     (tmp_path / "fit.yaml").write_text(
         f"model: {{pretrained: {folder / 'model'}}}\n"
@@ -215,7 +215,7 @@ def test_the_command_s_model_is_trained_like_any_other_and_tells_both_stages(fol
     assert load_tokenizer(str(model)).get_vocab() == load_tokenizer(str(folder / "model")).get_vocab()
 
 
-def test_wrong_input_of_the_command_is_told_in_one_line(
+def test_wrong_input_of_the_command_is_reported_in_one_line(
     folder: Path, tiny_model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     once = tmp_path / "once.jsonl"

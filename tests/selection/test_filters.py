@@ -43,7 +43,7 @@ def test_quantiles_are_those_of_each_source() -> None:
     assert lowest == [("a", 0.0), ("a", 1.0), ("a", 2.0), ("b", 5.0), ("b", 6.0), ("b", 7.0)]
 
 
-def test_perplexity_without_scores_is_an_error_that_tells_how_to_get_them() -> None:
+def test_perplexity_without_scores_is_an_error_that_shows_how_to_get_them() -> None:
     for one in (Perplexity(maximum=15), Perplexity(upper=0.5)):
         with pytest.raises(UserError, match=r"Perplexity: the data has no scores\. Run `score`"):
             kept(one, [candidate("x")])
@@ -98,12 +98,14 @@ def test_script_is_the_share_of_letters() -> None:
         ("你好", None, None),  # the same in both
     ],
 )
-def test_traditional_and_simplified_are_told_apart(text: str, traditional: str | None, simplified: str | None) -> None:
+def test_traditional_and_simplified_are_distinguished(
+    text: str, traditional: str | None, simplified: str | None
+) -> None:
     assert why(Chinese("traditional"), text) == traditional
     assert why(Chinese("simplified"), text) == simplified
 
 
-def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
+def test_the_words_of_the_mainland_are_distinguished_from_those_of_taiwan() -> None:
     taiwan = "這個軟體的記憶體不夠，印表機也壞了，網路和影片都很慢。"
     mainland = "這個軟件的內存不夠，打印機也壞了，網絡和視頻都很慢。"
     assert why(Chinese(words="taiwan"), taiwan) is None
@@ -132,7 +134,7 @@ def test_the_words_of_the_mainland_are_told_from_those_of_taiwan() -> None:
         ("😀😀😀", "no words"),
     ],
 )
-def test_broken_text_is_told_from_whole(text: str, expected: str | None) -> None:
+def test_broken_text_is_distinguished_from_whole(text: str, expected: str | None) -> None:
     assert why(BrokenText(), text) == expected
 
 

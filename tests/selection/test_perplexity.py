@@ -90,7 +90,7 @@ def test_special_tokens_in_a_text_are_scored_as_text(tiny_model_folder: str) -> 
 @pytest.mark.parametrize(
     ("length", "window", "overlap"), [(10, 16, 4), (16, 16, 4), (17, 16, 4), (100, 16, 15), (99, 8, 1)]
 )
-def test_every_target_stands_in_exactly_one_window_behind_its_overlap(length: int, window: int, overlap: int) -> None:
+def test_every_target_stands_in_exactly_one_window_after_its_overlap(length: int, window: int, overlap: int) -> None:
     ids = np.arange(length, dtype=np.int32)
     labels = ids.copy()
     labels[:2] = IGNORED
@@ -125,7 +125,7 @@ def test_a_record_without_an_answer_has_no_score_for_responses(tiny_model_folder
     assert [where for where, _ in told] == ["d:1"]
 
 
-def test_a_record_without_a_score_is_told_once(tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_without_a_score_is_reported_once(tiny_model_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inscp.data.tokenization._MAX_CHARACTERS", 20)
     told: list[str] = []
     scorer = Scorer(NextTokenLoss(load_model(tiny_model_folder, torch.float32)), load_tokenizer(tiny_model_folder),

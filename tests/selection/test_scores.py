@@ -63,7 +63,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         ScoreFolder.create(tmp_path, MADE_BY)
 
 
-def test_scores_of_changed_data_are_told_from_those_of_other_data(tmp_path: Path) -> None:
+def test_scores_of_changed_data_are_distinguished_from_those_of_other_data(tmp_path: Path) -> None:
     folder = ScoreFolder.create(tmp_path / "s", MADE_BY)
     assert folder.index("renamed", "2") == 1
     with pytest.raises(UserError, match="has changed since"):
@@ -72,7 +72,7 @@ def test_scores_of_changed_data_are_told_from_those_of_other_data(tmp_path: Path
         folder.index("c", "9")
 
 
-def test_ranks_read_the_weights_behind_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_read_the_weights_after_the_first_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr("torch.distributed.barrier", lambda: order.append("waits"))
 

@@ -84,7 +84,7 @@ def test_every_value_falls_into_its_bin_and_what_is_beyond_into_the_last_or_the_
     assert (histogram.counts[0], histogram.counts[-1], histogram.counts.sum()) == (1, 1, 2)
 
 
-def test_a_report_tells_both_ends_and_draws_each_filter_s_bounds_over_what_it_judges(tmp_path: Path) -> None:
+def test_a_report_shows_both_ends_and_draws_each_filter_s_bounds_over_what_it_judges(tmp_path: Path) -> None:
     funnel = Funnel([Length(2, 8), Perplexity(maximum=7.0)], 0, seed=0)
     funnel.run((replace(one, perplexity=float(one.n_tokens)) for one in candidates(10)), tmp_path / "out.parquet")
     told = report.as_dict(funnel, {})

@@ -33,7 +33,7 @@ def outbox_to(run: Run) -> Outbox:
     return Outbox(cast(MLflowRun, run))
 
 
-def test_what_is_put_behind_the_end_is_sent_by_the_next_one() -> None:
+def test_what_is_put_after_the_end_is_sent_by_the_next_one() -> None:
     run = Run()
     run.may_take.set()
     outbox = outbox_to(run)

@@ -201,7 +201,7 @@ def test_a_silent_server_costs_a_training_nothing_and_track_sends_the_rest(
     assert {"arm", "data_fingerprint"} <= run.data.params.keys()
 
 
-def test_a_server_that_cannot_be_reached_is_told_once(
+def test_a_server_that_cannot_be_reached_is_reported_once(
     tmp_path: Path, fitted: Callable[..., int], told: Callable[[], list[str]]
 ) -> None:
     tracker = tracker_for(NOWHERE, patience=3)
@@ -266,7 +266,7 @@ def test_a_process_that_is_not_the_first_sends_nothing_of_an_earlier_one(
     assert steps_of("train/loss", run_in(store), store) == [1]
 
 
-def test_what_the_store_refuses_is_told_and_costs_nothing_else(store: str, told: Callable[[], list[str]]) -> None:
+def test_what_the_store_refuses_is_reported_and_costs_nothing_else(store: str, told: Callable[[], list[str]]) -> None:
     tracker = tracker_for(store)
     tracker.log_hyperparams({"arm": "InsCP", "bad*": 1, "long": "x" * 7000})
     tracker.log_hyperparams({"arm": "another", "worse*": 1})
@@ -281,7 +281,7 @@ def test_what_the_store_refuses_is_told_and_costs_nothing_else(store: str, told:
     assert steps_of("fine", run, store) == [1, 2]
 
 
-def test_a_run_that_the_store_does_not_know_is_told_and_kept(
+def test_a_run_that_the_store_does_not_know_is_reported_and_kept(
     tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str], told: Callable[[], list[str]]
 ) -> None:
     tracker = tracker_for(store, run_id="0" * 32)
