@@ -1,6 +1,7 @@
 """What a command line and its files may hold: values as they are, whose files nobody reads, and no `null` for them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,21 @@ def test_null_is_refused_where_a_value_is_needed(key: str, may_be: bool) -> None
         parser.parse_object(given)
 
 
+@pytest.fixture
+def complaint_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """What `evaluate` says of these tasks of a file `tasks.yaml`, which are wrong."""
+
+    def run(tasks: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        Path("tasks.yaml").write_text(f"tasks: {tasks}\n", "utf-8")
+        assert main(["evaluate", "--model", "org/x", "--config", "tasks.yaml"]) == 2
+        return capsys.readouterr().err
+
+    return run
+
+
 @pytest.mark.parametrize(("entry", "told"), [
     ("{class_path: LanguageAlignment, init_args: {languages: [en], max_prompts: 3}}",
      ".init_args.max_prompts in tasks.yaml: no such key. Did you mean limit?"),
@@ -97,13 +113,10 @@ def test_null_is_refused_where_a_value_is_needed(key: str, may_be: bool) -> None
     ("null", " in tasks.yaml: it has no value. Give a class_path, or remove the key."),
 ])  # fmt: skip
 def test_an_entry_that_is_no_task_is_reported_by_its_name(
-    entry: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    entry: str, told: str, complaint_about: Callable[[str], str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     good = "{class_path: LanguageAlignment, init_args: {languages: [en]}}"
-    Path("tasks.yaml").write_text(f"tasks: {{good: {good}, other: {entry}}}\n", "utf-8")
-    assert main(["evaluate", "--model", "org/x", "--config", "tasks.yaml"]) == 2
-    assert capsys.readouterr().err == f"error: tasks.other{told}\n"
+    assert complaint_about(f"{{good: {good}, other: {entry}}}") == f"error: tasks.other{told}\n"
 
 
 @pytest.mark.parametrize(("entry", "told"), [
@@ -111,13 +124,11 @@ def test_an_entry_that_is_no_task_is_reported_by_its_name(
     ("{class_path: BOLD, init_args: {max_new_tokens: five}}", "max_new_tokens"),
 ])  # fmt: skip
 def test_a_key_that_several_entries_have_is_reported_where_it_is_wrong(
-    entry: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    entry: str, told: str, complaint_about: Callable[[str], str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     good = "{class_path: BOLD, init_args: {prompt_field: x, max_new_tokens: 5}}"
-    Path("tasks.yaml").write_text(f"tasks: {{one: {good}, wrong: {entry}, other: {good}}}\n", "utf-8")
-    assert main(["evaluate", "--model", "org/x", "--config", "tasks.yaml"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: tasks.wrong.init_args.{told} in tasks.yaml: ")
+    complaint = complaint_about(f"{{one: {good}, wrong: {entry}, other: {good}}}")
+    assert complaint.startswith(f"error: tasks.wrong.init_args.{told} in tasks.yaml: ")
 
 
 def test_what_is_written_instead_of_an_empty_list_is_an_entry(capsys: pytest.CaptureFixture[str]) -> None:

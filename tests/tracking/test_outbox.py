@@ -46,13 +46,19 @@ def test_what_is_put_after_the_end_is_sent_by_the_next_one() -> None:
     assert run.taken == [ONE, TWO]
 
 
-def test_what_could_not_be_sent_is_sent_in_its_order_with_what_is_put_later() -> None:
-    run = Run()
+def closed_while_sending(run: Run) -> Outbox:
+    """An outbox to the run that has handed both pieces back, the first of which is on its way."""
     outbox = outbox_to(run)
     outbox.put(ONE)
     outbox.put(TWO)
     assert run.is_asked.wait(60)
-    assert outbox.close(0) == [ONE, TWO]  # the first is on its way
+    assert outbox.close(0) == [ONE, TWO]
+    return outbox
+
+
+def test_what_could_not_be_sent_is_sent_in_its_order_with_what_is_put_later() -> None:
+    run = Run()
+    outbox = closed_while_sending(run)
     run.may_take.set()
     later = Text("three", "three.txt")
     outbox.put(later)
@@ -62,11 +68,7 @@ def test_what_could_not_be_sent_is_sent_in_its_order_with_what_is_put_later() ->
 
 def test_of_what_was_handed_back_only_that_on_its_way_is_sent() -> None:
     run = Run()
-    outbox = outbox_to(run)
-    outbox.put(ONE)
-    outbox.put(TWO)
-    assert run.is_asked.wait(60)
-    assert outbox.close(0) == [ONE, TWO]
+    closed_while_sending(run)
     run.is_asked.clear()
     run.may_take.set()
     assert not run.is_asked.wait(0.3)
