@@ -15,7 +15,7 @@ from inscp.evaluation.labels import label
 from inscp.evaluation.results import RESULTS, Metric, Results, TaskResult, require_same_measure
 from inscp.evaluation.statistics import is_loss
 from inscp.experiment.conditions import other_settings
-from inscp.experiment.estimates import Difference, differences, signed
+from inscp.experiment.estimates import Difference, differences
 from inscp.experiment.tables import Comparison, Evaluated
 from inscp.tracking.store import store_uri
 
@@ -124,10 +124,8 @@ def _shared_tasks(before: str, old: Results, after: str, new: Results) -> Sequen
 
 
 def _line(name: str, found: Difference) -> str:
-    digits = found.digits(3)
-    change, low, high = (signed(one, digits) for one in (found.change.value, *found.change.interval))
-    interval = f"{low} to {high}" if math.isfinite(found.change.interval[0]) else "–"
-    numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{change:>10}{interval:>23}"
+    change, interval = found.shown(3)
+    numbers = f"{found.before:>9,.3f}{found.after:>9,.3f}{change:>10}{interval or '–':>23}"
     p = "–" if math.isnan(found.p) else "<0.001" if found.p < 0.0005 else f"{found.p:.3f}"
     return f"  {name:<42}{numbers}{p:>8}{found.n:>7,}"
 

@@ -72,19 +72,22 @@ class Difference:
         low, high = self.change.interval
         return low > 0 or high < 0
 
-    def digits(self, fewest: int, scale: float = 1.0) -> int:
-        """Decimals to show: up to two more than `fewest`, if a significant change or interval end would be shown as 0.
+    def shown(self, fewest: int, scale: float = 1.0) -> tuple[str, str]:
+        """The change and its interval as text, with signs; the interval is empty if there is none.
 
         Args:
-            fewest: minimum number of decimals.
-            scale: scale of the shown number, 100 for percentage points.
+            fewest: decimals; up to two more if a significant change or interval end would be shown as 0.
+            scale: scale of the shown numbers, 100 for percentage points.
         """
-        numbers = (self.change.value, *self.change.interval) if self.is_sure else ()
-        enough = (digits for digits in (fewest, fewest + 1) if all(round(scale * one, digits) for one in numbers))
-        return next(enough, fewest + 2)
+        numbers = [scale * one for one in (self.change.value, *self.change.interval)]
+        significant = numbers if self.is_sure else []
+        enough = (digits for digits in (fewest, fewest + 1) if all(round(one, digits) for one in significant))
+        digits = next(enough, fewest + 2)
+        change, low, high = (_signed(one, digits) for one in numbers)
+        return change, f"{low} to {high}" if math.isfinite(numbers[1]) else ""
 
 
-def signed(value: float, digits: int) -> str:
+def _signed(value: float, digits: int) -> str:
     """A change with its sign; without a sign if it is shown as 0."""
     rounded = round(value, digits)
     return f"{rounded:+,.{digits}f}" if rounded else f"{0:.{digits}f}"

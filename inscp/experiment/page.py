@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment
 
 from inscp.evaluation.results import Metric
-from inscp.experiment.estimates import Difference, signed
+from inscp.experiment.estimates import Difference
 from inscp.experiment.tables import Cell, Table
 from inscp.paths import write_atomically
 
@@ -144,12 +144,9 @@ def shown(cell: Cell | None) -> str:
 def _changed(found: Difference | None, is_share: bool, most: int) -> tuple[str, int]:
     if found is None or not math.isfinite(found.change.value):
         return "–", 0
-    scale = 100 if is_share else 1
-    digits = found.digits(_digits(found.change, is_share), scale)
-    value, low, high = (signed(scale * one, digits) for one in (found.change.value, *found.change.interval))
-    interval = f" ({low} to {high})" if math.isfinite(found.change.interval[0]) else ""
+    value, interval = found.shown(_digits(found.change, is_share), 100 if is_share else 1)
     mark = "*" if found.is_sure and found.seeds == most else ""
-    return value + interval + mark, found.seeds
+    return f"{value} ({interval}){mark}" if interval else value + mark, found.seeds
 
 
 def _with_seeds(rows: Mapping[str, Sequence[tuple[str, int]]], most: int) -> dict[str, list[str]]:
