@@ -185,7 +185,8 @@ class _LinearLosses(torch.autograd.Function):
         # Reused for every chunk: on a CPU, fresh memory of this size costs more than the matmuls that fill it.
         rows_at_once = _chunk_rows()
         all_logits = low_hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
-        product = torch.empty_like(low_weight) if wants_weight else None
+        weight_rows = _cache_rows(low_weight)
+        product = torch.empty_like(low_weight[: weight_rows if wants_weight else 0])
         total, divergence = (torch.zeros((), dtype=torch.float32, device=hidden.device) for _ in range(2))
         n_targets = len(targets) - (len(teacher.hidden) if teacher else 0)
         for rows in _chunks(0, n_targets, rows_at_once) + _chunks(n_targets, len(targets), rows_at_once):
@@ -202,10 +203,9 @@ class _LinearLosses(torch.autograd.Function):
             if hidden_grad is not None:
                 torch.mm(logits, low_weight, out=hidden_grad[rows])
             if weight_grad is not None:
-                grown = _cache_sized_chunks(torch.mm(logits.T, chunk, out=product))
-                # torch makes an fp32 copy of what it adds to fp32 sums, so only a part is added at a time
-                for sums, part in zip(_cache_sized_chunks(weight_grad), grown, strict=True):
-                    sums += part
+                for part in _chunks(0, len(weight), weight_rows):
+                    sums = weight_grad[part]
+                    sums += torch.mm(logits[:, part].T, chunk, out=product[: len(sums)])
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(divergence)
@@ -232,7 +232,7 @@ def _nlls(
 
     The softmax is fp32, on a CPU for as many rows at a time as fit in its caches.
     """
-    parts = _cache_sized_chunks(logits)
+    parts = logits.split(_cache_rows(logits))
     nlls = torch.empty(len(logits), 1, dtype=torch.float32, device=logits.device)
     exact = torch.empty(parts[0].shape, dtype=torch.float32, device=logits.device)
     probabilities = torch.empty_like(exact)
@@ -240,8 +240,8 @@ def _nlls(
     for part, target, nll in zip(parts, *rows, strict=True):
         x, p = exact[: len(part)].copy_(part), probabilities[: len(part)]
         torch.softmax(x, 1, out=p)
-        highest, place = x.max(1, keepdim=True)  # whose probability never underflows
-        nll.copy_(highest - p.gather(1, place).log_() - x.gather(1, target))
+        highest = x.amax(1, keepdim=True)  # whose probability never underflows
+        nll.copy_(highest - p.amax(1, keepdim=True).log_() - x.gather(1, target))
         if into_gradients:
             gradient = p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
             part.copy_(gradient.mul_(nll.neg().exp()) if by_probability else gradient)
@@ -254,7 +254,7 @@ def _divergences(logits: torch.Tensor, teacher: Predictions, into_gradients: boo
     `logits` may be overwritten with the gradients of the sum, times the teacher's importance.
     """
     divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    parts = _cache_sized_chunks(logits)
+    parts = logits.split(_cache_rows(logits))
     rows = (tensor.split(len(parts[0])) for tensor in (teacher.logits, divergences))
     for part, wanted, divergence in zip(parts, *rows, strict=True):
         log_p, log_q = (x.float().log_softmax(1) for x in (part, wanted))
@@ -277,9 +277,9 @@ def _chunk_rows() -> int:
     return GPU_CHUNK if torch.cuda.is_available() else CHUNK
 
 
-def _cache_sized_chunks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[N, …] in parts that fit in a CPU's caches; in one part on a machine with a GPU (see `_chunk_rows`)."""
-    return x.split(len(x) if torch.cuda.is_available() else max(1, _CACHE_NUMBERS // x.shape[1]))
+def _cache_rows(x: torch.Tensor) -> int:
+    """Rows of `x` [N, …] that fit in a CPU's caches; all of them on a machine with a GPU (see `_chunk_rows`)."""
+    return len(x) if torch.cuda.is_available() else max(1, _CACHE_NUMBERS // x.shape[1])
 
 
 @torch.no_grad()

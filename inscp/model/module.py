@@ -50,8 +50,7 @@ class InsCPModule(ValidationModule):
         ema_decay: decay per step of an exponential moving average of the weights (lower in the first steps); validation
             and export use the average. Null keeps none.
         activation_checkpointing: recompute activations in the backward pass: `none`; `block` (all: least memory, a
-            third more time); a number k (every k-th block); `selective` (all except attention and every second matmul;
-            with `compile`, the compiler's choice).
+            third more time); a number k (every k-th block); `selective` (all except attention and every second matmul).
         compile: compile every block with torch.compile.
         attn_implementation: attention implementation of transformers: `sdpa`, `eager`, `flash_attention_2`, a kernel
             from the Hub, …; null uses sdpa if the model has it, else eager.
@@ -106,9 +105,9 @@ class InsCPModule(ValidationModule):
         if isinstance(strategy, FSDP2) and strategy.tensor_parallel > 1:
             self._require_whole_matrices()
         with torch.device("cpu"):  # inside Lightning's device context, all of it would go to the device in fp32
-            model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model, self.compile_blocks)
+            model = self.bare_model(empty_model if isinstance(strategy, FSDP2) else load_model)
         if self.compile_blocks:
-            compile_blocks(model, selective=self.activation_checkpointing == "selective")
+            compile_blocks(model)
         self.loss = NextTokenLoss(model.train(), by_probability=self.token_weights == "probability")
         if isinstance(strategy, FSDP2):
             strategy.shard(self.loss)
@@ -140,7 +139,7 @@ class InsCPModule(ValidationModule):
                 fix = "Set trainer.strategy.tensor_parallel to 1, or remove it."
                 raise UserError(f"model.{name}", what, fix)
 
-    def bare_model(self, make: Callable[..., PreTrainedModel], compiles: bool = False) -> PreTrainedModel:
+    def bare_model(self, make: Callable[..., PreTrainedModel]) -> PreTrainedModel:
         """The model to train, not yet sharded or compiled, made by `load_model` or `empty_model`."""
         require_dense(self.pretrained)
         model = make(self.pretrained, torch.float32, self.attn_implementation)
@@ -149,8 +148,7 @@ class InsCPModule(ValidationModule):
             freeze_all_but_embeddings(model)
         if self.adapter:
             self.adapter.add_to(model)
-        if not (compiles and self.activation_checkpointing == "selective"):  # the compiler does this better
-            checkpoint_activations(model, self.activation_checkpointing)
+        checkpoint_activations(model, self.activation_checkpointing)
         return model
 
     @property

@@ -107,6 +107,13 @@ def test_work_grows_with_the_squares_of_the_documents_lengths() -> None:
     assert torch.equal(tokens.sort().values, torch.arange(int(lengths.sum())))
 
 
+def test_however_varied_documents_are_few_widths_occur() -> None:
+    lengths = torch.arange(1, 1025).numpy()
+    widths = cpu_attention._padded(lengths)
+    assert ((widths >= lengths) & (widths < lengths * 1.25 + 8)).all()
+    assert len(set(widths)) == 24
+
+
 def llama() -> PreTrainedModel:
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SIZES, pad_token_id=0, eos_token_id=1))
@@ -206,7 +213,7 @@ def test_generation_is_as_before(make) -> None:  # type: ignore[no-untyped-def]
 
 def test_blocks_are_compiled_once_and_whole_for_all_documents(graphs: list[torch.fx.GraphModule]) -> None:
     plain, model = NextTokenLoss(llama()), llama()
-    compile_blocks(model, selective=False)
+    compile_blocks(model)
     compiled = NextTokenLoss(model)
     for batch in (packed(7, 3, 12), packed(22), packed(2, 2, 18)):
         torch.testing.assert_close(compiled(batch), plain(batch))

@@ -1,12 +1,15 @@
 """What is sharded, compiled and checkpointed by itself are the blocks of the text model."""
 
+from functools import partial
+
+import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, LlamaConfig, ModernBertDecoderConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from inscp.model.blocks import blocks, compile_blocks
+from inscp.model.blocks import ActivationCheckpointing, blocks, checkpoint_activations, compile_blocks
 from inscp.model.loss import NextTokenLoss
 from inscp.model.precision import freeze_non_text_parts
 from inscp.records import PackedBatch
@@ -46,7 +49,7 @@ def test_blocks_of_several_kinds_are_compiled_for_all_that_a_training_asks(graph
     model = AutoModelForCausalLM.from_config(config)
     for window, block in enumerate(blocks(model), 4):
         block.self_attn.sliding_window = window
-    compile_blocks(model, selective=False)
+    compile_blocks(model)
     loss = NextTokenLoss(model)
     for is_training in (False, True):
         loss.train(is_training)
@@ -55,3 +58,25 @@ def test_blocks_of_several_kinds_are_compiled_for_all_that_a_training_asks(graph
             with torch.set_grad_enabled(is_training):
                 loss(PackedBatch(ids, ids, ids, (12,) * rows, 1, 12))
     assert len(graphs) > 8
+
+
+@pytest.mark.parametrize(("how", "kept"), [("none", 2), ("selective", 1)])
+def test_compiled_blocks_recompute_the_mlp_s_product_but_no_attention(
+    monkeypatch: pytest.MonkeyPatch, how: ActivationCheckpointing, kept: int
+) -> None:
+    """Of the wide activations both factors are kept, or one; never their product, which a matmul uses."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
+    width, tokens = 40, 12
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**_TEXT | {"intermediate_size": width}))
+    checkpoint_activations(model, how)
+    compile_blocks(model)
+    ids = torch.arange(tokens)[None]
+    saved: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.shape) or x, lambda x: x):
+        total = NextTokenLoss(model.train())(PackedBatch(ids, ids, ids, (5, 7), 1, tokens)).total
+    assert sum(shape.numel() == tokens * width for shape in saved) == kept * 2
+    with torch.profiler.profile() as profile:
+        total.backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "inscp::document_attention_backward" in names
+    assert "inscp::document_attention" not in names

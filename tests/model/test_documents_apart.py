@@ -131,7 +131,7 @@ def test_attention_with_dropout_is_computed_over_rows_and_keeps_documents_apart(
 
 def test_blocks_are_compiled_for_other_rows_than_the_question(graphs: list[torch.fx.GraphModule]) -> None:
     llama = model("llama", "sdpa", {})
-    compile_blocks(llama, selective=False)
+    compile_blocks(llama)
     loss = NextTokenLoss(llama)
     assert isolates_documents(loss, CPU)
     assert not graphs
