@@ -10,7 +10,7 @@ On N shards the first four are 1/N of the model's. Everything else is activation
 of weights: of all trained weights, or under FSDP2 of the gathered block, the next block, which is gathered meanwhile,
 the gathered root (embeddings, output layer) and their gradients that are not yet reduced. Temporary memory inside an
 operation and memory held by an allocator are not counted. Every position is a target, and every row is one document.
-Attention is torch's own, instead of a kernel from the Hub. Blocks are not compiled, with which they keep a third less.
+Attention is torch's own, instead of a kernel from the Hub. Blocks are not compiled, though compiled ones keep less.
 """
 
 import weakref
