@@ -17,10 +17,13 @@ from inscp.model.attention import Documents, attend_by_document
 from inscp.records import PackedBatch
 
 CHUNK, GPU_CHUNK = 512, 2048
-"""Rows of logits held at once: on a CPU 50 MB in bf16 at a vocabulary of 50 k; on a GPU enough to be worth a pass over
-the accumulated weight gradient, 2.6 GB with their softmax at 128 k."""
+"""Rows of logits held at once, multiples of `_ROWS`: on a CPU 50 MB in bf16 at a vocabulary of 50 k; on a GPU enough to
+be worth a pass over the accumulated weight gradient, 2.6 GB with their softmax at 128 k."""
 _CACHE_NUMBERS = 1 << 20
 """fp32 numbers that fit in a CPU's caches."""
+_ROWS = 32
+"""Every matmul has a multiple of this number of rows, however many targets there are: on a CPU, oneDNN generates and
+keeps half a megabyte of code for each shape."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Predictions:
     @property
     def logits(self) -> torch.Tensor:
         """All logits, [N, V]."""
-        return self.hidden if self.weight is None else self.hidden @ self.weight.T
+        return self.hidden if self.weight is None else (_padded(self.hidden) @ self.weight.T)[: len(self.hidden)]
 
     def __getitem__(self, rows: slice) -> "Predictions":
         return replace(self, hidden=self.hidden[rows])
@@ -157,13 +160,13 @@ def linear_losses(
 @torch.no_grad()
 def linear_nlls(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The cross-entropy of each row of `hidden @ weight.T`, fp32 [N] in nats; arguments as for `linear_losses`."""
-    rows_at_once = _chunk_rows()
-    all_logits = hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
+    rows_at_once = _chunk_rows(len(targets))
+    all_logits = hidden.new_empty(rows_at_once, len(weight))
     nlls = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-    for start in range(0, len(targets), rows_at_once):
-        rows = slice(start, start + rows_at_once)
-        logits = torch.mm(hidden[rows], weight.T, out=all_logits[: len(targets[rows])])
-        nlls[rows] = _nlls(logits, targets[rows])
+    for rows in _chunks(0, len(targets), rows_at_once):
+        chunk = _padded(hidden[rows])
+        logits = torch.mm(chunk, weight.T, out=all_logits[: len(chunk)])
+        nlls[rows] = _nlls(logits[: rows.stop - rows.start], targets[rows])
     return nlls
 
 
@@ -181,17 +184,19 @@ class _LinearLosses(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         low_hidden, low_weight = hidden.to(dtype), weight.to(dtype)
         hidden_grad = torch.empty_like(low_hidden) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        new = torch.empty_like if len(targets) else torch.zeros_like  # the first chunk fills it
+        weight_grad = new(weight, dtype=torch.float32) if wants_weight else None
         # Reused for every chunk: on a CPU, fresh memory of this size costs more than the matmuls that fill it.
-        rows_at_once = _chunk_rows()
-        all_logits = low_hidden.new_empty(min(rows_at_once, len(targets)), len(weight))
+        rows_at_once = _chunk_rows(len(targets))
+        all_logits = low_hidden.new_empty(rows_at_once, len(weight))
         weight_rows = _cache_rows(low_weight)
         product = torch.empty_like(low_weight[: weight_rows if wants_weight else 0])
         total, divergence = (torch.zeros((), dtype=torch.float32, device=hidden.device) for _ in range(2))
         n_targets = len(targets) - (len(teacher.hidden) if teacher else 0)
         for rows in _chunks(0, n_targets, rows_at_once) + _chunks(n_targets, len(targets), rows_at_once):
-            chunk = low_hidden[rows]
-            logits = torch.mm(chunk, low_weight.T, out=all_logits[: len(chunk)])
+            chunk = _padded(low_hidden[rows])
+            all_rows = torch.mm(chunk, low_weight.T, out=all_logits[: len(chunk)])
+            logits = all_rows[: rows.stop - rows.start]  # the others are zero, as are their gradients
             if teacher is None or rows.start < n_targets:
                 nlls = _nlls(logits, targets[rows], wants_hidden or wants_weight, by_probability)
                 total += _terms(nlls, by_probability).sum()
@@ -201,23 +206,20 @@ class _LinearLosses(torch.autograd.Function):
                 divergence += found
                 total += teacher.importance * found
             if hidden_grad is not None:
-                torch.mm(logits, low_weight, out=hidden_grad[rows])
+                hidden_grad[rows] = torch.mm(all_rows, low_weight)[: len(logits)]
             if weight_grad is not None:
                 for part in _chunks(0, len(weight), weight_rows):
                     sums = weight_grad[part]
-                    sums += torch.mm(logits[:, part].T, chunk, out=product[: len(sums)])
+                    added = torch.mm(all_rows[:, part].T, chunk, out=product[: len(sums)])
+                    sums.add_(added) if rows.start else sums.copy_(added)
         ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(divergence)
         return total, divergence
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        gradients = [
-            kept if kept is None else kept.mul_(gradient).to(dtype)  # the factor stays fp32 inside
-            for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *gradients, None, None, None, None
+        hidden_grad, weight_grad = (kept if kept is None else kept.mul_(gradient) for kept in ctx.saved_tensors)
+        return hidden_grad, weight_grad, None, None, None, None  # autograd casts them to the dtypes that it expects
 
 
 def _terms(nlls: torch.Tensor, by_probability: bool) -> torch.Tensor:
@@ -269,12 +271,17 @@ def _chunks(begin: int, end: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, end)) for start in range(begin, end, size)]
 
 
-def _chunk_rows() -> int:
-    """Rows of logits held at once.
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """`x` with rows of zeros after its own, up to a multiple of `_ROWS`."""
+    return F.pad(x, (0, 0, 0, -len(x) % _ROWS))
+
+
+def _chunk_rows(targets: int) -> int:
+    """Rows of logits held at once for a number of targets.
 
     It depends on the machine and not on the tensors' device: `doctor` estimates a GPU's memory with CPU tensors.
     """
-    return GPU_CHUNK if torch.cuda.is_available() else CHUNK
+    return min(GPU_CHUNK if torch.cuda.is_available() else CHUNK, max(_ROWS, targets + -targets % _ROWS))
 
 
 def _cache_rows(x: torch.Tensor) -> int:

@@ -79,6 +79,7 @@ def test_loss_and_gradients_equal_the_plain_computation(
     make: Any, replayed_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK", 8)  # several chunks of each kind, the last ones partly filled
+    monkeypatch.setattr(loss, "_ROWS", 4)
     monkeypatch.setattr(loss, "_CACHE_NUMBERS", 3 * VOCABULARY)
     batch, teacher = batch_of(replayed_rows), Teacher(inference_loss(make(1)), 2.5)
     ours, reference = make(0), make(0)

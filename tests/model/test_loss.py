@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from inscp.model import loss
-from inscp.model.loss import NextTokenLoss, has_linear_head, linear_losses, linear_nlls
+from inscp.model.loss import NextTokenLoss, Predictions, has_linear_head, linear_losses, linear_nlls
 from inscp.records import IGNORED, PackedBatch
 
 TOKENS, HIDDEN, VOCABULARY = 70, 16, 300
@@ -79,6 +79,7 @@ def test_bf16_products_stay_within_a_hundredth() -> None:
 def test_gradients_of_the_weight_are_summed_in_fp32_over_however_many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bf16 a sum of equal parts grows no more from its 256-fold on."""
     monkeypatch.setattr(loss, "CHUNK", 1)
+    monkeypatch.setattr(loss, "_ROWS", 1)
     hidden, weight, targets = inputs()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         once, often = (
@@ -120,12 +121,49 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_alive() -> None:
     assert chunked.largest == 32 * VOCABULARY
 
 
-def test_without_gradients_none_is_made_of_the_output_layer() -> None:
+def test_without_gradients_none_is_made_of_the_output_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_ROWS", 4)
     hidden, weight, targets = inputs()
     with torch.no_grad(), LargestTensor(weight) as made:
         total = ours(hidden[:8].detach(), weight, targets[:8])
     assert total.item() == pytest.approx(plain(hidden[:8], weight, targets[:8]).item(), rel=1e-6)
     assert made.largest == 8 * VOCABULARY < HIDDEN * VOCABULARY
+
+
+class RowsOfProducts(TorchDispatchMode):
+    """Collects the sizes of matmuls: their rows, summands and columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
+            self.sizes.add((*args[0].shape, args[1].shape[1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_however_varied_the_number_of_targets_matmuls_have_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of two lengths, which meet the weight whole, for logits and hidden states, and in parts of two lengths."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(loss, "CHUNK", 64)
+    _, weight, targets = inputs()
+    with RowsOfProducts() as products:
+        for count in range(1, TOKENS):
+            hidden = torch.randn(count, HIDDEN, requires_grad=True)
+            ours(hidden, weight, targets[:count]).backward()
+            linear_nlls(hidden, weight, targets[:count])
+            assert len(Predictions(hidden, weight)[:64].logits) == min(count, 64)
+    assert len(products.sizes) == 2 * (2 + 2)
+
+
+def test_no_targets_have_no_loss_and_no_gradient() -> None:
+    hidden, weight, targets = inputs()
+    total = ours(hidden[:0], weight, targets[:0])
+    total.backward()
+    assert total.item() == 0
+    assert weight.grad is not None
+    assert not weight.grad.any()
 
 
 def llama(**options: object) -> LlamaForCausalLM:
