@@ -92,6 +92,10 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 class ComputeCopies:
     """Low-precision copies that replace a model's weights in it; their gradients are added to the fp32 weights'.
 
+    On a machine without a GPU, embeddings are looked up in the fp32 weights and cast, which gives the same numbers; of
+    their gradients only the rows looked up are made. The whole gradient, in both precisions, would be the largest
+    tensors of a small model's step. (A GPU adds rows in an arbitrary order, so that no run could be repeated.)
+
     Args:
         model: modified in place; tied weights stay tied, and frozen weights are cast to `dtype`.
         dtype: dtype of the copies.
@@ -104,11 +108,16 @@ class ComputeCopies:
             model.to(device)
         self._trained: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
+            is_plain = type(module) is nn.Embedding  # a subclass may compute with its weight
+            if is_plain and module.weight.requires_grad and not torch.cuda.is_available():
+                module.register_forward_hook(_cast_rows(dtype))
+                continue
             for name, weight in module._parameters.items():
                 if weight is None or not weight.requires_grad:
                     continue
                 if weight not in self._trained:
                     self._trained[weight] = nn.Parameter(weight.detach().to(dtype))
+                    self._trained[weight].grad_dtype = None  # the loss's gradient of the output layer stays fp32
                 module._parameters[name] = self._trained[weight]
         for weight, copy in self._trained.items():
             copy.register_post_accumulate_grad_hook(_accumulate_into(weight))
@@ -117,6 +126,27 @@ class ComputeCopies:
     def refresh(self) -> None:
         """Update the copies after the fp32 weights have changed."""
         torch._foreach_copy_(list(self._trained.values()), list(self._trained))
+
+
+def _cast_rows(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+    """A hook that casts what an embedding has looked up, and in the backward pass adds its gradient to the weight's."""
+
+    def cast(embedding: nn.Embedding, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        rows, weight, ids = output.detach().to(dtype), embedding.weight, inputs[0]
+        if not torch.is_grad_enabled():
+            return rows
+
+        def accumulate(gradient: torch.Tensor) -> None:
+            if embedding.padding_idx is not None:
+                gradient = gradient.masked_fill((ids == embedding.padding_idx)[..., None], 0)
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            weight.grad.index_add_(0, ids.flatten(), gradient.flatten(0, -2).to(weight.dtype))
+
+        rows.requires_grad_().register_hook(accumulate)
+        return rows
+
+    return cast
 
 
 def _accumulate_into(weight: nn.Parameter):  # type: ignore[no-untyped-def]
