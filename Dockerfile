@@ -3,7 +3,7 @@
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-venv gcc python3-dev \
+    && apt-get install --yes --no-install-recommends python3 python3-venv g++ python3-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 inscp \
     && mkdir -p /data /outputs /cache \

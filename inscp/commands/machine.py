@@ -10,6 +10,7 @@ import psutil
 import torch
 from transformers.utils import is_flash_attn_2_available
 
+from inscp.model import cpu_attention
 from inscp.model.precision import best_precision
 from inscp.paths import OUTPUTS, cache_folder
 
@@ -86,7 +87,11 @@ def _libraries() -> list[tuple[str, bool, str]]:
         "math": torch.backends.cuda.math_sdp_enabled(),
     }
     on = ", ".join(name for name, is_on in kernels.items() if is_on)
-    rows.append(("sdpa", True, f"kernels: {on}" if torch.cuda.is_available() else "attention of torch"))
+    if torch.cuda.is_available():
+        rows.append(("sdpa", True, f"kernels: {on}"))
+    else:
+        obstacle = cpu_attention.obstacle()
+        rows.append(("C++ compiler", obstacle is None, obstacle or "compiles attention, and blocks (model.compile)"))
     has_flash = bool(is_flash_attn_2_available())
     rows.append(("flash_attention_2", has_flash, "" if has_flash else "needs a GPU, and pip install flash-attn"))
     for module, (what, extra) in _OPTIONAL.items():

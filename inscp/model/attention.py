@@ -4,6 +4,7 @@ Attention over whole rows, with a mask that separates documents, grows with the 
 it is discarded. GPUs use torch's variable-length FlashAttention, CPUs `inscp.model.cpu_attention`.
 """
 
+import warnings
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from inscp.errors import UserError
+from inscp.model import cpu_attention
 from inscp.model.cpu_attention import document_attention
 from inscp.model.precision import has_fast_bf16
 
@@ -66,16 +68,20 @@ def attend_by_document(model: PreTrainedModel) -> bool:
     """
     if model.config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return False
-    if torch.cuda.is_available() and not has_fast_bf16():  # FlashAttention also needs Ampere
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and not has_fast_bf16():  # FlashAttention also needs Ampere
         return False
     for layer in layer_configs(model):
         width = max(head_widths(layer))
-        if torch.cuda.is_available() and (width > _WIDEST or width % _STEP):  # Gemma 4; OpenLLaMA 3B
+        if on_gpu and (width > _WIDEST or width % _STEP):  # Gemma 4; OpenLLaMA 3B
             return False
         if getattr(layer, "attention_chunk_size", None):  # Llama 4: its chunks need a mask
             return False
         if any(getattr(layer, name, None) for name in _DROPOUTS):  # GPT-2; torch's attention over rows supports it
             return False
+    if not on_gpu and (obstacle := cpu_attention.obstacle()):
+        warnings.warn(f"{obstacle} Until then attention covers whole rows behind a mask, which is slower", stacklevel=2)
+        return False
     model.set_attn_implementation(_NAME)
     return True
 
@@ -127,10 +133,10 @@ def _attention(
     width = value.shape[-1]
     if width < query.shape[-1]:  # MLA; the kernels support a single width, and zeros add nothing
         value = F.pad(value, (0, query.shape[-1] - width))
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" and query.dtype in cpu_attention.DTYPES:
         return document_attention(query, key, value, documents.lengths, scale, window)[0][..., :width], None
     if not query.is_cuda or query.dtype == torch.float32:
-        what = f"torch has no per-document attention for {query.dtype} on {query.device.type}"
+        what = f"there is no attention by document for {query.dtype} on {query.device.type}"
         raise UserError("trainer.precision", what, "Use bf16-mixed, or set model.attn_implementation to eager.")
     rows, _, length, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))

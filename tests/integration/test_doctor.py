@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Phi3Confi
 
 from inscp.__main__ import main
 from inscp.commands import machine
+from inscp.model.native import compiled
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to compare with")
 MODEL_PARTS = ("weights", "gradients", "optimizer states", "weight average", "activations")
@@ -92,10 +93,22 @@ def gib(printed: str, label: str) -> float:
     return float(found[1].replace(",", ""))
 
 
+def test_it_says_how_to_get_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert re.search(r"^C\+\+ compiler +ok ", machine.report(), re.MULTILINE)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiled.cache_clear()
+    [line] = (line for line in machine.report().splitlines() if line.startswith("C++ compiler"))
+    compiled.cache_clear()
+    assert "no-such-compiler: it cannot make a library" in line
+    assert line.endswith("Install a C++ compiler (g++), or name one in CXX.")
+
+
 def test_without_a_configuration_it_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    for name in ("CPU", "bf16", "torch", "transformers", "lightning", "sdpa", "peft", "cache", "outputs"):
+    attention = r"(?:C\+\+ compiler|sdpa)"
+    for name in ("CPU", "bf16", "torch", "transformers", "lightning", attention, "peft", "cache", "outputs"):
         assert re.search(rf"^{name} +(ok|–) ", printed, re.MULTILINE)
 
 

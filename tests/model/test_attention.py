@@ -1,5 +1,7 @@
 """Attention by document is attention behind a mask, with less work."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from inscp.model import attention, cpu_attention
+from inscp.model import attention
 from inscp.model.attention import Documents, attend_by_document
 from inscp.model.blocks import compile_blocks
 from inscp.model.cpu_attention import document_attention
 from inscp.model.loss import NextTokenLoss
+from inscp.model.native import compiled
 from inscp.records import IGNORED, PackedBatch
 
 CPU = torch.device("cpu")
@@ -35,15 +38,24 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize(
-    ("lengths", "window"), [((5, 1, 60, 62, 13, 99, 71, 71), 0), ((450, 9), 0), ((100, 200, 30), 50), ((600, 40), 50)]
+    ("lengths", "window", "size"),
+    [
+        ((5, 1, 60, 62, 13, 99, 71, 71), 0, 8),
+        ((450, 9), 0, 40),
+        ((100, 200, 30), 50, 64),
+        ((600, 40), 50, 8),
+        ((33, 70), 2, 20),
+        ((40, 3), 1000, 256),
+        ((20, 45), 0, 1),
+    ],
 )
 def test_values_and_gradients_are_those_after_a_mask(
-    lengths: tuple[int, ...], window: int, dtype: torch.dtype, tolerance: float
+    lengths: tuple[int, ...], window: int, size: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     torch.manual_seed(0)
     tokens = sum(lengths)
-    q, k, v = (torch.randn(2, heads, tokens, 8).to(dtype).requires_grad_() for heads in (6, 2, 2))
-    outer = torch.randn(2, tokens, 6, 8).to(dtype)
+    q, k, v = (torch.randn(2, heads, tokens, size).to(dtype).requires_grad_() for heads in (6, 2, 2))
+    outer = torch.randn(2, tokens, 6, size).to(dtype)
     output, _ = document_attention(q, k, v, Documents(lengths * 2, CPU).lengths, 0.3, window)
     found = [output, *torch.autograd.grad(output, (q, k, v), outer)]
 
@@ -86,7 +98,7 @@ def test_where_all_values_are_equal_bf16_leaves_scores_without_a_gradient(length
     torch.manual_seed(0)
     q, k, outer = (torch.randn(1, 1, length, 8).bfloat16().requires_grad_() for _ in range(3))
     v = torch.randn(8).bfloat16().expand_as(q)
-    output, _ = document_attention(q, k, v.contiguous(), Documents((length,), CPU).lengths, 0.3, 0)
+    output, _ = document_attention(q, k, v, Documents((length,), CPU).lengths, 0.3, 0)
     found = torch.autograd.grad(output, (q, k), outer.transpose(1, 2))
     assert all(gradient.norm() < 1e-3 for gradient in found)
 
@@ -97,21 +109,120 @@ def test_the_operation_keeps_its_contract_with_compilers() -> None:
     torch.library.opcheck(torch.ops.inscp.document_attention.default, arguments)
 
 
-def test_work_grows_with_the_squares_of_the_documents_lengths() -> None:
-    lengths = torch.randint(20, 200, (400,), generator=torch.Generator().manual_seed(0))
-    groups = cpu_attention._groups(lengths.numpy().tobytes())
-    scores = sum(group.count * group.width**2 for group in groups)
-    assert scores < 1.5 * (lengths**2).sum()
-    assert scores < 0.01 * lengths.sum() ** 2
-    tokens = torch.cat([group.tokens[group.filled] for group in groups])
-    assert torch.equal(tokens.sort().values, torch.arange(int(lengths.sum())))
+def test_a_token_that_sees_only_itself_has_its_own_value() -> None:
+    q, k, v = (torch.randn(1, 2, 70, 8, requires_grad=True) for _ in range(3))
+    output, _ = document_attention(q, k, v, Documents((70,), CPU).lengths, 50.0, 1)
+    assert torch.equal(output.transpose(1, 2), v)
+    q_grad, k_grad, v_grad = torch.autograd.grad(output.sum(), (q, k, v))
+    assert max(q_grad.abs().max(), k_grad.abs().max()) < 1e-3
+    assert torch.equal(v_grad, torch.ones_like(v))
 
 
-def test_however_varied_documents_are_few_widths_occur() -> None:
-    lengths = torch.arange(1, 1025).numpy()
-    widths = cpu_attention._padded(lengths)
-    assert ((widths >= lengths) & (widths < lengths * 1.25 + 8)).all()
-    assert len(set(widths)) == 24
+def test_tensors_that_do_not_fit_together_are_refused_instead_of_read() -> None:
+    q, k, v = (torch.randn(1, 2, 30, 8) for _ in range(3))
+    lengths = Documents((30,), CPU).lengths
+    for wrong in ((q, k, v.bfloat16()), (q, k, v[..., :4]), (q, k[:, :, :20], v), (q.half(), k.half(), v.half())):
+        with pytest.raises(ValueError, match="do not fit"):
+            document_attention(*wrong, lengths, 1.0, 0)
+    with pytest.raises(ValueError, match="do not fit"):
+        document_attention(q, k, v, Documents((20,), CPU).lengths, 1.0, 0)
+
+
+def results(lengths: tuple[int, ...], window: int = 0, spoiled: slice = slice(0)) -> list[torch.Tensor]:
+    """Output and gradients, tokens first, of random vectors; those at the `spoiled` positions are not numbers."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, sum(lengths), 20) for heads in (4, 2, 2))
+    for x in (q, k, v):
+        x[:, :, spoiled] = torch.nan
+        x.requires_grad_()
+    output, _ = document_attention(q, k, v, Documents(lengths, CPU).lengths, 0.3, window)
+    return [output[0], *(x[0].mT.transpose(0, 2) for x in torch.autograd.grad(output.sum(), (q, k, v)))]
+
+
+def test_no_work_is_done_across_documents() -> None:
+    """A product with what is not a number would not be one either, whatever the mask."""
+    lengths = (40, 70, 9)
+    whole = results(lengths)
+    for spoiled, kept in (
+        (slice(0, 40), slice(40, None)),
+        (slice(40, 110), slice(0, 40)),
+        (slice(110, None), slice(110)),
+    ):
+        assert all(torch.equal(x[kept], y[kept]) for x, y in zip(results(lengths, 0, spoiled), whole, strict=True))
+
+
+def test_no_work_is_done_on_whole_blocks_of_later_tokens_or_of_those_outside_the_window() -> None:
+    output, query_gradient, *_ = results((200,), 0, slice(64, None))
+    assert output[:64].isfinite().all()
+    assert query_gradient[:64].isfinite().all()
+    output, query_gradient, *_ = results((200,), 30, slice(32))
+    assert output[96:].isfinite().all()
+    assert query_gradient[96:].isfinite().all()
+
+
+def test_what_is_not_a_number_stays_none_instead_of_going_unnoticed() -> None:
+    assert all(x[50:].isnan().all() for x in results((70,), 0, slice(50, None)))
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    alone = results((300, 9, 80, 41))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = results((300, 9, 80, 41))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for x, y in zip(alone, together, strict=True))
+
+
+@pytest.fixture
+def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a CPU, where what compiles the kernel may be changed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    compiled.cache_clear()
+    yield
+    compiled.cache_clear()
+
+
+@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.parametrize("instructions", ["DEFAULT", "AVX2"])
+def test_a_cpu_with_shorter_vectors_computes_the_same(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = results((70, 9), 50)
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        instructions = "DEFAULT"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    compiled.cache_clear()
+    assert all(relative(x, y.double()) < 1e-6 for x, y in zip(results((70, 9), 50), expected, strict=True))
+
+
+@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("CXX", "no-such-compiler", "No such file"),
+        ("CXX", "false", "exit status 1"),
+        ("CXX", "c++ -DBLOCK=", "error: "),
+        ("INSCP_CACHE", __file__, "Not a directory"),
+    ],
+)
+def test_without_a_compiler_a_warning_says_so_and_rows_are_attended_behind_a_mask(
+    variable: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = packed(7, 3, 12)
+    expected = loss_and_gradients(NextTokenLoss(llama()), row)
+    monkeypatch.setenv(variable, value)
+    compiled.cache_clear()
+    with pytest.warns(UserWarning, match=rf"it cannot make a library .*{why}.*Install a C\+\+ compiler"):
+        loss = NextTokenLoss(llama())
+    assert not loss.by_document
+    found = loss_and_gradients(loss, row)
+    assert all(relative(x, y.double()) < 1e-5 for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.usefixtures("compiled_anew")
+def test_an_empty_name_of_a_compiler_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "")
+    assert NextTokenLoss(llama()).by_document
 
 
 def llama() -> PreTrainedModel:
@@ -214,9 +325,9 @@ def test_generation_is_as_before(make) -> None:  # type: ignore[no-untyped-def]
 def test_blocks_are_compiled_once_and_whole_for_all_documents(graphs: list[torch.fx.GraphModule]) -> None:
     plain, model = NextTokenLoss(llama()), llama()
     compile_blocks(model)
-    compiled = NextTokenLoss(model)
+    fast = NextTokenLoss(model)
     for batch in (packed(7, 3, 12), packed(22), packed(2, 2, 18)):
-        torch.testing.assert_close(compiled(batch), plain(batch))
+        torch.testing.assert_close(fast(batch), plain(batch))
     assert len(graphs) == 1
 
 
