@@ -65,6 +65,7 @@ def main() -> None:
             print(f"{name:<8} {runs[name][-1]['seconds']:.1f} s", flush=True)
     text = table(runs, sum(n for _, n in chosen))
     told = f"{date.today()}, {machine()}\n`{' '.join(['python', 'experiments/throughput/scoring.py', *sys.argv[1:]])}`"
+    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "scoring.md").write_text(f"{told}\n\n{text}", "utf-8")
     print(text)
 
