@@ -80,14 +80,14 @@ def _hardware() -> list[tuple[str, bool, str]]:
 
 def _libraries() -> list[tuple[str, bool, str]]:
     rows = [(name, True, version(name)) for name in ("torch", "transformers", "lightning")]
-    kernels = {
-        "flash": torch.backends.cuda.flash_sdp_enabled(),
-        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
-        "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
-        "math": torch.backends.cuda.math_sdp_enabled(),
-    }
-    on = ", ".join(name for name, is_on in kernels.items() if is_on)
     if torch.cuda.is_available():
+        kernels = {
+            "flash": torch.backends.cuda.flash_sdp_enabled(),
+            "efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+            "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+            "math": torch.backends.cuda.math_sdp_enabled(),
+        }
+        on = ", ".join(name for name, is_on in kernels.items() if is_on)
         rows.append(("sdpa", True, f"kernels: {on}"))
     else:
         obstacle = cpu_attention.obstacle()

@@ -97,7 +97,8 @@ class ComputeCopies:
     tensors of a small model's step. (A GPU adds rows in an arbitrary order, so that no run could be repeated.)
 
     Args:
-        model: modified in place; tied weights stay tied, and frozen weights are cast to `dtype`.
+        model: modified in place; tied weights stay tied, except to an embedding that keeps its fp32 weight, and frozen
+            weights are cast to `dtype`.
         dtype: dtype of the copies.
         device: device to which the model is moved; by default it is not moved.
     """
